@@ -1,1 +1,23 @@
-//! To be written.
+//! What do the services say to each other? The contract: ids, calls, outcomes, budgets, subjects and their wire form.
+//!
+//! Everything here is pure: no clock is read and nothing is awaited. Times are handed in.
+
+mod budget;
+mod call;
+mod claim;
+mod directory;
+mod ids;
+mod outcome;
+mod subjects;
+pub mod wire;
+
+pub use budget::{Budget, Deadline};
+pub use call::{Call, Delivery, DeliveryReply, Eviction, MAX_TRACEPARENT_BYTES, Routed};
+pub use claim::{Claim, Protocol};
+pub use directory::{
+    AuthenticateReply, AuthenticateRequest, CredentialHash, DeviceStanding, DeviceState, Identity,
+    ListRequest, PresenceReply, PresenceRequest,
+};
+pub use ids::{CallId, CustomerId, DeviceId, NodeId, ParseIdError, SessionId, TenantId};
+pub use outcome::{Limit, Method, Outcome};
+pub use subjects::{Subjects, UplinkKind};

@@ -1,0 +1,121 @@
+//! What is asked of the authorizer's directory? Who a credential is, who a device's peers are, who is online.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{CustomerId, DeviceId, TenantId};
+
+/// The SHA-256 of an access token, in lower-case hexadecimal. Tokens themselves never leave the node they came in on.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CredentialHash(pub String);
+
+impl CredentialHash {
+    /// From a finished digest.
+    pub fn from_digest(digest: [u8; 32]) -> Self {
+        use fmt::Write;
+        let mut text = String::with_capacity(64);
+        for byte in digest {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+        }
+        CredentialHash(text)
+    }
+
+    /// The hexadecimal text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for CredentialHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CredentialHash({}…)", self.0.get(..8).unwrap_or_default())
+    }
+}
+
+/// Ingress asks who holds this credential (`swb.authenticate`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthenticateRequest {
+    /// The hash of the access token that the device gave.
+    pub credential: CredentialHash,
+}
+
+/// The authorizer's answer to [`AuthenticateRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuthenticateReply {
+    /// The credential is this device's.
+    Identity(Identity),
+    /// Nobody holds that credential.
+    Refused,
+}
+
+/// Who a session is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The device.
+    pub device: DeviceId,
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// Its customer, if it is assigned to one.
+    pub customer: Option<CustomerId>,
+    /// Its name, unique in its tenant.
+    pub name: String,
+}
+
+/// `getDevices` (`swb.list`). The answer is an [`Outcome`](crate::Outcome), the list its body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListRequest {
+    /// Who asks.
+    pub caller: DeviceId,
+    /// At most so many entries; the setting `max_devices_per_customer` bounds it too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// Continue behind this device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<DeviceId>,
+    /// Say of each device whether it is online.
+    #[serde(default)]
+    pub online: bool,
+}
+
+/// The authorizer asks a router which of these devices are online (`swb.presence`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PresenceRequest {
+    /// The devices in question.
+    pub devices: Vec<DeviceId>,
+}
+
+/// A router's answer to [`PresenceRequest`], in the order of the question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PresenceReply {
+    /// Whether a live node claims each device.
+    pub online: Vec<bool>,
+}
+
+/// What a device is now, told to every node when that changed (`swb.event.device.<device>`).
+///
+/// A node drops the sessions that do not match it: those of a device that is gone, has another credential or
+/// belongs elsewhere. A renamed device keeps its sessions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceState {
+    /// The device.
+    pub device: DeviceId,
+    /// Its tenant and customer and the hash of its credential; none when it was removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub now: Option<DeviceStanding>,
+}
+
+/// The part of a device's record that its sessions depend on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceStanding {
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// Its customer, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub customer: Option<CustomerId>,
+    /// The hash of its access token.
+    pub credential: CredentialHash,
+}

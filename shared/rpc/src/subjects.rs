@@ -1,0 +1,134 @@
+//! Where does each message go? Every NATS subject of the system, under one configurable prefix.
+
+use crate::{DeviceId, NodeId, TenantId};
+
+/// What a device hands up besides calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum UplinkKind {
+    /// Time series.
+    Telemetry,
+    /// Client-side attributes.
+    Attributes,
+}
+
+impl UplinkKind {
+    /// The last token of the uplink subject.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            UplinkKind::Telemetry => "telemetry",
+            UplinkKind::Attributes => "attributes",
+        }
+    }
+}
+
+/// The subjects of one Switchboard; several can share a NATS account under prefixes of their own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subjects {
+    prefix: String,
+}
+
+impl Subjects {
+    /// Subjects below `prefix` (the setting `nats.prefix`, by default `swb`).
+    pub fn new(prefix: impl Into<String>) -> Self {
+        Subjects { prefix: prefix.into() }
+    }
+
+    /// The prefix, which also begins the names of the KV buckets.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Ingress → authorizer: who holds this credential?
+    pub fn authenticate(&self) -> String {
+        self.under("authenticate")
+    }
+
+    /// Ingress → authorizer: `getDevices`.
+    pub fn list(&self) -> String {
+        self.under("list")
+    }
+
+    /// Ingress → authorizer: a call to be judged.
+    pub fn call(&self) -> String {
+        self.under("call")
+    }
+
+    /// Authorizer → router: an allowed call.
+    pub fn route(&self) -> String {
+        self.under("route")
+    }
+
+    /// Authorizer → router: who of these is online?
+    pub fn presence(&self) -> String {
+        self.under("presence")
+    }
+
+    /// Router → one ingress node: deliver to a session.
+    pub fn node(&self, node: NodeId) -> String {
+        self.under(&format!("node.{node}"))
+    }
+
+    /// One process's reply inbox; its asks are numbered below it.
+    pub fn inbox(&self, process: NodeId) -> String {
+        self.under(&format!("reply.{process}"))
+    }
+
+    /// What an authorizer forwards with as reply subject, `inbox` the caller's: "no responders" comes back on it.
+    pub fn bounce(&self, authorizer: NodeId, inbox: &str) -> String {
+        self.under(&format!("bounce.{authorizer}.{inbox}"))
+    }
+
+    /// Everything that can bounce to one authorizer.
+    pub fn bounces(&self, authorizer: NodeId) -> String {
+        self.under(&format!("bounce.{authorizer}.>"))
+    }
+
+    /// The caller's inbox out of a bounce subject; none if it is not one of `authorizer`'s.
+    pub fn bounced_inbox<'a>(&self, authorizer: NodeId, subject: &'a str) -> Option<&'a str> {
+        subject.strip_prefix(self.under(&format!("bounce.{authorizer}.")).as_str())
+    }
+
+    /// Claimer → the older session's node: it has been overtaken.
+    pub fn takeover(&self, node: NodeId) -> String {
+        self.under(&format!("event.takeover.{node}"))
+    }
+
+    /// Authorizers → every node: this device has changed.
+    pub fn device_changed(&self, device: DeviceId) -> String {
+        self.under(&format!("event.device.{device}"))
+    }
+
+    /// All of [`device_changed`](Self::device_changed).
+    pub fn devices_changed(&self) -> String {
+        self.under("event.device.*")
+    }
+
+    /// A node → whoever listens: a session began or ended.
+    pub fn session_event(&self, device: DeviceId, what: &str) -> String {
+        self.under(&format!("event.session.{device}.{what}"))
+    }
+
+    /// A node → whoever listens: a device's telemetry or attributes.
+    pub fn uplink(&self, tenant: TenantId, device: DeviceId, kind: UplinkKind) -> String {
+        self.under(&format!("uplink.{tenant}.{device}.{}", kind.as_str()))
+    }
+
+    fn under(&self, rest: &str) -> String {
+        format!("{}.{rest}", self.prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bounce_gives_the_callers_inbox_back_to_its_authorizer_alone() {
+        let subjects = Subjects::new("swb");
+        let inbox = format!("{}.17", subjects.inbox(NodeId(7)));
+        let bounce = subjects.bounce(NodeId(1), &inbox);
+        assert_eq!(bounce, "swb.bounce.0000000000000001.swb.reply.0000000000000007.17");
+        assert_eq!(subjects.bounced_inbox(NodeId(1), &bounce), Some(inbox.as_str()));
+        assert_eq!(subjects.bounced_inbox(NodeId(2), &bounce), None);
+    }
+}
