@@ -61,11 +61,13 @@ pub enum Limit {
     Subscriptions,
     /// `router.max_calls_in_flight`.
     RouterInFlight,
+    /// `ingress.uplinks_per_second_per_device`.
+    UplinkRate,
 }
 
 impl Limit {
     /// Every limit, for tables.
-    pub const ALL: [Limit; 10] = [
+    pub const ALL: [Limit; 11] = [
         Limit::Connections,
         Limit::PacketBytes,
         Limit::CallerInFlight,
@@ -76,6 +78,7 @@ impl Limit {
         Limit::OutboundBytes,
         Limit::Subscriptions,
         Limit::RouterInFlight,
+        Limit::UplinkRate,
     ];
 
     /// The limit's name in metrics and logs.
@@ -91,6 +94,7 @@ impl Limit {
             Limit::OutboundBytes => "outbound_bytes",
             Limit::Subscriptions => "subscriptions",
             Limit::RouterInFlight => "router_in_flight",
+            Limit::UplinkRate => "uplink_rate",
         }
     }
 }
