@@ -1,0 +1,1 @@
+"""What the whole-system tests stand on: programs, processes and clients."""

