@@ -1,1 +1,165 @@
-fn main() {}
+//! `switchboard-bench`: what does a call between two devices cost, here and elsewhere?
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use switchboard_bench::bars;
+use switchboard_bench::report::Report;
+use switchboard_bench::run::{self, Options};
+use switchboard_bench::scenario::{self, Scenario};
+use switchboard_bench::systems::{System, Tools, first_line};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[derive(Parser)]
+#[command(
+    about = "Makes real calls between devices through Switchboard and its peers, checks every answer, and \
+                   reports calls a second, latency, CPU time a call and memory a connection"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure; ends with 1 when an answer was lost, late, mixed up or refused, or a system failed
+    Run(Box<RunArguments>),
+}
+
+#[derive(clap::Args)]
+struct RunArguments {
+    /// The systems to compare, in the order in which they take turns
+    #[arg(long, value_delimiter = ',', default_value = "switchboard,chain,mosquitto,rumqttd")]
+    systems: Vec<System>,
+    #[arg(long = "scenario", value_delimiter = ',', help = scenario::SYNTAX, default_values = scenario::DEFAULT)]
+    scenarios: Vec<Scenario>,
+    /// How often each system meets each scenario; the tables show medians
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// How long a load is measured, each time
+    #[arg(long, default_value_t = 4.0, value_parser = seconds)]
+    seconds: f64,
+    /// How long a load runs before it is measured
+    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
+    warm_up_seconds: f64,
+    /// End each measurement after so many answers, when that is sooner
+    #[arg(long)]
+    calls: Option<u64>,
+    /// Write every sample to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// The folder with Switchboard's programs and the bench's own [default: where this program is]
+    #[arg(long, value_name = "FOLDER")]
+    programs: Option<PathBuf>,
+    /// The nats-server to use [default: the one in .tools or PATH]
+    #[arg(long, value_name = "FILE", env = "SWITCHBOARD_BENCH_NATS_SERVER")]
+    nats_server: Option<PathBuf>,
+    /// The mosquitto to use [default: the one in /usr/sbin or PATH]
+    #[arg(long, value_name = "FILE", env = "SWITCHBOARD_BENCH_MOSQUITTO")]
+    mosquitto: Option<PathBuf>,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (0.0..=3600.0).contains(&seconds) { Ok(seconds) } else { Err("0 … 3600 seconds".to_owned()) }
+}
+
+fn main() -> Result<ExitCode> {
+    let Command::Run(arguments) = Arguments::parse().command;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
+    runtime.block_on(async {
+        let (mut interrupted, mut terminated) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        // Dropping the run kills the processes it started.
+        tokio::select! {
+            ended = measure(&arguments) => ended,
+            _ = interrupted.recv() => bail!("interrupted"),
+            _ = terminated.recv() => bail!("terminated"),
+        }
+    })
+}
+
+async fn measure(arguments: &RunArguments) -> Result<ExitCode> {
+    let options = options(arguments)?;
+    let versions = options
+        .systems
+        .iter()
+        .map(|system| Ok(format!("{}: {}", system.name(), system.version(&options.tools)?)))
+        .collect::<Result<Vec<_>>>()?;
+    allow_connections(&options.scenarios)?;
+    if cfg!(debug_assertions) {
+        eprintln!("This is a debug build: its figures mean nothing. Build it with --release.");
+    }
+
+    let samples = run::run(&options, |sample| eprintln!("{}", sample.line())).await?;
+    let report = Report { machine: machine(), versions, samples };
+    println!("{}\n{}\n\n{}", report.machine, report.versions.join("\n"), report.tables());
+    let judged = bars::judge(&report);
+    if !judged.is_empty() {
+        println!("### What Switchboard is held to\n\n{judged}");
+    }
+    if let Some(path) = &arguments.json {
+        fs::write(path, serde_json::to_vec_pretty(&report)?)
+            .with_context(|| format!("{}", path.display()))?;
+    }
+    let faults = report.faults();
+    for fault in &faults {
+        eprintln!("FAILED: {fault}");
+    }
+    Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn options(arguments: &RunArguments) -> Result<Options> {
+    let programs = match &arguments.programs {
+        Some(folder) => folder.clone(),
+        None => {
+            let this = std::env::current_exe()?;
+            this.parent().context("this program is in no folder")?.to_owned()
+        }
+    };
+    Ok(Options {
+        systems: arguments.systems.clone(),
+        scenarios: arguments.scenarios.clone(),
+        rounds: arguments.rounds,
+        window: Duration::from_secs_f64(arguments.seconds),
+        warm_up: Duration::from_secs_f64(arguments.warm_up_seconds),
+        calls_max: arguments.calls,
+        tools: Tools {
+            own: programs,
+            nats_server: arguments.nats_server.clone(),
+            mosquitto: arguments.mosquitto.clone(),
+        },
+    })
+}
+
+/// Raises the limit of open files, for this process and those it starts, or says that it is too low.
+fn allow_connections(scenarios: &[Scenario]) -> Result<()> {
+    const SPARE: u64 = 200;
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
+    let Some(allowed) = limit.maximum else { return Ok(()) };
+    for scenario in scenarios {
+        let needed = u64::try_from(scenario.devices())? + SPARE;
+        if needed > allowed {
+            bail!(
+                "{scenario} needs {needed} open files a process, and only {allowed} are allowed (ulimit -Hn)"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn machine() -> String {
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+    let model = model.trim_start_matches([' ', '\t', ':']);
+    let kernel = first_line("/proc/sys/kernel/osrelease".as_ref()).unwrap_or_default();
+    format!("{cores} cores of {model}, Linux {}", kernel.trim())
+}

@@ -1,0 +1,85 @@
+//! How much processor time and memory does a process use? Read from /proc, so Linux only.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+/// The processor time a process has used since it started, user and system, all threads.
+///
+/// Taken from the scheduler's own count (`/proc/<pid>/task/*/schedstat`, nanoseconds). That forgets threads that have
+/// ended, and `/proc/<pid>/stat` does not, but counts in ticks of 10 ms: the larger of the two is the better one.
+///
+/// # Errors
+/// When the process has ended.
+pub fn used(pid: u32) -> Result<Duration> {
+    let ticks = by_ticks(pid).with_context(|| format!("process {pid} has ended"))?;
+    Ok(by_scheduler(pid).map_or(ticks, |exact| exact.max(ticks)))
+}
+
+fn by_scheduler(pid: u32) -> Option<Duration> {
+    let mut total_ns = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
+        // A thread may end between the listing and the reading.
+        let Ok(line) = fs::read_to_string(thread.ok()?.path().join("schedstat")) else { continue };
+        total_ns += line.split_ascii_whitespace().next()?.parse::<u64>().ok()?;
+    }
+    Some(Duration::from_nanos(total_ns))
+}
+
+fn by_ticks(pid: u32) -> Result<Duration> {
+    let line = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name in parentheses may hold spaces; behind it, utime and stime are the 12th and 13th (proc(5)).
+    let behind_name = line.rsplit_once(')').context("no name in /proc/<pid>/stat")?.1;
+    let mut fields = behind_name.split_ascii_whitespace().skip(11);
+    let mut ticks = 0;
+    for _ in 0..2 {
+        ticks += fields.next().context("/proc/<pid>/stat is cut short")?.parse::<u64>()?;
+    }
+    let ticks_per_s = rustix::param::clock_ticks_per_second();
+    Ok(Duration::from_nanos(ticks * 1_000_000_000 / ticks_per_s))
+}
+
+/// A process' memory, in bytes.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Memory {
+    /// Resident pages.
+    pub rss_bytes: u64,
+    /// Resident pages, those shared with other processes counted in part.
+    pub pss_bytes: u64,
+}
+
+/// The memory that a process holds now.
+///
+/// # Errors
+/// When the process has ended.
+pub fn memory(pid: u32) -> Result<Memory> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
+        .with_context(|| format!("the memory of process {pid}"))?;
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.and_then(|rest| rest.split_ascii_whitespace().next());
+        number.and_then(|number| number.parse::<u64>().ok()).map(|kib| kib * 1024)
+    };
+    Ok(Memory {
+        rss_bytes: field("Rss:").context("no Rss in smaps_rollup")?,
+        pss_bytes: field("Pss:").context("no Pss in smaps_rollup")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_shows() {
+        let pid = std::process::id();
+        let before = used(pid).unwrap();
+        let mut sum = 0_u64;
+        while used(pid).unwrap() < before + Duration::from_millis(20) {
+            sum = std::hint::black_box(sum + 1);
+        }
+        assert!(memory(pid).unwrap().rss_bytes > 0);
+    }
+}

@@ -1,0 +1,239 @@
+//! How does one thread serve thousands of sockets cheaply?
+//!
+//! All connections of a thread read into one shared buffer, so an idle one holds none; a packet is handled where it
+//! lies; and what a batch of packets leads to goes out in a single write. Everything here lives on one thread.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io::{self, ErrorKind};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+
+use anyhow::{Result, bail};
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+use crate::frame::{self, Packet};
+
+const SHARED_BUFFER_BYTES: usize = 16 * 1024;
+
+/// The buffer that all readers of a thread share.
+#[derive(Clone)]
+pub struct Scratch(Rc<RefCell<Box<[u8]>>>);
+
+impl Scratch {
+    /// One is enough for a thread.
+    pub fn new() -> Self {
+        Self(Rc::new(RefCell::new(vec![0; SHARED_BUFFER_BYTES].into_boxed_slice())))
+    }
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Splits a socket into the side that one task reads and the side that anyone on the thread may write.
+///
+/// # Errors
+/// When TCP_NODELAY cannot be set.
+pub fn open(stream: TcpStream) -> io::Result<(Reader, Rc<Outbox>)> {
+    stream.set_nodelay(true)?;
+    let (read, write) = stream.into_split();
+    let outbox = Rc::new(Outbox { write, unsent: RefCell::default(), reader: RefCell::default() });
+    Ok((Reader { read, cut_off: Vec::new(), outbox: Rc::clone(&outbox) }, outbox))
+}
+
+/// What is to be written to a socket. Its reader's task sends what others leave behind.
+#[derive(Debug)]
+pub struct Outbox {
+    write: OwnedWriteHalf,
+    unsent: RefCell<Vec<u8>>,
+    reader: RefCell<Option<Waker>>,
+}
+
+impl Outbox {
+    /// Queues packets: `write` appends their bytes. They go out when the reader has handled its batch.
+    pub fn queue(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        write(&mut self.unsent.borrow_mut());
+    }
+
+    /// Queues packets from outside the reader's task, which is woken to send them together with what else comes up.
+    pub fn queue_and_wake(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        let idle = self.unsent.borrow().is_empty();
+        self.queue(write);
+        if idle {
+            self.wake();
+        }
+    }
+
+    /// Sends packets this moment; what the socket does not take is left to the reader's task.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub fn send(&self, write: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
+        self.queue(write);
+        if !self.drain()? {
+            self.wake();
+        }
+        Ok(())
+    }
+
+    fn wake(&self) {
+        if let Some(reader) = self.reader.borrow().as_ref() {
+            reader.wake_by_ref();
+        }
+    }
+
+    /// Writes until nothing is left (true) or the socket takes no more (false).
+    fn drain(&self) -> io::Result<bool> {
+        let mut unsent = self.unsent.borrow_mut();
+        while !unsent.is_empty() {
+            match self.write.try_write(&unsent) {
+                Ok(count) if count == unsent.len() => unsent.clear(),
+                Ok(count) => drop(unsent.drain(..count)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    fn poll_drain(&self, cx: &mut Context<'_>) -> io::Result<()> {
+        while !self.drain()? {
+            match self.write.as_ref().poll_write_ready(cx) {
+                Poll::Ready(ready) => ready?,
+                Poll::Pending => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn belongs_to(&self, waker: &Waker) {
+        let mut reader = self.reader.borrow_mut();
+        if !reader.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            *reader = Some(waker.clone());
+        }
+    }
+}
+
+/// The reading side of a socket, owned by its task.
+#[derive(Debug)]
+pub struct Reader {
+    read: OwnedReadHalf,
+    cut_off: Vec<u8>,
+    outbox: Rc<Outbox>,
+}
+
+impl Reader {
+    /// Waits for bytes, hands every whole packet among them to `handle`, then sends what is queued.
+    /// Meanwhile it sends what others queue.
+    ///
+    /// # Errors
+    /// When the connection ended or broke, on bytes that are no packet, and with any error of `handle`.
+    pub async fn batch(
+        &mut self,
+        scratch: &Scratch,
+        mut handle: impl FnMut(Packet<'_>) -> Result<()>,
+    ) -> Result<()> {
+        poll_fn(|cx| self.poll_batch(cx, scratch, &mut handle)).await
+    }
+
+    fn poll_batch(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &Scratch,
+        handle: &mut impl FnMut(Packet<'_>) -> Result<()>,
+    ) -> Poll<Result<()>> {
+        self.outbox.belongs_to(cx.waker());
+        self.outbox.poll_drain(cx)?;
+        let mut space = scratch.0.borrow_mut();
+        let mut space = ReadBuf::new(&mut space);
+        ready!(Pin::new(&mut self.read).poll_read(cx, &mut space))?;
+        if space.filled().is_empty() {
+            return Poll::Ready(Err(io::Error::from(ErrorKind::UnexpectedEof).into()));
+        }
+        self.take(space.filled(), handle)?;
+        self.outbox.poll_drain(cx)?;
+        Poll::Ready(Ok(()))
+    }
+
+    fn take(&mut self, arrived: &[u8], handle: &mut impl FnMut(Packet<'_>) -> Result<()>) -> Result<()> {
+        if self.cut_off.is_empty() {
+            let used = take_whole(arrived, handle)?;
+            self.cut_off.extend_from_slice(arrived.get(used..).unwrap_or_default());
+        } else {
+            self.cut_off.extend_from_slice(arrived);
+            let used = take_whole(&self.cut_off, handle)?;
+            self.cut_off.drain(..used);
+        }
+        Ok(())
+    }
+}
+
+fn take_whole(bytes: &[u8], handle: &mut impl FnMut(Packet<'_>) -> Result<()>) -> Result<usize> {
+    let mut used = 0;
+    while let Some((packet, length)) = frame::split(bytes.get(used..).unwrap_or_default())? {
+        handle(packet)?;
+        used += length;
+    }
+    Ok(used)
+}
+
+/// Who connects, and what it wants to hear.
+#[derive(Debug, Clone)]
+pub struct Login {
+    /// The MQTT client id, unique among the devices.
+    pub client_id: String,
+    /// The user name, empty for none.
+    pub username: String,
+    /// The filter to subscribe.
+    pub filter: String,
+}
+
+/// Long enough that no run needs a ping.
+const KEEP_ALIVE_S: u16 = 3600;
+
+/// Connects a device and subscribes its filter: returns when the server has acknowledged both.
+///
+/// # Errors
+/// When the server cannot be reached or refuses either.
+pub async fn connect(
+    address: std::net::SocketAddr,
+    login: &Login,
+    scratch: &Scratch,
+) -> Result<(Reader, Rc<Outbox>)> {
+    let (mut reader, outbox) = open(TcpStream::connect(address).await?)?;
+    outbox.queue(|out| frame::connect(out, &login.client_id, &login.username, KEEP_ALIVE_S));
+    let mut accepted = false;
+    while !accepted {
+        let greeted = |packet: Packet<'_>| match packet {
+            Packet::ConnAck { code: 0 } => {
+                accepted = true;
+                Ok(())
+            }
+            Packet::ConnAck { code } => bail!("{} was refused with CONNACK code {code}", login.client_id),
+            other => bail!("{other:?} instead of a CONNACK"),
+        };
+        reader.batch(scratch, greeted).await?;
+    }
+    outbox.queue(|out| frame::subscribe(out, 1, &login.filter));
+    let mut granted = false;
+    while !granted {
+        let answered = |packet: Packet<'_>| match packet {
+            Packet::SubAck { code: 0 } => {
+                granted = true;
+                Ok(())
+            }
+            Packet::SubAck { code } => {
+                bail!("{} may not subscribe {}: {code:#x}", login.client_id, login.filter)
+            }
+            other => bail!("{other:?} instead of a SUBACK"),
+        };
+        reader.batch(scratch, answered).await?;
+    }
+    Ok((reader, outbox))
+}

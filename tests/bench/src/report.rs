@@ -1,0 +1,413 @@
+//! What came out? Samples, their medians over the rounds, and tables for people.
+
+use std::fmt::Write;
+
+use anyhow::Result;
+use serde::{Serialize, Serializer};
+
+use crate::scenario::Scenario;
+use crate::systems::{Process, System};
+use crate::tally::{Faults, Latency};
+
+/// A figure for each server process, by its role, in the order in which they were started.
+#[derive(Debug, Clone, Default)]
+pub struct PerProcess<T>(Vec<(String, T)>);
+
+impl<T> PerProcess<T> {
+    /// Asks for each process' figure.
+    ///
+    /// # Errors
+    /// With the first error of `figure`.
+    pub fn of(processes: &[Process], figure: impl Fn(u32) -> Result<T>) -> Result<Self> {
+        let each = processes.iter().map(|process| Ok((process.role.clone(), figure(process.pid)?)));
+        Ok(Self(each.collect::<Result<_>>()?))
+    }
+
+    /// Another figure for each.
+    pub fn map<U>(&self, figure: impl Fn(&T) -> U) -> PerProcess<U> {
+        PerProcess(self.0.iter().map(|(role, value)| (role.clone(), figure(value))).collect())
+    }
+
+    /// A figure from two for each; both must be of the same processes.
+    pub fn zip<U>(&self, other: &Self, figure: impl Fn(&T, &T) -> U) -> PerProcess<U> {
+        let both = self.0.iter().zip(&other.0);
+        PerProcess(both.map(|((role, left), (_, right))| (role.clone(), figure(left, right))).collect())
+    }
+}
+
+impl PerProcess<f64> {
+    /// Over all processes.
+    pub fn sum(&self) -> f64 {
+        self.0.iter().map(|(_, value)| value).sum()
+    }
+}
+
+impl<T: Serialize> Serialize for PerProcess<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(role, value)| (role, value)))
+    }
+}
+
+/// One system in one round of one scenario.
+#[derive(Debug, Clone, Serialize)]
+pub struct Sample {
+    /// Which system.
+    pub system: System,
+    /// Which load.
+    #[serde(serialize_with = "as_text")]
+    pub scenario: Scenario,
+    /// From 1.
+    pub round: u32,
+    /// What was measured, unless it failed.
+    pub figures: Option<Figures>,
+    /// Calls that did not end as they should.
+    pub faults: Faults,
+    /// Why there are no figures.
+    pub failure: Option<String>,
+}
+
+fn as_text<S: Serializer>(scenario: &Scenario, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(scenario)
+}
+
+/// What a scenario measures.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Figures {
+    /// Of calls.
+    Load(LoadFigures),
+    /// Of connections.
+    Idle(IdleFigures),
+}
+
+/// Figures of calls.
+#[derive(Debug, Clone, Serialize)]
+pub struct LoadFigures {
+    /// How long was measured.
+    pub window_s: f64,
+    /// Right answers in that time.
+    pub answered: u64,
+    /// The same for each second.
+    pub calls_per_s: f64,
+    /// From the moment a call was due to its answer.
+    pub latency: Latency,
+    /// Processor time, user and system, of each server process.
+    pub server_cpu_us_a_call: PerProcess<f64>,
+    /// Processor time of the bench, which plays both devices.
+    pub client_cpu_us_a_call: f64,
+    /// How much of its one thread's time the bench used: near 100, it was what limited calls a second.
+    pub client_busy_percent: f64,
+    /// Resident memory when the window ended.
+    pub server_rss_mib: PerProcess<f64>,
+}
+
+/// Figures of connections.
+#[derive(Debug, Clone, Serialize)]
+pub struct IdleFigures {
+    /// Devices that are connected and callable.
+    pub connected: usize,
+    /// Devices that could not connect.
+    pub failed: usize,
+    /// Connections that ended by themselves.
+    pub dropped: usize,
+    /// Why the first one could not connect.
+    pub first_failure: Option<String>,
+    /// CONNECT and SUBSCRIBE acknowledged.
+    pub connects_per_s: f64,
+    /// Processor time of each server process.
+    pub server_cpu_ms_a_connect: PerProcess<f64>,
+    /// Growth of resident memory of each server process.
+    pub server_kib_a_connection: PerProcess<f64>,
+}
+
+impl Sample {
+    /// Notes what was measured, or why nothing was.
+    pub fn new(system: System, scenario: Scenario, round: u32, measured: Result<(Figures, Faults)>) -> Self {
+        let (figures, faults, failure) = match measured {
+            Ok((figures, faults)) => (Some(figures), faults, None),
+            Err(error) => (None, Faults::default(), Some(format!("{error:#}"))),
+        };
+        Self { system, scenario, round, figures, faults, failure }
+    }
+
+    /// What is wrong with it, if anything is: then the run must not count.
+    pub fn fault(&self) -> Option<String> {
+        if let Some(failure) = &self.failure {
+            return Some(failure.clone());
+        }
+        if self.faults.count() > 0 {
+            return Some(format!("{:?}", self.faults));
+        }
+        let Some(Figures::Idle(idle)) = &self.figures else { return None };
+        let lost = idle.failed + idle.dropped;
+        (lost > 0).then(|| format!("{lost} connections failed; first: {:?}", idle.first_failure))
+    }
+
+    /// One line for people who wait.
+    pub fn line(&self) -> String {
+        let head =
+            format!("{:<14} round {} {:<12}", self.scenario.to_string(), self.round, self.system.name());
+        if let Some(fault) = self.fault() {
+            return format!("{head} FAILED: {fault}");
+        }
+        match &self.figures {
+            None => head,
+            Some(Figures::Load(load)) => format!(
+                "{head} {:>7.0} calls/s  p50 {:>6.3} ms  p99 {:>7.3} ms  {:>6.1} µs CPU a call (client {:.1})",
+                load.calls_per_s,
+                load.latency.p50_ms,
+                load.latency.p99_ms,
+                load.server_cpu_us_a_call.sum(),
+                load.client_cpu_us_a_call,
+            ),
+            Some(Figures::Idle(idle)) => format!(
+                "{head} {} connected  {:.2} KiB a connection  {:.3} ms CPU a connect",
+                idle.connected,
+                idle.server_kib_a_connection.sum(),
+                idle.server_cpu_ms_a_connect.sum(),
+            ),
+        }
+    }
+}
+
+/// The middle one of `values`, of the two middle ones their mean.
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let upper = values.get(values.len() / 2)?;
+    let lower = values.get((values.len() - 1) / 2)?;
+    Some(f64::midpoint(*lower, *upper))
+}
+
+/// All samples of a run.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Where it was measured.
+    pub machine: String,
+    /// What exactly was measured: a line for each system.
+    pub versions: Vec<String>,
+    /// Every round.
+    pub samples: Vec<Sample>,
+}
+
+impl Report {
+    /// The median over the rounds of one figure of calls.
+    pub fn of_load(
+        &self,
+        system: System,
+        scenario: Scenario,
+        figure: fn(&LoadFigures) -> f64,
+    ) -> Option<f64> {
+        median(self.loads(system, scenario).map(figure).collect())
+    }
+
+    /// The median over the rounds of one figure of connections.
+    pub fn of_idle(
+        &self,
+        system: System,
+        scenario: Scenario,
+        figure: fn(&IdleFigures) -> f64,
+    ) -> Option<f64> {
+        median(self.idles(system, scenario).map(figure).collect())
+    }
+
+    fn of(&self, system: System, scenario: Scenario) -> impl Iterator<Item = &Sample> {
+        self.samples.iter().filter(move |sample| sample.system == system && sample.scenario == scenario)
+    }
+
+    fn loads(&self, system: System, scenario: Scenario) -> impl Iterator<Item = &LoadFigures> {
+        self.of(system, scenario).filter_map(|sample| match &sample.figures {
+            Some(Figures::Load(load)) => Some(load),
+            _ => None,
+        })
+    }
+
+    fn idles(&self, system: System, scenario: Scenario) -> impl Iterator<Item = &IdleFigures> {
+        self.of(system, scenario).filter_map(|sample| match &sample.figures {
+            Some(Figures::Idle(idle)) => Some(idle),
+            _ => None,
+        })
+    }
+
+    /// What is wrong with the run: empty when every answer was right.
+    pub fn faults(&self) -> Vec<String> {
+        let faulty = |sample: &Sample| {
+            let fault = sample.fault()?;
+            Some(format!("{} round {}, {}: {fault}", sample.scenario, sample.round, sample.system.name()))
+        };
+        self.samples.iter().filter_map(faulty).collect()
+    }
+
+    /// The medians as Markdown tables, one for each scenario.
+    pub fn tables(&self) -> String {
+        let mut scenarios: Vec<Scenario> = Vec::new();
+        for sample in &self.samples {
+            if !scenarios.contains(&sample.scenario) {
+                scenarios.push(sample.scenario);
+            }
+        }
+        let mut text = String::new();
+        for scenario in scenarios {
+            let rows = match scenario {
+                Scenario::Idle { .. } => self.idle_rows(scenario),
+                _ => self.load_rows(scenario),
+            };
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "### {scenario}\n\n{}", aligned(&rows));
+        }
+        text
+    }
+
+    fn systems(&self, scenario: Scenario) -> Vec<System> {
+        let mut systems: Vec<System> = Vec::new();
+        for sample in self.samples.iter().filter(|sample| sample.scenario == scenario) {
+            if !systems.contains(&sample.system) {
+                systems.push(sample.system);
+            }
+        }
+        systems
+    }
+
+    fn load_rows(&self, scenario: Scenario) -> Vec<Vec<String>> {
+        let head = [
+            "system",
+            "calls/s",
+            "CPU µs a call",
+            "of which",
+            "p50 ms",
+            "p90",
+            "p99",
+            "p99.9",
+            "max",
+            "client µs a call",
+            "client busy",
+            "RSS MiB",
+        ];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        for system in self.systems(scenario) {
+            let figure = |decimals: usize, figure: fn(&LoadFigures) -> f64| {
+                self.of_load(system, scenario, figure)
+                    .map_or("failed".into(), |value| format!("{value:.decimals$}"))
+            };
+            let parts: Vec<_> = self.loads(system, scenario).map(|load| &load.server_cpu_us_a_call).collect();
+            rows.push(vec![
+                system.name().to_owned(),
+                figure(0, |load| load.calls_per_s),
+                figure(1, |load| load.server_cpu_us_a_call.sum()),
+                breakdown(&parts, 1),
+                figure(3, |load| load.latency.p50_ms),
+                figure(3, |load| load.latency.p90_ms),
+                figure(3, |load| load.latency.p99_ms),
+                figure(3, |load| load.latency.p999_ms),
+                figure(2, |load| load.latency.max_ms),
+                figure(1, |load| load.client_cpu_us_a_call),
+                figure(0, |load| load.client_busy_percent) + " %",
+                figure(1, |load| load.server_rss_mib.sum()),
+            ]);
+        }
+        rows
+    }
+
+    fn idle_rows(&self, scenario: Scenario) -> Vec<Vec<String>> {
+        let head = [
+            "system",
+            "connected",
+            "failed",
+            "KiB a connection",
+            "of which",
+            "CPU ms a connect",
+            "of which",
+            "connects/s",
+        ];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        for system in self.systems(scenario) {
+            let figure = |decimals: usize, figure: fn(&IdleFigures) -> f64| {
+                self.of_idle(system, scenario, figure)
+                    .map_or("failed".into(), |value| format!("{value:.decimals$}"))
+            };
+            let memory: Vec<_> =
+                self.idles(system, scenario).map(|idle| &idle.server_kib_a_connection).collect();
+            let cpu: Vec<_> =
+                self.idles(system, scenario).map(|idle| &idle.server_cpu_ms_a_connect).collect();
+            let failed: usize = self.idles(system, scenario).map(|idle| idle.failed + idle.dropped).sum();
+            let connected = self.idles(system, scenario).map(|idle| idle.connected).min();
+            rows.push(vec![
+                system.name().to_owned(),
+                connected.map_or("failed".into(), |connected| connected.to_string()),
+                failed.to_string(),
+                figure(2, |idle| idle.server_kib_a_connection.sum()),
+                breakdown(&memory, 2),
+                figure(3, |idle| idle.server_cpu_ms_a_connect.sum()),
+                breakdown(&cpu, 3),
+                figure(0, |idle| idle.connects_per_s),
+            ]);
+        }
+        rows
+    }
+}
+
+/// Each process' median, when there are several processes.
+fn breakdown(rounds: &[&PerProcess<f64>], decimals: usize) -> String {
+    let Some(first) = rounds.first().filter(|first| first.0.len() > 1) else { return String::new() };
+    let each = first.0.iter().enumerate().filter_map(|(position, (role, _))| {
+        let values =
+            rounds.iter().filter_map(|round| round.0.get(position)).map(|(_, value)| *value).collect();
+        median(values).map(|value| format!("{role} {value:.decimals$}"))
+    });
+    each.collect::<Vec<_>>().join(", ")
+}
+
+/// A Markdown table that can be read as it stands: text to the left, numbers to the right.
+pub fn aligned(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or_default().max(3)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let numeric: Vec<bool> = (0..columns)
+        .map(|column| {
+            let mut cells = rows.iter().skip(1).filter_map(|row| row.get(column));
+            cells.all(|cell| cell.starts_with(|first: char| first.is_ascii_digit()) || cell == "failed")
+        })
+        .collect();
+    let mut text = String::new();
+    for (number, row) in rows.iter().enumerate() {
+        text.push('|');
+        for ((cell, width), numeric) in row.iter().zip(&widths).zip(&numeric) {
+            // Writing to a String cannot fail.
+            let _ =
+                if *numeric { write!(text, " {cell:>width$} |") } else { write!(text, " {cell:<width$} |") };
+        }
+        text.push('\n');
+        if number == 0 {
+            text.push('|');
+            for (width, numeric) in widths.iter().zip(&numeric) {
+                let _ = if *numeric {
+                    write!(text, " {}: |", "-".repeat(width - 1))
+                } else {
+                    write!(text, " {} |", "-".repeat(*width))
+                };
+            }
+            text.push('\n');
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(vec![]), None);
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), Some(2.5));
+    }
+
+    #[test]
+    fn a_table_is_aligned() {
+        let rows = [vec!["system".to_owned(), "µs".to_owned()], vec!["chain".to_owned(), "12.5".to_owned()]];
+        assert_eq!(aligned(&rows), "| system |   µs |\n| ------ | ---: |\n| chain  | 12.5 |\n");
+    }
+}

@@ -1,0 +1,188 @@
+//! How does a run go? Scenario by scenario, and within one, round by round, the systems in turn, so that whatever else
+//! the machine is doing meets all of them alike.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use tokio::time::sleep;
+
+use crate::cpu;
+use crate::link::Scratch;
+use crate::report::{Figures, IdleFigures, LoadFigures, PerProcess, Sample};
+use crate::scenario::Scenario;
+use crate::systems::{Process, Running, System, Tools};
+use crate::tally::Faults;
+use crate::wire::Dialect;
+use crate::workload::{self, Expected, Pace, Plan};
+
+/// After the last connect: what the system still does about it belongs to it, and its memory comes to rest.
+const SETTLE: Duration = Duration::from_secs(3);
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// In the order in which they take turns.
+    pub systems: Vec<System>,
+    /// One after the other.
+    pub scenarios: Vec<Scenario>,
+    /// How often each system meets each scenario.
+    pub rounds: u32,
+    /// Measured.
+    pub window: Duration,
+    /// Not measured, before each window.
+    pub warm_up: Duration,
+    /// A window also ends with so many answers.
+    pub calls_max: Option<u64>,
+    /// Where the programs are.
+    pub tools: Tools,
+}
+
+/// Measures everything; `heard` is told of each sample at once. A system that fails leaves a sample that says so.
+///
+/// # Errors
+/// When the bench itself cannot go on.
+pub async fn run(options: &Options, mut heard: impl FnMut(&Sample)) -> Result<Vec<Sample>> {
+    let folder = std::env::temp_dir().join(format!("switchboard-bench-{}", std::process::id()));
+    let mut samples = Vec::new();
+    for scenario in &options.scenarios {
+        for round in 1..=options.rounds {
+            for system in &options.systems {
+                if matches!(scenario, Scenario::Offline { .. }) && !system.knows_offline() {
+                    continue;
+                }
+                std::fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
+                let measured = measure(*system, *scenario, options, &folder).await;
+                let sample = Sample::new(*system, *scenario, round, measured);
+                std::fs::remove_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
+                heard(&sample);
+                samples.push(sample);
+            }
+        }
+    }
+    Ok(samples)
+}
+
+async fn measure(
+    system: System,
+    scenario: Scenario,
+    options: &Options,
+    folder: &Path,
+) -> Result<(Figures, Faults)> {
+    let mut running = system.start(&options.tools, scenario, folder).await?;
+    let plan = |pairs, pace, expected| Plan {
+        pairs,
+        pace,
+        expected,
+        warm_up: options.warm_up,
+        window: options.window,
+        calls_max: options.calls_max,
+    };
+    let measured = match scenario {
+        Scenario::Closed { pairs, in_flight } => {
+            load(&running, plan(pairs, Pace::Closed { in_flight }, Expected::Answer)).await
+        }
+        Scenario::Open { calls_per_s, pairs } => {
+            load(&running, plan(pairs, Pace::Open { calls_per_s }, Expected::Answer)).await
+        }
+        Scenario::Offline { pairs, in_flight } => {
+            load(&running, plan(pairs, Pace::Closed { in_flight }, Expected::Offline)).await
+        }
+        Scenario::Idle { devices } => idle(&running, devices).await,
+    };
+    // A server that died explains a broken connection better than the connection does.
+    for process in &mut running.processes {
+        process.still_runs()?;
+    }
+    let measured = measured?;
+    running.stop().await?;
+    Ok(measured)
+}
+
+async fn load(running: &Running, plan: Plan) -> Result<(Figures, Faults)> {
+    let scratch = Scratch::new();
+    let crew = workload::connect(running.address, running.dialect.as_ref(), &plan, &scratch).await?;
+    let (observed, before, after) = crew.run(&plan, || Usage::read(&running.processes)).await?;
+    ensure!(observed.answered > 0, "not one right answer: {:?}", observed.tally.faults());
+
+    let calls = count(observed.answered);
+    let cpu = after.cpu_since(&before);
+    let client = after.client_cpu.saturating_sub(before.client_cpu);
+    let window_s = observed.window.as_secs_f64();
+    let figures = LoadFigures {
+        window_s,
+        answered: observed.answered,
+        calls_per_s: calls / window_s,
+        latency: observed.tally.latency(),
+        server_cpu_us_a_call: cpu.map(|used| used.as_secs_f64() * 1e6 / calls),
+        client_cpu_us_a_call: client.as_secs_f64() * 1e6 / calls,
+        client_busy_percent: client.as_secs_f64() * 100.0 / window_s,
+        server_rss_mib: after.memory.map(|memory| count(memory.rss_bytes) / (1024.0 * 1024.0)),
+    };
+    Ok((Figures::Load(figures), observed.tally.faults()))
+}
+
+async fn idle(running: &Running, devices: usize) -> Result<(Figures, Faults)> {
+    let scratch = Scratch::new();
+    let logins = (0..devices).map(|index| idle_login(running.dialect.as_ref(), index));
+    let before = Usage::read(&running.processes)?;
+    let started = Instant::now();
+    let mut idlers = workload::connect_idlers(running.address, logins, &scratch).await?;
+    let connecting_s = started.elapsed().as_secs_f64();
+    sleep(SETTLE).await;
+    let after = Usage::read(&running.processes)?;
+
+    let connections = count(u64::try_from(idlers.connected)?);
+    let growth = after.memory.zip(&before.memory, |after, before| {
+        (count(after.rss_bytes) - count(before.rss_bytes)) / 1024.0 / connections
+    });
+    let figures = IdleFigures {
+        connected: idlers.connected,
+        failed: idlers.failed,
+        dropped: idlers.dropped(),
+        first_failure: idlers.first_failure.take().map(|error| format!("{error:#}")),
+        connects_per_s: connections / connecting_s,
+        server_cpu_ms_a_connect: after.cpu_since(&before).map(|used| used.as_secs_f64() * 1e3 / connections),
+        server_kib_a_connection: growth,
+    };
+    Ok((Figures::Idle(figures), Faults::default()))
+}
+
+/// Every device calls and is called in the pair of its number; idle ones are all targets.
+fn idle_login(dialect: &dyn Dialect, device: usize) -> crate::link::Login {
+    let pair = dialect.pair(device / 2);
+    if device % 2 == 1 {
+        return pair.target;
+    }
+    let caller = pair.caller;
+    // It listens for requests as a target does.
+    let filter =
+        if caller.username.is_empty() { format!("{}idle/+", pair.request_topic) } else { pair.target.filter };
+    crate::link::Login { filter, ..caller }
+}
+
+/// What the processes have used so far.
+struct Usage {
+    cpu: PerProcess<Duration>,
+    memory: PerProcess<cpu::Memory>,
+    client_cpu: Duration,
+}
+
+impl Usage {
+    fn read(processes: &[Process]) -> Result<Self> {
+        Ok(Self {
+            cpu: PerProcess::of(processes, cpu::used)?,
+            memory: PerProcess::of(processes, cpu::memory)?,
+            client_cpu: cpu::used(std::process::id())?,
+        })
+    }
+
+    fn cpu_since(&self, before: &Self) -> PerProcess<Duration> {
+        self.cpu.zip(&before.cpu, |after, before| after.saturating_sub(*before))
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of calls and bytes stay far below 2^53")]
+fn count(number: u64) -> f64 {
+    number as f64
+}
