@@ -1,0 +1,179 @@
+//! What does the registry hold? Its records, the keys they stand under, and what a name may be.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write;
+
+use rpc::{CredentialHash, CustomerId, DeviceId, TenantId};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// The longest name, in characters (as in ThingsBoard).
+pub const MAX_NAME_CHARS: usize = 255;
+/// The most labels of a device.
+pub const MAX_LABELS: usize = 32;
+/// The longest key of a label, in characters.
+pub const MAX_LABEL_KEY_CHARS: usize = 63;
+/// The longest value of a label, in characters.
+pub const MAX_LABEL_VALUE_CHARS: usize = 255;
+
+/// A tenant: it owns customers and devices, and none of them sees another tenant's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tenant {
+    /// Unique in the registry.
+    pub name: String,
+}
+
+/// A customer: devices assigned to it may call each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Customer {
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// Unique in the tenant.
+    pub name: String,
+}
+
+/// A device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Its tenant; never changes.
+    pub tenant: TenantId,
+    /// The customer it is assigned to, one of the same tenant.
+    #[serde(default)]
+    pub customer: Option<CustomerId>,
+    /// Unique in the tenant.
+    pub name: String,
+    /// The operator's own words about it; no service reads them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// The hash of its access token. A credential key counts only if the device that it names bears this very hash.
+    pub credential: CredentialHash,
+}
+
+/// Everything that stood in the registry at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// All tenants.
+    pub tenants: HashMap<TenantId, Tenant>,
+    /// All customers.
+    pub customers: HashMap<CustomerId, Customer>,
+    /// All devices.
+    pub devices: HashMap<DeviceId, Device>,
+}
+
+/// What is wrong with a given value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field} must be {expected}")]
+pub struct Invalid {
+    /// Which value.
+    pub field: &'static str,
+    /// What it must be.
+    pub expected: String,
+}
+
+/// Checks the name of a tenant, customer or device.
+///
+/// # Errors
+/// Unless it is 1 to [`MAX_NAME_CHARS`] characters without control characters and without spaces at its ends.
+pub fn check_name(name: &str) -> Result<(), Invalid> {
+    check_text("name", name, 1, MAX_NAME_CHARS)
+}
+
+/// Checks the labels of a device.
+///
+/// # Errors
+/// When there are more than [`MAX_LABELS`], or a key or value is too long or holds control characters.
+pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Invalid> {
+    if labels.len() > MAX_LABELS {
+        return Err(Invalid { field: "labels", expected: format!("at most {MAX_LABELS}") });
+    }
+    labels.iter().try_for_each(|(key, value)| {
+        check_text("the key of a label", key, 1, MAX_LABEL_KEY_CHARS)?;
+        check_text("the value of a label", value, 0, MAX_LABEL_VALUE_CHARS)
+    })
+}
+
+fn check_text(field: &'static str, text: &str, least: usize, most: usize) -> Result<(), Invalid> {
+    let length = text.chars().count();
+    if (least..=most).contains(&length) && text.trim() == text && !text.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err(Invalid {
+        field,
+        expected: format!(
+            "{least} to {most} characters, without control characters and without spaces at its ends"
+        ),
+    })
+}
+
+/// A key of the registry's bucket: [-/_=.a-zA-Z0-9] alone, hence names stand in keys as their hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Key<'a> {
+    Tenant(TenantId),
+    Customer(CustomerId),
+    Device(DeviceId),
+    /// Makes a token unique: holds the device's id.
+    Credential(&'a CredentialHash),
+    /// Makes a tenant's name unique: holds the tenant's id.
+    TenantName(&'a str),
+    /// Makes a customer's name unique in its tenant: holds the customer's id.
+    CustomerName(TenantId, &'a str),
+    /// Makes a device's name unique in its tenant: holds the device's id.
+    DeviceName(TenantId, &'a str),
+}
+
+impl Key<'_> {
+    pub(super) fn text(self) -> String {
+        match self {
+            Key::Tenant(id) => format!("tenant.{id}"),
+            Key::Customer(id) => format!("customer.{id}"),
+            Key::Device(id) => format!("device.{id}"),
+            Key::Credential(hash) => format!("credential.{}", hash.as_str()),
+            Key::TenantName(name) => format!("tenant-name.{}", hex_sha256(name)),
+            Key::CustomerName(tenant, name) => format!("customer-name.{tenant}.{}", hex_sha256(name)),
+            Key::DeviceName(tenant, name) => format!("device-name.{tenant}.{}", hex_sha256(name)),
+        }
+    }
+}
+
+fn hex_sha256(text: &str) -> String {
+    Sha256::digest(text).iter().fold(String::with_capacity(64), |mut hex, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    #[test]
+    fn names_are_bounded_printable_and_trimmed() {
+        for name in ["a", "Test Device A1", "Gerät №5", &"é".repeat(255)] {
+            assert_eq!(check_name(name), Ok(()), "{name:?}");
+        }
+        for name in ["", " a", "a ", "a\nb", "a\u{7f}", "\u{85}", &"e".repeat(256)] {
+            let refused = check_name(name).unwrap_err().to_string();
+            assert!(refused.starts_with("name must be 1 to 255 characters"), "{name:?}: {refused}");
+        }
+    }
+
+    #[test]
+    fn every_key_is_one_that_nats_takes() {
+        let tenant = TenantId(Uuid::from_u128(1));
+        let hash = CredentialHash::from_digest([0xab; 32]);
+        for key in [
+            Key::Tenant(tenant),
+            Key::Customer(CustomerId(Uuid::from_u128(2))),
+            Key::Device(DeviceId(Uuid::from_u128(3))),
+            Key::Credential(&hash),
+            Key::TenantName("* > . é"),
+            Key::CustomerName(tenant, "* > . é"),
+            Key::DeviceName(tenant, "* > . é"),
+        ] {
+            let text = key.text();
+            assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte)), "{text}");
+        }
+    }
+}
