@@ -1,0 +1,465 @@
+//! Who is who? The registry in memory, as the watch tells it: by credential, by device, and by customer.
+//!
+//! Kept lean, since every authorizer holds all of it, and read under one short lock, since every call asks it.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::Bound;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use bus::registry::{Change, Device};
+use rpc::{CredentialHash, CustomerId, DeviceId, DeviceStanding, DeviceState, Identity, TenantId};
+
+use crate::policy::Standing;
+
+/// The SHA-256 of a token, in half the bytes of its text.
+type Digest = [u8; 32];
+
+/// The registry in memory. Answers from the first full load on; until then it knows too little to be asked.
+#[derive(Default)]
+pub struct Directory {
+    maps: RwLock<Maps>,
+}
+
+/// How much the directory holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// Tenants.
+    pub tenants: usize,
+    /// Customers.
+    pub customers: usize,
+    /// Devices.
+    pub devices: usize,
+}
+
+/// One entry of a list of devices.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// The device.
+    pub id: DeviceId,
+    /// Its name.
+    pub name: Arc<str>,
+}
+
+/// Why there is no list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoList {
+    /// The caller has no customer, or is not registered (any more).
+    Unassigned,
+    /// The device to continue behind is not one of the list.
+    UnknownAfter,
+}
+
+impl Directory {
+    /// Takes over a change. Adds to `touched` the devices whose sessions may have to end: those removed, moved, or
+    /// given another credential, once the first load is complete.
+    pub fn apply(&self, change: Change, touched: &mut HashSet<DeviceId>) {
+        self.write().apply(change, touched);
+    }
+
+    /// Where two devices stand, at the same moment.
+    pub fn standings(&self, caller: DeviceId, target: DeviceId) -> (Option<Standing>, Option<Standing>) {
+        let maps = self.read();
+        (maps.standing(caller), maps.standing(target))
+    }
+
+    /// The device that a credential lets in: the one it was made for, if that one's record bears it still.
+    pub fn identify(&self, credential: &CredentialHash) -> Option<Identity> {
+        let digest = digest(credential)?;
+        let maps = self.read();
+        let (device, _) = *maps.holders.get(&digest)?;
+        let entry = maps.devices.get(&device).filter(|entry| entry.credential == digest)?;
+        Some(Identity {
+            device,
+            tenant: entry.tenant,
+            customer: entry.customer,
+            name: entry.name.as_ref().to_owned(),
+        })
+    }
+
+    /// The other devices of the caller's customer, by name and then id: at most `limit`, those behind `after` if given.
+    ///
+    /// # Errors
+    /// When the caller has no customer, or `after` is not one of its devices.
+    pub fn peers(&self, caller: DeviceId, after: Option<DeviceId>, limit: usize) -> Result<Vec<Peer>, NoList> {
+        let maps = self.read();
+        let group = maps.group_of(caller).ok_or(NoList::Unassigned)?;
+        let start = match after {
+            None => Bound::Unbounded,
+            Some(after) if maps.group_of(after) == Some(group) => {
+                let name = maps.devices.get(&after).map(|entry| entry.name.clone()).ok_or(NoList::UnknownAfter)?;
+                Bound::Excluded((name, after))
+            }
+            Some(_) => return Err(NoList::UnknownAfter),
+        };
+        let Some(devices) = maps.groups.get(&group) else {
+            return Ok(Vec::new());
+        };
+        let behind = devices.range((start, Bound::Unbounded)).filter(|(_, id)| *id != caller);
+        Ok(behind.take(limit).map(|(name, id)| Peer { id: *id, name: name.clone() }).collect())
+    }
+
+    /// What a device is now, for the nodes that hold its sessions.
+    pub fn state(&self, device: DeviceId) -> DeviceState {
+        let now = self.read().devices.get(&device).map(|entry| DeviceStanding {
+            tenant: entry.tenant,
+            customer: entry.customer,
+            credential: CredentialHash::from_digest(entry.credential),
+        });
+        DeviceState { device, now }
+    }
+
+    /// How much is there.
+    pub fn sizes(&self) -> Sizes {
+        let maps = self.read();
+        Sizes { tenants: maps.tenants.len(), customers: maps.customers.len(), devices: maps.devices.len() }
+    }
+
+    // A panic while the lock was held could only have been in a map's own code: what stands there is still whole.
+    fn read(&self) -> RwLockReadGuard<'_, Maps> {
+        self.maps.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Maps> {
+        self.maps.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The number of the load in which something was last seen: what a load does not name again has vanished.
+type Load = u32;
+
+#[derive(Default)]
+struct Maps {
+    devices: HashMap<DeviceId, Entry>,
+    /// Whom each credential was made for.
+    holders: HashMap<Digest, (DeviceId, Load)>,
+    /// The devices of each customer in the order of a list; names are shared with `devices`.
+    groups: HashMap<Group, BTreeSet<(Arc<str>, DeviceId)>>,
+    customers: HashMap<CustomerId, Load>,
+    tenants: HashMap<TenantId, Load>,
+    load: Load,
+    is_loaded: bool,
+}
+
+/// A customer within its tenant: a record that named a customer of another tenant would be alone in its list.
+type Group = (TenantId, CustomerId);
+
+struct Entry {
+    tenant: TenantId,
+    customer: Option<CustomerId>,
+    credential: Digest,
+    name: Arc<str>,
+    load: Load,
+}
+
+impl Maps {
+    fn apply(&mut self, change: Change, touched: &mut HashSet<DeviceId>) {
+        let load = self.load;
+        match change {
+            Change::Loading => self.load = load.wrapping_add(1),
+            Change::Tenant(id, now) => seen(&mut self.tenants, id, now.map(|_| load)),
+            Change::Customer(id, now) => seen(&mut self.customers, id, now.map(|_| load)),
+            Change::Credential(hash, now) => {
+                if let Some(digest) = digest(&hash) {
+                    seen(&mut self.holders, digest, now.map(|device| (device, load)));
+                }
+            }
+            Change::Device(id, Some(device)) => self.put(id, device, touched),
+            Change::Device(id, None) => self.remove(id, touched),
+            Change::Loaded => self.sweep(touched),
+            Change::Confirmed => {}
+        }
+    }
+
+    fn put(&mut self, id: DeviceId, device: Device, touched: &mut HashSet<DeviceId>) {
+        let Some(credential) = digest(&device.credential) else {
+            return self.remove(id, touched);
+        };
+        let Device { tenant, customer, name, .. } = device;
+        if let Some(entry) = self.devices.get_mut(&id) {
+            entry.load = self.load;
+            let same_place = (entry.tenant, entry.customer) == (tenant, customer);
+            if same_place && *entry.name == *name {
+                if std::mem::replace(&mut entry.credential, credential) != credential && self.is_loaded {
+                    touched.insert(id);
+                }
+                return;
+            }
+            if self.is_loaded && !(same_place && entry.credential == credential) {
+                touched.insert(id);
+            }
+        }
+        self.take_out(id);
+        let name: Arc<str> = name.into();
+        if let Some(customer) = customer {
+            self.groups.entry((tenant, customer)).or_default().insert((name.clone(), id));
+        }
+        self.devices.insert(id, Entry { tenant, customer, credential, name, load: self.load });
+    }
+
+    fn remove(&mut self, id: DeviceId, touched: &mut HashSet<DeviceId>) {
+        if self.take_out(id) && self.is_loaded {
+            touched.insert(id);
+        }
+    }
+
+    fn take_out(&mut self, id: DeviceId) -> bool {
+        let Some(entry) = self.devices.remove(&id) else {
+            return false;
+        };
+        if let Some(customer) = entry.customer {
+            let group = (entry.tenant, customer);
+            if let Some(devices) = self.groups.get_mut(&group) {
+                devices.remove(&(entry.name, id));
+                if devices.is_empty() {
+                    self.groups.remove(&group);
+                }
+            }
+        }
+        true
+    }
+
+    /// The load is complete: what it did not name is gone.
+    fn sweep(&mut self, touched: &mut HashSet<DeviceId>) {
+        let load = self.load;
+        self.tenants.retain(|_, seen| *seen == load);
+        self.customers.retain(|_, seen| *seen == load);
+        self.holders.retain(|_, (_, seen)| *seen == load);
+        let is_gone = |(id, entry): (&DeviceId, &Entry)| (entry.load != load).then_some(*id);
+        let gone: Vec<DeviceId> = self.devices.iter().filter_map(is_gone).collect();
+        for id in gone {
+            self.remove(id, touched);
+        }
+        self.is_loaded = true;
+    }
+
+    fn standing(&self, device: DeviceId) -> Option<Standing> {
+        let entry = self.devices.get(&device)?;
+        Some(Standing { device, tenant: entry.tenant, customer: entry.customer })
+    }
+
+    fn group_of(&self, device: DeviceId) -> Option<Group> {
+        let entry = self.devices.get(&device)?;
+        Some((entry.tenant, entry.customer?))
+    }
+}
+
+fn seen<K: Eq + std::hash::Hash, V>(map: &mut HashMap<K, V>, key: K, now: Option<V>) {
+    match now {
+        Some(value) => map.insert(key, value),
+        None => map.remove(&key),
+    };
+}
+
+fn digest(hash: &CredentialHash) -> Option<Digest> {
+    let text = hash.as_str();
+    let mut digest = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    for (byte, place) in digest.iter_mut().zip((0..64).step_by(2)) {
+        *byte = u8::from_str_radix(text.get(place..place + 2)?, 16).ok()?;
+    }
+    Some(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bus::registry::{Customer, Tenant};
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    fn device_id(id: u128) -> DeviceId {
+        DeviceId(Uuid::from_u128(id))
+    }
+
+    fn hash(token: u8) -> CredentialHash {
+        CredentialHash::from_digest([token; 32])
+    }
+
+    fn device(tenant: u128, customer: Option<u128>, name: &str, token: u8) -> Device {
+        Device {
+            tenant: TenantId(Uuid::from_u128(tenant)),
+            customer: customer.map(|customer| CustomerId(Uuid::from_u128(customer))),
+            name: name.to_owned(),
+            labels: Default::default(),
+            credential: hash(token),
+        }
+    }
+
+    /// A directory after these changes, and what the last of them touched.
+    fn after(changes: impl IntoIterator<Item = Change>) -> (Directory, HashSet<DeviceId>) {
+        let directory = Directory::default();
+        let mut touched = HashSet::new();
+        for change in changes {
+            touched.clear();
+            directory.apply(change, &mut touched);
+        }
+        (directory, touched)
+    }
+
+    fn loaded(devices: impl IntoIterator<Item = (u128, Device)>) -> Vec<Change> {
+        let mut changes = vec![Change::Loading];
+        for (id, device) in devices {
+            changes.push(Change::Credential(device.credential.clone(), Some(device_id(id))));
+            changes.push(Change::Device(device_id(id), Some(device)));
+        }
+        changes.push(Change::Loaded);
+        changes
+    }
+
+    #[test]
+    fn a_credential_lets_in_only_the_device_that_both_keys_name() {
+        let mut changes = loaded([(1, device(100, Some(10), "A1", 1))]);
+        // Half an addition: the record of 2 names the credential that was made for 1.
+        changes.push(Change::Device(device_id(2), Some(device(100, Some(10), "A2", 1))));
+        // Half a rotation: a credential made for 1 that its record does not name yet.
+        changes.push(Change::Credential(hash(9), Some(device_id(1))));
+        // A left-over of a removed device.
+        changes.push(Change::Credential(hash(8), Some(device_id(3))));
+        let (directory, _) = after(changes);
+        assert_eq!(directory.identify(&hash(1)).unwrap().device, device_id(1));
+        assert_eq!(directory.identify(&hash(9)), None);
+        assert_eq!(directory.identify(&hash(8)), None);
+        assert_eq!(directory.identify(&hash(7)), None);
+        assert_eq!(directory.identify(&CredentialHash("x".into())), None);
+    }
+
+    #[test]
+    fn what_sessions_depend_on_touches_and_a_new_name_does_not() {
+        let before = || loaded([(1, device(100, Some(10), "A1", 1))]);
+        let cases = [
+            ("the same", Some(device(100, Some(10), "A1", 1)), false),
+            ("renamed", Some(device(100, Some(10), "A9", 1)), false),
+            ("assigned", Some(device(100, Some(11), "A1", 1)), true),
+            ("unassigned", Some(device(100, None, "A1", 1)), true),
+            ("moved", Some(device(101, Some(10), "A1", 1)), true),
+            ("rotated", Some(device(100, Some(10), "A1", 2)), true),
+            ("renamed and rotated", Some(device(100, Some(10), "A9", 2)), true),
+            ("removed", None, true),
+        ];
+        for (what, now, touches) in cases {
+            let mut changes = before();
+            changes.push(Change::Device(device_id(1), now.clone()));
+            let (directory, touched) = after(changes);
+            assert_eq!(touched.contains(&device_id(1)), touches, "{what}");
+            let standing = directory.state(device_id(1)).now;
+            assert_eq!(standing.map(|now| now.credential), now.map(|now| now.credential), "{what}");
+        }
+        assert_eq!(after(before()).1, HashSet::new(), "the first load tells nobody anything");
+    }
+
+    #[test]
+    fn what_a_later_load_does_not_name_has_vanished() {
+        let mut changes = loaded([
+            (1, device(100, Some(10), "A1", 1)),
+            (2, device(100, Some(10), "A2", 2)),
+            (3, device(100, Some(10), "A3", 3)),
+        ]);
+        changes.push(Change::Tenant(TenantId(Uuid::from_u128(100)), Some(Tenant { name: "T".into() })));
+        changes.extend(loaded([(1, device(100, Some(10), "A1", 1)), (3, device(100, Some(10), "A3", 4))]));
+        let count = changes.len();
+        let directory = Directory::default();
+        let mut touched = HashSet::new();
+        for (place, change) in changes.into_iter().enumerate() {
+            if place + 1 == count {
+                assert!(directory.identify(&hash(2)).is_some(), "known as long as the load goes on");
+            }
+            directory.apply(change, &mut touched);
+        }
+        assert_eq!(touched, HashSet::from([device_id(2), device_id(3)]));
+        assert_eq!(directory.identify(&hash(2)), None);
+        assert_eq!(directory.identify(&hash(3)), None);
+        assert_eq!(directory.sizes(), Sizes { tenants: 0, customers: 0, devices: 2 });
+    }
+
+    #[test]
+    fn a_list_is_the_others_by_name_then_id_and_can_be_continued() {
+        let (directory, _) = after(loaded([
+            (5, device(100, Some(10), "B", 1)),
+            (4, device(100, Some(10), "B", 2)),
+            (3, device(100, Some(10), "A", 3)),
+            (2, device(100, Some(10), "C", 4)),
+            (1, device(100, Some(11), "A", 5)),
+            (6, device(100, None, "A", 6)),
+            (7, device(101, Some(10), "A", 7)),
+        ]));
+        let ids = |caller, after: Option<u128>, limit| {
+            let peers = directory.peers(device_id(caller), after.map(device_id), limit);
+            peers.map(|peers| peers.iter().map(|peer| peer.id.0.as_u128()).collect::<Vec<_>>())
+        };
+        assert_eq!(ids(2, None, 10), Ok(vec![3, 4, 5]));
+        assert_eq!(ids(4, None, 10), Ok(vec![3, 5, 2]));
+        assert_eq!(ids(2, None, 2), Ok(vec![3, 4]));
+        assert_eq!(ids(2, Some(4), 2), Ok(vec![5]));
+        assert_eq!(ids(4, Some(4), 1), Ok(vec![5]), "behind oneself");
+        assert_eq!(ids(3, Some(2), 2), Ok(vec![]));
+        assert_eq!(ids(7, None, 2), Ok(vec![]));
+        assert_eq!(ids(6, None, 2), Err(NoList::Unassigned));
+        assert_eq!(ids(99, None, 2), Err(NoList::Unassigned));
+        for stranger in [1, 6, 7, 99] {
+            assert_eq!(ids(2, Some(stranger), 2), Err(NoList::UnknownAfter), "{stranger}");
+        }
+    }
+
+    #[test]
+    fn a_device_takes_less_than_half_a_kilobyte() {
+        const DEVICES: u128 = 200_000;
+        let directory = Directory::default();
+        let mut touched = HashSet::new();
+        let before = resident_bytes();
+        for id in 0..DEVICES {
+            // A thousand devices a customer, spread ids and hashes, names of the usual length.
+            let mut digest = [0; 32];
+            digest[..16].copy_from_slice(&(id.wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835)).to_le_bytes());
+            let mut record = device(100, Some(id % (DEVICES / 1000)), &format!("Test Device {id:08}"), 0);
+            record.credential = CredentialHash::from_digest(digest);
+            directory.apply(Change::Credential(record.credential.clone(), Some(device_id(id))), &mut touched);
+            directory.apply(Change::Device(device_id(id), Some(record)), &mut touched);
+        }
+        let bytes = (resident_bytes() - before) / DEVICES as usize;
+        println!("{bytes} bytes a device");
+        assert!(bytes < 512, "{bytes} bytes a device");
+        assert_eq!(directory.sizes().devices, DEVICES as usize);
+    }
+
+    fn resident_bytes() -> usize {
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+        statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    }
+
+    fn any_change() -> impl Strategy<Value = Change> {
+        let record = (0u128..2, proptest::option::of(0u128..2), "[a-c]", 0u8..4)
+            .prop_map(|(tenant, customer, name, token)| device(tenant, customer, &name, token));
+        prop_oneof![
+            1 => Just(Change::Loading),
+            1 => Just(Change::Loaded),
+            6 => (0u128..5, proptest::option::weighted(0.7, record))
+                .prop_map(|(id, now)| Change::Device(device_id(id), now)),
+            3 => (0u8..4, proptest::option::weighted(0.7, 0u128..5))
+                .prop_map(|(token, now)| Change::Credential(hash(token), now.map(device_id))),
+            1 => any::<bool>().prop_map(|there| {
+                let customer = Customer { tenant: TenantId(Uuid::nil()), name: "C".into() };
+                Change::Customer(CustomerId(Uuid::nil()), there.then_some(customer))
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn lists_and_records_never_disagree(changes in proptest::collection::vec(any_change(), 0..60)) {
+            let (directory, _) = after(changes);
+            let maps = directory.read();
+            let listed: usize = maps.groups.values().map(BTreeSet::len).sum();
+            let assigned = maps.devices.values().filter(|entry| entry.customer.is_some()).count();
+            prop_assert_eq!(listed, assigned);
+            for (group, devices) in &maps.groups {
+                prop_assert!(!devices.is_empty());
+                for (name, id) in devices {
+                    prop_assert_eq!(maps.group_of(*id), Some(*group));
+                    prop_assert_eq!(&maps.devices.get(id).unwrap().name, name);
+                }
+            }
+        }
+    }
+}
