@@ -1,1 +1,150 @@
-//! To be written.
+//! What does every binary do first and last? Configuration, logs, metrics, the admin endpoint and shutdown.
+//!
+//! A service's `main` is [`run`] with its own `serve`. A process of several services takes the pieces itself:
+//! [`CommonArgs::load`], [`logs::init`], [`metrics::install`], [`admin::bind`], [`shutdown::signals`], and one
+//! [`Context::for_service`] each.
+
+pub mod admin;
+pub mod args;
+pub mod config;
+pub mod health;
+pub mod logs;
+pub mod metrics;
+mod process;
+pub mod shutdown;
+
+use std::future::Future;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio_util::sync::CancellationToken;
+
+pub use args::CommonArgs;
+pub use config::Settings;
+pub use health::{Health, Part};
+
+/// Exit status when the configuration is at fault.
+const EXIT_CONFIGURATION: u8 = 2;
+/// What tasks may take to notice that the process ends, after the service itself has.
+const RUNTIME_SHUTDOWN: Duration = Duration::from_secs(2);
+
+/// What a service is given to work with. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Name of the service: `ingress`, `authorizer`, `router`.
+    pub service: &'static str,
+    /// The settings in force.
+    pub settings: Arc<Settings>,
+    /// Cancelled when the process is to end: stop accepting, let work finish, return.
+    pub shutdown: CancellationToken,
+    /// Where the service says what it waits for.
+    pub health: Health,
+    /// Where `/readyz` and `/metrics` are served.
+    pub admin_addr: SocketAddr,
+}
+
+impl Context {
+    /// The same for one of several services in this process: its health is a scope of its own.
+    pub fn for_service(&self, service: &'static str) -> Self {
+        Self { service, health: self.health.scoped(service), ..self.clone() }
+    }
+}
+
+/// Runs a service from its flags to its exit status: 0 when `serve` ends well, 1 when it fails, 2 when the
+/// configuration is at fault.
+///
+/// `worker_threads` says how many threads the settings ask for, 0 for one for each core. The admin endpoint is
+/// served until `serve` has returned; while the process shuts down, it is not ready.
+pub fn run<F, Served>(
+    service: &'static str,
+    args: CommonArgs,
+    worker_threads: fn(&Settings) -> usize,
+    serve: F,
+) -> ExitCode
+where
+    F: FnOnce(Context) -> Served,
+    Served: Future<Output = anyhow::Result<()>>,
+{
+    let settings = match args.load() {
+        Ok(loaded) => Arc::new(loaded.settings),
+        Err(faults) => {
+            complain(&format!("{service}: {faults}"));
+            return EXIT_CONFIGURATION.into();
+        }
+    };
+    let ended = logs::init(&settings.log).map_err(anyhow::Error::from).and_then(|()| {
+        let runtime = runtime(worker_threads(&settings))?;
+        let ended = runtime.block_on(attend(service, Arc::clone(&settings), serve));
+        runtime.shutdown_timeout(RUNTIME_SHUTDOWN);
+        ended
+    });
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(service, &settings, &error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A runtime with so many threads, 0 for one for each core.
+///
+/// # Errors
+/// When the system refuses threads.
+pub fn runtime(worker_threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if worker_threads > 0 {
+        builder.worker_threads(worker_threads);
+    }
+    builder.enable_all().build().context("cannot start the runtime's threads")
+}
+
+/// Says why the process ends, once: as a log line where logs are for machines, else as text for people.
+pub fn report(service: &str, settings: &Settings, error: &anyhow::Error) {
+    if logs::is_json(&settings.log) && tracing::enabled!(tracing::Level::ERROR) {
+        tracing::error!(service, error = format!("{error:#}"), "the service failed");
+        return;
+    }
+    let causes = error.chain().skip(1).map(|cause| format!("\n  because: {cause}"));
+    complain(&format!("{service}: {error}{}", causes.collect::<String>()));
+}
+
+async fn attend<F, Served>(service: &'static str, settings: Arc<Settings>, serve: F) -> anyhow::Result<()>
+where
+    F: FnOnce(Context) -> Served,
+    Served: Future<Output = anyhow::Result<()>>,
+{
+    let shutdown = shutdown::signals().context("cannot listen for SIGTERM and SIGINT")?;
+    let metrics = metrics::install(service)?;
+    let admin = admin::bind(settings.admin.listen).await?;
+    let context =
+        Context { service, settings, shutdown, health: Health::new(), admin_addr: admin.local_addr() };
+    tracing::info!(service, version = args::version(), admin = %context.admin_addr, "starting");
+
+    let closing = CancellationToken::new();
+    let serving = tokio::spawn(admin.serve(context.health.clone(), metrics, closing.clone()));
+    let health = context.health.clone();
+    let drain = context.shutdown.clone();
+    let unready = tokio::spawn(async move {
+        drain.cancelled().await;
+        health.draining();
+    });
+
+    let ended = serve(context).await;
+    unready.abort();
+    closing.cancel();
+    let _ = serving.await;
+    if ended.is_ok() {
+        tracing::info!(service, "ended");
+    }
+    ended
+}
+
+/// To standard error, which may be gone.
+fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}

@@ -1,0 +1,202 @@
+//! Which settings there are: each declared once here, and everything else is made from the declaration.
+//!
+//! One TOML file serves all services, a section for each. Stronger than the file is the environment
+//! (`SWITCHBOARD_MQTT__LISTEN`), stronger still are flags (`--set mqtt.listen=…`). Unknown settings are
+//! refused, and every fault of all three is reported together.
+
+mod declare;
+mod limit;
+mod load;
+mod show;
+mod value;
+
+pub use load::{Fault, Faults, Flag, Loaded, Source, Sources, env_name};
+pub use show::{env_names, print, reference, sample};
+pub use value::{LogFormat, Secret};
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use limit::{Anything, LogFilter, NatsServers, SubjectToken};
+use load::Checks;
+
+declare::settings! {
+    /// How this process reaches NATS, and what it keeps there.
+    [nats] Nats {
+        /// Server to connect to; several of a cluster after commas. Without user and password, which have settings
+        /// of their own. A server that cannot be reached is tried again for as long as the process lives.
+        url: String = "nats://127.0.0.1:4222".to_owned(), NatsServers;
+        /// First token of every subject and bucket: systems with different prefixes share a NATS account unnoticed.
+        prefix: String = "swb".to_owned(), SubjectToken;
+        /// User name; empty: none. Goes together with a password.
+        user: Option<String> = None, Anything;
+        /// Password of the user; empty: none. Never printed or logged. Better given by the environment than by a file.
+        password: Option<Secret> = None, Anything;
+        /// File with NATS credentials (JWT and seed), instead of user and password; empty: none.
+        credentials_file: Option<PathBuf> = None, Anything;
+        /// Copies of each JetStream bucket: 1 on a single server, 3 or 5 in a cluster. With fewer servers than copies
+        /// buckets cannot be made, and no service becomes ready.
+        replicas: u16 = 1, 1..=5;
+        /// Milliseconds that one attempt to connect may take; then the next server is tried.
+        connect_timeout_ms: u64 = 5_000, 100..=60_000;
+        /// Milliseconds that one message may wait to be taken by the connection; then the call ends as unavailable.
+        send_timeout_ms: u64 = 1_000, 10..=60_000;
+        /// Questions a process may have open on NATS; a further one is refused at once.
+        max_pending_asks: usize = 65_536, 1..=10_000_000;
+    }
+
+    /// The device API, the same over every protocol.
+    [device_api] DeviceApi {
+        /// Entries of one `getDevices` answer; further ones are left to the next page.
+        max_devices_per_customer: usize = 1_024, 1..=1_000_000;
+        /// Milliseconds a call has when it names no timeout. At most `max_timeout_ms`.
+        default_timeout_ms: u64 = 20_000, 1..=3_600_000;
+        /// Milliseconds a call may ask for; more is refused ("Timeout is too large!").
+        max_timeout_ms: u64 = 60_000, 1..=3_600_000;
+        /// Milliseconds a call waits for an offline target to connect, when it does not say; 0: not at all.
+        /// At most `max_timeout_ms`.
+        default_connect_timeout_ms: u64 = 0, 0..=3_600_000;
+        /// Whether a device of another customer reads as "Target device not found!" instead of "not allowed".
+        conceal_foreign_devices: bool = false, Anything;
+    }
+
+    /// The node that devices connect to.
+    [ingress] Ingress {
+        /// Connections of this node, authenticated or not; a further one is refused (MQTT 3 / 0x9F). Each takes a file
+        /// descriptor: the limit of the process (`ulimit -n`) must be above.
+        max_connections: usize = 100_000, 1..=10_000_000;
+        /// Milliseconds from the accepted connection to its complete CONNECT; then it is closed.
+        connect_timeout_ms: u64 = 10_000, 100..=600_000;
+        /// Milliseconds the authorizer may take over a device's credentials; then the device is refused (MQTT 3 / 0x88).
+        authenticate_timeout_ms: u64 = 5_000, 10..=600_000;
+        /// Calls that one session may have open as caller; a further one ends as "Too many requests!".
+        max_calls_in_flight_per_caller: usize = 100, 1..=65_535;
+        /// Calls that one session may have open as target; a further one ends as "Too many requests!".
+        max_calls_in_flight_per_target: usize = 100, 1..=65_535;
+        /// Calls a second that one session may make on average (a token bucket); one above ends as
+        /// "Too many requests!". 0: no limit.
+        calls_per_second_per_device: u32 = 100, 0..=1_000_000;
+        /// Calls that one session may make at once after a pause: the depth of that bucket.
+        call_burst_per_device: u32 = 200, 1..=1_000_000;
+        /// Calls that may wait at a session to be written to its device; a further one ends as "Too many requests!".
+        max_mailbox_calls: usize = 64, 1..=65_535;
+        /// Bytes that may wait for one device to read them; a device that lets more pile up is disconnected.
+        /// At least `mqtt.max_packet_bytes`.
+        max_outbound_bytes: usize = 1_048_576, 4_096..=1_073_741_824;
+        /// Milliseconds that writing a claim may take; then the SUBSCRIBE behind it is answered as failed.
+        claim_timeout_ms: u64 = 5_000, 10..=600_000;
+        /// Milliseconds without renewal after which this node counts as dead and its claims as void; renewed at a third.
+        lease_ms: u64 = 15_000, 1_000..=600_000;
+        /// Milliseconds that calls in flight may take to end when the node stops; the rest is cut off.
+        drain_ms: u64 = 10_000, 0..=600_000;
+        /// Claims written again a second after NATS came back or lost its memory.
+        reclaim_per_second: u32 = 5_000, 1..=1_000_000;
+        /// Threads of the process; 0: one for each core.
+        worker_threads: u16 = 0, 0..=1_024;
+    }
+
+    /// MQTT 3.1.1 and 5, both on one port.
+    [mqtt] Mqtt {
+        /// Address to listen on. Loopback unless told: 0.0.0.0:1883 is every IPv4 address of the machine.
+        listen: SocketAddr = loopback(1883), Anything;
+        /// Bytes of one packet; a larger one closes the connection (v5: 0x95).
+        max_packet_bytes: u32 = 65_536, 1_024..=16_777_216;
+        /// Bytes of one packet before the device is known, hence of its CONNECT; a larger one closes the connection.
+        /// At most `max_packet_bytes`.
+        max_packet_bytes_before_authentication: u32 = 4_096, 256..=65_536;
+        /// Seconds of keep-alive that a device may ask for; 0 ("none") and larger ones are brought down to it
+        /// (v5: told so). A device silent for 1.5 times its keep-alive is disconnected.
+        max_keep_alive_s: u16 = 1_200, 5..=43_690;
+        /// QoS 1 messages in flight to the server that a v5 device may have open (Receive Maximum); more closes (0x93).
+        receive_maximum: u16 = 100, 1..=65_535;
+        /// Topic aliases that a v5 device may set up (Topic Alias Maximum); 0: none. A higher one closes (0x94).
+        topic_alias_maximum: u16 = 16, 0..=1_024;
+        /// Filters that one session may be subscribed to; a further one is refused in the SUBACK (0x80, v5: 0x97).
+        max_subscriptions: usize = 16, 1..=1_024;
+        /// Milliseconds that NATS may take to take over telemetry or attributes; then the publish is not acknowledged.
+        uplink_timeout_ms: u64 = 5_000, 10..=600_000;
+    }
+
+    /// The service that knows devices, and says which call is allowed.
+    [authorizer] Authorizer {
+        /// Threads of the process; 0: one for each core.
+        worker_threads: u16 = 0, 0..=1_024;
+        /// Milliseconds that questions already received may take to be answered when the service stops.
+        drain_ms: u64 = 5_000, 0..=600_000;
+    }
+
+    /// The service that finds a call's target, and brings the answer back.
+    [router] Router {
+        /// Threads of the process; 0: one for each core.
+        worker_threads: u16 = 0, 0..=1_024;
+        /// Milliseconds that calls in flight may take to end when the service stops; the rest is cut off.
+        drain_ms: u64 = 10_000, 0..=600_000;
+        /// Calls that may wait for their target at once; a further one ends as "Too many requests!".
+        max_calls_in_flight: usize = 100_000, 1..=10_000_000;
+    }
+
+    /// The endpoint for operators: /livez, /readyz and /metrics over HTTP. It asks for no password.
+    [admin] Admin {
+        /// Address to listen on. Several services on one machine need one each.
+        listen: SocketAddr = loopback(9100), Anything;
+    }
+
+    /// What is written to standard error. RUST_LOG is not read.
+    [log] Log {
+        /// What is logged: a level, and other levels for named targets after commas, as in `info,async_nats=warn`.
+        level: String = "info".to_owned(), LogFilter;
+        /// How a line is written: auto is pretty on a terminal and json otherwise.
+        format: LogFormat = LogFormat::Auto, Anything;
+    }
+}
+
+impl Nats {
+    /// The servers of `url`, one by one.
+    pub fn servers(&self) -> impl Iterator<Item = &str> {
+        self.url.split(',').map(str::trim)
+    }
+}
+
+/// What no setting can say alone; asked only about settings that are valid by themselves.
+fn check_together(settings: &Settings, checks: &mut Checks<'_>) {
+    let Settings { nats, device_api, ingress, mqtt, .. } = settings;
+    checks.at_most(
+        ("device_api.default_timeout_ms", device_api.default_timeout_ms),
+        ("device_api.max_timeout_ms", device_api.max_timeout_ms),
+    );
+    checks.at_most(
+        ("device_api.default_connect_timeout_ms", device_api.default_connect_timeout_ms),
+        ("device_api.max_timeout_ms", device_api.max_timeout_ms),
+    );
+    checks.at_most(
+        ("mqtt.max_packet_bytes_before_authentication", mqtt.max_packet_bytes_before_authentication.into()),
+        ("mqtt.max_packet_bytes", mqtt.max_packet_bytes.into()),
+    );
+    checks.at_most(
+        ("mqtt.max_packet_bytes", mqtt.max_packet_bytes.into()),
+        ("ingress.max_outbound_bytes", ingress.max_outbound_bytes as u64),
+    );
+    let (user, password) = ("nats.user", "nats.password");
+    checks.holds(
+        &[user, password],
+        nats.user.is_none() || nats.password.is_some(),
+        "needs nats.password beside it",
+    );
+    checks.holds(
+        &[password, user],
+        nats.password.is_none() || nats.user.is_some(),
+        "needs nats.user beside it",
+    );
+    checks.holds(
+        &["nats.credentials_file", user],
+        nats.credentials_file.is_none() || nats.user.is_none(),
+        "stands in for nats.user and nats.password: set one or the other",
+    );
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+#[cfg(test)]
+mod tests;

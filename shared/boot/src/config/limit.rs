@@ -1,0 +1,111 @@
+//! What a setting's value must be beyond its type.
+
+use std::ops::RangeInclusive;
+
+use tracing_subscriber::EnvFilter;
+
+use super::value::{Number, Value};
+
+/// A condition on one setting's value.
+pub(super) trait Limit<T: Value> {
+    fn admits(&self, value: &T) -> bool;
+
+    /// Type and condition together, in words.
+    fn expected(&self) -> String;
+}
+
+/// No condition beyond the type.
+pub(super) struct Anything;
+
+impl<T: Value> Limit<T> for Anything {
+    fn admits(&self, _: &T) -> bool {
+        true
+    }
+
+    fn expected(&self) -> String {
+        T::expected()
+    }
+}
+
+impl<T: Number> Limit<T> for RangeInclusive<T> {
+    fn admits(&self, value: &T) -> bool {
+        self.contains(value)
+    }
+
+    fn expected(&self) -> String {
+        format!("{}, {} to {}", T::expected(), self.start(), self.end())
+    }
+}
+
+/// One token of a NATS subject that is part of a bucket's name too.
+pub(super) struct SubjectToken;
+
+impl SubjectToken {
+    const MAX_CHARS: usize = 32;
+}
+
+impl Limit<String> for SubjectToken {
+    fn admits(&self, value: &String) -> bool {
+        (1..=Self::MAX_CHARS).contains(&value.len())
+            && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    }
+
+    fn expected(&self) -> String {
+        format!("1 to {} of the characters A-Z, a-z, 0-9, - and _", Self::MAX_CHARS)
+    }
+}
+
+/// Addresses of NATS servers, comma-separated.
+pub(super) struct NatsServers;
+
+impl Limit<String> for NatsServers {
+    fn admits(&self, value: &String) -> bool {
+        value.split(',').map(str::trim).all(is_nats_server)
+    }
+
+    fn expected(&self) -> String {
+        "nats://host:port (or tls://, ws://, wss://), several after commas, without user and password \
+         (see nats.user, nats.password)"
+            .to_owned()
+    }
+}
+
+fn is_nats_server(server: &str) -> bool {
+    let (scheme, rest) = server.split_once("://").unwrap_or(("nats", server));
+    let authority = rest.strip_suffix('/').unwrap_or(rest);
+    // `[::1]:4222`: what follows the last colon is a port only outside the brackets.
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, Some(port)),
+        _ => (authority, None),
+    };
+    let is_host_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']');
+    matches!(scheme, "nats" | "tls" | "ws" | "wss")
+        && !host.is_empty()
+        && host.chars().all(is_host_char)
+        && (host.starts_with('[') || !host.contains(':'))
+        && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
+}
+
+/// A `tracing` filter whose every part says a level: a lone word would be taken as a target, and a
+/// misspelt level would silence everything else.
+pub(super) struct LogFilter;
+
+impl LogFilter {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+}
+
+impl Limit<String> for LogFilter {
+    fn admits(&self, value: &String) -> bool {
+        let spans_named = value.contains('[');
+        let levels_known = value.split(',').all(|part| {
+            let level = part.rsplit_once('=').map_or(part, |(_, level)| level).trim();
+            Self::LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level))
+        });
+        (spans_named || levels_known) && EnvFilter::builder().parse(value).is_ok()
+    }
+
+    fn expected(&self) -> String {
+        "off, error, warn, info, debug or trace, and target=level after commas, as info,async_nats=warn"
+            .to_owned()
+    }
+}

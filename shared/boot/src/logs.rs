@@ -1,0 +1,110 @@
+//! Where do log lines go, and what do they look like? To standard error, for people or for machines.
+
+use std::fmt;
+use std::io::{IsTerminal, stderr};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
+
+use crate::config::{Log, LogFormat};
+
+/// Logs could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// `log.level` is no filter; cannot happen with loaded settings.
+    #[error("log.level {level:?} is no filter")]
+    Level {
+        /// As given.
+        level: String,
+        /// What is wrong with it.
+        source: tracing_subscriber::filter::ParseError,
+    },
+    /// This process has a subscriber already.
+    #[error("logs are set up twice")]
+    Twice,
+}
+
+/// Sets up the logs of this process, panics included. What is logged comes from the settings alone, not from
+/// `RUST_LOG`.
+///
+/// # Errors
+/// When the process has logs already.
+pub fn init(settings: &Log) -> Result<(), LogError> {
+    let level = || settings.level.clone();
+    let filter = EnvFilter::builder()
+        .parse(&settings.level)
+        .map_err(|source| LogError::Level { level: level(), source })?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
+    let set = if is_json(settings) {
+        builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init()
+    } else {
+        builder.compact().with_timer(UtcClock).with_ansi(stderr().is_terminal()).try_init()
+    };
+    set.map_err(|_| LogError::Twice)?;
+    if is_json(settings) {
+        std::panic::set_hook(Box::new(|panic| tracing::error!(panic = %panic, "a thread panicked")));
+    }
+    Ok(())
+}
+
+/// Whether lines are JSON, as asked for or because nobody looks on.
+pub fn is_json(settings: &Log) -> bool {
+    match settings.format {
+        LogFormat::Auto => !stderr().is_terminal(),
+        LogFormat::Pretty => false,
+        LogFormat::Json => true,
+    }
+}
+
+/// `2026-01-31 23:59:59.123Z`
+struct UtcClock;
+
+impl FormatTime for UtcClock {
+    fn format_time(&self, out: &mut Writer<'_>) -> fmt::Result {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        write_utc(out, since_1970.as_secs(), since_1970.subsec_millis())
+    }
+}
+
+fn write_utc(out: &mut impl fmt::Write, seconds: u64, millis: u32) -> fmt::Result {
+    let (year, month, day) = civil_date(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
+    write!(out, "{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+}
+
+/// Year, month and day of a count of days since 1970: Howard Hinnant's `civil_from_days`, for years that begin
+/// in March.
+fn civil_date(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    (400 * era + year_of_era + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn utc_over_leap_years() {
+        let cases = [
+            (0, "1970-01-01 00:00:00.007Z"),
+            (951_782_400, "2000-02-29 00:00:00.007Z"),
+            (1_709_251_199, "2024-02-29 23:59:59.007Z"),
+            (1_709_251_200, "2024-03-01 00:00:00.007Z"),
+            (4_107_542_399, "2100-02-28 23:59:59.007Z"),
+            (4_107_542_400, "2100-03-01 00:00:00.007Z"),
+        ];
+        for (seconds, expected) in cases {
+            let mut out = String::new();
+            write_utc(&mut out, seconds, 7).unwrap();
+            assert_eq!(out, expected);
+        }
+    }
+}
