@@ -1,1 +1,148 @@
-//! To be written.
+//! Ingress: devices in and out. The only service that holds connections.
+//!
+//! `device_api` and the two `session` modules are pure; `calls` and `node` talk to the bus; `mqtt` is framing, with
+//! one loop for each connection.
+
+pub mod calls;
+pub mod device_api;
+mod mailbox;
+mod metrics;
+pub mod mqtt;
+mod node;
+pub mod session;
+mod sessions;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use boot::config::Settings;
+use bus::{Bus, ClaimStore};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::calls::Calls;
+use crate::device_api::ApiLimits;
+use crate::mailbox::{EndReason, Mail};
+use crate::mqtt::session::SessionLimits;
+use crate::node::{Inlets, Node};
+use crate::session::Rate;
+
+/// Ingress with its ports bound. Nothing is accepted until it is served.
+#[derive(Debug)]
+pub struct Ingress {
+    mqtt: mqtt::Listener,
+}
+
+impl Ingress {
+    /// Binds every port, so that one that is taken shows before anything else is begun.
+    ///
+    /// # Errors
+    /// When a port cannot be bound; the error names its setting.
+    pub async fn bind(settings: &Settings) -> anyhow::Result<Self> {
+        Ok(Ingress { mqtt: mqtt::Listener::bind(settings.mqtt.listen).await? })
+    }
+
+    /// Where MQTT listens.
+    pub fn mqtt_address(&self) -> SocketAddr {
+        self.mqtt.address()
+    }
+
+    /// Serves devices until the context says stop; then drains: no new connections, claims released, calls in flight
+    /// finished within `ingress.drain_ms`.
+    ///
+    /// # Errors
+    /// When NATS is not usable at the start.
+    pub async fn serve(self, context: boot::Context, bus: Bus) -> anyhow::Result<()> {
+        let settings = Arc::clone(&context.settings);
+        let ready = context.health.part("ingress");
+        ready.not_ready("not serving yet");
+
+        let lease = Duration::from_millis(settings.ingress.lease_ms);
+        let claims = ClaimStore::open(&bus, lease).await?;
+        let limits = Arc::new(session_limits(&settings));
+        let calls = Calls::new(bus.clone(), bus.process(), announced_limits(&settings, &limits));
+        let inlets = Inlets::open(&bus).await?;
+        let node = Arc::new(Node::new(Arc::clone(&settings), bus.clone(), claims, calls));
+        node.lease().await?;
+
+        let recheck = Arc::new(Notify::new());
+        let (background, connections) = (TaskTracker::new(), TaskTracker::new());
+        let (stop_accepting, stop_background) = (CancellationToken::new(), CancellationToken::new());
+        let in_background = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+            background.spawn(stop_background.clone().run_until_cancelled_owned(task));
+        };
+        in_background(Box::pin(inlets.serve(Arc::clone(&node), Arc::clone(&recheck))));
+        in_background(Box::pin(node::keep_lease(Arc::clone(&node))));
+        in_background(Box::pin(node::recheck_sessions(Arc::clone(&node), recheck)));
+        in_background(Box::pin(node::follow_connection(Arc::clone(&node), ready.clone())));
+        tracing::info!(node = %node.id, mqtt = %self.mqtt.address(), "ingress serves devices");
+        let accepting = connections.clone();
+        let mqtt = self.mqtt.serve(Arc::clone(&node), limits, accepting, stop_accepting.clone());
+        background.spawn(mqtt);
+
+        context.shutdown.cancelled().await;
+        ready.not_ready("shutting down");
+        stop_accepting.cancel();
+        drain(&node, &connections).await;
+        node::end_lease(&node).await;
+        stop_background.cancel();
+        background.close();
+        background.wait().await;
+        Ok(())
+    }
+}
+
+/// Lets calls in flight finish, then cuts off.
+async fn drain(node: &Node, connections: &TaskTracker) {
+    let sessions = node.sessions.all().len();
+    tracing::info!(node = %node.id, sessions, "draining");
+    connections.close();
+    node.sessions.tell_all(|| Mail::Drain);
+    let patience = Duration::from_millis(node.settings.ingress.drain_ms);
+    if tokio::time::timeout(patience, connections.wait()).await.is_err() {
+        let sessions = node.sessions.all().len();
+        tracing::warn!(node = %node.id, sessions, "the time to drain is over: cutting off what is still in flight");
+        node.sessions.tell_all(|| Mail::End(EndReason::ShuttingDown));
+        // Ends: no session waits for anything longer than its goodbye now. Those still shaking hands are dropped.
+        let _ = tokio::time::timeout(GOODBYE, connections.wait()).await;
+    }
+    tracing::info!(node = %node.id, "drained");
+}
+
+/// How long the sessions that were cut off may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+fn session_limits(settings: &Settings) -> SessionLimits {
+    let (api, ingress, mqtt) = (&settings.device_api, &settings.ingress, &settings.mqtt);
+    SessionLimits {
+        api: ApiLimits {
+            default_timeout_ms: api.default_timeout_ms,
+            max_timeout_ms: api.max_timeout_ms,
+            default_connect_timeout_ms: api.default_connect_timeout_ms,
+        },
+        max_calls_per_caller: ingress.max_calls_in_flight_per_caller,
+        max_calls_per_target: ingress.max_calls_in_flight_per_target,
+        call_rate: Rate {
+            per_second: ingress.calls_per_second_per_device,
+            burst: ingress.call_burst_per_device,
+        },
+        uplink_rate: Rate {
+            per_second: ingress.uplinks_per_second_per_device,
+            burst: ingress.uplink_burst_per_device,
+        },
+        max_subscriptions: mqtt.max_subscriptions,
+        receive_maximum: mqtt.receive_maximum,
+        topic_alias_maximum: mqtt.topic_alias_maximum,
+    }
+}
+
+fn announced_limits(settings: &Settings, limits: &SessionLimits) -> bytes::Bytes {
+    device_api::session_limits(
+        settings.mqtt.max_packet_bytes,
+        limits.max_calls_per_caller,
+        limits.call_rate.per_second,
+        limits.uplink_rate.per_second,
+    )
+}

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Budget, CallId, DeviceId, Outcome, SessionId};
+use crate::{Budget, CallId, DeviceId, NodeId, Outcome, Protocol, SessionId};
 
 /// The longest `traceparent` that is carried along, in bytes (W3C Trace Context §3.2.2: version 00 has 55).
 pub const MAX_TRACEPARENT_BYTES: usize = 128;
@@ -74,4 +74,15 @@ pub struct Eviction {
     pub session: SessionId,
     /// Its device.
     pub device: DeviceId,
+}
+
+/// A session began or ended (`swb.event.session.<device>.up` and `.down`), for whoever listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionEvent {
+    /// Where.
+    pub node: NodeId,
+    /// Which.
+    pub session: SessionId,
+    /// How the device is, or was, connected.
+    pub protocol: Protocol,
 }

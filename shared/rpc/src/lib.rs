@@ -12,7 +12,7 @@ mod subjects;
 pub mod wire;
 
 pub use budget::{Budget, Deadline};
-pub use call::{Call, Delivery, DeliveryReply, Eviction, MAX_TRACEPARENT_BYTES, Routed};
+pub use call::{Call, Delivery, DeliveryReply, Eviction, MAX_TRACEPARENT_BYTES, Routed, SessionEvent};
 pub use claim::{Claim, Protocol};
 pub use directory::{
     AuthenticateReply, AuthenticateRequest, CredentialHash, DeviceStanding, DeviceState, Identity,

@@ -73,6 +73,11 @@ impl Subjects {
         self.under(&format!("reply.{process}"))
     }
 
+    /// Below it, JetStream delivers to one process what it watches and asks of the store.
+    pub fn feed(&self, process: NodeId) -> String {
+        self.under(&format!("feed.{process}"))
+    }
+
     /// What an authorizer forwards with as reply subject, `inbox` the caller's: "no responders" comes back on it.
     pub fn bounce(&self, authorizer: NodeId, inbox: &str) -> String {
         self.under(&format!("bounce.{authorizer}.{inbox}"))
@@ -101,6 +106,11 @@ impl Subjects {
     /// All of [`device_changed`](Self::device_changed).
     pub fn devices_changed(&self) -> String {
         self.under("event.device.*")
+    }
+
+    /// An authorizer → every node: it has loaded its directory afresh, and may have missed changes meanwhile.
+    pub fn directory_loaded(&self) -> String {
+        self.under("event.directory")
     }
 
     /// A node → whoever listens: a session began or ended.

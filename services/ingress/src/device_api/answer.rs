@@ -1,0 +1,151 @@
+//! What does the device read? The texts of answers and of `onMsg`, to the byte.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use rpc::{Method, Outcome};
+use serde::Serialize;
+
+/// What a caller reads for an outcome; `body` is the answer's own text, handed on untouched.
+pub fn answer(method: Method, outcome: &Outcome, body: Bytes) -> Bytes {
+    match outcome {
+        Outcome::Answered => body,
+        Outcome::Delivered => Bytes::from_static(b"null"),
+        Outcome::Denied if method == Method::GetDevices => error("Device is unassigned!"),
+        Outcome::Denied => {
+            error("This action is not allowed! Devices are unassigned or assigned to different customers!")
+        }
+        Outcome::UnknownDevice => error("Target device not found!"),
+        Outcome::Offline => error("No active connection to the remote device!"),
+        Outcome::TimedOut => error("Timeout while waiting response from device!"),
+        Outcome::Lost => error("Connection to the remote device was lost!"),
+        Outcome::Busy(_) => error("Too many requests!"),
+        Outcome::Malformed(text) => error(text),
+        Outcome::Unavailable => error("Internal server error!"),
+    }
+}
+
+/// What a target reads: `{"method":"onMsg","params":<body>}`.
+pub fn on_msg(body: &[u8]) -> Bytes {
+    framed(br#"{"method":"onMsg","params":"#, body)
+}
+
+/// The same with the call's number in front, where the topic does not carry it (HTTP, CoAP).
+pub fn on_msg_numbered(number: u32, body: &[u8]) -> Bytes {
+    framed(format!(r#"{{"id":{number},"method":"onMsg","params":"#).as_bytes(), body)
+}
+
+/// True when a target's answer is JSON text in UTF-8, which it must be.
+pub fn answer_is_json(text: &[u8]) -> bool {
+    std::str::from_utf8(text).is_ok_and(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok())
+}
+
+/// The answer to `getTime`: milliseconds since 1970.
+pub fn get_time(now_ms: u64) -> Bytes {
+    format!(r#"{{"time":{now_ms}}}"#).into()
+}
+
+/// The answer to `getSessionLimits`, in the form that the ThingsBoard SDKs read: a rate is `count:seconds`,
+/// and `0:0,` is none.
+pub fn session_limits(
+    max_packet_bytes: u32,
+    max_calls_in_flight: u32,
+    calls_per_second: u32,
+    uplinks_per_second: u32,
+) -> Bytes {
+    let rate = |per_second: u32| if per_second == 0 { "0:0,".to_owned() } else { format!("{per_second}:1") };
+    let limits = SessionLimits {
+        max_payload_size: max_packet_bytes,
+        max_inflight_messages: max_calls_in_flight,
+        rate_limits: RateLimits {
+            messages: rate(calls_per_second),
+            telemetry_messages: rate(uplinks_per_second),
+            telemetry_data_points: rate(0),
+        },
+    };
+    serde_json::to_vec(&limits).unwrap_or_default().into()
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SessionLimits {
+    max_payload_size: u32,
+    max_inflight_messages: u32,
+    rate_limits: RateLimits,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RateLimits {
+    messages: String,
+    telemetry_messages: String,
+    telemetry_data_points: String,
+}
+
+fn error(text: &str) -> Bytes {
+    #[derive(Serialize)]
+    struct Error<'a> {
+        error: &'a str,
+    }
+    serde_json::to_vec(&Error { error: text }).unwrap_or_default().into()
+}
+
+fn framed(front: &[u8], body: &[u8]) -> Bytes {
+    let mut text = BytesMut::with_capacity(front.len() + body.len() + 1);
+    text.put_slice(front);
+    text.put_slice(body);
+    text.put_u8(b'}');
+    text.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rpc::Limit;
+
+    #[test]
+    fn every_outcome_reads_as_the_contract_says() {
+        let denied = "This action is not allowed! Devices are unassigned or assigned to different customers!";
+        let table = [
+            (Method::SendMsg, Outcome::Answered, r#"{"a" : 1}"#.to_owned()),
+            (Method::SendMsg, Outcome::Delivered, "null".to_owned()),
+            (Method::SendMsg, Outcome::Denied, format!(r#"{{"error":"{denied}"}}"#)),
+            (Method::GetDevices, Outcome::Denied, r#"{"error":"Device is unassigned!"}"#.to_owned()),
+            (Method::SendMsg, Outcome::UnknownDevice, r#"{"error":"Target device not found!"}"#.to_owned()),
+            (Method::SendMsg, Outcome::Offline, r#"{"error":"No active connection to the remote device!"}"#.to_owned()),
+            (Method::SendMsg, Outcome::TimedOut, r#"{"error":"Timeout while waiting response from device!"}"#.to_owned()),
+            (Method::SendMsg, Outcome::Lost, r#"{"error":"Connection to the remote device was lost!"}"#.to_owned()),
+            (Method::SendMsg, Outcome::Busy(Limit::Mailbox), r#"{"error":"Too many requests!"}"#.to_owned()),
+            (
+                Method::SendMsg,
+                Outcome::malformed("deviceId must be a UUID"),
+                r#"{"error":"Malformed request: deviceId must be a UUID"}"#.to_owned(),
+            ),
+            (Method::Other, Outcome::Malformed("a \"b\"".into()), r#"{"error":"a \"b\""}"#.to_owned()),
+            (Method::SendMsg, Outcome::Unavailable, r#"{"error":"Internal server error!"}"#.to_owned()),
+        ];
+        for (method, outcome, text) in table {
+            let read = answer(method, &outcome, Bytes::from_static(br#"{"a" : 1}"#));
+            assert_eq!(String::from_utf8(read.to_vec()).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn calls_read_as_the_contract_says() {
+        assert_eq!(on_msg(br#"{"param1":"value1"}"#), r#"{"method":"onMsg","params":{"param1":"value1"}}"#);
+        assert_eq!(on_msg_numbered(1, b"null"), r#"{"id":1,"method":"onMsg","params":null}"#);
+        assert_eq!(get_time(1_480_000_000_000), r#"{"time":1480000000000}"#);
+        assert_eq!(
+            session_limits(65536, 100, 100, 0),
+            r#"{"maxPayloadSize":65536,"maxInflightMessages":100,"rateLimits":{"messages":"100:1","telemetryMessages":"0:0,","telemetryDataPoints":"0:0,"}}"#
+        );
+    }
+
+    #[test]
+    fn an_answer_is_json_or_refused() {
+        for text in ["null", " {\"a\":1}\n", "\"ü\"", "1e400"] {
+            assert!(answer_is_json(text.as_bytes()), "{text}");
+        }
+        for text in [&b""[..], b"ok", b"{", b"1 2", b"\"\xff\""] {
+            assert!(!answer_is_json(text), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! What may a device say, and what does it read? ThingsBoard's device API as pure functions over bytes.
+//!
+//! Nothing here knows a protocol, reads a clock or awaits: MQTT, HTTP and CoAP frame the same texts.
+
+mod answer;
+mod request;
+
+pub use answer::{answer, answer_is_json, get_time, on_msg, on_msg_numbered, session_limits};
+pub use request::{ApiLimits, MalformedRequest, Request, parse};

@@ -1,0 +1,138 @@
+//! How does the rest of the node reach a session's loop? Through its mailbox: a bounded queue with one reader.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use bus::Subject;
+use bytes::Bytes;
+use rpc::{Deadline, Delivery, Limit};
+
+/// What a session is told.
+#[derive(Debug)]
+pub enum Mail {
+    /// Hand this call to the device.
+    Deliver(Box<Incoming>),
+    /// End the session, for this reason.
+    End(EndReason),
+    /// The node is shutting down: end as soon as nothing is in flight.
+    Drain,
+}
+
+/// A call for this session's device.
+#[derive(Debug)]
+pub struct Incoming {
+    /// Its head.
+    pub delivery: Delivery,
+    /// Its body, as the caller wrote it.
+    pub body: Bytes,
+    /// When its budget ends, counted from its arrival at this node.
+    pub deadline: Deadline,
+    /// The router's inbox, where the answer goes.
+    pub reply_to: Subject,
+}
+
+/// Why the node ends a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndReason {
+    /// A newer session of the same device became callable.
+    TakenOver,
+    /// The device was removed, reassigned or given another token.
+    Revoked,
+    /// The node's time to drain is over.
+    ShuttingDown,
+}
+
+/// Why a call was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// The session has ended: the device never saw the call.
+    Closed,
+    /// A limit is reached.
+    Busy(Limit),
+}
+
+/// A session's mailbox. Empty ones cost no heap.
+#[derive(Debug, Default)]
+pub struct Mailbox {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    mail: VecDeque<Mail>,
+    reader: Option<Waker>,
+    closed: bool,
+}
+
+impl Mailbox {
+    /// Puts a call in.
+    ///
+    /// # Errors
+    /// Hands the call back when the session has ended or `max_calls` wait already.
+    pub fn deliver(&self, call: Box<Incoming>, max_calls: usize) -> Result<(), (Refused, Box<Incoming>)> {
+        let mut state = self.lock();
+        if state.closed {
+            return Err((Refused::Closed, call));
+        }
+        if state.mail.len() >= max_calls {
+            return Err((Refused::Busy(Limit::Mailbox), call));
+        }
+        state.mail.push_back(Mail::Deliver(call));
+        wake(state);
+        Ok(())
+    }
+
+    /// Tells the session something that it must hear, however full the mailbox is. A few at most for each session.
+    pub fn tell(&self, mail: Mail) {
+        let mut state = self.lock();
+        if !state.closed {
+            state.mail.push_back(mail);
+            wake(state);
+        }
+    }
+
+    /// The next mail; the reader is woken when there is one.
+    pub fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Mail> {
+        let mut state = self.lock();
+        if let Some(mail) = state.mail.pop_front() {
+            if state.mail.is_empty() && state.mail.capacity() > 8 {
+                state.mail = VecDeque::new();
+            }
+            return Poll::Ready(mail);
+        }
+        if !state.reader.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            state.reader = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// The session has ended: nothing more is taken; what was not read comes back.
+    pub fn close(&self) -> impl Iterator<Item = Box<Incoming>> + use<> {
+        let mut state = self.lock();
+        state.closed = true;
+        state.reader = None;
+        std::mem::take(&mut state.mail).into_iter().filter_map(|mail| match mail {
+            Mail::Deliver(call) => Some(call),
+            Mail::End(_) | Mail::Drain => None,
+        })
+    }
+
+    /// True once the session has ended.
+    pub fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Wakes the reader once the lock is free again.
+fn wake(mut state: MutexGuard<'_, State>) {
+    let reader = state.reader.take();
+    drop(state);
+    if let Some(reader) = reader {
+        reader.wake();
+    }
+}

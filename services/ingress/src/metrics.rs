@@ -1,0 +1,201 @@
+//! What does a node tell Prometheus? Every metric of ingress, with handles that the hot path need not look up.
+
+use std::time::Duration;
+
+use metrics::{
+    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
+    histogram,
+};
+use rpc::{Limit, Method, Outcome, Protocol};
+
+/// How a connection attempt went: the values of the label `result`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectResult {
+    /// The device is connected.
+    Accepted,
+    /// It gave no access token.
+    NoUsername,
+    /// Nobody has that token.
+    UnknownToken,
+    /// The authorizer or NATS could not be reached.
+    Unavailable,
+    /// The node has as many connections as it may.
+    Limit,
+    /// What came was no CONNECT, or not in time, or of another version.
+    Malformed,
+}
+
+impl ConnectResult {
+    const ALL: [(ConnectResult, &'static str); 6] = [
+        (ConnectResult::Accepted, "accepted"),
+        (ConnectResult::NoUsername, "no_username"),
+        (ConnectResult::UnknownToken, "unknown_token"),
+        (ConnectResult::Unavailable, "unavailable"),
+        (ConnectResult::Limit, "limit"),
+        (ConnectResult::Malformed, "malformed"),
+    ];
+}
+
+/// Handles of one node's metrics.
+#[derive(Debug)]
+pub struct Metrics {
+    calls: Vec<[Counter; Outcome::NAMES.len()]>,
+    call_seconds: Vec<Histogram>,
+    limits: Vec<Counter>,
+    connects: Vec<Counter>,
+    sessions: [Gauge; 3],
+    delivery_seconds: Histogram,
+    /// Callable sessions whose claim stands.
+    pub claims: Gauge,
+    claim_seconds: Histogram,
+    claims_failed: Counter,
+    /// Answers to calls that had ended or never were.
+    pub answers_unheard: Counter,
+    /// Sessions ended by a newer one of the same device.
+    pub takeovers: Counter,
+    /// Sessions ended because the registry changed.
+    pub revocations: Counter,
+    /// Telemetry and attributes handed to NATS.
+    pub uplinks: Counter,
+    /// Telemetry and attributes that NATS did not take.
+    pub uplinks_failed: Counter,
+}
+
+impl Metrics {
+    /// Describes and registers all of them.
+    pub fn register() -> Self {
+        describe();
+        let outcomes = |method: Method| {
+            Outcome::NAMES.map(|outcome| {
+                counter!("switchboard_calls_total", "method" => method.as_str(), "outcome" => outcome)
+            })
+        };
+        Metrics {
+            calls: Method::ALL.map(outcomes).into(),
+            call_seconds: Method::ALL
+                .map(|method| histogram!("switchboard_call_seconds", "method" => method.as_str()))
+                .into(),
+            limits: Limit::ALL
+                .map(|limit| counter!("switchboard_limits_hit_total", "limit" => limit.as_str()))
+                .into(),
+            connects: ConnectResult::ALL
+                .map(|(_, result)| counter!("switchboard_connects_total", "result" => result))
+                .into(),
+            sessions: [Protocol::Mqtt, Protocol::Http, Protocol::Coap]
+                .map(|protocol| gauge!("switchboard_sessions", "protocol" => protocol.as_str())),
+            delivery_seconds: histogram!("switchboard_delivery_seconds"),
+            claims: gauge!("switchboard_claims_held"),
+            claim_seconds: histogram!("switchboard_claim_seconds"),
+            claims_failed: counter!("switchboard_claims_failed_total"),
+            answers_unheard: counter!("switchboard_answers_unheard_total"),
+            takeovers: counter!("switchboard_takeovers_total"),
+            revocations: counter!("switchboard_revocations_total"),
+            uplinks: counter!("switchboard_uplinks_total", "result" => "taken"),
+            uplinks_failed: counter!("switchboard_uplinks_total", "result" => "failed"),
+        }
+    }
+
+    /// A request ended so, after so long.
+    pub fn call_ended(&self, method: Method, outcome: &Outcome, took: Duration) {
+        let outcome = Outcome::NAMES.iter().position(|name| *name == outcome.as_str());
+        if let (Some(counters), Some(outcome)) = (self.calls.get(method as usize), outcome)
+            && let Some(counter) = counters.get(outcome)
+        {
+            counter.increment(1);
+        }
+        if let Some(histogram) = self.call_seconds.get(method as usize) {
+            histogram.record(took);
+        }
+    }
+
+    /// A delivered call was answered, or its session ended, after so long at this node.
+    pub fn delivery_ended(&self, took: Duration) {
+        self.delivery_seconds.record(took);
+    }
+
+    /// A limit was hit.
+    pub fn limit_hit(&self, limit: Limit) {
+        let index = Limit::ALL.iter().position(|it| *it == limit);
+        if let Some(counter) = index.and_then(|index| self.limits.get(index)) {
+            counter.increment(1);
+        }
+    }
+
+    /// A connection attempt ended so.
+    pub fn connect(&self, result: ConnectResult) {
+        let index = ConnectResult::ALL.iter().position(|(it, _)| *it == result);
+        if let Some(counter) = index.and_then(|index| self.connects.get(index)) {
+            counter.increment(1);
+        }
+    }
+
+    /// The gauge of sessions of one protocol.
+    pub fn sessions(&self, protocol: Protocol) -> &Gauge {
+        let [mqtt, http, coap] = &self.sessions;
+        match protocol {
+            Protocol::Mqtt => mqtt,
+            Protocol::Http => http,
+            Protocol::Coap => coap,
+        }
+    }
+
+    /// A claim was written, or not, after so long.
+    pub fn claimed(&self, stands: bool, took: Duration) {
+        self.claim_seconds.record(took);
+        if !stands {
+            self.claims_failed.increment(1);
+        }
+    }
+}
+
+fn describe() {
+    describe_counter!("switchboard_calls_total", Unit::Count, "Requests of devices, by method and outcome.");
+    describe_histogram!(
+        "switchboard_call_seconds",
+        Unit::Seconds,
+        "Time from a device's request to its answer at the caller's node, by method."
+    );
+    describe_histogram!(
+        "switchboard_delivery_seconds",
+        Unit::Seconds,
+        "Time from a call's arrival at the target's node to the end of its delivery there."
+    );
+    describe_counter!("switchboard_limits_hit_total", Unit::Count, "How often a named limit was reached.");
+    describe_counter!("switchboard_connects_total", Unit::Count, "Connection attempts of devices, by result.");
+    describe_gauge!("switchboard_sessions", Unit::Count, "Sessions on this node, by protocol.");
+    describe_gauge!("switchboard_claims_held", Unit::Count, "Callable sessions on this node whose claim stands.");
+    describe_histogram!("switchboard_claim_seconds", Unit::Seconds, "Time to write a claim to the store.");
+    describe_counter!("switchboard_claims_failed_total", Unit::Count, "Claims that the store did not take.");
+    describe_counter!(
+        "switchboard_answers_unheard_total",
+        Unit::Count,
+        "Answers dropped because the caller had no subscription that matches them."
+    );
+    describe_counter!(
+        "switchboard_takeovers_total",
+        Unit::Count,
+        "Sessions ended because a newer one of the same device became callable."
+    );
+    describe_counter!(
+        "switchboard_revocations_total",
+        Unit::Count,
+        "Sessions ended because their device was removed, reassigned or given another token."
+    );
+    describe_counter!(
+        "switchboard_uplinks_total",
+        Unit::Count,
+        "Telemetry and attributes messages, by whether NATS took them."
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn methods_index_their_tables() {
+        for (index, method) in Method::ALL.into_iter().enumerate() {
+            assert_eq!(method as usize, index);
+        }
+    }
+}

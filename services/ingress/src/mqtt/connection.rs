@@ -1,0 +1,313 @@
+//! How does one connection run? One loop that waits for whatever comes first, hands it to the session, and performs
+//! what the session asks for.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::mem::MaybeUninit;
+use std::num::NonZeroU16;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures::Stream;
+use futures::stream::FuturesUnordered;
+use rpc::{DeliveryReply, DeviceId, Outcome, UplinkKind};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::Sleep;
+
+use super::handshake::{Connected, shake_hands};
+use super::session::{Effect, Ended, Session, SessionLimits, Ticket};
+use crate::device_api::Request;
+use crate::mailbox::Mail;
+use crate::node::Node;
+use crate::sessions::SessionHandle;
+
+/// How much one read takes. On the stack: an idle connection owns no buffer.
+const READ_BYTES: usize = 8192;
+
+/// How long a closing connection may take to read our last words and close its end. Without it, closing with unread
+/// input resets the connection and can take the last answer with it.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// Serves one client from its first byte to its last.
+pub(super) async fn serve<S>(mut stream: S, node: Arc<Node>, limits: Arc<SessionLimits>, full: bool)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    // Boxed: the handshake is long over when a connection is counted in kilobytes.
+    if let Some(connected) = Box::pin(shake_hands(&mut stream, &node, &limits, full)).await {
+        let handle = Arc::clone(&connected.handle);
+        let sessions = node.metrics.sessions(handle.protocol);
+        sessions.increment(1);
+        tell(&node, &handle, "up").await;
+        run(&mut stream, connected, &node).await;
+        node.sessions.remove(&handle);
+        sessions.decrement(1);
+        tell(&node, &handle, "down").await;
+    }
+    Box::pin(linger(stream)).await;
+}
+
+/// What a connection waits for.
+enum Wake {
+    Mail(Mail),
+    Done(Done),
+    Read(io::Result<usize>),
+    Written(io::Result<usize>),
+    Tick,
+}
+
+/// What was being done for the session is done.
+enum Done {
+    Asked(Ticket, Outcome, Bytes),
+    Uplinked(NonZeroU16, bool),
+}
+
+type Jobs = FuturesUnordered<Pin<Box<dyn Future<Output = Done> + Send>>>;
+
+async fn run<S>(stream: &mut S, connected: Connected, node: &Arc<Node>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let Connected { handle, mut session, mut inbound } = connected;
+    let max_packet_bytes = node.settings.mqtt.max_packet_bytes;
+    let max_outbound_bytes = node.settings.ingress.max_outbound_bytes;
+    // Made with the first request: a device that is only called never has one.
+    let mut jobs: Option<Jobs> = None;
+    let mut timer = pin!(tokio::time::sleep_until(session.next_tick().into()));
+    let mut mail_first = true;
+
+    session.received(&mut inbound, max_packet_bytes, Instant::now());
+    let ended = loop {
+        if let Some(ended) = perform(&mut session, &handle, node, &mut jobs).await {
+            break ended;
+        }
+        if session.out().len() > max_outbound_bytes {
+            session.end_slow_consumer();
+            continue;
+        }
+        if session.next_tick() < timer.deadline().into_std() {
+            timer.as_mut().reset(session.next_tick().into());
+        }
+        mail_first = !mail_first;
+        let reads = session.wants_input();
+        let wake = poll_fn(|cx| {
+            let out = session.out();
+            poll_wake(cx, &handle, &mut jobs, timer.as_mut(), stream, &mut inbound, out, reads, mail_first)
+        });
+        match wake.await {
+            Wake::Mail(Mail::Deliver(call)) => session.deliver(*call, Instant::now()),
+            Wake::Mail(Mail::End(reason)) => session.end_by_node(reason),
+            Wake::Mail(Mail::Drain) => {
+                node.release(&handle).await;
+                session.drain();
+            }
+            Wake::Done(Done::Asked(ticket, outcome, body)) => {
+                session.answered(&ticket, &outcome, body);
+                node.metrics.call_ended(ticket.method, &outcome, ticket.started.elapsed());
+            }
+            Wake::Done(Done::Uplinked(packet_id, taken)) => session.uplinked(packet_id, taken),
+            Wake::Read(Ok(0)) | Wake::Read(Err(_)) | Wake::Written(Err(_)) => session.end_of_stream(),
+            Wake::Read(Ok(_)) => {
+                session.received(&mut inbound, max_packet_bytes, Instant::now());
+                if inbound.is_empty() {
+                    inbound = BytesMut::new();
+                }
+            }
+            Wake::Written(Ok(bytes)) => {
+                let out = session.out();
+                out.advance(bytes);
+                if out.is_empty() {
+                    *out = BytesMut::new();
+                    session.flushed();
+                }
+            }
+            Wake::Tick => {
+                session.tick(Instant::now());
+                timer.as_mut().reset(session.next_tick().into());
+            }
+        }
+    };
+    tracing::debug!(device = %handle.device, session = %handle.id, ?ended, "a session ends");
+    Box::pin(end(stream, session, &handle, node)).await;
+}
+
+/// What comes first. The order is turned round each time, so that neither calls nor the client can starve the other;
+/// writing comes last, when there is nothing more to write with it.
+#[expect(clippy::too_many_arguments, reason = "the parts of one loop, borrowed apart")]
+fn poll_wake<S>(
+    cx: &mut Context<'_>,
+    handle: &SessionHandle,
+    jobs: &mut Option<Jobs>,
+    timer: Pin<&mut Sleep>,
+    stream: &mut S,
+    inbound: &mut BytesMut,
+    out: &BytesMut,
+    reads: bool,
+    mail_first: bool,
+) -> Poll<Wake>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    if mail_first && let Poll::Ready(mail) = handle.mailbox.poll_next(cx) {
+        return Poll::Ready(Wake::Mail(mail));
+    }
+    if let Some(jobs) = jobs
+        && let Poll::Ready(Some(done)) = Pin::new(jobs).poll_next(cx)
+    {
+        return Poll::Ready(Wake::Done(done));
+    }
+    if reads && let Poll::Ready(read) = poll_read(cx, stream, inbound) {
+        return Poll::Ready(Wake::Read(read));
+    }
+    if !mail_first && let Poll::Ready(mail) = handle.mailbox.poll_next(cx) {
+        return Poll::Ready(Wake::Mail(mail));
+    }
+    if !out.is_empty()
+        && let Poll::Ready(written) = Pin::new(stream).poll_write(cx, out)
+    {
+        return Poll::Ready(Wake::Written(written));
+    }
+    timer.poll(cx).map(|()| Wake::Tick)
+}
+
+fn poll_read<S: AsyncRead + Unpin>(
+    cx: &mut Context<'_>,
+    stream: &mut S,
+    inbound: &mut BytesMut,
+) -> Poll<io::Result<usize>> {
+    let mut storage = [MaybeUninit::<u8>::uninit(); READ_BYTES];
+    let mut read = ReadBuf::uninit(&mut storage);
+    match Pin::new(stream).poll_read(cx, &mut read) {
+        Poll::Ready(Ok(())) => {
+            inbound.extend_from_slice(read.filled());
+            Poll::Ready(Ok(read.filled().len()))
+        }
+        Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+        Poll::Pending => Poll::Pending,
+    }
+}
+
+/// Performs what the session asks for. Says when and how it ended.
+async fn perform(
+    session: &mut Session,
+    handle: &Arc<SessionHandle>,
+    node: &Arc<Node>,
+    jobs: &mut Option<Jobs>,
+) -> Option<Ended> {
+    while let Some(effect) = session.next_effect() {
+        match effect {
+            Effect::Ask(ticket, request, traceparent) => {
+                let traceparent = traceparent.map(|text| text.to_string());
+                jobs.get_or_insert_default().push(Box::pin(ask(
+                    Arc::clone(node),
+                    handle.device,
+                    ticket,
+                    request,
+                    traceparent,
+                )));
+            }
+            Effect::Uplink(kind, payload, packet_id) => match packet_id {
+                Some(packet_id) => {
+                    let job = uplink(Arc::clone(node), Arc::clone(handle), kind, payload, packet_id);
+                    jobs.get_or_insert_default().push(Box::pin(job));
+                }
+                None => {
+                    let subject = node.bus.subjects().uplink(handle.tenant, handle.device, kind);
+                    let taken = node.bus.tell(subject, payload).await.is_ok();
+                    count_uplink(node, taken);
+                }
+            },
+            Effect::Reply(reply_to, reply, body) => node.reply(reply_to, &reply, &body).await,
+            Effect::Claim(pending) => {
+                let stands = node.claim(handle).await;
+                session.claimed(pending, stands);
+            }
+            Effect::Release(pending) => {
+                node.release(handle).await;
+                session.released(&pending);
+            }
+            Effect::Refused(method, outcome) => node.metrics.call_ended(method, &outcome, Duration::ZERO),
+            Effect::LimitHit(limit) => node.metrics.limit_hit(limit),
+            Effect::AnswerUnheard => node.metrics.answers_unheard.increment(1),
+            Effect::Close(ended) => return Some(ended),
+        }
+    }
+    None
+}
+
+async fn ask(
+    node: Arc<Node>,
+    caller: DeviceId,
+    ticket: Ticket,
+    request: Request,
+    traceparent: Option<String>,
+) -> Done {
+    let (outcome, body) = node.calls.perform(caller, request, traceparent).await;
+    Done::Asked(ticket, outcome, body)
+}
+
+/// Hands a message up and waits until NATS has it.
+async fn uplink(
+    node: Arc<Node>,
+    handle: Arc<SessionHandle>,
+    kind: UplinkKind,
+    payload: Bytes,
+    packet_id: NonZeroU16,
+) -> Done {
+    let subject = node.bus.subjects().uplink(handle.tenant, handle.device, kind);
+    let wait = Duration::from_millis(node.settings.mqtt.uplink_timeout_ms);
+    let taken = node.bus.tell_and_confirm(subject, payload, wait).await.is_ok();
+    count_uplink(&node, taken);
+    Done::Uplinked(packet_id, taken)
+}
+
+fn count_uplink(node: &Node, taken: bool) {
+    let counter = if taken { &node.metrics.uplinks } else { &node.metrics.uplinks_failed };
+    counter.increment(1);
+}
+
+/// Ends a session: answers what was open, releases its claim, and says goodbye.
+async fn end<S>(stream: &mut S, mut session: Session, handle: &SessionHandle, node: &Node)
+where
+    S: AsyncWrite + Unpin,
+{
+    node.release(handle).await;
+    let unread = handle.mailbox.close();
+    session.end();
+    while let Some(effect) = session.next_effect() {
+        if let Effect::Reply(reply_to, reply, body) = effect {
+            node.reply(reply_to, &reply, &body).await;
+        }
+    }
+    for call in unread {
+        node.reply(call.reply_to, &DeliveryReply::NotHere, b"").await;
+    }
+    let out = std::mem::take(session.out());
+    let _ = tokio::time::timeout(LINGER, stream.write_all(&out)).await;
+}
+
+/// Tells whoever listens that a session began or ended.
+async fn tell(node: &Node, handle: &SessionHandle, what: &'static str) {
+    let event = rpc::SessionEvent { node: node.id, session: handle.id, protocol: handle.protocol };
+    if let Ok(message) = rpc::wire::encode(&event, b"") {
+        // An event that nobody could be told of is no reason to turn a device away.
+        let _ = node.bus.tell(node.bus.subjects().session_event(handle.device, what), message).await;
+    }
+}
+
+/// Lets the client read our last words: closes our end, and waits a moment for the client to close its own.
+async fn linger<S>(mut stream: S)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let _ = tokio::time::timeout(LINGER, async {
+        stream.shutdown().await?;
+        let mut discarded = [0; 1024];
+        while stream.read(&mut discarded).await? > 0 {}
+        io::Result::Ok(())
+    })
+    .await;
+}

@@ -1,0 +1,195 @@
+//! Who is connecting, and may it? From the first byte to the CONNACK.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use bytestring::ByteString;
+use rpc::{CredentialHash, Identity, Limit, Protocol};
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::codec::{
+    self, Codec, Connect, ConnectAck, ConnectAckReason, Opening, QoS, Reason, UNACCEPTABLE_VERSION, Version,
+};
+use super::session::{Session, SessionLimits};
+use crate::metrics::ConnectResult;
+use crate::node::Node;
+use crate::sessions::{NewSession, SessionHandle};
+
+/// A connected device: its session, and what it has sent behind its CONNECT.
+pub(super) struct Connected {
+    pub(super) handle: Arc<SessionHandle>,
+    pub(super) session: Session,
+    pub(super) inbound: BytesMut,
+}
+
+/// Reads CONNECT, asks who that is, answers CONNACK. None when the connection is to be closed.
+///
+/// With `full`, every device is refused: the node has as many connections as it may.
+pub(super) async fn shake_hands<S>(
+    stream: &mut S,
+    node: &Node,
+    limits: &Arc<SessionLimits>,
+    full: bool,
+) -> Option<Connected>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let wait = Duration::from_millis(node.settings.ingress.connect_timeout_ms);
+    let mut inbound = BytesMut::new();
+    let opening = tokio::time::timeout(wait, read_connect(stream, &mut inbound, node)).await;
+    let (connect, mut codec) = match opening {
+        Ok(Ok(Opening::Connect(connect, codec))) => (connect, codec),
+        Ok(Ok(Opening::Refused(mut codec, fault))) => {
+            let reason = match fault.reason {
+                Reason::NotAuthorized => ConnectAckReason::ClientIdentifierNotValid,
+                Reason::PacketTooLarge => ConnectAckReason::PacketTooLarge,
+                _ => ConnectAckReason::MalformedPacket,
+            };
+            // §3.1.4: 3.1.1 is closed without a word, but for an identifier that it can be told about.
+            if codec.version() == Version::V5 || reason == ConnectAckReason::ClientIdentifierNotValid {
+                write_connack(stream, &mut codec, refusal(reason, fault.what)).await;
+            }
+            return refused(node, ConnectResult::Malformed, fault.what);
+        }
+        Ok(Ok(Opening::OtherVersion)) => {
+            let _ = stream.write_all(&UNACCEPTABLE_VERSION).await;
+            return refused(node, ConnectResult::Malformed, "another version of MQTT");
+        }
+        Ok(Ok(Opening::Fault(fault))) => {
+            if fault.reason == Reason::PacketTooLarge {
+                node.metrics.limit_hit(Limit::PacketBytes);
+            }
+            return refused(node, ConnectResult::Malformed, fault.what);
+        }
+        Ok(Ok(Opening::Incomplete) | Err(_)) => {
+            return refused(node, ConnectResult::Malformed, "it closed before a whole CONNECT");
+        }
+        Err(_) => return refused(node, ConnectResult::Malformed, "no CONNECT came in time"),
+    };
+
+    match admit(&connect, node, full).await {
+        Ok((identity, credential)) => {
+            let new = NewSession {
+                device: identity.device,
+                tenant: identity.tenant,
+                customer: identity.customer,
+                credential,
+                protocol: Protocol::Mqtt,
+            };
+            let now = Instant::now();
+            let handle = node.sessions.add(new, now);
+            let keep_alive_s = keep_alive_in_force(&connect, node);
+            let ack = acceptance(&connect, keep_alive_s, limits, node, handle.id);
+            let mut out = BytesMut::new();
+            codec.connack(ack, &mut out);
+            let caller = Arc::clone(&handle.caller);
+            let mut session =
+                Session::new(codec, Arc::clone(limits), caller, keep_alive_s, connect.receive_maximum, now);
+            *session.out() = out;
+            node.metrics.connect(ConnectResult::Accepted);
+            Some(Connected { handle, session, inbound })
+        }
+        Err((reason, why, result)) => {
+            write_connack(stream, &mut codec, refusal(reason, why)).await;
+            refused(node, result, why)
+        }
+    }
+}
+
+async fn read_connect<S>(stream: &mut S, inbound: &mut BytesMut, node: &Node) -> std::io::Result<Opening>
+where
+    S: AsyncRead + Unpin,
+{
+    loop {
+        match codec::open(inbound, node.settings.mqtt.max_packet_bytes_before_authentication) {
+            Opening::Incomplete => {}
+            opening => return Ok(opening),
+        }
+        if stream.read_buf(inbound).await? == 0 {
+            return Ok(Opening::Incomplete);
+        }
+    }
+}
+
+type Refusal = (ConnectAckReason, &'static str, ConnectResult);
+
+async fn admit(connect: &Connect, node: &Node, full: bool) -> Result<(Identity, [u8; 32]), Refusal> {
+    if full {
+        node.metrics.limit_hit(Limit::Connections);
+        let reason = ConnectAckReason::ConnectionRateExceeded;
+        return Err((reason, "this node has as many connections as it may", ConnectResult::Limit));
+    }
+    if connect.auth_method {
+        let reason = ConnectAckReason::BadAuthenticationMethod;
+        return Err((reason, "the access token is the username", ConnectResult::Malformed));
+    }
+    let Some(token) = connect.username.as_ref().filter(|token| !token.is_empty()) else {
+        let reason = ConnectAckReason::BadUserNameOrPassword;
+        return Err((reason, "the username must be the device's access token", ConnectResult::NoUsername));
+    };
+    let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
+    let wait = Duration::from_millis(node.settings.ingress.authenticate_timeout_ms);
+    match node.calls.authenticate(CredentialHash::from_digest(digest), wait).await {
+        Ok(Some(identity)) => Ok((identity, digest)),
+        Ok(None) => {
+            let reason = ConnectAckReason::NotAuthorized;
+            Err((reason, "no device has this access token", ConnectResult::UnknownToken))
+        }
+        Err(error) => {
+            tracing::warn!(%error, "a device could not be authenticated");
+            let reason = ConnectAckReason::ServerUnavailable;
+            Err((reason, "the device could not be authenticated", ConnectResult::Unavailable))
+        }
+    }
+}
+
+/// 0 and everything longer are capped (§3.2.2.3.14).
+fn keep_alive_in_force(connect: &Connect, node: &Node) -> u16 {
+    let cap = node.settings.mqtt.max_keep_alive_s;
+    match connect.keep_alive_s {
+        0 => cap,
+        keep_alive_s => keep_alive_s.min(cap),
+    }
+}
+
+fn acceptance(
+    connect: &Connect,
+    keep_alive_s: u16,
+    limits: &SessionLimits,
+    node: &Node,
+    session: rpc::SessionId,
+) -> ConnectAck {
+    let assigned = || ByteString::from(format!("{}-{session}", node.id));
+    ConnectAck {
+        session_expiry_interval_secs: connect.wants_session.then_some(0),
+        receive_max: std::num::NonZeroU16::new(limits.receive_maximum).unwrap_or(std::num::NonZeroU16::MIN),
+        max_qos: QoS::AtLeastOnce,
+        max_packet_size: Some(node.settings.mqtt.max_packet_bytes),
+        assigned_client_id: connect.client_id.is_empty().then(assigned),
+        topic_alias_max: limits.topic_alias_maximum,
+        retain_available: false,
+        subscription_identifiers_available: false,
+        shared_subscription_available: false,
+        server_keepalive_sec: (keep_alive_s != connect.keep_alive_s).then_some(keep_alive_s),
+        ..ConnectAck::default()
+    }
+}
+
+fn refusal(reason: ConnectAckReason, why: &'static str) -> ConnectAck {
+    ConnectAck { reason_code: reason, reason_string: Some(ByteString::from_static(why)), ..ConnectAck::default() }
+}
+
+async fn write_connack<S: AsyncWrite + Unpin>(stream: &mut S, codec: &mut Codec, ack: ConnectAck) {
+    let mut out = BytesMut::new();
+    codec.connack(ack, &mut out);
+    // The connection is closed next: a client that is gone already misses nothing.
+    let _ = stream.write_all(&out).await;
+}
+
+fn refused(node: &Node, result: ConnectResult, why: &'static str) -> Option<Connected> {
+    node.metrics.connect(result);
+    tracing::debug!(?result, why, "a connection was refused");
+    None
+}

@@ -1,0 +1,95 @@
+//! Who may come in? Accepts MQTT connections, up to the node's limit.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::connection;
+use super::session::SessionLimits;
+use crate::node::Node;
+
+/// How many devices over the limit are told so at a time; further ones are closed without a word.
+const MAX_REFUSALS_AT_ONCE: usize = 256;
+
+/// How long accepting pauses when the process is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A bound port, not yet served.
+#[derive(Debug)]
+pub struct Listener {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Listener {
+    /// Binds `mqtt.listen`.
+    ///
+    /// # Errors
+    /// When the address is taken or not this machine's.
+    pub async fn bind(address: SocketAddr) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("MQTT cannot listen on {address} (setting mqtt.listen)"))?;
+        let address = listener.local_addr()?;
+        Ok(Listener { listener, address })
+    }
+
+    /// Where it listens: the real port where 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Accepts until `stop`; the connections run on in `connections`.
+    pub(crate) async fn serve(
+        self,
+        node: Arc<Node>,
+        limits: Arc<SessionLimits>,
+        connections: TaskTracker,
+        stop: CancellationToken,
+    ) {
+        let places = Arc::new(Semaphore::new(node.settings.ingress.max_connections));
+        let refusals = Arc::new(Semaphore::new(MAX_REFUSALS_AT_ONCE));
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => return,
+                accepted = self.listener.accept() => accepted,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let (place, full) = match Arc::clone(&places).try_acquire_owned() {
+                Ok(place) => (place, false),
+                Err(_) => match Arc::clone(&refusals).try_acquire_owned() {
+                    Ok(place) => (place, true),
+                    Err(_) => {
+                        node.metrics.limit_hit(rpc::Limit::Connections);
+                        continue;
+                    }
+                },
+            };
+            let (node, limits) = (Arc::clone(&node), Arc::clone(&limits));
+            connections.spawn(async move {
+                if prepare(&stream).is_ok() {
+                    connection::serve(stream, node, limits, full).await;
+                }
+                drop(place);
+            });
+        }
+    }
+}
+
+fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+    // A call is small and waited for: never held back to be sent with the next.
+    stream.set_nodelay(true)
+}
