@@ -1,1 +1,25 @@
-//! To be written.
+//! How do the services reach each other and what they share? Over NATS, and here alone.
+//!
+//! [`Bus`] is request and reply, [`ClaimStore`] says where each device is connected, [`registry`] holds devices,
+//! [`server`] runs a nats-server as a child. Nobody else uses `async-nats`.
+
+mod bucket;
+mod claim_map;
+mod claims;
+mod connection;
+mod leases;
+mod meters;
+mod pending;
+pub mod registry;
+mod serve;
+pub mod server;
+mod watch;
+
+pub use async_nats::Subject;
+pub use bucket::StoreError;
+pub use claim_map::{Arrivals, ClaimMap};
+pub use claims::{ClaimError, ClaimStore, Claimed, Reclaimed};
+pub use connection::{AskError, Bus, BusError, BusSettings, Connection, TellError};
+pub use leases::LeaseMap;
+pub use meters::describe;
+pub use serve::{Request, Requests};

@@ -1,0 +1,410 @@
+//! What is stored under a key? One JetStream KV bucket, spoken to in its own messages through [`Bus::ask`].
+//!
+//! That spares what async-nats' own store costs (a second inbox, asks that leak when they expire, a look before each
+//! write), and every wait is one of ours. The layout is that of any KV bucket, so NATS' own tools can read it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_nats::{HeaderMap, Message, StatusCode, Subject};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+use tracing::{info, warn};
+
+use crate::connection::{AskError, Bus};
+
+/// How long the store may take to make a bucket or a watch.
+const ADMIN_WAIT: Duration = Duration::from_secs(5);
+
+const STREAM_NAME_IN_USE: u64 = 10058;
+const STREAM_NOT_FOUND: u64 = 10059;
+const NO_MESSAGE_FOUND: u64 = 10037;
+const WRONG_LAST_SEQUENCE: u64 = 10071;
+/// The same, said by a cluster while another write of that key is under way.
+const WRONG_LAST_SEQUENCE_UNNAMED: u64 = 10164;
+
+/// Why the store did not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// NATS did not answer, or not in time; the write may have happened.
+    #[error("the store cannot be reached: {0}")]
+    Unreachable(#[from] AskError),
+    /// The bucket is gone and could not be made again.
+    #[error("the bucket {0} is missing")]
+    Missing(String),
+    /// Something else stands there than was expected.
+    #[error("another write came first")]
+    Overtaken,
+    /// JetStream said no.
+    #[error("the store refused: {description} ({code})")]
+    Refused {
+        /// JetStream's error code.
+        code: u64,
+        /// Its words.
+        description: String,
+    },
+    /// JetStream's answer, or what is stored, could not be read.
+    #[error("the store's answer cannot be read: {0}")]
+    Unreadable(String),
+}
+
+/// What must stand under a key for a write to happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expected {
+    Anything,
+    Nothing,
+    Revision(u64),
+}
+
+/// What stands under a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    /// Grows with every write of the bucket, and over its loss and re-creation too.
+    pub(crate) revision: u64,
+    /// None for the marker that a removal leaves for a while.
+    pub(crate) value: Option<Bytes>,
+}
+
+/// A bucket in memory whose keys keep only their last value.
+#[derive(Clone)]
+pub(crate) struct Bucket {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    bus: Bus,
+    name: String,
+    stream: String,
+    /// `$KV.<name>.`: the key follows.
+    subject_prefix: String,
+    direct_get_prefix: String,
+    leader_get: String,
+    max_age: Option<Duration>,
+    /// Counts re-creations, so that many who find the bucket missing make it once.
+    made: AtomicU64,
+    making: Mutex<()>,
+}
+
+impl Bucket {
+    /// The bucket `<prefix>_<name>`, made if it is missing. Keys older than `max_age` vanish.
+    pub(crate) async fn open(bus: &Bus, name: &str, max_age: Option<Duration>) -> Result<Self, StoreError> {
+        let name = format!("{}_{name}", bus.subjects().prefix());
+        let stream = format!("KV_{name}");
+        let bucket = Bucket {
+            inner: Arc::new(Inner {
+                bus: bus.clone(),
+                subject_prefix: format!("$KV.{name}."),
+                direct_get_prefix: format!("$JS.API.DIRECT.GET.{stream}.$KV.{name}."),
+                leader_get: format!("$JS.API.STREAM.MSG.GET.{stream}"),
+                name,
+                stream,
+                max_age,
+                made: AtomicU64::new(0),
+                making: Mutex::new(()),
+            }),
+        };
+        bucket.make_if_missing().await?;
+        Ok(bucket)
+    }
+
+    pub(crate) fn bus(&self) -> &Bus {
+        &self.inner.bus
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    pub(crate) fn stream(&self) -> &str {
+        &self.inner.stream
+    }
+
+    pub(crate) fn subject_prefix(&self) -> &str {
+        &self.inner.subject_prefix
+    }
+
+    /// Writes and returns the revision.
+    pub(crate) async fn put(
+        &self,
+        key: &str,
+        value: Bytes,
+        expected: Expected,
+        wait: Duration,
+    ) -> Result<u64, StoreError> {
+        self.write(key, value, expected_headers(expected), wait).await
+    }
+
+    /// Removes if `expected` stands there. Watchers hear of it; what they hear vanishes after `marker_ttl` (1 s and up).
+    pub(crate) async fn remove(
+        &self,
+        key: &str,
+        expected: Expected,
+        marker_ttl: Duration,
+        wait: Duration,
+    ) -> Result<u64, StoreError> {
+        let mut headers = expected_headers(expected).unwrap_or_default();
+        headers.insert("KV-Operation", "DEL");
+        headers.insert("Nats-TTL", format!("{}s", marker_ttl.as_secs().max(1)));
+        self.write(key, Bytes::new(), Some(headers), wait).await
+    }
+
+    /// What stands there now, asked of the copy that all writes go through.
+    pub(crate) async fn get(&self, key: &str, wait: Duration) -> Result<Option<Entry>, StoreError> {
+        let made = self.inner.made.load(Ordering::Acquire);
+        let found = self.get_once(key, wait).await;
+        let Err(StoreError::Missing(_)) = found else { return found };
+        self.make_again(made).await?;
+        self.get_once(key, wait).await
+    }
+
+    /// One request to JetStream's API; `operation` is the subject behind `$JS.API.`.
+    pub(crate) async fn administer(&self, operation: &str, request: &Value) -> Result<Value, StoreError> {
+        let request = match request {
+            Value::Null => Bytes::new(),
+            request => Bytes::from(request.to_string()),
+        };
+        let subject = format!("$JS.API.{operation}");
+        let reply = self.inner.bus.ask(subject, request, ADMIN_WAIT).await?;
+        let reply: Value = serde_json::from_slice(&reply).map_err(|error| unreadable(&error))?;
+        match reply.get("error") {
+            None => Ok(reply),
+            Some(error) => Err(self.refusal(error)),
+        }
+    }
+
+    /// Makes the bucket unless somebody has done so since `made` was read.
+    async fn make_again(&self, made: u64) -> Result<(), StoreError> {
+        let _one_at_a_time = self.inner.making.lock().await;
+        if self.inner.made.load(Ordering::Acquire) != made {
+            return Ok(());
+        }
+        self.make_if_missing_unlocked().await
+    }
+
+    /// Makes the bucket if it is missing, and returns when it was made, in JetStream's words.
+    pub(crate) async fn make_if_missing(&self) -> Result<String, StoreError> {
+        let _one_at_a_time = self.inner.making.lock().await;
+        self.make_if_missing_unlocked().await?;
+        let info = self.administer(&format!("STREAM.INFO.{}", self.inner.stream), &Value::Null).await?;
+        Ok(info.get("created").and_then(Value::as_str).unwrap_or_default().to_owned())
+    }
+
+    async fn make_if_missing_unlocked(&self) -> Result<(), StoreError> {
+        let Inner { stream, name, bus, max_age, .. } = &*self.inner;
+        let found = self.administer(&format!("STREAM.INFO.{stream}"), &Value::Null).await;
+        let standing = match found {
+            Ok(info) => Some(info),
+            Err(StoreError::Missing(_)) => None,
+            Err(error) => return Err(error),
+        };
+        let max_age_ns = max_age.map_or(0, |age| u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
+        match standing {
+            None => {
+                let config = json!({
+                    "name": stream,
+                    "subjects": [format!("$KV.{name}.>")],
+                    "storage": "memory",
+                    "num_replicas": bus.replicas(),
+                    "retention": "limits",
+                    "discard": "new",
+                    "max_msgs_per_subject": 1,
+                    "max_msgs": -1,
+                    "max_bytes": -1,
+                    "max_consumers": -1,
+                    "max_age": max_age_ns,
+                    "duplicate_window": if max_age_ns == 0 { 120_000_000_000 } else { max_age_ns.min(120_000_000_000) },
+                    "allow_rollup_hdrs": true,
+                    "deny_delete": true,
+                    "allow_direct": true,
+                    "allow_msg_ttl": true,
+                    // Revisions go on growing when the bucket is lost with NATS' memory and made again: one held
+                    // from before never names a later write.
+                    "first_seq": now_us(),
+                });
+                match self.administer(&format!("STREAM.CREATE.{stream}"), &config).await {
+                    Ok(_) => info!(bucket = name, "made the bucket"),
+                    // Another process was faster.
+                    Err(StoreError::Refused { code: STREAM_NAME_IN_USE, .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Some(mut info) => self.bring_up_to_date(info.get_mut("config"), max_age_ns).await,
+        }
+        self.inner.made.fetch_add(1, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Follows settings that have changed since the bucket was made.
+    async fn bring_up_to_date(&self, config: Option<&mut Value>, max_age_ns: u64) {
+        let Inner { stream, name, bus, .. } = &*self.inner;
+        let Some(Value::Object(config)) = config else { return };
+        let number = |key: &str| config.get(key).and_then(Value::as_u64).unwrap_or_default();
+        if number("max_age") == max_age_ns && number("num_replicas") == u64::from(bus.replicas()) {
+            return;
+        }
+        config.insert("max_age".into(), max_age_ns.into());
+        config.insert("num_replicas".into(), bus.replicas().into());
+        if max_age_ns != 0 {
+            config.insert("duplicate_window".into(), max_age_ns.min(120_000_000_000).into());
+        }
+        let config = Value::Object(config.clone());
+        match self.administer(&format!("STREAM.UPDATE.{stream}"), &config).await {
+            Ok(_) => info!(bucket = name, "changed the bucket as the settings say"),
+            Err(error) => warn!(bucket = name, %error, "the bucket keeps its older settings"),
+        }
+    }
+
+    async fn write(
+        &self,
+        key: &str,
+        value: Bytes,
+        headers: Option<HeaderMap>,
+        wait: Duration,
+    ) -> Result<u64, StoreError> {
+        let made = self.inner.made.load(Ordering::Acquire);
+        let written = self.write_once(key, value.clone(), headers.clone(), wait).await;
+        let Err(StoreError::Missing(_)) = written else { return written };
+        self.make_again(made).await?;
+        self.write_once(key, value, headers, wait).await
+    }
+
+    async fn write_once(
+        &self,
+        key: &str,
+        value: Bytes,
+        headers: Option<HeaderMap>,
+        wait: Duration,
+    ) -> Result<u64, StoreError> {
+        let subject = joined(&self.inner.subject_prefix, key);
+        let reply = match self.inner.bus.exchange(subject, headers, value, wait).await {
+            Ok(reply) => reply.payload,
+            // No stream takes the subject: the bucket is gone.
+            Err(AskError::NoResponders) => return Err(StoreError::Missing(self.inner.name.clone())),
+            Err(error) => return Err(error.into()),
+        };
+        let ack: Acknowledgement = serde_json::from_slice(&reply).map_err(|error| unreadable(&error))?;
+        match (ack.error, ack.seq) {
+            (Some(error), _) => Err(self.refusal(&error)),
+            (None, Some(revision)) => Ok(revision),
+            (None, None) => Err(StoreError::Unreadable("an acknowledgement without a number".into())),
+        }
+    }
+
+    async fn get_once(&self, key: &str, wait: Duration) -> Result<Option<Entry>, StoreError> {
+        // A direct get is cheaper, but any copy answers it, and one may lag.
+        if self.inner.bus.replicas() > 1 { self.get_from_leader(key, wait).await } else { self.get_direct(key, wait).await }
+    }
+
+    async fn get_direct(&self, key: &str, wait: Duration) -> Result<Option<Entry>, StoreError> {
+        let subject = joined(&self.inner.direct_get_prefix, key);
+        let reply = match self.inner.bus.exchange(subject, None, Bytes::new(), wait).await {
+            Ok(reply) => reply,
+            Err(AskError::NoResponders) => return Err(StoreError::Missing(self.inner.name.clone())),
+            Err(error) => return Err(error.into()),
+        };
+        match reply.status {
+            Some(StatusCode::NOT_FOUND) => return Ok(None),
+            None | Some(StatusCode::OK) => {}
+            Some(status) => {
+                return Err(StoreError::Refused {
+                    code: u64::from(status.as_u16()),
+                    description: reply.description.unwrap_or_default(),
+                });
+            }
+        }
+        let Message { headers, payload, .. } = reply;
+        let headers = headers.unwrap_or_default();
+        let revision = headers.get("Nats-Sequence").and_then(|sequence| sequence.as_str().parse().ok());
+        let revision = revision.ok_or_else(|| StoreError::Unreadable("a value without its revision".into()))?;
+        let is_marker = headers.get("KV-Operation").is_some_and(|operation| operation.as_str() != "PUT")
+            || headers.get("Nats-Marker-Reason").is_some();
+        Ok(Some(Entry { revision, value: (!is_marker).then_some(payload) }))
+    }
+
+    async fn get_from_leader(&self, key: &str, wait: Duration) -> Result<Option<Entry>, StoreError> {
+        let request = json!({ "last_by_subj": format!("{}{key}", self.inner.subject_prefix) }).to_string();
+        let subject = Subject::from(self.inner.leader_get.as_str());
+        let reply = self.inner.bus.ask(subject, request.into(), wait).await?;
+        let stored: Stored = serde_json::from_slice(&reply).map_err(|error| unreadable(&error))?;
+        let message = match (stored.error, stored.message) {
+            (Some(error), _) if error.get("err_code").and_then(Value::as_u64) == Some(NO_MESSAGE_FOUND) => {
+                return Ok(None);
+            }
+            (Some(error), _) => return Err(self.refusal(&error)),
+            (None, Some(message)) => message,
+            (None, None) => return Err(StoreError::Unreadable("no message in it".into())),
+        };
+        let decode = |text: Option<String>| BASE64.decode(text.unwrap_or_default()).map_err(|error| unreadable(&error));
+        let headers = decode(message.hdrs)?;
+        let headers = String::from_utf8_lossy(&headers);
+        let is_marker = headers.lines().any(|line| {
+            line.strip_prefix("KV-Operation:").is_some_and(|operation| operation.trim() != "PUT")
+                || line.starts_with("Nats-Marker-Reason:")
+        });
+        let value = if is_marker { None } else { Some(decode(message.data)?.into()) };
+        Ok(Some(Entry { revision: message.seq, value }))
+    }
+
+    fn refusal(&self, error: &Value) -> StoreError {
+        let code = error.get("err_code").and_then(Value::as_u64).unwrap_or_default();
+        match code {
+            STREAM_NOT_FOUND => StoreError::Missing(self.inner.name.clone()),
+            WRONG_LAST_SEQUENCE | WRONG_LAST_SEQUENCE_UNNAMED => StoreError::Overtaken,
+            _ => StoreError::Refused {
+                code,
+                description: error.get("description").and_then(Value::as_str).unwrap_or_default().to_owned(),
+            },
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Acknowledgement {
+    error: Option<Value>,
+    seq: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Stored {
+    error: Option<Value>,
+    message: Option<StoredMessage>,
+}
+
+#[derive(Deserialize)]
+struct StoredMessage {
+    seq: u64,
+    hdrs: Option<String>,
+    data: Option<String>,
+}
+
+fn expected_headers(expected: Expected) -> Option<HeaderMap> {
+    let revision = match expected {
+        Expected::Anything => return None,
+        Expected::Nothing => 0,
+        Expected::Revision(revision) => revision,
+    };
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Expected-Last-Subject-Sequence", revision.to_string());
+    Some(headers)
+}
+
+fn joined(prefix: &str, key: &str) -> Subject {
+    let mut subject = String::with_capacity(prefix.len() + key.len());
+    subject.push_str(prefix);
+    subject.push_str(key);
+    subject.into()
+}
+
+fn unreadable(error: &dyn std::fmt::Display) -> StoreError {
+    StoreError::Unreadable(error.to_string())
+}
+
+fn now_us() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(1)
+}

@@ -1,0 +1,626 @@
+//! How does a message travel, and what is heard back? One NATS connection and one reply inbox per process.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_nats::client::traits::Publisher;
+use async_nats::connection::State;
+use async_nats::message::OutboundMessage;
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, StatusCode, Subject};
+use bytes::Bytes;
+use futures::StreamExt;
+use rpc::{NodeId, Subjects};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::{debug, info, warn};
+use uuid::Uuid;
+
+use crate::bucket::StoreError;
+use crate::meters::Meters;
+use crate::pending::Pending;
+use crate::serve::Requests;
+
+/// Messages that one subscription may queue before further ones are dropped and counted.
+const SUBSCRIPTION_CAPACITY: usize = 65_536;
+/// Messages that may wait for the connection before a sender waits too.
+const SEND_CAPACITY: usize = 8_192;
+/// The longest pause between two attempts to reconnect.
+const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
+/// How often the connection is looked at without an event, and gauges are brought up to date.
+const MONITOR_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How to reach NATS.
+#[derive(Clone)]
+pub struct BusSettings {
+    /// Servers of one cluster, separated by commas.
+    pub url: String,
+    /// The first token of every subject and the beginning of every bucket's name.
+    pub prefix: String,
+    /// User name, together with `password`.
+    pub user: Option<String>,
+    /// Password, together with `user`.
+    pub password: Option<String>,
+    /// A NATS credentials file, instead of user and password.
+    pub credentials_file: Option<PathBuf>,
+    /// Copies of each bucket: 1 on a single server, 3 or 5 in a cluster.
+    pub replicas: u16,
+    /// How long [`Bus::connect`] tries, and how long each later attempt may take.
+    pub connect_timeout_ms: u64,
+    /// How long a message may wait to be taken by the connection.
+    pub send_timeout_ms: u64,
+    /// Questions that may be open at a time.
+    pub max_pending_asks: usize,
+}
+
+impl Default for BusSettings {
+    fn default() -> Self {
+        BusSettings {
+            url: "nats://127.0.0.1:4222".into(),
+            prefix: "swb".into(),
+            user: None,
+            password: None,
+            credentials_file: None,
+            replicas: 1,
+            connect_timeout_ms: 5_000,
+            send_timeout_ms: 1_000,
+            max_pending_asks: 65_536,
+        }
+    }
+}
+
+impl fmt::Debug for BusSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let BusSettings { url, prefix, user, credentials_file, replicas, .. } = self;
+        write!(f, "BusSettings({url}, {prefix}, {user:?}, {credentials_file:?}, {replicas} replicas)")
+    }
+}
+
+/// Why something on NATS could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum BusError {
+    /// No server answered in time, or none let us in.
+    #[error("cannot connect to NATS at {url}: {reason}")]
+    Connect {
+        /// The servers tried.
+        url: String,
+        /// What the last attempt said.
+        reason: String,
+    },
+    /// The server is older than what the buckets need.
+    #[error("nats-server {version} is too old: 2.11 or later is needed")]
+    TooOld {
+        /// Its version.
+        version: String,
+    },
+    /// A subscription could not be made.
+    #[error("cannot subscribe to {subject}: {reason}")]
+    Subscribe {
+        /// What was to be subscribed to.
+        subject: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A bucket could not be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a question has no reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// Nobody listens there: NATS says so at once, and nobody received the question.
+    #[error("nobody listens there")]
+    NoResponders,
+    /// No reply came in time; the question may have been received.
+    #[error("no reply in time")]
+    Expired,
+    /// There is no connection, or it took no message in time, or it was closed while the reply was waited for.
+    #[error("not connected to NATS")]
+    Down,
+    /// `max_pending_asks` questions are open; nothing was sent.
+    #[error("too many questions are open")]
+    Full,
+    /// Larger than NATS takes, or the subject is none; nothing was sent.
+    #[error("the message cannot be sent")]
+    Unsendable,
+}
+
+/// Why a message was not sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TellError {
+    /// There is no connection, or it took no message in time.
+    #[error("not connected to NATS")]
+    Down,
+    /// Larger than NATS takes, or the subject is none.
+    #[error("the message cannot be sent")]
+    Unsendable,
+}
+
+/// Whether NATS can be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Connection {
+    /// Connected, for the `epoch`-th time: grows with every reconnect.
+    Up {
+        /// Counts connections, from 1.
+        epoch: u64,
+    },
+    /// Not connected; it is tried again for ever.
+    Down,
+}
+
+/// This process's connection to NATS. Clones share it.
+#[derive(Clone)]
+pub struct Bus {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: Client,
+    process: NodeId,
+    subjects: Subjects,
+    /// The reply inbox with its last dot: an ask's number follows.
+    inbox: String,
+    pending: Arc<Pending>,
+    replicas: u16,
+    send_timeout: Duration,
+    connect_timeout: Duration,
+    is_closed: AtomicBool,
+    connection: watch::Receiver<Connection>,
+    meters: Arc<Meters>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        for task in self.tasks.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            task.abort();
+        }
+    }
+}
+
+impl Bus {
+    /// Connects as `switchboard-<service>`, and reconnects for ever afterwards.
+    ///
+    /// # Errors
+    /// When no server has answered after `connect_timeout_ms`, or one refuses us or is too old.
+    pub async fn connect(settings: &BusSettings, service: &str) -> Result<Bus, BusError> {
+        let meters = Arc::new(Meters::new());
+        let happened = Arc::new(Notify::new());
+        let (high, low) = Uuid::new_v4().as_u64_pair();
+        let process = NodeId(high ^ low);
+        let subjects = Subjects::new(settings.prefix.clone());
+        let client = connect_client(settings, service, &subjects.feed(process), &meters, &happened).await?;
+        if !client.is_server_compatible(2, 11, 0) {
+            return Err(BusError::TooOld { version: client.server_info().version });
+        }
+
+        let inbox = format!("{}.", subjects.inbox(process));
+        let pending = Arc::new(Pending::new(settings.max_pending_asks, meters.cancelled.clone()));
+        let everything = format!("{inbox}>");
+        let replies = client.subscribe(everything.clone()).await;
+        let replies =
+            replies.map_err(|error| BusError::Subscribe { subject: everything, reason: error.to_string() })?;
+
+        let (connection_tx, connection) = watch::channel(observe(&client));
+        meters.connected.set(1.0);
+        let tasks = vec![
+            tokio::spawn(hand_out_replies(replies, inbox.len(), Arc::clone(&pending), Arc::clone(&meters))),
+            tokio::spawn(monitor(
+                client.clone(),
+                connection_tx,
+                happened,
+                Arc::clone(&pending),
+                Arc::clone(&meters),
+            )),
+        ];
+        Ok(Bus {
+            inner: Arc::new(Inner {
+                client,
+                process,
+                subjects,
+                inbox,
+                pending,
+                replicas: settings.replicas,
+                send_timeout: Duration::from_millis(settings.send_timeout_ms),
+                connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
+                is_closed: AtomicBool::new(false),
+                connection,
+                meters,
+                tasks: Mutex::new(tasks),
+            }),
+        })
+    }
+
+    /// This process's id, random for each start: the last token of its inbox, and an ingress node's id.
+    pub fn process(&self) -> NodeId {
+        self.inner.process
+    }
+
+    /// The subjects below this bus's prefix.
+    pub fn subjects(&self) -> &Subjects {
+        &self.inner.subjects
+    }
+
+    /// Whether NATS can be reached, and when that changes. Up to a second late; `ask` and `tell` look for themselves.
+    pub fn connection(&self) -> watch::Receiver<Connection> {
+        self.inner.connection.clone()
+    }
+
+    /// The largest message that NATS takes, in bytes.
+    pub fn max_payload_bytes(&self) -> usize {
+        self.inner.client.max_payload()
+    }
+
+    /// Asks and waits for one reply, for at most `wait`, which covers everything. Nothing is left behind when the
+    /// future is dropped.
+    ///
+    /// # Errors
+    /// See [`AskError`]; after `NoResponders`, `Full` and `Unsendable` nobody has received the message.
+    pub async fn ask(
+        &self,
+        subject: impl Into<Subject>,
+        message: Bytes,
+        wait: Duration,
+    ) -> Result<Bytes, AskError> {
+        let reply = self.exchange(subject.into(), None, message, wait).await?;
+        Ok(reply.payload)
+    }
+
+    /// Publishes.
+    ///
+    /// # Errors
+    /// At once when there is no connection: what was queued then would be delivered later.
+    pub async fn tell(&self, subject: impl Into<Subject>, message: Bytes) -> Result<(), TellError> {
+        self.publish(subject.into(), None, None, message, self.inner.send_timeout).await
+    }
+
+    /// Publishes with a reply subject of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`tell`](Self::tell). That nobody listens is said on `reply_to`.
+    pub async fn forward(
+        &self,
+        subject: impl Into<Subject>,
+        reply_to: impl Into<Subject>,
+        message: Bytes,
+    ) -> Result<(), TellError> {
+        let reply_to = reply_to.into();
+        // async-nats checks the subject alone here, and this one may have come out of a message.
+        if !reply_to.is_valid() {
+            return Err(TellError::Unsendable);
+        }
+        self.publish(subject.into(), Some(reply_to), None, message, self.inner.send_timeout).await
+    }
+
+    /// Subscribes, alone or as a member of a queue group. When this returns, the server knows.
+    ///
+    /// # Errors
+    /// When there is no connection, or `subject` is none.
+    pub async fn serve(
+        &self,
+        subject: impl Into<Subject>,
+        queue: Option<&str>,
+    ) -> Result<Requests, BusError> {
+        let subject = subject.into();
+        let failed = |reason: &dyn fmt::Display| BusError::Subscribe {
+            subject: subject.to_string(),
+            reason: reason.to_string(),
+        };
+        let client = &self.inner.client;
+        let subscriber = match queue {
+            Some(queue) => client.queue_subscribe(subject.clone(), queue.to_owned()).await,
+            None => client.subscribe(subject.clone()).await,
+        };
+        let subscriber = subscriber.map_err(|error| failed(&error))?;
+        self.round_trip(self.inner.connect_timeout).await.map_err(|error| failed(&error))?;
+        Ok(Requests::new(subscriber))
+    }
+
+    /// Ends the connection once the server has everything that was published. Asks and tells fail from now on, and
+    /// so do the asks still open.
+    pub async fn close(&self) {
+        if self.inner.is_closed.load(Ordering::Relaxed) {
+            return;
+        }
+        // Closing a socket with unread bytes in it can take back what was written: a reply to the last message of
+        // all proves that nothing of it is left.
+        if let Err(error) = self.round_trip(self.inner.send_timeout).await {
+            debug!(%error, "the last messages may not have reached NATS");
+        }
+        self.inner.is_closed.store(true, Ordering::Relaxed);
+        if let Err(error) = self.inner.client.drain().await {
+            debug!(%error, "the connection to NATS is closed already");
+        }
+        self.inner.pending.abandon_all();
+        let tasks = std::mem::take(&mut *self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        for mut task in tasks {
+            // While NATS is away nothing is drained, and the tasks have nothing to finish.
+            if timeout(self.inner.send_timeout, &mut task).await.is_err() {
+                task.abort();
+            }
+        }
+        self.inner.meters.connected.set(0.0);
+    }
+
+    /// Sends itself a message: when it is back, the server has seen all that was sent before it.
+    async fn round_trip(&self, wait: Duration) -> Result<(), AskError> {
+        let (ticket, arrival) = self.inner.pending.open().ok_or(AskError::Full)?;
+        let subject = self.inbox_of(ticket.number());
+        let deadline = Instant::now() + wait;
+        let sent = self.publish(subject, None, None, Bytes::new(), wait).await;
+        let back = match sent {
+            Ok(()) => timeout_at(deadline, arrival).await.map_err(|_| AskError::Expired),
+            Err(_) => Err(AskError::Down),
+        };
+        match back {
+            Ok(Ok(_)) => {
+                ticket.answered();
+                Ok(())
+            }
+            Ok(Err(_)) => {
+                ticket.given_up();
+                Err(AskError::Down)
+            }
+            Err(error) => {
+                ticket.given_up();
+                Err(error)
+            }
+        }
+    }
+
+    /// [`ask`](Self::ask) with headers, and the reply with its own.
+    pub(crate) async fn exchange(
+        &self,
+        subject: Subject,
+        headers: Option<HeaderMap>,
+        message: Bytes,
+        wait: Duration,
+    ) -> Result<Message, AskError> {
+        let Inner { pending, meters, send_timeout, .. } = &*self.inner;
+        let deadline = Instant::now() + wait;
+        let Some((ticket, arrival)) = pending.open() else {
+            meters.full.increment(1);
+            return Err(AskError::Full);
+        };
+        let reply_to = Some(self.inbox_of(ticket.number()));
+        match self.publish(subject, reply_to, headers, message, wait.min(*send_timeout)).await {
+            Ok(()) => {}
+            Err(TellError::Down) => {
+                ticket.given_up();
+                meters.down.increment(1);
+                return Err(AskError::Down);
+            }
+            Err(TellError::Unsendable) => {
+                ticket.given_up();
+                meters.unsendable.increment(1);
+                return Err(AskError::Unsendable);
+            }
+        }
+        match timeout_at(deadline, arrival).await {
+            Ok(Ok(reply)) => {
+                ticket.answered();
+                if reply.status == Some(StatusCode::NO_RESPONDERS) {
+                    meters.no_responders.increment(1);
+                    return Err(AskError::NoResponders);
+                }
+                meters.answered.increment(1);
+                Ok(reply)
+            }
+            Ok(Err(_)) => {
+                ticket.given_up();
+                meters.down.increment(1);
+                Err(AskError::Down)
+            }
+            Err(_) => {
+                ticket.given_up();
+                meters.expired.increment(1);
+                Err(AskError::Expired)
+            }
+        }
+    }
+
+    async fn publish(
+        &self,
+        subject: Subject,
+        reply: Option<Subject>,
+        headers: Option<HeaderMap>,
+        payload: Bytes,
+        wait: Duration,
+    ) -> Result<(), TellError> {
+        let Inner { client, is_closed, .. } = &*self.inner;
+        if is_closed.load(Ordering::Relaxed) || client.connection_state() != State::Connected {
+            return Err(TellError::Down);
+        }
+        let sent = client.publish_message(OutboundMessage { subject, reply, payload, headers });
+        match timeout(wait, sent).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) if error.kind() == async_nats::PublishErrorKind::Send => Err(TellError::Down),
+            Ok(Err(error)) => {
+                warn!(%error, "a message cannot be sent");
+                Err(TellError::Unsendable)
+            }
+            Err(_) => Err(TellError::Down),
+        }
+    }
+
+    fn inbox_of(&self, number: u64) -> Subject {
+        // A number has at most 20 digits; the exact length spares the shrinking copy in nearly every case.
+        let digits = number.checked_ilog10().unwrap_or(0) as usize + 1;
+        let mut subject = String::with_capacity(self.inner.inbox.len() + digits);
+        subject.push_str(&self.inner.inbox);
+        // Writing to a String cannot fail.
+        let _ = fmt::Write::write_fmt(&mut subject, format_args!("{number}"));
+        subject.into()
+    }
+
+    pub(crate) fn replicas(&self) -> u16 {
+        self.inner.replicas
+    }
+
+    pub(crate) fn connect_timeout(&self) -> Duration {
+        self.inner.connect_timeout
+    }
+
+    pub(crate) fn meters(&self) -> &Meters {
+        &self.inner.meters
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.inner.client
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.inner.is_closed.load(Ordering::Relaxed)
+    }
+
+    /// How many asks are open, for tests and gauges.
+    pub fn pending_asks(&self) -> usize {
+        self.inner.pending.len()
+    }
+}
+
+async fn connect_client(
+    settings: &BusSettings,
+    service: &str,
+    feed: &str,
+    meters: &Arc<Meters>,
+    happened: &Arc<Notify>,
+) -> Result<Client, BusError> {
+    let failed = |reason: String| BusError::Connect { url: settings.url.clone(), reason };
+    let limit = Duration::from_millis(settings.connect_timeout_ms);
+    let give_up = Instant::now() + limit;
+    let servers: Vec<async_nats::ServerAddr> = settings
+        .url
+        .split(',')
+        .map(|server| server.trim().parse())
+        .collect::<Result<_, _>>()
+        .map_err(|error: std::io::Error| failed(error.to_string()))?;
+
+    let mut reason = "no answer".to_owned();
+    loop {
+        let mut options = ConnectOptions::new()
+            .name(format!("switchboard-{service}"))
+            .custom_inbox_prefix(feed)
+            .connection_timeout(limit)
+            .subscription_capacity(SUBSCRIPTION_CAPACITY)
+            .client_capacity(SEND_CAPACITY)
+            .ping_interval(Duration::from_secs(20))
+            .reconnect_delay_callback(reconnect_delay)
+            .event_callback(on_event(meters, happened));
+        if let (Some(user), Some(password)) = (&settings.user, &settings.password) {
+            options = options.user_and_password(user.clone(), password.clone());
+        }
+        if let Some(file) = &settings.credentials_file {
+            let loaded = options.credentials_file(file).await;
+            options = loaded.map_err(|error| failed(format!("{}: {error}", file.display())))?;
+        }
+        match timeout_at(give_up, options.connect(servers.clone())).await {
+            Ok(Ok(client)) => return Ok(client),
+            Ok(Err(error)) => match error.kind() {
+                ConnectErrorKind::AuthorizationViolation
+                | ConnectErrorKind::Authentication
+                | ConnectErrorKind::Tls
+                | ConnectErrorKind::ServerParse => return Err(failed(error.to_string())),
+                _ => reason = error.to_string(),
+            },
+            Err(_) => return Err(failed(reason)),
+        }
+        tokio::time::sleep_until((Instant::now() + Duration::from_millis(100)).min(give_up)).await;
+        if Instant::now() >= give_up {
+            return Err(failed(reason));
+        }
+    }
+}
+
+/// None before the first attempt, then doubling from 20 ms.
+fn reconnect_delay(attempt: usize) -> Duration {
+    if attempt <= 1 {
+        return Duration::ZERO;
+    }
+    let doublings = u32::try_from(attempt - 2).unwrap_or(u32::MAX).min(10);
+    (Duration::from_millis(20) * 2u32.pow(doublings)).min(MAX_RECONNECT_DELAY)
+}
+
+fn on_event(
+    meters: &Arc<Meters>,
+    happened: &Arc<Notify>,
+) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
+    let (meters, happened) = (Arc::clone(meters), Arc::clone(happened));
+    let has_warned_of_drops = AtomicBool::new(false);
+    move |event| {
+        match event {
+            Event::Connected | Event::Disconnected | Event::Closed => happened.notify_one(),
+            // One event for each dropped message, so only the first is worth a line; the counter has the rest.
+            Event::SlowConsumer(subscription) => {
+                meters.dropped.increment(1);
+                if !has_warned_of_drops.swap(true, Ordering::Relaxed) {
+                    warn!(subscription, "messages are dropped: this process does not keep up with NATS");
+                }
+            }
+            Event::ServerError(error) => warn!(%error, "NATS reports an error"),
+            Event::ClientError(error) => debug!(%error, "the NATS client reports an error"),
+            Event::LameDuckMode => info!("the NATS server is about to shut down"),
+            Event::Draining => {}
+        }
+        std::future::ready(())
+    }
+}
+
+fn observe(client: &Client) -> Connection {
+    match client.connection_state() {
+        State::Connected => Connection::Up { epoch: client.statistics().connects.load(Ordering::Relaxed) },
+        State::Pending | State::Disconnected => Connection::Down,
+    }
+}
+
+/// Follows the client's state. Events only wake it: async-nats drops events when many come at once.
+async fn monitor(
+    client: Client,
+    connection: watch::Sender<Connection>,
+    happened: Arc<Notify>,
+    pending: Arc<Pending>,
+    meters: Arc<Meters>,
+) {
+    loop {
+        // Whether an event or the time ended the wait makes no difference.
+        let _ = timeout(MONITOR_INTERVAL, happened.notified()).await;
+        meters.asks_in_flight.set(pending.len() as f64);
+        let now = observe(&client);
+        let before = *connection.borrow();
+        if now == before {
+            continue;
+        }
+        connection.send_replace(now);
+        match (before, now) {
+            (_, Connection::Down) => {
+                meters.connected.set(0.0);
+                warn!("the connection to NATS is lost");
+            }
+            (_, Connection::Up { epoch }) => {
+                meters.connected.set(1.0);
+                meters.reconnects.increment(1);
+                info!(epoch, "the connection to NATS is back");
+            }
+        }
+    }
+}
+
+async fn hand_out_replies(
+    mut replies: async_nats::Subscriber,
+    number_starts: usize,
+    pending: Arc<Pending>,
+    meters: Arc<Meters>,
+) {
+    while let Some(reply) = replies.next().await {
+        let number = reply.subject.get(number_starts..).and_then(|number| number.parse().ok());
+        if !number.is_some_and(|number| pending.answer(number, reply)) {
+            meters.unclaimed.increment(1);
+        }
+    }
+    // The connection is closed for good.
+    pending.abandon_all();
+}

@@ -1,0 +1,51 @@
+//! What does the bus count? Every handle is looked up once, when the bus connects.
+
+use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
+
+/// Gives every metric of this crate its help text.
+pub fn describe() {
+    describe_gauge!("switchboard_bus_connected", "1 while this process is connected to NATS, otherwise 0.");
+    describe_counter!("switchboard_bus_reconnects_total", "Times the connection to NATS came back.");
+    describe_gauge!("switchboard_bus_asks_in_flight", "Questions that wait for their reply.");
+    describe_counter!("switchboard_bus_asks_total", "Questions asked over NATS, by how they ended.");
+    describe_counter!("switchboard_bus_replies_unclaimed_total", "Replies that came when nobody waited any more.");
+    describe_counter!("switchboard_bus_dropped_messages_total", "Messages dropped because a subscription's queue was full.");
+    describe_counter!("switchboard_bus_watch_reloads_total", "Full loads of a watched bucket, the first one included.");
+}
+
+pub(crate) struct Meters {
+    pub(crate) connected: Gauge,
+    pub(crate) reconnects: Counter,
+    pub(crate) asks_in_flight: Gauge,
+    pub(crate) answered: Counter,
+    pub(crate) no_responders: Counter,
+    pub(crate) expired: Counter,
+    pub(crate) down: Counter,
+    pub(crate) full: Counter,
+    pub(crate) unsendable: Counter,
+    pub(crate) cancelled: Counter,
+    pub(crate) unclaimed: Counter,
+    pub(crate) dropped: Counter,
+    pub(crate) watch_reloads: Counter,
+}
+
+impl Meters {
+    pub(crate) fn new() -> Self {
+        let asks = |result: &'static str| counter!("switchboard_bus_asks_total", "result" => result);
+        Meters {
+            connected: gauge!("switchboard_bus_connected"),
+            reconnects: counter!("switchboard_bus_reconnects_total"),
+            asks_in_flight: gauge!("switchboard_bus_asks_in_flight"),
+            answered: asks("answered"),
+            no_responders: asks("no_responders"),
+            expired: asks("expired"),
+            down: asks("down"),
+            full: asks("full"),
+            unsendable: asks("unsendable"),
+            cancelled: asks("cancelled"),
+            unclaimed: counter!("switchboard_bus_replies_unclaimed_total"),
+            dropped: counter!("switchboard_bus_dropped_messages_total"),
+            watch_reloads: counter!("switchboard_bus_watch_reloads_total"),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What is asked of this process? A subscription whose end loses nothing.
+
+use std::time::Duration;
+
+use async_nats::{Message, StatusCode, Subject, Subscriber};
+use bytes::Bytes;
+use futures::StreamExt;
+use tokio::time::Instant;
+
+/// One message that came in.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The subject it was published to.
+    pub subject: Subject,
+    /// Where the reply goes; none when none is expected.
+    pub reply_to: Option<Subject>,
+    /// The message itself.
+    pub message: Bytes,
+    /// NATS' word that nobody listened to what was published with this subject for its reply; `message` is empty.
+    pub no_responders: bool,
+}
+
+impl From<Message> for Request {
+    fn from(message: Message) -> Self {
+        Request {
+            no_responders: message.status == Some(StatusCode::NO_RESPONDERS),
+            subject: message.subject,
+            reply_to: message.reply,
+            message: message.payload,
+        }
+    }
+}
+
+/// The messages of one subscription, as they come in.
+pub struct Requests {
+    subscriber: Subscriber,
+    taken: u64,
+    drain: Option<Drain>,
+}
+
+struct Drain {
+    next_step: usize,
+    step_ends: Instant,
+}
+
+/// How many more messages are taken, and for how long, before the next smaller step.
+///
+/// async-nats forgets a drained subscription before the server has heard of it, and drops what the server sent in
+/// between. Asking for exactly so many more messages and no further one is exact on both sides, as long as they
+/// come: a busy queue ends with the first step, and what is left for the plain drain is a queue where a message
+/// inside that fraction of a millisecond is very unlikely.
+const DRAIN_STEPS: [(u64, Duration); 3] =
+    [(256, Duration::from_millis(200)), (16, Duration::from_millis(200)), (2, Duration::from_millis(300))];
+
+impl Requests {
+    pub(crate) fn new(subscriber: Subscriber) -> Self {
+        Requests { subscriber, taken: 0, drain: None }
+    }
+
+    /// The next message; none once the subscription has ended. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Request> {
+        loop {
+            let Some(drain) = &self.drain else {
+                return self.take(None).await.flatten();
+            };
+            let step_ends = drain.step_ends;
+            if let Some(taken) = self.take(Some(step_ends)).await {
+                return taken;
+            }
+            self.enter_next_drain_step().await;
+        }
+    }
+
+    /// Begins to end the subscription: [`next`](Self::next) goes on to yield what still arrives and is queued, then
+    /// none. That takes up to 0.7 s on a quiet queue, in which other members of its group are served as before.
+    pub async fn drain(&mut self) {
+        if self.drain.is_none() {
+            self.drain = Some(Drain { next_step: 0, step_ends: Instant::now() });
+            self.enter_next_drain_step().await;
+        }
+    }
+
+    async fn take(&mut self, until: Option<Instant>) -> Option<Option<Request>> {
+        let message = match until {
+            None => self.subscriber.next().await,
+            Some(until) => tokio::time::timeout_at(until, self.subscriber.next()).await.ok()?,
+        };
+        self.taken += u64::from(message.is_some());
+        Some(message.map(Request::from))
+    }
+
+    async fn enter_next_drain_step(&mut self) {
+        let Some(drain) = &mut self.drain else { return };
+        // Only a closed connection refuses either, and then the stream ends by itself.
+        match DRAIN_STEPS.get(drain.next_step) {
+            Some(&(further, lasts)) => {
+                drain.next_step += 1;
+                drain.step_ends = Instant::now() + lasts;
+                let _ = self.subscriber.unsubscribe_after(self.taken + further).await;
+            }
+            None => {
+                drain.step_ends = Instant::now() + Duration::from_secs(3600);
+                let _ = self.subscriber.drain().await;
+            }
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! What changes in a bucket? A watch that starts over by itself whenever it could have missed something.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_nats::{HeaderMap, Message, StatusCode, Subject, Subscriber};
+use bytes::Bytes;
+use futures::StreamExt;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{debug, warn};
+
+use crate::bucket::{Bucket, StoreError};
+use crate::connection::Connection;
+
+/// How often the store says that it is still there when nothing changes.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// Silence after which the watch starts over.
+const SILENCE_LIMIT: Duration = Duration::from_secs(7);
+/// How long the store keeps a watch whose process is gone.
+const INACTIVE_LIMIT: Duration = Duration::from_secs(15);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(2);
+
+/// What a watch tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum WatchEvent {
+    /// A load from the beginning: every key that stands there follows, then `Loaded`.
+    Reset {
+        /// The bucket is another than before: the store lost its memory.
+        is_new_bucket: bool,
+    },
+    /// All that stood there when the load began has been told.
+    Loaded,
+    /// A key has a value.
+    Put {
+        /// The key.
+        key: String,
+        /// The value.
+        value: Bytes,
+        /// Its revision.
+        revision: u64,
+    },
+    /// A key has none any more.
+    Removed {
+        /// The key.
+        key: String,
+        /// The removal's own revision.
+        revision: u64,
+    },
+    /// Nothing has changed; the store is still there.
+    Alive,
+}
+
+/// One watch of a whole bucket.
+pub(crate) struct Watch {
+    bucket: Bucket,
+    connection: watch::Receiver<Connection>,
+    feed: Option<Feed>,
+    /// When the bucket watched last was made, in the store's words.
+    bucket_made: Option<String>,
+    failures: u32,
+    ready: VecDeque<WatchEvent>,
+}
+
+struct Feed {
+    subscriber: Subscriber,
+    /// How many messages the store has delivered: the next carries one more, or something was lost.
+    delivered: u64,
+    is_loaded: bool,
+    epoch: u64,
+    silent_from: Instant,
+}
+
+impl Watch {
+    pub(crate) fn new(bucket: &Bucket) -> Self {
+        Watch {
+            bucket: bucket.clone(),
+            connection: bucket.bus().connection(),
+            feed: None,
+            bucket_made: None,
+            failures: 0,
+            ready: VecDeque::new(),
+        }
+    }
+
+    /// The next event; none when the bus has been closed.
+    pub(crate) async fn next(&mut self) -> Option<WatchEvent> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(event);
+            }
+            if self.bucket.bus().is_closed() {
+                return None;
+            }
+            match self.feed.take() {
+                None => self.start().await,
+                Some(feed) => self.follow(feed).await?,
+            }
+        }
+    }
+
+    async fn start(&mut self) {
+        match self.try_start().await {
+            Ok(()) => self.failures = 0,
+            Err(error) => {
+                let bucket = self.bucket.name();
+                match self.failures {
+                    0 => warn!(bucket, %error, "cannot watch the bucket; it is tried again"),
+                    _ => debug!(bucket, %error, "cannot watch the bucket"),
+                }
+                self.failures = self.failures.saturating_add(1);
+                let delay = Duration::from_millis(50) * 2u32.pow(self.failures.min(8));
+                sleep(delay.min(MAX_RETRY_DELAY)).await;
+            }
+        }
+    }
+
+    async fn try_start(&mut self) -> Result<(), StoreError> {
+        static SERIAL: AtomicU64 = AtomicU64::new(0);
+        let Connection::Up { epoch } = *self.connection.borrow_and_update() else {
+            return Err(crate::AskError::Down.into());
+        };
+        let bus = self.bucket.bus().clone();
+        let made = self.bucket.make_if_missing().await?;
+        let consumer = format!("w{}_{}", bus.process(), SERIAL.fetch_add(1, Ordering::Relaxed));
+        let deliver_to = format!("{}.{consumer}", bus.subjects().feed(bus.process()));
+        let subscriber = bus.client().subscribe(deliver_to.clone()).await;
+        let subscriber = subscriber.map_err(|error| StoreError::Unreadable(error.to_string()))?;
+        let filter = format!("{}>", self.bucket.subject_prefix());
+        let stream = self.bucket.stream();
+        let request = json!({
+            "stream_name": stream,
+            "config": {
+                "name": consumer,
+                "description": format!("switchboard watch of {}", self.bucket.name()),
+                "deliver_subject": deliver_to,
+                "deliver_policy": "last_per_subject",
+                "ack_policy": "none",
+                "replay_policy": "instant",
+                "filter_subject": filter,
+                "flow_control": true,
+                "idle_heartbeat": nanoseconds(HEARTBEAT),
+                "inactive_threshold": nanoseconds(INACTIVE_LIMIT),
+                "num_replicas": 1,
+                "mem_storage": true,
+            },
+        });
+        let operation = format!("CONSUMER.CREATE.{stream}.{consumer}.{filter}");
+        let created = self.bucket.administer(&operation, &request).await?;
+        let awaits = created.get("num_pending").and_then(Value::as_u64).unwrap_or_default();
+        bus.meters().watch_reloads.increment(1);
+
+        let is_new_bucket = self.bucket_made.as_ref().is_some_and(|before| *before != made);
+        self.bucket_made = Some(made);
+        self.ready.push_back(WatchEvent::Reset { is_new_bucket });
+        // What arrived meanwhile may have been delivered already, so "none pending" is said of the store alone; with
+        // anything delivered, the last message or a heartbeat says it.
+        let delivered = created.pointer("/delivered/consumer_seq").and_then(Value::as_u64).unwrap_or_default();
+        let is_loaded = awaits == 0 && delivered == 0;
+        if is_loaded {
+            self.ready.push_back(WatchEvent::Loaded);
+        }
+        self.feed = Some(Feed { subscriber, delivered: 0, is_loaded, epoch, silent_from: Instant::now() });
+        Ok(())
+    }
+
+    /// Waits for one message and takes it in; a feed that can no longer be trusted is not put back.
+    async fn follow(&mut self, mut feed: Feed) -> Option<()> {
+        let silence_ends = feed.silent_from + SILENCE_LIMIT;
+        let message = tokio::select! {
+            biased;
+            message = timeout_at(silence_ends, feed.subscriber.next()) => message,
+            changed = self.connection.changed() => {
+                changed.ok()?;
+                let now = *self.connection.borrow_and_update();
+                // A message may have been lost with the old connection.
+                if now != (Connection::Up { epoch: feed.epoch }) {
+                    debug!(bucket = self.bucket.name(), "the connection has changed: the watch starts over");
+                    if now == Connection::Down {
+                        self.wait_until_up().await?;
+                    }
+                    return Some(());
+                }
+                self.feed = Some(feed);
+                return Some(());
+            }
+        };
+        let message = match message {
+            Ok(Some(message)) => message,
+            Ok(None) => return Some(()),
+            Err(_) => {
+                warn!(bucket = self.bucket.name(), "the store has fallen silent: the watch starts over");
+                return Some(());
+            }
+        };
+        feed.silent_from = Instant::now();
+        match message.status {
+            None => {
+                let Some(place) = message.reply.as_deref().and_then(Place::parse) else {
+                    return Some(());
+                };
+                if place.delivery != feed.delivered + 1 {
+                    warn!(bucket = self.bucket.name(), "changes were lost: the watch starts over");
+                    return Some(());
+                }
+                feed.delivered = place.delivery;
+                self.ready.extend(self.event_of(message, place.revision));
+                if !feed.is_loaded && place.pending == 0 {
+                    feed.is_loaded = true;
+                    self.ready.push_back(WatchEvent::Loaded);
+                }
+            }
+            Some(StatusCode::IDLE_HEARTBEAT) => {
+                let headers = message.headers.unwrap_or_default();
+                if let Some(stalled) = headers.get("Nats-Consumer-Stalled") {
+                    self.let_flow(Subject::from(stalled.as_str())).await;
+                } else if let Some(flow_control) = message.reply {
+                    self.let_flow(flow_control).await;
+                } else {
+                    if number(&headers, "Nats-Last-Consumer").is_some_and(|last| last != feed.delivered) {
+                        warn!(bucket = self.bucket.name(), "changes were lost: the watch starts over");
+                        return Some(());
+                    }
+                    // Sent only when there is nothing to deliver; and what was counted as pending may have been
+                    // removed before it was delivered.
+                    if !feed.is_loaded {
+                        feed.is_loaded = true;
+                        self.ready.push_back(WatchEvent::Loaded);
+                    }
+                    self.ready.push_back(WatchEvent::Alive);
+                }
+            }
+            Some(status) => {
+                debug!(bucket = self.bucket.name(), %status, "the store has ended the watch: it starts over");
+                return Some(());
+            }
+        }
+        self.feed = Some(feed);
+        Some(())
+    }
+
+    fn event_of(&self, message: Message, revision: u64) -> Option<WatchEvent> {
+        let key = message.subject.strip_prefix(self.bucket.subject_prefix())?.to_owned();
+        let headers = message.headers.unwrap_or_default();
+        let is_marker = headers.get("KV-Operation").is_some_and(|operation| operation.as_str() != "PUT")
+            || headers.get("Nats-Marker-Reason").is_some();
+        Some(match is_marker {
+            true => WatchEvent::Removed { key, revision },
+            false => WatchEvent::Put { key, value: message.payload, revision },
+        })
+    }
+
+    /// Tells the store that all before this was taken in.
+    async fn let_flow(&self, subject: Subject) {
+        if let Err(error) = self.bucket.bus().tell(subject, Bytes::new()).await {
+            debug!(%error, "the store was not told to go on");
+        }
+    }
+
+    async fn wait_until_up(&mut self) -> Option<()> {
+        let is_up = |connection: &Connection| matches!(connection, Connection::Up { .. });
+        self.connection.wait_for(is_up).await.ok()?;
+        Some(())
+    }
+}
+
+/// What a delivery's reply subject says of it: `$JS.ACK.<stream>.<consumer>.<times>.<revision>.<delivery>.<time>.<pending>`,
+/// with a domain and an account in front of the stream from some servers.
+struct Place {
+    revision: u64,
+    delivery: u64,
+    pending: u64,
+}
+
+impl Place {
+    fn parse(reply: &str) -> Option<Self> {
+        let mut tokens = reply.strip_prefix("$JS.ACK.")?.split('.');
+        let skipped = if reply.split('.').count() == 9 { 3 } else { 5 };
+        let revision = tokens.nth(skipped)?.parse().ok()?;
+        let delivery = tokens.next()?.parse().ok()?;
+        let pending = tokens.nth(1)?.parse().ok()?;
+        Some(Place { revision, delivery, pending })
+    }
+}
+
+fn number(headers: &HeaderMap, name: &'static str) -> Option<u64> {
+    headers.get(name)?.as_str().parse().ok()
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_of_a_delivery_are_read() {
+        for reply in [
+            "$JS.ACK.KV_swb_claims.w1_0.1.1700000000000005.3.1700000000000000000.7",
+            "$JS.ACK.hub.ACCHASH.KV_swb_claims.w1_0.1.1700000000000005.3.1700000000000000000.7",
+            "$JS.ACK.hub.ACCHASH.KV_swb_claims.w1_0.1.1700000000000005.3.1700000000000000000.7.random",
+        ] {
+            let place = Place::parse(reply).unwrap();
+            assert_eq!((place.revision, place.delivery, place.pending), (1_700_000_000_000_005, 3, 7));
+        }
+        assert!(Place::parse("swb.reply.1.2").is_none());
+        assert!(Place::parse("$JS.ACK.short").is_none());
+    }
+}
