@@ -11,6 +11,7 @@ use std::io::{BufRead, BufReader, Read, Seek};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -294,10 +295,13 @@ impl Drop for Process {
 /// # Errors
 /// When none is free.
 pub fn free_port() -> Result<u16> {
+    static GIVEN: AtomicU16 = AtomicU16::new(0);
     let from = 20_000 + u16::try_from(std::process::id() % 1_000)? * 10;
-    (from..32_000)
-        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
-        .context("no port is free between 20000 and 32000")
+    let untaken = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    (0..1_000)
+        .map(|_| from + GIVEN.fetch_add(1, Ordering::Relaxed) % 1_000)
+        .find(untaken)
+        .with_context(|| format!("no port from {from} on is free"))
 }
 
 /// The first line of a file.

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{Process, Tools, free_port, printed_version};
+use super::{Process, Tools, printed_version};
 
 /// Starts nats-server with JetStream on a port of its own: the process and its URL.
 ///
@@ -15,16 +15,19 @@ use super::{Process, Tools, free_port, printed_version};
 pub async fn start(tools: &Tools, folder: &Path) -> Result<(Process, String)> {
     let store = folder.join("jetstream");
     fs::create_dir_all(&store)?;
-    let port = free_port()?;
     let mut command = Command::new(program(tools)?);
-    command.args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"]).arg(&store);
+    command.args(["-a", "127.0.0.1", "-p", "-1", "-js", "-sd"]).arg(&store);
     let mut process = Process::start("nats-server", &mut command, folder)?;
-    process
-        .until("`Server is ready`", |log| {
-            fs::read_to_string(log).ok()?.contains("Server is ready").then_some(())
-        })
-        .await?;
-    Ok((process, format!("nats://127.0.0.1:{port}")))
+    let address = process.until("`Server is ready`", listening_at).await?;
+    Ok((process, format!("nats://{address}")))
+}
+
+/// It chooses its port itself, and logs it before it says that it is ready.
+fn listening_at(log: &Path) -> Option<String> {
+    let text = fs::read_to_string(log).ok()?;
+    let told = text.split_once("Listening for client connections on ")?.1;
+    let (address, rest) = told.split_once('\n')?;
+    rest.contains("Server is ready").then(|| address.trim().to_owned())
 }
 
 /// Which nats-server that is.
@@ -36,11 +39,12 @@ pub fn version(tools: &Tools) -> Result<String> {
 }
 
 fn program(tools: &Tools) -> Result<PathBuf> {
-    let places = [".tools", ".tools/bin", ".tools/venv/bin"];
+    // Where `./taskw tools` puts it.
+    let places = [concat!(env!("CARGO_MANIFEST_DIR"), "/../../.tools/venv/bin")];
     Tools::find(
         tools.nats_server.as_ref(),
         "nats-server",
         &places,
-        "run `./taskw tools`, or give --nats-server",
+        "fetch it (`./taskw tools`), or give --nats-server",
     )
 }

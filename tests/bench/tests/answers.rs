@@ -1,0 +1,151 @@
+//! Does the bench tell right answers from wrong ones? Against the chain, whose answers are right, and against a server
+//! that gives whichever fault is asked of it.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "clippy takes a test's helper functions for production code"
+)]
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use switchboard_bench::frame::{self, Packet};
+use switchboard_bench::link::{self, Scratch};
+use switchboard_bench::report::{Figures, Sample};
+use switchboard_bench::run::{self, Options};
+use switchboard_bench::systems::{System, Tools};
+use switchboard_bench::tally::Faults;
+use switchboard_bench::wire::{DeviceApi, body, device_id};
+use switchboard_bench::workload::{self, Expected, Observed, Pace, Plan};
+use tokio::net::TcpListener;
+use tokio::task::spawn_local;
+
+fn on_one_thread<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build_local(Default::default())
+        .unwrap()
+        .block_on(future)
+}
+
+fn sample_chain(system: System, scenario: &str, calls: u64) -> Sample {
+    let own = Path::new(env!("CARGO_BIN_EXE_bench-chain")).parent().unwrap().to_owned();
+    let options = Options {
+        systems: vec![system],
+        scenarios: vec![scenario.parse().unwrap()],
+        rounds: 1,
+        window: Duration::from_secs(60),
+        warm_up: Duration::ZERO,
+        calls_max: Some(calls),
+        tools: Tools { own, nats_server: None, mosquitto: None },
+    };
+    let mut samples = on_one_thread(run::run(&options, |_| {})).unwrap();
+    assert_eq!(samples.len(), 1);
+    samples.remove(0)
+}
+
+#[test]
+fn every_answer_of_the_chain_is_right() {
+    for (system, scenario, calls) in
+        [(System::Chain, "2x4", 1000), (System::ChainNested, "2x4", 1000), (System::Chain, "200/s@2", 50)]
+    {
+        let sample = sample_chain(system, scenario, calls);
+        assert_eq!(sample.fault(), None, "{system:?} {scenario}");
+        let Some(Figures::Load(load)) = &sample.figures else { panic!("no load in {sample:?}") };
+        assert!(load.answered >= calls, "{sample:?}");
+        assert!(load.latency.calls >= calls, "{sample:?}");
+        assert!(load.server_cpu_us_a_call.sum() > 0.0, "{sample:?}");
+    }
+}
+
+#[test]
+fn idle_devices_of_the_chain_stay_connected() {
+    let sample = sample_chain(System::Chain, "idle@50", 0);
+    assert_eq!(sample.fault(), None);
+    let Some(Figures::Idle(idle)) = &sample.figures else { panic!("no idle figures in {sample:?}") };
+    assert_eq!(idle.connected, 50);
+}
+
+#[derive(Clone, Copy)]
+enum Fault {
+    Silent,
+    Twice,
+    WrongBody,
+    WrongId,
+    Refusing,
+}
+
+/// A server that answers each call itself, wrongly.
+async fn liar(listener: TcpListener, fault: Fault) {
+    let scratch = Scratch::new();
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        let (mut reader, outbox) = link::open(stream).unwrap();
+        let scratch = scratch.clone();
+        spawn_local(async move {
+            let lie = |packet: Packet<'_>| {
+                match packet {
+                    Packet::Connect { .. } => outbox.queue(|out| frame::connack(out, 0)),
+                    Packet::Subscribe { packet_id, .. } => outbox.queue(|out| frame::suback(out, packet_id)),
+                    Packet::Publish { topic, payload } => {
+                        let id = topic.strip_prefix(b"v1/devices/me/rpc/request/").unwrap();
+                        let answer = |id: &[u8], payload: &[u8]| {
+                            let topic = [b"v1/devices/me/rpc/response/".as_slice(), id];
+                            outbox.queue(|out| frame::publish(out, topic, &[payload]));
+                        };
+                        let right = body::find(payload).unwrap();
+                        match fault {
+                            Fault::Silent => {}
+                            Fault::Twice => (0..2).for_each(|_| answer(id, right)),
+                            Fault::WrongBody => {
+                                answer(id, &[body::HEAD, &body::new_nonce(0, u64::MAX), body::TAIL].concat());
+                            }
+                            Fault::WrongId => answer(b"1000", right),
+                            Fault::Refusing => answer(id, br#"{"error":"Too many requests!"}"#),
+                        }
+                    }
+                    other => panic!("{other:?}"),
+                }
+                Ok(())
+            };
+            let mut lie = lie;
+            while reader.batch(&scratch, &mut lie).await.is_ok() {}
+        });
+    }
+}
+
+async fn call_liar(fault: Fault) -> Observed {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address: SocketAddr = listener.local_addr().unwrap();
+    spawn_local(liar(listener, fault));
+    let plan = Plan {
+        pairs: 1,
+        pace: Pace::Open { calls_per_s: 1000 },
+        expected: Expected::Answer,
+        warm_up: Duration::ZERO,
+        window: Duration::from_millis(20),
+        calls_max: None,
+    };
+    let dialect = DeviceApi { username: device_id };
+    let crew = workload::connect(address, &dialect, &plan, &Scratch::new()).await.unwrap();
+    crew.run(&plan, || Ok(())).await.unwrap().0
+}
+
+#[test]
+fn every_kind_of_fault_is_counted_as_what_it_is() {
+    type Count = fn(&Faults) -> u64;
+    let cases: [(Fault, Count); 5] = [
+        (Fault::Silent, |faults| faults.lost),
+        (Fault::Twice, |faults| faults.unasked),
+        (Fault::WrongBody, |faults| faults.mixed_up),
+        (Fault::WrongId, |faults| faults.unasked),
+        (Fault::Refusing, |faults| faults.refused),
+    ];
+    for (fault, count) in cases {
+        let faults = on_one_thread(call_liar(fault)).tally.faults();
+        assert!(count(&faults) > 0, "{faults:?}");
+        assert!(faults.first.is_some(), "{faults:?}");
+    }
+}
