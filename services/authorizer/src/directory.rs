@@ -80,13 +80,19 @@ impl Directory {
     ///
     /// # Errors
     /// When the caller has no customer, or `after` is not one of its devices.
-    pub fn peers(&self, caller: DeviceId, after: Option<DeviceId>, limit: usize) -> Result<Vec<Peer>, NoList> {
+    pub fn peers(
+        &self,
+        caller: DeviceId,
+        after: Option<DeviceId>,
+        limit: usize,
+    ) -> Result<Vec<Peer>, NoList> {
         let maps = self.read();
         let group = maps.group_of(caller).ok_or(NoList::Unassigned)?;
         let start = match after {
             None => Bound::Unbounded,
             Some(after) if maps.group_of(after) == Some(group) => {
-                let name = maps.devices.get(&after).map(|entry| entry.name.clone()).ok_or(NoList::UnknownAfter)?;
+                let name =
+                    maps.devices.get(&after).map(|entry| entry.name.clone()).ok_or(NoList::UnknownAfter)?;
                 Bound::Excluded((name, after))
             }
             Some(_) => return Err(NoList::UnknownAfter),
@@ -411,7 +417,8 @@ mod tests {
         for id in 0..DEVICES {
             // A thousand devices a customer, spread ids and hashes, names of the usual length.
             let mut digest = [0; 32];
-            digest[..16].copy_from_slice(&(id.wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835)).to_le_bytes());
+            digest[..16]
+                .copy_from_slice(&(id.wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835)).to_le_bytes());
             let mut record = device(100, Some(id % (DEVICES / 1000)), &format!("Test Device {id:08}"), 0);
             record.credential = CredentialHash::from_digest(digest);
             directory.apply(Change::Credential(record.credential.clone(), Some(device_id(id))), &mut touched);

@@ -1,1 +1,91 @@
-//! To be written.
+//! Who is this device, whom may it call, and who are its peers? The service that knows the registry.
+//!
+//! `keep` follows the registry into the [`directory`]; `answer` serves the bus from it; [`policy`] decides over calls.
+//! Any number of copies share the questions, and none keeps anything between two of them.
+
+mod answer;
+pub mod directory;
+mod keep;
+mod meters;
+pub mod policy;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bus::Bus;
+use tokio_util::sync::CancellationToken;
+
+use answer::{Answers, Questions};
+use directory::Directory;
+pub use meters::describe;
+use policy::Rules;
+
+/// Between two attempts to subscribe while NATS is away.
+const SUBSCRIBE_PAUSE: Duration = Duration::from_millis(500);
+
+/// Serves until the context's shutdown, then answers what was already asked and closes the bus.
+///
+/// Ready once the registry is loaded in full and the questions are subscribed to; while NATS is away it keeps trying.
+///
+/// # Errors
+/// When a task of its own fails, which is a fault of the program.
+pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
+    describe();
+    let device_api = &context.settings.device_api;
+    let rules = Rules { conceal_foreign_devices: device_api.conceal_foreign_devices };
+    let subscribed = context.health.part("questions");
+    let directory = Arc::new(Directory::default());
+
+    // Followed until the last answer is given, so that it is given by what holds then.
+    let answered = CancellationToken::new();
+    let (is_loaded, mut loaded) = tokio::sync::watch::channel(false);
+    let keeper =
+        keep::keep(bus.clone(), Arc::clone(&directory), context.health.clone(), is_loaded, answered.clone());
+    let keeper = tokio::spawn(keeper);
+
+    let questions = tokio::select! {
+        () = context.shutdown.cancelled() => None,
+        questions = async {
+            let _ = loaded.wait_for(|is_loaded| *is_loaded).await;
+            subscribe(&bus).await
+        } => Some(questions),
+    };
+    if let Some(questions) = questions {
+        subscribed.ready();
+        let answers = Answers::new(bus.clone(), directory, rules, device_api.max_devices_per_customer);
+        let answering = tokio::spawn(Arc::new(answers).all(questions, context.shutdown.clone()));
+        finish(answering, &context).await?;
+    }
+    answered.cancel();
+    keeper.await.context("the task that follows the registry failed")?;
+    bus.close().await;
+    Ok(())
+}
+
+async fn subscribe(bus: &Bus) -> Questions {
+    loop {
+        match Questions::subscribe(bus).await {
+            Ok(questions) => return questions,
+            Err(error) => tracing::warn!(%error, "cannot take questions yet; trying again"),
+        }
+        tokio::time::sleep(SUBSCRIBE_PAUSE).await;
+    }
+}
+
+/// Waits for the shutdown, and then for the last answer, at most `drain_ms`.
+async fn finish(mut answering: tokio::task::JoinHandle<()>, context: &boot::Context) -> anyhow::Result<()> {
+    let drain = Duration::from_millis(context.settings.authorizer.drain_ms);
+    let time_is_up = async {
+        context.shutdown.cancelled().await;
+        tokio::time::sleep(drain).await;
+    };
+    tokio::select! {
+        ended = &mut answering => ended.context("a task that answers failed"),
+        () = time_is_up => {
+            tracing::warn!("questions were left unanswered: drain_ms was over");
+            answering.abort();
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! What is asked of the authorizer, and what does it answer? Four subjects, a loop each, nothing kept in between.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bus::{Bus, BusError, Request, Requests, Subject};
+use rpc::{
+    AuthenticateReply, AuthenticateRequest, Call, Limit, ListRequest, Outcome, PresenceReply,
+    PresenceRequest, Routed, wire,
+};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::directory::{Directory, NoList, Peer};
+use crate::meters::Meters;
+use crate::policy::{Decision, Rules, decide};
+
+/// All authorizers share the work.
+const QUEUE: &str = "authorizer";
+/// How long routers may take to say who is online.
+const PRESENCE_WAIT: Duration = Duration::from_secs(2);
+/// Lists that may wait for presence at a time; a further one is refused.
+const MAX_PRESENCE_QUESTIONS: usize = 1_024;
+
+/// Everything that answers need. Nothing in it changes while questions are answered, but the directory.
+pub(crate) struct Answers {
+    bus: Bus,
+    directory: Arc<Directory>,
+    rules: Rules,
+    max_devices_per_list: usize,
+    meters: Meters,
+    route: Subject,
+    /// The bounce subject up to where the caller's inbox follows.
+    bounce_prefix: String,
+}
+
+/// The subscriptions.
+pub(crate) struct Questions {
+    calls: Requests,
+    lists: Requests,
+    credentials: Requests,
+    bounces: Requests,
+}
+
+impl Questions {
+    /// Subscribes to everything that is asked of an authorizer.
+    pub(crate) async fn subscribe(bus: &Bus) -> Result<Self, BusError> {
+        let subjects = bus.subjects();
+        Ok(Questions {
+            // First, so that a call's bounce is heard from the first call on.
+            bounces: bus.serve(subjects.bounces(bus.process()), None).await?,
+            credentials: bus.serve(subjects.authenticate(), Some(QUEUE)).await?,
+            lists: bus.serve(subjects.list(), Some(QUEUE)).await?,
+            calls: bus.serve(subjects.call(), Some(QUEUE)).await?,
+        })
+    }
+}
+
+impl Answers {
+    pub(crate) fn new(
+        bus: Bus,
+        directory: Arc<Directory>,
+        rules: Rules,
+        max_devices_per_list: usize,
+    ) -> Self {
+        let route = bus.subjects().route().into();
+        let bounce_prefix = bus.subjects().bounce(bus.process(), "");
+        Answers { bus, directory, rules, max_devices_per_list, meters: Meters::new(), route, bounce_prefix }
+    }
+
+    /// Answers until `stop`, then what is still asked until other authorizers have taken over.
+    pub(crate) async fn all(self: Arc<Self>, questions: Questions, stop: CancellationToken) {
+        let Questions { calls, lists, credentials, bounces } = questions;
+        let mut loops = JoinSet::new();
+        loops.spawn(Arc::clone(&self).answer_calls(calls, stop.clone()));
+        loops.spawn(Arc::clone(&self).answer_lists(lists, stop.clone()));
+        loops.spawn(Arc::clone(&self).answer_credentials(credentials, stop));
+        // Bounces are heard for as long as there may be calls to bounce.
+        let calls_ended = CancellationToken::new();
+        let mut hearing = JoinSet::new();
+        hearing.spawn(Arc::clone(&self).answer_bounces(bounces, calls_ended.clone()));
+        while loops.join_next().await.is_some() {}
+        calls_ended.cancel();
+        hearing.join_next().await;
+    }
+
+    async fn answer_calls(self: Arc<Self>, mut requests: Requests, stop: CancellationToken) {
+        while let Some(request) = next(&mut requests, &stop).await {
+            let arrived = Instant::now();
+            self.answer_call(request, arrived).await;
+            self.meters.call_seconds.record(arrived.elapsed());
+        }
+    }
+
+    /// Forwards an allowed call and answers a refused one.
+    async fn answer_call(&self, request: Request, arrived: Instant) {
+        let Some(inbox) = request.reply_to else { return };
+        let meters = &self.meters.calls;
+        let (call, body) = match wire::decode::<Call>(&request.message) {
+            Ok(call) => call,
+            Err(error) => {
+                tracing::warn!(%error, "a call cannot be read");
+                meters.unreadable.increment(1);
+                return self.say(inbox, &Outcome::Unavailable, &[]).await;
+            }
+        };
+        let deadline = call.budget_ms.starting(arrived);
+        let connect_deadline = call.connect_budget_ms.starting(arrived);
+        if call.budget_ms.is_spent() {
+            // Its caller has given up, and says so itself.
+            tracing::debug!(call = %call.call, "expired on its way");
+            return meters.expired.increment(1);
+        }
+        let (caller, target) = self.directory.standings(call.caller, call.target);
+        match decide(caller.as_ref(), target.as_ref(), self.rules) {
+            Decision::Refuse(refusal) => {
+                tracing::debug!(call = %call.call, caller = %call.caller, target = %call.target,
+                    reason = refusal.as_str(), "refused");
+                meters.refused(refusal).increment(1);
+                self.say(inbox, &refusal.outcome(), &[]).await;
+            }
+            Decision::Allow => {
+                tracing::debug!(call = %call.call, caller = %call.caller, target = %call.target, "allowed");
+                let bounce = [self.bounce_prefix.as_str(), inbox.as_str()].concat();
+                let now = Instant::now();
+                let call = Call {
+                    budget_ms: deadline.remaining(now),
+                    connect_budget_ms: connect_deadline.remaining(now),
+                    ..call
+                };
+                let id = call.call;
+                let routed = Routed { call, reply_to: inbox.as_str().to_owned() };
+                let sent = match wire::encode(&routed, &body) {
+                    Ok(message) => self
+                        .bus
+                        .forward(self.route.clone(), bounce, message)
+                        .await
+                        .map_err(|error| error.to_string()),
+                    Err(error) => Err(error.to_string()),
+                };
+                match sent {
+                    Ok(()) => meters.allowed.increment(1),
+                    Err(error) => {
+                        tracing::warn!(call = %id, error, "an allowed call cannot be sent on");
+                        meters.unsent.increment(1);
+                        self.say(inbox, &Outcome::Unavailable, &[]).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells callers that no router was there: the server says so on the subject that ends in the caller's inbox.
+    async fn answer_bounces(self: Arc<Self>, mut requests: Requests, stop: CancellationToken) {
+        let inboxes = [self.bus.subjects().prefix(), ".reply."].concat();
+        while let Some(request) = next(&mut requests, &stop).await {
+            let inbox = self.bus.subjects().bounced_inbox(self.bus.process(), &request.subject);
+            let Some(inbox) = inbox.filter(|inbox| request.no_responders && inbox.starts_with(&inboxes))
+            else {
+                continue;
+            };
+            tracing::debug!(inbox, "no router is there");
+            self.meters.bounces.increment(1);
+            self.say(inbox, &Outcome::Unavailable, &[]).await;
+        }
+    }
+
+    async fn answer_credentials(self: Arc<Self>, mut requests: Requests, stop: CancellationToken) {
+        while let Some(request) = next(&mut requests, &stop).await {
+            let arrived = Instant::now();
+            self.answer_credential(request).await;
+            self.meters.authenticate_seconds.record(arrived.elapsed());
+        }
+    }
+
+    async fn answer_credential(&self, request: Request) {
+        let Some(inbox) = request.reply_to else { return };
+        let meters = &self.meters.authentications;
+        let Ok((AuthenticateRequest { credential }, _)) = wire::decode(&request.message) else {
+            // No reply: a question of a kind unknown here is one for an authorizer of another version.
+            tracing::warn!("a credential question cannot be read");
+            return meters.unreadable.increment(1);
+        };
+        let reply = match self.directory.identify(&credential) {
+            Some(identity) => {
+                meters.identified.increment(1);
+                AuthenticateReply::Identity(identity)
+            }
+            None => {
+                meters.refused.increment(1);
+                AuthenticateReply::Refused
+            }
+        };
+        self.say(inbox, &reply, &[]).await;
+    }
+
+    async fn answer_lists(self: Arc<Self>, mut requests: Requests, stop: CancellationToken) {
+        let mut asking = JoinSet::new();
+        while let Some(request) = next(&mut requests, &stop).await {
+            let arrived = Instant::now();
+            while asking.try_join_next().is_some() {}
+            let Some(inbox) = request.reply_to else { continue };
+            let Ok((list, _)) = wire::decode::<ListRequest>(&request.message) else {
+                tracing::warn!("a list question cannot be read");
+                self.end_list(inbox, arrived, Err(Outcome::Unavailable)).await;
+                continue;
+            };
+            match self.peers(&list) {
+                Err(outcome) => self.end_list(inbox, arrived, Err(outcome)).await,
+                Ok(peers) if !list.online => self.end_list(inbox, arrived, Ok(render(&peers, None))).await,
+                Ok(_) if asking.len() >= MAX_PRESENCE_QUESTIONS => {
+                    self.end_list(inbox, arrived, Err(Outcome::Busy(Limit::PendingAsks))).await;
+                }
+                Ok(peers) => {
+                    let answers = Arc::clone(&self);
+                    asking.spawn(async move {
+                        let list = answers.with_presence(&peers).await;
+                        answers.end_list(inbox, arrived, list).await;
+                    });
+                }
+            }
+        }
+        while asking.join_next().await.is_some() {}
+    }
+
+    fn peers(&self, list: &ListRequest) -> Result<Vec<Peer>, Outcome> {
+        let limit = list.limit.map_or(usize::MAX, |limit| limit as usize).min(self.max_devices_per_list);
+        self.directory.peers(list.caller, list.after, limit).map_err(|reason| match reason {
+            NoList::Unassigned => Outcome::Denied,
+            NoList::UnknownAfter => Outcome::malformed("after must be the id of a device of the list"),
+        })
+    }
+
+    async fn with_presence(&self, peers: &[Peer]) -> Result<Vec<u8>, Outcome> {
+        let question = PresenceRequest { devices: peers.iter().map(|peer| peer.id).collect() };
+        let message = wire::encode(&question, &[]).map_err(|_| Outcome::Unavailable)?;
+        // Smaller than the list that it is for.
+        if message.len() > self.bus.max_payload_bytes() {
+            return Err(too_long());
+        }
+        let answer = self.bus.ask(self.bus.subjects().presence(), message, PRESENCE_WAIT).await;
+        let answer = answer.map_err(|error| {
+            tracing::debug!(%error, "no router says who is online");
+            Outcome::Unavailable
+        })?;
+        match wire::decode::<PresenceReply>(&answer) {
+            Ok((PresenceReply { online }, _)) if online.len() == peers.len() => {
+                Ok(render(peers, Some(&online)))
+            }
+            _ => Err(Outcome::Unavailable),
+        }
+    }
+
+    async fn end_list(&self, inbox: Subject, arrived: Instant, list: Result<Vec<u8>, Outcome>) {
+        // The head of an answer is a few bytes; 64 leave room for it.
+        let list = list.and_then(|list| match list.len() + 64 > self.bus.max_payload_bytes() {
+            true => Err(too_long()),
+            false => Ok(list),
+        });
+        let (outcome, body) = match list {
+            Ok(list) => (Outcome::Answered, list),
+            Err(outcome) => (outcome, Vec::new()),
+        };
+        self.meters.list(outcome.as_str());
+        self.say(inbox, &outcome, &body).await;
+        self.meters.list_seconds.record(arrived.elapsed());
+    }
+
+    async fn say(&self, inbox: impl Into<Subject>, head: &impl serde::Serialize, body: &[u8]) {
+        let message = match wire::encode(head, body) {
+            Ok(message) => message,
+            Err(error) => return tracing::error!(%error, "an answer cannot be written"),
+        };
+        if let Err(error) = self.bus.tell(inbox, message).await {
+            tracing::debug!(%error, "an answer cannot be sent");
+        }
+    }
+}
+
+/// The next request; after `stop`, those that are still under way, then none.
+async fn next(requests: &mut Requests, stop: &CancellationToken) -> Option<Request> {
+    if !stop.is_cancelled() {
+        tokio::select! {
+            biased;
+            request = requests.next() => return request,
+            () = stop.cancelled() => {}
+        }
+    }
+    requests.drain().await;
+    requests.next().await
+}
+
+/// The device API's list, as JSON text: it goes to the device as it is.
+fn render(peers: &[Peer], online: Option<&[bool]>) -> Vec<u8> {
+    let mut list = Vec::with_capacity(2 + peers.len() * 96);
+    list.push(b'[');
+    for (place, peer) in peers.iter().enumerate() {
+        if place > 0 {
+            list.push(b',');
+        }
+        list.extend_from_slice(br#"{"id":""#);
+        list.extend_from_slice(
+            peer.id.0.as_hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()).as_bytes(),
+        );
+        list.extend_from_slice(br#"","name":"#);
+        // Writing a string to memory cannot fail.
+        let _ = serde_json::to_writer(&mut list, &*peer.name);
+        if let Some(online) = online.and_then(|online| online.get(place)) {
+            list.extend_from_slice(if *online { br#","online":true"# } else { br#","online":false"# });
+        }
+        list.push(b'}');
+    }
+    list.push(b']');
+    list
+}
+
+fn too_long() -> Outcome {
+    Outcome::malformed("the list is too long for one answer: ask for pages with limit and after")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rpc::DeviceId;
+    use uuid::Uuid;
+
+    #[test]
+    fn a_list_is_the_device_apis_json() {
+        let peer = |id, name: &str| Peer { id: DeviceId(Uuid::from_u128(id)), name: name.into() };
+        assert_eq!(render(&[], None), b"[]");
+        assert_eq!(
+            String::from_utf8(render(&[peer(1, "A\"1\"\u{1F600}"), peer(0xabc, "B")], None)).unwrap(),
+            "[{\"id\":\"00000000-0000-0000-0000-000000000001\",\"name\":\"A\\\"1\\\"\u{1F600}\"},\
+             {\"id\":\"00000000-0000-0000-0000-000000000abc\",\"name\":\"B\"}]"
+        );
+        assert_eq!(
+            String::from_utf8(render(&[peer(1, "A"), peer(2, "B")], Some(&[true, false]))).unwrap(),
+            "[{\"id\":\"00000000-0000-0000-0000-000000000001\",\"name\":\"A\",\"online\":true},\
+             {\"id\":\"00000000-0000-0000-0000-000000000002\",\"name\":\"B\",\"online\":false}]"
+        );
+    }
+}

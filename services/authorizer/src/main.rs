@@ -1,0 +1,63 @@
+//! The authorizer as a process of its own.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use boot::{CommonArgs, Context};
+use bus::{Bus, BusSettings};
+use clap::Parser;
+
+/// Knows who each device is, says which calls are allowed, and lists a device's peers.
+#[derive(Parser)]
+#[command(name = "switchboard-authorizer", version = boot::args::version())]
+struct Args {
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    boot::run(
+        "authorizer",
+        args.common,
+        |settings| settings.authorizer.worker_threads.into(),
+        |context| async {
+            match connect(&context).await {
+                Some(bus) => switchboard_authorizer::serve(context, bus).await,
+                None => Ok(()),
+            }
+        },
+    )
+}
+
+/// Tries for ever, not ready meanwhile; none when the process is to end first.
+async fn connect(context: &Context) -> Option<Bus> {
+    let nats = context.health.part("nats");
+    let boot::config::Nats { url, prefix, user, password, credentials_file, .. } =
+        context.settings.nats.clone();
+    let settings = BusSettings {
+        url,
+        prefix,
+        user,
+        password: password.map(|password| password.expose().to_owned()),
+        credentials_file,
+        replicas: context.settings.nats.replicas,
+        connect_timeout_ms: context.settings.nats.connect_timeout_ms,
+        send_timeout_ms: context.settings.nats.send_timeout_ms,
+        max_pending_asks: context.settings.nats.max_pending_asks,
+    };
+    loop {
+        let connected = tokio::select! {
+            () = context.shutdown.cancelled() => return None,
+            connected = Bus::connect(&settings, context.service) => connected,
+        };
+        match connected {
+            Ok(bus) => return Some(bus),
+            Err(error) => {
+                tracing::warn!(%error, "trying again");
+                nats.not_ready(&error.to_string());
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}

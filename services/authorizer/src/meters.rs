@@ -1,0 +1,132 @@
+//! What does the authorizer count? Handles are looked up once: the hot path only adds.
+
+use boot::metrics::Kind::{Counter, Gauge, Histogram};
+use metrics::{counter, gauge, histogram};
+
+use crate::policy::Refusal;
+
+/// Gives every metric of the authorizer its help text.
+pub fn describe() {
+    boot::metrics::describe(&[
+        (Counter, DECISIONS, "Calls judged, by result."),
+        (Counter, AUTHENTICATIONS, "Credentials asked about, by result."),
+        (Counter, LISTS, "getDevices questions, by result."),
+        (Counter, BOUNCES, "Allowed calls that no router was there to take."),
+        (Counter, EVENTS, "Changed devices told to the nodes."),
+        (Gauge, DEVICES, "Devices in the registry."),
+        (Gauge, CUSTOMERS, "Customers in the registry."),
+        (Gauge, TENANTS, "Tenants in the registry."),
+        (Gauge, AGE, "Seconds since the registry in memory was last known to be up to date."),
+        (Histogram, ANSWER, "Time the authorizer takes for one question, from its arrival to its end here."),
+    ]);
+}
+
+const DECISIONS: &str = "switchboard_authorizer_decisions_total";
+const AUTHENTICATIONS: &str = "switchboard_authorizer_authentications_total";
+const LISTS: &str = "switchboard_authorizer_lists_total";
+const BOUNCES: &str = "switchboard_authorizer_bounces_total";
+const EVENTS: &str = "switchboard_authorizer_device_events_total";
+const DEVICES: &str = "switchboard_authorizer_registry_devices";
+const CUSTOMERS: &str = "switchboard_authorizer_registry_customers";
+const TENANTS: &str = "switchboard_authorizer_registry_tenants";
+const AGE: &str = "switchboard_authorizer_registry_age_seconds";
+const ANSWER: &str = "switchboard_authorizer_answer_seconds";
+
+/// The handles.
+pub(crate) struct Meters {
+    pub(crate) calls: Calls,
+    pub(crate) authentications: Authentications,
+    pub(crate) bounces: metrics::Counter,
+    pub(crate) call_seconds: metrics::Histogram,
+    pub(crate) list_seconds: metrics::Histogram,
+    pub(crate) authenticate_seconds: metrics::Histogram,
+}
+
+/// Calls by result.
+pub(crate) struct Calls {
+    pub(crate) allowed: metrics::Counter,
+    /// Their time was over when they arrived.
+    pub(crate) expired: metrics::Counter,
+    /// Not to be read.
+    pub(crate) unreadable: metrics::Counter,
+    /// Allowed, and NATS did not take them.
+    pub(crate) unsent: metrics::Counter,
+    unknown_caller: metrics::Counter,
+    unknown_target: metrics::Counter,
+    not_allowed: metrics::Counter,
+    concealed: metrics::Counter,
+}
+
+/// Credentials by result.
+pub(crate) struct Authentications {
+    pub(crate) identified: metrics::Counter,
+    pub(crate) refused: metrics::Counter,
+    pub(crate) unreadable: metrics::Counter,
+}
+
+impl Meters {
+    pub(crate) fn new() -> Self {
+        let decision = |result| counter!(DECISIONS, "result" => result);
+        let refused = |refusal: Refusal| decision(refusal.as_str());
+        let authentication = |result| counter!(AUTHENTICATIONS, "result" => result);
+        let seconds = |question| histogram!(ANSWER, "question" => question);
+        Meters {
+            calls: Calls {
+                allowed: decision("allowed"),
+                expired: decision("expired"),
+                unreadable: decision("unreadable"),
+                unsent: decision("unsent"),
+                unknown_caller: refused(Refusal::UnknownCaller),
+                unknown_target: refused(Refusal::UnknownTarget),
+                not_allowed: refused(Refusal::NotAllowed),
+                concealed: refused(Refusal::Concealed),
+            },
+            authentications: Authentications {
+                identified: authentication("identified"),
+                refused: authentication("refused"),
+                unreadable: authentication("unreadable"),
+            },
+            bounces: counter!(BOUNCES),
+            call_seconds: seconds("call"),
+            list_seconds: seconds("list"),
+            authenticate_seconds: seconds("authenticate"),
+        }
+    }
+
+    /// Counts a `getDevices` by how it ended.
+    pub(crate) fn list(&self, result: &'static str) {
+        counter!(LISTS, "result" => result).increment(1);
+    }
+}
+
+impl Calls {
+    pub(crate) fn refused(&self, refusal: Refusal) -> &metrics::Counter {
+        match refusal {
+            Refusal::UnknownCaller => &self.unknown_caller,
+            Refusal::UnknownTarget => &self.unknown_target,
+            Refusal::NotAllowed => &self.not_allowed,
+            Refusal::Concealed => &self.concealed,
+        }
+    }
+}
+
+/// What the directory's keeper shows of it.
+pub(crate) struct RegistryMeters {
+    pub(crate) events: metrics::Counter,
+    pub(crate) devices: metrics::Gauge,
+    pub(crate) customers: metrics::Gauge,
+    pub(crate) tenants: metrics::Gauge,
+    pub(crate) age_seconds: metrics::Gauge,
+}
+
+impl RegistryMeters {
+    pub(crate) fn new() -> Self {
+        RegistryMeters {
+            events: counter!(EVENTS),
+            devices: gauge!(DEVICES),
+            customers: gauge!(CUSTOMERS),
+            tenants: gauge!(TENANTS),
+            age_seconds: gauge!(AGE),
+        }
+    }
+}
