@@ -297,7 +297,11 @@ impl Bucket {
 
     async fn get_once(&self, key: &str, wait: Duration) -> Result<Option<Entry>, StoreError> {
         // A direct get is cheaper, but any copy answers it, and one may lag.
-        if self.inner.bus.replicas() > 1 { self.get_from_leader(key, wait).await } else { self.get_direct(key, wait).await }
+        if self.inner.bus.replicas() > 1 {
+            self.get_from_leader(key, wait).await
+        } else {
+            self.get_direct(key, wait).await
+        }
     }
 
     async fn get_direct(&self, key: &str, wait: Duration) -> Result<Option<Entry>, StoreError> {
@@ -320,7 +324,8 @@ impl Bucket {
         let Message { headers, payload, .. } = reply;
         let headers = headers.unwrap_or_default();
         let revision = headers.get("Nats-Sequence").and_then(|sequence| sequence.as_str().parse().ok());
-        let revision = revision.ok_or_else(|| StoreError::Unreadable("a value without its revision".into()))?;
+        let revision =
+            revision.ok_or_else(|| StoreError::Unreadable("a value without its revision".into()))?;
         let is_marker = headers.get("KV-Operation").is_some_and(|operation| operation.as_str() != "PUT")
             || headers.get("Nats-Marker-Reason").is_some();
         Ok(Some(Entry { revision, value: (!is_marker).then_some(payload) }))
@@ -339,7 +344,9 @@ impl Bucket {
             (None, Some(message)) => message,
             (None, None) => return Err(StoreError::Unreadable("no message in it".into())),
         };
-        let decode = |text: Option<String>| BASE64.decode(text.unwrap_or_default()).map_err(|error| unreadable(&error));
+        let decode = |text: Option<String>| {
+            BASE64.decode(text.unwrap_or_default()).map_err(|error| unreadable(&error))
+        };
         let headers = decode(message.hdrs)?;
         let headers = String::from_utf8_lossy(&headers);
         let is_marker = headers.lines().any(|line| {

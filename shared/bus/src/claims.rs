@@ -75,7 +75,12 @@ impl ClaimStore {
     ///
     /// # Errors
     /// When the store has not taken it within `wait`; it may stand there nevertheless.
-    pub async fn claim(&self, device: DeviceId, claim: &Claim, wait: Duration) -> Result<Claimed, ClaimError> {
+    pub async fn claim(
+        &self,
+        device: DeviceId,
+        claim: &Claim,
+        wait: Duration,
+    ) -> Result<Claimed, ClaimError> {
         within(wait, self.write_claim(device, claim, |_| true)).await?.map_err(|_| ClaimError::Contended)
     }
 
@@ -115,7 +120,11 @@ impl ClaimStore {
     ///
     /// # Errors
     /// When the store has not answered within `wait`, or what it has cannot be read: that is not "no claim".
-    pub async fn look_up(&self, device: DeviceId, wait: Duration) -> Result<Option<(Claim, u64)>, ClaimError> {
+    pub async fn look_up(
+        &self,
+        device: DeviceId,
+        wait: Duration,
+    ) -> Result<Option<(Claim, u64)>, ClaimError> {
         let entry = self.claims.get(&device.to_string(), wait).await?;
         let Some(Entry { revision, value: Some(value) }) = entry else { return Ok(None) };
         Ok(Some((read_claim(&value)?, revision)))

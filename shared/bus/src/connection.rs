@@ -202,8 +202,8 @@ impl Bus {
         let pending = Arc::new(Pending::new(settings.max_pending_asks, meters.cancelled.clone()));
         let everything = format!("{inbox}>");
         let replies = client.subscribe(everything.clone()).await;
-        let replies =
-            replies.map_err(|error| BusError::Subscribe { subject: everything, reason: error.to_string() })?;
+        let replies = replies
+            .map_err(|error| BusError::Subscribe { subject: everything, reason: error.to_string() })?;
 
         let (connection_tx, connection) = watch::channel(observe(&client));
         meters.connected.set(1.0);
@@ -459,10 +459,6 @@ impl Bus {
 
     pub(crate) fn replicas(&self) -> u16 {
         self.inner.replicas
-    }
-
-    pub(crate) fn connect_timeout(&self) -> Duration {
-        self.inner.connect_timeout
     }
 
     pub(crate) fn meters(&self) -> &Meters {

@@ -35,8 +35,7 @@ struct Shared {
 
 impl LeaseMap {
     pub(crate) fn follow(bucket: &Bucket, lease: Duration) -> Self {
-        let shared =
-            Arc::new(Shared { lease, renewed: Mutex::default(), loaded: watch::Sender::new(None) });
+        let shared = Arc::new(Shared { lease, renewed: Mutex::default(), loaded: watch::Sender::new(None) });
         let follower = tokio::spawn(follow(Watch::new(bucket), Arc::clone(&shared)));
         LeaseMap { shared, _follower: Arc::new(Follower(follower)) }
     }

@@ -6,6 +6,7 @@
 mod bucket;
 mod claim_map;
 mod claims;
+mod configured;
 mod connection;
 mod leases;
 mod meters;

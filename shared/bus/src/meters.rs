@@ -8,9 +8,18 @@ pub fn describe() {
     describe_counter!("switchboard_bus_reconnects_total", "Times the connection to NATS came back.");
     describe_gauge!("switchboard_bus_asks_in_flight", "Questions that wait for their reply.");
     describe_counter!("switchboard_bus_asks_total", "Questions asked over NATS, by how they ended.");
-    describe_counter!("switchboard_bus_replies_unclaimed_total", "Replies that came when nobody waited any more.");
-    describe_counter!("switchboard_bus_dropped_messages_total", "Messages dropped because a subscription's queue was full.");
-    describe_counter!("switchboard_bus_watch_reloads_total", "Full loads of a watched bucket, the first one included.");
+    describe_counter!(
+        "switchboard_bus_replies_unclaimed_total",
+        "Replies that came when nobody waited any more."
+    );
+    describe_counter!(
+        "switchboard_bus_dropped_messages_total",
+        "Messages dropped because a subscription's queue was full."
+    );
+    describe_counter!(
+        "switchboard_bus_watch_reloads_total",
+        "Full loads of a watched bucket, the first one included."
+    );
 }
 
 pub(crate) struct Meters {

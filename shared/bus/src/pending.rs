@@ -49,7 +49,9 @@ impl Pending {
         self.lock().clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Message>, BuildHasherDefault<NumberHasher>>> {
+    fn lock(
+        &self,
+    ) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Message>, BuildHasherDefault<NumberHasher>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -157,7 +157,8 @@ impl Watch {
         self.ready.push_back(WatchEvent::Reset { is_new_bucket });
         // What arrived meanwhile may have been delivered already, so "none pending" is said of the store alone; with
         // anything delivered, the last message or a heartbeat says it.
-        let delivered = created.pointer("/delivered/consumer_seq").and_then(Value::as_u64).unwrap_or_default();
+        let delivered =
+            created.pointer("/delivered/consumer_seq").and_then(Value::as_u64).unwrap_or_default();
         let is_loaded = awaits == 0 && delivered == 0;
         if is_loaded {
             self.ready.push_back(WatchEvent::Loaded);

@@ -1,0 +1,51 @@
+//! Does the bus keep its word against a real nats-server? Each test starts one of its own.
+
+mod asks;
+mod claims;
+mod servers;
+
+use std::time::Duration;
+
+use bus::server::{NatsServer, ServerOptions, find_binary};
+use bus::{Bus, BusSettings};
+use rpc::{Claim, DeviceId, NodeId, Protocol, SessionId};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+/// Far more than anything here takes; a test that needs it has failed.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn server_options() -> ServerOptions {
+    let binary =
+        find_binary().expect("no nats-server: set NATS_SERVER, or put it on the PATH or into .tools");
+    ServerOptions { binary, ..ServerOptions::default() }
+}
+
+async fn start_nats() -> NatsServer {
+    NatsServer::start(&server_options()).await.unwrap()
+}
+
+fn settings(nats: &NatsServer) -> BusSettings {
+    BusSettings { url: nats.url(), ..BusSettings::default() }
+}
+
+async fn connect(nats: &NatsServer) -> Bus {
+    Bus::connect(&settings(nats), "test").await.unwrap()
+}
+
+/// Waits for what is about to become true, where nothing announces it.
+async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let give_up = Instant::now() + PATIENCE;
+    while !is_so().await {
+        assert!(Instant::now() < give_up, "in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn device(number: u128) -> DeviceId {
+    DeviceId(Uuid::from_u128(number))
+}
+
+fn claim(node: u64, session: u64, since_ms: u64) -> Claim {
+    Claim { node: NodeId(node), session: SessionId(session), protocol: Protocol::Mqtt, since_ms }
+}

@@ -1,0 +1,64 @@
+//! Is a nats-server that we start ours alone, from its first answer to its end?
+
+use bus::server::{NatsServer, ServerError, ServerOptions};
+use bus::{Bus, BusError};
+
+use crate::{connect, server_options, settings, start_nats};
+
+#[tokio::test]
+async fn a_taken_port_is_an_error_that_names_it() {
+    let nats = start_nats().await;
+    let port = nats.port();
+    match NatsServer::start(&ServerOptions { port, ..server_options() }).await {
+        Err(ServerError::PortTaken { port: named }) => assert_eq!(named, port),
+        other => panic!("{:?}", other.err()),
+    }
+}
+
+#[tokio::test]
+async fn a_program_that_is_none_is_an_error_that_names_it() {
+    let options = ServerOptions { binary: "/no/such/nats-server".into(), ..server_options() };
+    let error = NatsServer::start(&options).await.err().unwrap();
+    assert!(error.to_string().contains("/no/such/nats-server"), "{error}");
+}
+
+#[tokio::test]
+async fn what_it_said_is_told_when_it_does_not_start() {
+    let options = ServerOptions { config_file: Some("/no/such/file".into()), ..server_options() };
+    let error = NatsServer::start(&options).await.err().unwrap();
+    assert!(error.to_string().contains("/no/such/file"), "{error}");
+}
+
+#[tokio::test]
+async fn it_stops_when_told_and_keeps_its_files() {
+    let folder = std::env::temp_dir().join(format!("switchboard-bus-test-{}", uuid::Uuid::new_v4()));
+    let options =
+        ServerOptions { store_dir: Some(folder.clone()), max_processors: Some(1), ..server_options() };
+    let nats = NatsServer::start(&options).await.unwrap();
+    let url = nats.url();
+    let pid = nats.pid().unwrap();
+    connect(&nats).await.close().await;
+    nats.stop().await;
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    assert!(folder.join("jetstream").exists());
+    let gone = bus::BusSettings { url, connect_timeout_ms: 200, ..Default::default() };
+    assert!(matches!(Bus::connect(&gone, "test").await, Err(BusError::Connect { .. })));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[tokio::test]
+async fn who_is_not_let_in_hears_so_at_once() {
+    let folder = std::env::temp_dir().join(format!("switchboard-bus-test-{}", uuid::Uuid::new_v4()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let config_file = folder.join("nats.conf");
+    std::fs::write(&config_file, "authorization { users: [{ user: us, password: secret }] }").unwrap();
+    let options = ServerOptions { config_file: Some(config_file), ..server_options() };
+    let nats = NatsServer::start(&options).await.unwrap();
+    let started = std::time::Instant::now();
+    assert!(Bus::connect(&settings(&nats), "test").await.is_err());
+    assert!(started.elapsed().as_secs() < 3);
+    let us = bus::BusSettings { user: Some("us".into()), password: Some("secret".into()), ..settings(&nats) };
+    Bus::connect(&us, "test").await.unwrap().close().await;
+    assert!(!format!("{us:?}").contains("secret"));
+    std::fs::remove_dir_all(folder).unwrap();
+}

@@ -1,0 +1,305 @@
+//! Does the registry hold what it promises, on a real nats-server? Uniqueness, order of writes, bulk, and outages.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use bus::registry::{
+    Added, Change, Customer, Kind, NewDevice, Registry, RegistryError, RegistryWatch, Tenant, Token,
+    credential_of,
+};
+use bus::server::{NatsServer, ServerOptions, find_binary};
+use bus::{Bus, BusSettings};
+use rpc::{CredentialHash, CustomerId, DeviceId, TenantId};
+use uuid::Uuid;
+
+async fn server(options: ServerOptions) -> NatsServer {
+    let binary = find_binary().expect("nats-server is needed: on the PATH or named by NATS_SERVER");
+    NatsServer::start(&ServerOptions { binary, ..options }).await.unwrap()
+}
+
+async fn connect(server: &NatsServer) -> Bus {
+    let settings = BusSettings { url: server.url(), ..BusSettings::default() };
+    Bus::connect(&settings, "test").await.unwrap()
+}
+
+struct Account {
+    registry: Registry,
+    tenant: TenantId,
+    customer: CustomerId,
+}
+
+async fn account(bus: &Bus) -> Account {
+    let registry = Registry::open(bus).await.unwrap();
+    let (tenant, customer) = (TenantId(Uuid::new_v4()), CustomerId(Uuid::new_v4()));
+    registry.add_tenant(tenant, &Tenant { name: "Tenant".into() }).await.unwrap();
+    registry.add_customer(customer, &Customer { tenant, name: "Customer A".into() }).await.unwrap();
+    Account { registry, tenant, customer }
+}
+
+impl Account {
+    fn device(&self, name: &str) -> NewDevice {
+        NewDevice {
+            id: DeviceId(Uuid::new_v4()),
+            tenant: self.tenant,
+            customer: Some(self.customer),
+            name: name.into(),
+            labels: BTreeMap::new(),
+            token: Token::generate().unwrap(),
+        }
+    }
+}
+
+#[tokio::test]
+async fn names_ids_and_tokens_are_unique_and_come_free_again() {
+    let server = server(ServerOptions::default()).await;
+    let bus = connect(&server).await;
+    let account = account(&bus).await;
+    let registry = &account.registry;
+
+    let a1 = account.device("A1");
+    assert_eq!(registry.add_device(&a1).await.unwrap(), Added::Created);
+    assert_eq!(registry.add_device(&a1).await.unwrap(), Added::Unchanged, "the same again");
+
+    let taken = |result: Result<Added, RegistryError>| match result {
+        Err(RegistryError::Taken { what, holder }) => (what, holder),
+        other => panic!("{other:?}"),
+    };
+    let same_name = account.device("A1");
+    assert_eq!(taken(registry.add_device(&same_name).await), ("name", a1.id.0));
+    let same_id = NewDevice { id: a1.id, ..account.device("A2") };
+    assert_eq!(taken(registry.add_device(&same_id).await), ("id", a1.id.0));
+    let same_token = NewDevice { token: a1.token.clone(), ..account.device("A2") };
+    assert_eq!(taken(registry.add_device(&same_token).await), ("token", a1.id.0));
+    assert!(registry.device(same_token.id).await.unwrap().is_none(), "rolled back");
+    assert_eq!(registry.load().await.unwrap().devices.len(), 1);
+
+    // What refused additions had taken is free.
+    let a2 = account.device("A2");
+    assert_eq!(registry.add_device(&a2).await.unwrap(), Added::Created);
+    assert!(matches!(
+        registry.rename_device(a2.id, "A1").await,
+        Err(RegistryError::Taken { what: "name", .. })
+    ));
+    assert_eq!(registry.rename_device(a2.id, "A3").await.unwrap().name, "A3");
+    assert_eq!(registry.add_device(&account.device("A2")).await.unwrap(), Added::Created);
+    registry.remove_device(a1.id).await.unwrap();
+    let again = NewDevice { id: a1.id, token: a1.token.clone(), ..account.device("A1") };
+    assert_eq!(registry.add_device(&again).await.unwrap(), Added::Created);
+
+    // A token can be handed on, and the one before comes free.
+    let (old, new) = (a2.token.clone(), Token::generate().unwrap());
+    assert_eq!(registry.rotate_token(a2.id, &new).await.unwrap().credential, new.credential());
+    assert!(matches!(
+        registry.rotate_token(again.id, &new).await,
+        Err(RegistryError::Taken { what: "token", holder }) if holder == a2.id.0
+    ));
+    registry.rotate_token(again.id, &old).await.unwrap();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn tenants_and_customers_bound_devices() {
+    let server = server(ServerOptions::default()).await;
+    let bus = connect(&server).await;
+    let account = account(&bus).await;
+    let registry = &account.registry;
+    let other_tenant = TenantId(Uuid::new_v4());
+    registry.add_tenant(other_tenant, &Tenant { name: "Other".into() }).await.unwrap();
+    let foreign = CustomerId(Uuid::new_v4());
+    // The same name in another tenant is another name.
+    let record = Customer { tenant: other_tenant, name: "Customer A".into() };
+    registry.add_customer(foreign, &record).await.unwrap();
+
+    let a1 = account.device("A1");
+    registry.add_device(&a1).await.unwrap();
+    let stray = NewDevice { customer: Some(foreign), ..account.device("A2") };
+    assert!(matches!(registry.add_device(&stray).await, Err(RegistryError::ForeignCustomer(_))));
+    assert!(matches!(
+        registry.assign_device(a1.id, Some(foreign)).await,
+        Err(RegistryError::ForeignCustomer(_))
+    ));
+    let nobody = CustomerId(Uuid::new_v4());
+    assert!(matches!(
+        registry.assign_device(a1.id, Some(nobody)).await,
+        Err(RegistryError::Missing { kind: Kind::Customer, .. })
+    ));
+
+    assert!(matches!(
+        registry.remove_customer(account.customer).await,
+        Err(RegistryError::StillUsed { kind: Kind::Customer, devices: 1, .. })
+    ));
+    assert!(matches!(
+        registry.remove_tenant(account.tenant).await,
+        Err(RegistryError::StillUsed { kind: Kind::Tenant, customers: 1, devices: 1 })
+    ));
+    assert_eq!(registry.assign_device(a1.id, None).await.unwrap().customer, None);
+    assert_eq!(
+        registry.assign_device(a1.id, Some(account.customer)).await.unwrap().customer,
+        Some(account.customer)
+    );
+    registry.remove_device(a1.id).await.unwrap();
+    registry.rename_customer(account.customer, "Customer B").await.unwrap();
+    registry.remove_customer(account.customer).await.unwrap();
+    registry.rename_tenant(account.tenant, "Renamed").await.unwrap();
+    registry.remove_tenant(account.tenant).await.unwrap();
+    let left = registry.load().await.unwrap();
+    assert_eq!((left.tenants.len(), left.customers.len(), left.devices.len()), (1, 1, 0));
+    server.stop().await;
+}
+
+/// What a watch says, gathered.
+#[derive(Default)]
+struct Seen {
+    devices: HashMap<DeviceId, String>,
+    credentials: HashMap<CredentialHash, DeviceId>,
+}
+
+impl Seen {
+    /// Follows `watch` until it says what `until` waits for.
+    async fn follow(&mut self, watch: &mut RegistryWatch, until: impl Fn(&Seen, &Change) -> bool) {
+        let follow = async {
+            loop {
+                let change = watch.next().await;
+                match change.clone() {
+                    Change::Loading => *self = Seen::default(),
+                    Change::Device(id, Some(device)) => {
+                        self.devices.insert(id, device.name);
+                    }
+                    Change::Device(id, None) => {
+                        self.devices.remove(&id);
+                    }
+                    Change::Credential(hash, Some(device)) => {
+                        self.credentials.insert(hash, device);
+                    }
+                    Change::Credential(hash, None) => {
+                        self.credentials.remove(&hash);
+                    }
+                    Change::Tenant(..) | Change::Customer(..) | Change::Loaded | Change::Confirmed => {}
+                }
+                if until(self, &change) {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), follow).await.expect("the watch says nothing of it");
+    }
+}
+
+#[tokio::test]
+async fn a_watch_loads_an_empty_bucket_and_follows_every_change() {
+    let server = server(ServerOptions::default()).await;
+    let bus = connect(&server).await;
+    let mut watch = Registry::watch(&bus);
+    let mut seen = Seen::default();
+    seen.follow(&mut watch, |_, change| *change == Change::Loaded).await;
+    assert!(seen.devices.is_empty());
+
+    let account = account(&bus).await;
+    let a1 = account.device("A1");
+    account.registry.add_device(&a1).await.unwrap();
+    let hash = a1.token.credential();
+    seen.follow(&mut watch, |seen, _| seen.credentials.get(&hash) == Some(&a1.id)).await;
+    assert_eq!(seen.devices.get(&a1.id).map(String::as_str), Some("A1"), "the credential is written last");
+
+    let new = Token::generate().unwrap();
+    account.registry.rotate_token(a1.id, &new).await.unwrap();
+    seen.follow(&mut watch, |seen, _| !seen.credentials.contains_key(&hash)).await;
+    assert_eq!(seen.credentials.get(&new.credential()), Some(&a1.id));
+    account.registry.remove_device(a1.id).await.unwrap();
+    seen.follow(&mut watch, |seen, _| !seen.credentials.contains_key(&new.credential())).await;
+    assert!(seen.devices.is_empty(), "the record goes first");
+
+    // A bucket that is made anew while the connection stays is noticed.
+    account.registry.add_device(&account.device("A2")).await.unwrap();
+    seen.follow(&mut watch, |seen, _| seen.devices.len() == 1).await;
+    let client = async_nats::connect(server.url()).await.unwrap();
+    async_nats::jetstream::new(client).delete_key_value("swb_devices").await.unwrap();
+    seen.follow(&mut watch, |seen, change| *change == Change::Loaded && seen.devices.is_empty()).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_watch_survives_a_restart_of_nats_and_forgets_what_vanished_meanwhile() {
+    let store = tempfile::tempdir().unwrap();
+    let options =
+        |port| ServerOptions { port, store_dir: Some(store.path().join("js")), ..Default::default() };
+    let first = server(options(0)).await;
+    let port = first.port();
+    let bus = connect(&first).await;
+    let account_1 = account(&bus).await;
+    let a1 = account_1.device("A1");
+    account_1.registry.add_device(&a1).await.unwrap();
+    let mut watch = Registry::watch(&bus);
+    let mut seen = Seen::default();
+    seen.follow(&mut watch, |_, change| *change == Change::Loaded).await;
+
+    first.stop().await;
+    let second = server(options(port)).await;
+    seen.follow(&mut watch, |_, change| *change == Change::Loading).await;
+    seen.follow(&mut watch, |_, change| *change == Change::Loaded).await;
+    assert_eq!(seen.devices.keys().collect::<Vec<_>>(), [&a1.id]);
+
+    second.kill().await;
+    std::fs::remove_dir_all(store.path().join("js")).unwrap();
+    let third = server(options(port)).await;
+    seen.follow(&mut watch, |_, change| *change == Change::Loading).await;
+    seen.follow(&mut watch, |_, change| *change == Change::Loaded).await;
+    assert!(seen.devices.is_empty());
+    // And goes on with what comes then.
+    let account_2 = account(&bus).await;
+    account_2.registry.add_device(&account_2.device("A9")).await.unwrap();
+    seen.follow(&mut watch, |seen, _| seen.devices.len() == 1).await;
+    third.stop().await;
+}
+
+#[tokio::test]
+async fn a_bulk_import_refuses_rows_one_by_one() {
+    let server = server(ServerOptions::default()).await;
+    let bus = connect(&server).await;
+    let account = account(&bus).await;
+    let mut devices: Vec<NewDevice> = (0..1000).map(|n| account.device(&format!("Device {n}"))).collect();
+    devices[10].name = "Device 11".into();
+    devices[20].name = "\n".into();
+    devices[30].tenant = TenantId(Uuid::nil());
+    devices[40].token = devices[41].token.clone();
+    let mut results: Vec<Option<Result<Added, RegistryError>>> = devices.iter().map(|_| None).collect();
+    account.registry.add_devices(&devices, |place, added| results[place] = Some(added)).await.unwrap();
+    let refused: Vec<usize> =
+        (0..1000).filter(|place| !matches!(results[*place], Some(Ok(Added::Created)))).collect();
+    assert_eq!(refused.len(), 4, "{refused:?}");
+    assert!(refused.contains(&20) && refused.contains(&30));
+    assert!(refused.contains(&10) ^ refused.contains(&11), "one of the two has the name");
+    assert!(refused.contains(&40) ^ refused.contains(&41), "one of the two has the token");
+    assert_eq!(account.registry.load().await.unwrap().devices.len(), 996);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn no_token_is_stored_anywhere() {
+    let store = tempfile::tempdir().unwrap();
+    let server =
+        server(ServerOptions { store_dir: Some(store.path().join("js")), ..Default::default() }).await;
+    let bus = connect(&server).await;
+    let account = account(&bus).await;
+    let a1 = account.device("A1");
+    account.registry.add_device(&a1).await.unwrap();
+    let hash = credential_of(a1.token.reveal().as_bytes());
+    assert_eq!(account.registry.device(a1.id).await.unwrap().unwrap().credential, hash);
+    server.stop().await;
+    let stored = every_byte_below(store.path());
+    let holds = |text: &str| stored.windows(text.len()).any(|window| window == text.as_bytes());
+    assert!(holds(hash.as_str()), "this is where it would be");
+    assert!(!holds(a1.token.reveal()));
+}
+
+fn every_byte_below(folder: &std::path::Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => bytes.extend(every_byte_below(&path)),
+            false => bytes.extend(std::fs::read(path).unwrap()),
+        }
+    }
+    bytes
+}
