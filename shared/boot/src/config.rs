@@ -50,12 +50,12 @@ declare::settings! {
         /// Entries of one `getDevices` answer; further ones are left to the next page.
         max_devices_per_customer: usize = 1_024, 1..=1_000_000;
         /// Milliseconds a call has when it names no timeout. At most `max_timeout_ms`.
-        default_timeout_ms: u64 = 20_000, 1..=3_600_000;
+        default_timeout_ms: u32 = 20_000, 1..=3_600_000;
         /// Milliseconds a call may ask for; more is refused ("Timeout is too large!").
-        max_timeout_ms: u64 = 60_000, 1..=3_600_000;
+        max_timeout_ms: u32 = 60_000, 1..=3_600_000;
         /// Milliseconds a call waits for an offline target to connect, when it does not say; 0: not at all.
         /// At most `max_timeout_ms`.
-        default_connect_timeout_ms: u64 = 0, 0..=3_600_000;
+        default_connect_timeout_ms: u32 = 0, 0..=3_600_000;
         /// Whether a device of another customer reads as "Target device not found!" instead of "not allowed".
         conceal_foreign_devices: bool = false, Anything;
     }
@@ -69,15 +69,21 @@ declare::settings! {
         connect_timeout_ms: u64 = 10_000, 100..=600_000;
         /// Milliseconds the authorizer may take over a device's credentials; then the device is refused (MQTT 3 / 0x88).
         authenticate_timeout_ms: u64 = 5_000, 10..=600_000;
-        /// Calls that one session may have open as caller; a further one ends as "Too many requests!".
+        /// Calls that one device may have open as caller on one node, over all its sessions; a further one ends as
+        /// "Too many requests!".
         max_calls_in_flight_per_caller: usize = 100, 1..=65_535;
         /// Calls that one session may have open as target; a further one ends as "Too many requests!".
         max_calls_in_flight_per_target: usize = 100, 1..=65_535;
-        /// Calls a second that one session may make on average (a token bucket); one above ends as
+        /// Calls a second that one device may make on average on one node (a token bucket); one above ends as
         /// "Too many requests!". 0: no limit.
         calls_per_second_per_device: u32 = 100, 0..=1_000_000;
-        /// Calls that one session may make at once after a pause: the depth of that bucket.
+        /// Calls that one device may make at once after a pause: the depth of that bucket.
         call_burst_per_device: u32 = 200, 1..=1_000_000;
+        /// Telemetry and attributes messages a second that one device may send on average on one node (a token
+        /// bucket); one above is refused (MQTT 5: 0x97, or left out at QoS 0). 0: no limit.
+        uplinks_per_second_per_device: u32 = 100, 0..=1_000_000;
+        /// Telemetry and attributes messages that one device may send at once after a pause.
+        uplink_burst_per_device: u32 = 200, 1..=1_000_000;
         /// Calls that may wait at a session to be written to its device; a further one ends as "Too many requests!".
         max_mailbox_calls: usize = 64, 1..=65_535;
         /// Bytes that may wait for one device to read them; a device that lets more pile up is disconnected.
@@ -99,8 +105,9 @@ declare::settings! {
     [mqtt] Mqtt {
         /// Address to listen on. Loopback unless told: 0.0.0.0:1883 is every IPv4 address of the machine.
         listen: SocketAddr = loopback(1883), Anything;
-        /// Bytes of one packet; a larger one closes the connection (v5: 0x95).
-        max_packet_bytes: u32 = 65_536, 1_024..=16_777_216;
+        /// Bytes of one packet; a larger one closes the connection (v5: 0x95). Stay well below `max_payload` of NATS,
+        /// 1 MiB unless set there: it carries a call's body in a message of its own.
+        max_packet_bytes: u32 = 65_536, 1_024..=1_048_576;
         /// Bytes of one packet before the device is known, hence of its CONNECT; a larger one closes the connection.
         /// At most `max_packet_bytes`.
         max_packet_bytes_before_authentication: u32 = 4_096, 256..=65_536;
@@ -161,19 +168,19 @@ impl Nats {
 fn check_together(settings: &Settings, checks: &mut Checks<'_>) {
     let Settings { nats, device_api, ingress, mqtt, .. } = settings;
     checks.at_most(
-        ("device_api.default_timeout_ms", device_api.default_timeout_ms),
-        ("device_api.max_timeout_ms", device_api.max_timeout_ms),
+        ("device_api.default_timeout_ms", u64::from(device_api.default_timeout_ms)),
+        ("device_api.max_timeout_ms", u64::from(device_api.max_timeout_ms)),
     );
     checks.at_most(
-        ("device_api.default_connect_timeout_ms", device_api.default_connect_timeout_ms),
-        ("device_api.max_timeout_ms", device_api.max_timeout_ms),
+        ("device_api.default_connect_timeout_ms", u64::from(device_api.default_connect_timeout_ms)),
+        ("device_api.max_timeout_ms", u64::from(device_api.max_timeout_ms)),
     );
     checks.at_most(
-        ("mqtt.max_packet_bytes_before_authentication", mqtt.max_packet_bytes_before_authentication.into()),
-        ("mqtt.max_packet_bytes", mqtt.max_packet_bytes.into()),
+        ("mqtt.max_packet_bytes_before_authentication", mqtt.max_packet_bytes_before_authentication),
+        ("mqtt.max_packet_bytes", mqtt.max_packet_bytes),
     );
     checks.at_most(
-        ("mqtt.max_packet_bytes", mqtt.max_packet_bytes.into()),
+        ("mqtt.max_packet_bytes", u64::from(mqtt.max_packet_bytes)),
         ("ingress.max_outbound_bytes", ingress.max_outbound_bytes as u64),
     );
     let (user, password) = ("nats.user", "nats.password");

@@ -194,7 +194,7 @@ mod tests {
         let health = Health::new();
         let bus = health.part("bus");
         bus.ready();
-        health.scoped("router").draining();
+        health.clone().draining();
         bus.ready();
         assert!(!health.is_ready());
         assert_eq!(health.to_string(), "process: not ready: shutting down\nbus: ready\n");

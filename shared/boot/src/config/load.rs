@@ -351,11 +351,12 @@ pub(super) struct Checks<'r> {
 }
 
 impl Checks<'_> {
-    pub(super) fn at_most(
+    pub(super) fn at_most<N: Into<u64>>(
         &mut self,
-        (lower, value): (&'static str, u64),
-        (upper, bound): (&'static str, u64),
+        (lower, value): (&'static str, N),
+        (upper, bound): (&'static str, N),
     ) {
+        let (value, bound) = (value.into(), bound.into());
         // Whoever was told last hears of it: often the bound was lowered below an untouched default.
         let (told, other) =
             if self.source(lower) >= self.source(upper) { (lower, upper) } else { (upper, lower) };
