@@ -3,10 +3,10 @@
 use std::future::Future;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use async_nats::jetstream::Context;
 use async_nats::jetstream::context::{ContextBuilder, KeyValueErrorKind};
-use async_nats::jetstream::kv::{self, Operation, Store, UpdateError, UpdateErrorKind};
+use async_nats::jetstream::kv::{self, Operation, Store, UpdateError};
 use async_nats::jetstream::stream::StorageType;
+use async_nats::jetstream::{self, Context, ErrorCode};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
@@ -59,7 +59,7 @@ impl Bucket {
                         description: "Tenants, customers, devices and the hashes of their tokens".to_owned(),
                         history: 1,
                         storage: StorageType::File,
-                        num_replicas: bus.replicas(),
+                        num_replicas: bus.replicas().into(),
                         ..kv::Config::default()
                     };
                     jetstream.create_key_value(config).await.map_err(RegistryError::unreachable)
@@ -229,9 +229,22 @@ async fn within<T>(request: impl Future<Output = Result<T, RegistryError>>) -> R
 fn revised(written: Result<u64, UpdateError>) -> Result<Option<u64>, RegistryError> {
     match written {
         Ok(revision) => Ok(Some(revision)),
-        Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(None),
+        Err(error) if is_overtaken(&error) => Ok(None),
         Err(error) => Err(RegistryError::unreachable(error)),
     }
+}
+
+/// A cluster says it in other words while another write of the same key is under way; the library knows only one.
+fn is_overtaken(error: &UpdateError) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(reason) = source {
+        if let Some(reason) = reason.downcast_ref::<jetstream::Error>() {
+            return [ErrorCode::STREAM_WRONG_LAST_SEQUENCE, ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT]
+                .contains(&reason.error_code());
+        }
+        source = reason.source();
+    }
+    false
 }
 
 fn is_put(entry: &kv::Entry) -> bool {

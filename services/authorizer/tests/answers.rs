@@ -1,0 +1,338 @@
+//! Does the authorizer answer as it promises, over a real nats-server and with the real registry?
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use boot::{Context, Health, Settings};
+use bus::registry::{Customer, NewDevice, Registry, Tenant, Token};
+use bus::server::{NatsServer, ServerOptions, find_binary};
+use bus::{AskError, Bus, BusSettings, Request};
+use bytes::Bytes;
+use rpc::{
+    AuthenticateReply, AuthenticateRequest, Budget, Call, CallId, CredentialHash, CustomerId, DeviceId,
+    DeviceState, ListRequest, NodeId, Outcome, PresenceReply, PresenceRequest, Routed, TenantId, wire,
+};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+const WAIT: Duration = Duration::from_secs(10);
+
+struct World {
+    server: NatsServer,
+    bus: Bus,
+    registry: Registry,
+    tenant: TenantId,
+    customer: CustomerId,
+}
+
+async fn connect(server: &NatsServer) -> Bus {
+    Bus::connect(&BusSettings { url: server.url(), ..BusSettings::default() }, "test").await.unwrap()
+}
+
+impl World {
+    async fn new() -> Self {
+        let binary = find_binary().expect("nats-server is needed: on the PATH or named by NATS_SERVER");
+        let server = NatsServer::start(&ServerOptions { binary, ..Default::default() }).await.unwrap();
+        let bus = connect(&server).await;
+        let registry = Registry::open(&bus).await.unwrap();
+        let (tenant, customer) = (TenantId(Uuid::new_v4()), CustomerId(Uuid::new_v4()));
+        registry.add_tenant(tenant, &Tenant { name: "Tenant".into() }).await.unwrap();
+        registry.add_customer(customer, &Customer { tenant, name: "Customer A".into() }).await.unwrap();
+        World { server, bus, registry, tenant, customer }
+    }
+
+    async fn add(&self, name: &str, customer: Option<CustomerId>) -> NewDevice {
+        let device = NewDevice {
+            id: DeviceId(Uuid::new_v4()),
+            tenant: self.tenant,
+            customer,
+            name: name.into(),
+            labels: BTreeMap::new(),
+            token: Token::generate().unwrap(),
+        };
+        self.registry.add_device(&device).await.unwrap();
+        device
+    }
+
+    async fn ask<H: serde::de::DeserializeOwned>(
+        &self,
+        subject: String,
+        head: &impl serde::Serialize,
+        body: &[u8],
+    ) -> (H, Bytes) {
+        let reply = self.bus.ask(subject, wire::encode(head, body).unwrap(), WAIT).await.unwrap();
+        wire::decode(&reply).unwrap()
+    }
+
+    async fn call(&self, call: &Call) -> Outcome {
+        self.ask(self.bus.subjects().call(), call, b"{}").await.0
+    }
+
+    async fn list(&self, list: &ListRequest) -> (Outcome, String) {
+        let (outcome, body) = self.ask(self.bus.subjects().list(), list, b"").await;
+        (outcome, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    async fn authenticate(&self, credential: CredentialHash) -> AuthenticateReply {
+        self.ask(self.bus.subjects().authenticate(), &AuthenticateRequest { credential }, b"").await.0
+    }
+
+    /// Until the authorizer knows it so.
+    async fn until_authenticated(&self, token: &Token, is_known: bool) {
+        let deadline = Instant::now() + WAIT;
+        while matches!(self.authenticate(token.credential()).await, AuthenticateReply::Identity(_))
+            != is_known
+        {
+            assert!(Instant::now() < deadline, "the authorizer does not hear of the change");
+        }
+    }
+}
+
+/// An authorizer in this process.
+struct Running {
+    context: Context,
+    ended: JoinHandle<anyhow::Result<()>>,
+}
+
+async fn start(world: &World, change: impl FnOnce(&mut Settings)) -> Running {
+    let mut settings = Settings::default();
+    change(&mut settings);
+    let context = Context {
+        service: "authorizer",
+        settings: Arc::new(settings),
+        shutdown: CancellationToken::new(),
+        health: Health::new(),
+        admin_addr: ([127, 0, 0, 1], 0).into(),
+    };
+    let bus = connect(&world.server).await;
+    let ended = tokio::spawn(switchboard_authorizer::serve(context.clone(), bus));
+    tokio::time::timeout(WAIT, context.health.wait_ready()).await.expect("not ready");
+    Running { context, ended }
+}
+
+impl Running {
+    async fn stop(self) {
+        self.context.shutdown.cancel();
+        tokio::time::timeout(WAIT, self.ended).await.expect("does not end").unwrap().unwrap();
+    }
+}
+
+fn call(caller: DeviceId, target: DeviceId) -> Call {
+    Call {
+        call: CallId { node: NodeId(1), serial: 7 },
+        caller,
+        target,
+        budget_ms: Budget::from_ms(5000),
+        connect_budget_ms: Budget::from_ms(100),
+        oneway: false,
+        traceparent: None,
+    }
+}
+
+fn list(caller: DeviceId) -> ListRequest {
+    ListRequest { caller, limit: None, after: None, online: false }
+}
+
+#[tokio::test]
+async fn calls_are_forwarded_refused_or_bounced() {
+    let world = World::new().await;
+    let a1 = world.add("A1", Some(world.customer)).await;
+    let a2 = world.add("A2", Some(world.customer)).await;
+    let loose = world.add("Loose", None).await;
+    let running = start(&world, |_| ()).await;
+
+    assert_eq!(world.call(&call(a1.id, a2.id)).await, Outcome::Unavailable, "no router is there");
+    assert_eq!(world.call(&call(a1.id, loose.id)).await, Outcome::Denied);
+    assert_eq!(world.call(&call(loose.id, loose.id)).await, Outcome::Denied);
+    assert_eq!(world.call(&call(a1.id, DeviceId(Uuid::nil()))).await, Outcome::UnknownDevice);
+    assert_eq!(world.call(&call(DeviceId(Uuid::nil()), a1.id)).await, Outcome::Denied);
+
+    let mut router = world.bus.serve(world.bus.subjects().route(), Some("router")).await.unwrap();
+    let asked = tokio::spawn({
+        let (bus, head) = (world.bus.clone(), Call { oneway: true, ..call(a1.id, a2.id) });
+        let body = br#"{"x": 1.50}"#;
+        async move { bus.ask(bus.subjects().call(), wire::encode(&head, body).unwrap(), WAIT).await }
+    });
+    let Request { message, .. } = router.next().await.unwrap();
+    let (routed, body) = wire::decode::<Routed>(&message).unwrap();
+    assert_eq!(&body[..], br#"{"x": 1.50}"#, "byte for byte");
+    assert!((4000..=5000).contains(&routed.call.budget_ms.as_ms()));
+    assert!(routed.call.connect_budget_ms.as_ms() <= 100);
+    let expected = Call {
+        oneway: true,
+        budget_ms: routed.call.budget_ms,
+        connect_budget_ms: routed.call.connect_budget_ms,
+        ..call(a1.id, a2.id)
+    };
+    assert_eq!(routed.call, expected);
+    let answer = wire::encode(&Outcome::Answered, b"[]").unwrap();
+    world.bus.tell(routed.reply_to, answer.clone()).await.unwrap();
+    assert_eq!(asked.await.unwrap().unwrap(), answer, "the router answers the caller's inbox");
+
+    let spent = Call { budget_ms: Budget::from_ms(0), ..call(a1.id, a2.id) };
+    let spent = wire::encode(&spent, b"").unwrap();
+    let unheard = world.bus.ask(world.bus.subjects().call(), spent, Duration::from_millis(300)).await;
+    assert_eq!(unheard, Err(AskError::Expired), "a call whose time is over goes nowhere");
+    running.stop().await;
+    world.server.stop().await;
+}
+
+#[tokio::test]
+async fn concealed_devices_read_as_missing() {
+    let world = World::new().await;
+    let a1 = world.add("A1", Some(world.customer)).await;
+    let loose = world.add("Loose", None).await;
+    let running = start(&world, |settings| settings.device_api.conceal_foreign_devices = true).await;
+    assert_eq!(world.call(&call(a1.id, loose.id)).await, Outcome::UnknownDevice);
+    assert_eq!(world.call(&call(a1.id, DeviceId(Uuid::nil()))).await, Outcome::UnknownDevice);
+    running.stop().await;
+    world.server.stop().await;
+}
+
+#[tokio::test]
+async fn lists_are_the_device_apis() {
+    let world = World::new().await;
+    let mut devices = Vec::new();
+    for name in ["A3", "A1", "A2"] {
+        devices.push(world.add(name, Some(world.customer)).await.id);
+    }
+    let [a3, a1, a2] = devices[..] else { panic!() };
+    let loose = world.add("Loose", None).await.id;
+    let running = start(&world, |settings| settings.device_api.max_devices_per_customer = 2).await;
+
+    let entry = |id: DeviceId, name: &str| format!(r#"{{"id":"{id}","name":"{name}"}}"#);
+    let (outcome, body) = world.list(&list(a1)).await;
+    assert_eq!(outcome, Outcome::Answered);
+    assert_eq!(body, format!("[{},{}]", entry(a2, "A2"), entry(a3, "A3")));
+    let page = ListRequest { limit: Some(1), after: Some(a1), ..list(a3) };
+    assert_eq!(world.list(&page).await.1, format!("[{}]", entry(a2, "A2")));
+    let last = ListRequest { limit: Some(1), after: Some(a2), ..list(a3) };
+    assert_eq!(world.list(&last).await, (Outcome::Answered, "[]".into()));
+    assert_eq!(world.list(&list(loose)).await, (Outcome::Denied, String::new()));
+    assert_eq!(
+        world.list(&ListRequest { after: Some(loose), ..list(a1) }).await.0,
+        Outcome::malformed("after must be the id of a device of the list")
+    );
+
+    let online = ListRequest { online: true, ..list(a1) };
+    assert_eq!(world.list(&online).await.0, Outcome::Unavailable, "no router is there");
+    let mut router = world.bus.serve(world.bus.subjects().presence(), Some("router")).await.unwrap();
+    let bus = world.bus.clone();
+    let answering = tokio::spawn(async move {
+        let request = router.next().await.unwrap();
+        let (asked, _) = wire::decode::<PresenceRequest>(&request.message).unwrap();
+        let online = asked.devices.iter().map(|device| *device == a3).collect();
+        let reply = wire::encode(&PresenceReply { online }, b"").unwrap();
+        bus.tell(request.reply_to.unwrap(), reply).await.unwrap();
+    });
+    let body = world.list(&online).await.1;
+    let listed: Vec<serde_json::Value> = serde_json::from_str(&body).unwrap();
+    let states: Vec<_> =
+        listed.iter().map(|entry| (entry["name"].clone(), entry["online"].clone())).collect();
+    assert_eq!(states, [("A2".into(), false.into()), ("A3".into(), true.into())]);
+    answering.await.unwrap();
+    running.stop().await;
+    world.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_list_larger_than_a_message_tells_to_page() {
+    let world = World::new().await;
+    let a1 = world.add("A1", Some(world.customer)).await;
+    let name = |n| format!("{n:04}{}", "\u{1F600}".repeat(250));
+    let devices: Vec<NewDevice> = (0..1024)
+        .map(|n| NewDevice {
+            id: DeviceId(Uuid::new_v4()),
+            name: name(n),
+            token: Token::generate().unwrap(),
+            ..a1.clone()
+        })
+        .collect();
+    world.registry.add_devices(&devices, |_, added| assert!(added.is_ok())).await.unwrap();
+    let running = start(&world, |_| ()).await;
+    let Outcome::Malformed(text) = world.list(&list(a1.id)).await.0 else { panic!() };
+    assert!(text.contains("limit and after"), "{text}");
+    let (outcome, body) = world.list(&ListRequest { limit: Some(500), ..list(a1.id) }).await;
+    assert_eq!(outcome, Outcome::Answered);
+    assert_eq!(serde_json::from_str::<Vec<serde_json::Value>>(&body).unwrap().len(), 500);
+    running.stop().await;
+    world.server.stop().await;
+}
+
+#[tokio::test]
+async fn changes_are_told_and_judged_at_once() {
+    let world = World::new().await;
+    let a1 = world.add("A1", Some(world.customer)).await;
+    let a2 = world.add("A2", Some(world.customer)).await;
+    let running = start(&world, |_| ()).await;
+    let mut events = world.bus.serve(world.bus.subjects().devices_changed(), None).await.unwrap();
+    let mut event = async || {
+        let request = tokio::time::timeout(WAIT, events.next()).await.expect("no event").unwrap();
+        wire::decode::<DeviceState>(&request.message).unwrap().0
+    };
+
+    let AuthenticateReply::Identity(identity) = world.authenticate(a1.token.credential()).await else {
+        panic!()
+    };
+    assert_eq!((identity.device, identity.tenant, identity.name.as_str()), (a1.id, world.tenant, "A1"));
+    assert_eq!(identity.customer, Some(world.customer));
+    let nobody = Token::generate().unwrap();
+    assert_eq!(world.authenticate(nobody.credential()).await, AuthenticateReply::Refused);
+
+    // A new name changes no session, so the first event is that of the new token.
+    world.registry.rename_device(a1.id, "A1 renamed").await.unwrap();
+    let new = Token::generate().unwrap();
+    world.registry.rotate_token(a1.id, &new).await.unwrap();
+    let state = event().await;
+    assert_eq!((state.device, state.now.unwrap().credential), (a1.id, new.credential()));
+    world.until_authenticated(&a1.token, false).await;
+    world.until_authenticated(&new, true).await;
+
+    world.registry.assign_device(a2.id, None).await.unwrap();
+    assert_eq!(event().await.now.unwrap().customer, None);
+    assert_eq!(world.call(&call(a1.id, a2.id)).await, Outcome::Denied);
+    world.registry.remove_device(a2.id).await.unwrap();
+    assert_eq!(event().await, DeviceState { device: a2.id, now: None });
+    assert_eq!(world.call(&call(a1.id, a2.id)).await, Outcome::UnknownDevice);
+    assert_eq!(world.call(&call(a2.id, a1.id)).await, Outcome::Denied);
+    running.stop().await;
+    world.server.stop().await;
+}
+
+#[tokio::test]
+async fn two_share_the_work_and_one_may_stop_at_any_time() {
+    let world = World::new().await;
+    let a1 = world.add("A1", Some(world.customer)).await;
+    let loose = world.add("Loose", None).await;
+    let (first, second) = tokio::join!(start(&world, |_| ()), start(&world, |_| ()));
+    let stopping = CancellationToken::new();
+    let asking = tokio::spawn({
+        let (bus, stopping) = (world.bus.clone(), stopping.clone());
+        let message = wire::encode(&call(a1.id, loose.id), b"{}").unwrap();
+        async move {
+            let mut asked = 0;
+            while !stopping.is_cancelled() {
+                let asks = (0..20).map(|_| bus.ask(bus.subjects().call(), message.clone(), WAIT));
+                for reply in futures::future::join_all(asks).await {
+                    assert_eq!(
+                        wire::decode::<Outcome>(&reply.expect("unanswered")).unwrap().0,
+                        Outcome::Denied
+                    );
+                    asked += 1;
+                }
+            }
+            asked
+        }
+    });
+    first.stop().await;
+    stopping.cancel();
+    let asked = asking.await.unwrap();
+    assert!(asked > 100, "{asked} is hardly a load");
+    second.stop().await;
+    let message = wire::encode(&call(a1.id, loose.id), b"{}").unwrap();
+    let unheard = world.bus.ask(world.bus.subjects().call(), message, WAIT).await;
+    assert_eq!(unheard, Err(AskError::NoResponders), "nobody there is said at once");
+    world.server.stop().await;
+}
