@@ -1,4 +1,10 @@
 //! Does a real process begin and end as `boot::run` says? This program starts itself as a small service.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test, which clippy cannot tell of one that is its own harness"
+)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
