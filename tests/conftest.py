@@ -1,0 +1,73 @@
+"""What is shared by the whole-system tests: one cluster for all that breaks nothing, and new ones for what does."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from harness.accounts import Family
+from harness.cluster import Cluster
+from harness.devices import Device
+from harness.raw_mqtt import RawMqtt
+
+# The tests that look back on everything the others did.
+LAST = "test_secrets.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name == LAST)
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two of each service. Tests must leave it as they found it, and use devices of their own."""
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"), nodes=2, authorizers=2, routers=2)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def new_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Cluster]]:
+    """Makes clusters that the test may break."""
+    made: list[Cluster] = []
+
+    def make(**options: object) -> Cluster:
+        made.append(Cluster(tmp_path_factory.mktemp("cluster"), **options))
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        cluster.stop()
+
+
+@pytest.fixture
+def family(shared_cluster: Cluster) -> Family:
+    """A customer of this test alone, on the shared cluster."""
+    return shared_cluster.accounts.family()
+
+
+@pytest.fixture
+def device() -> Iterator[Callable[..., Device]]:
+    """Makes devices that are closed after the test."""
+    made: list[Device] = []
+
+    def make(kind: type[Device], *arguments: object, **options: object) -> Device:
+        made.append(kind(*arguments, **options))
+        return made[-1]
+
+    yield make
+    for it in made:
+        if not it.ended.is_set():
+            it.close()
+
+
+@pytest.fixture
+def raw() -> Iterator[Callable[..., RawMqtt]]:
+    """Opens raw connections that are closed after the test."""
+    made: list[RawMqtt] = []
+
+    def make(port: int, version: int = 4) -> RawMqtt:
+        made.append(RawMqtt(port, version))
+        return made[-1]
+
+    yield make
+    for it in made:
+        it.socket.close()

@@ -1,0 +1,162 @@
+"""What does a test run against? Real processes: nats-server, and any number of each service."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from harness.accounts import Accounts
+from harness.admin import Admin
+from harness.nats_server import NatsServer
+from harness.processes import Process
+from harness.programs import built
+from harness.waiting import PATIENCE_S, until
+
+# Leases short enough that a test can wait one out, and debug logs so that all they say is looked through.
+SETTINGS = {"ingress.lease_ms": "3000", "log.level": "info,switchboard_ingress=debug,bus=debug,switchboard_router=debug"}
+
+
+class Service:
+    """One process of one service; `start` may be called again after it has ended."""
+
+    program: str
+
+    def __init__(self, nats: NatsServer, logs: Path, number: int, settings: dict[str, str]) -> None:
+        self.name = f"{self.program.removeprefix('switchboard-')}-{number}"
+        self._nats, self._logs = nats, logs
+        self.settings = SETTINGS | settings
+        self.start()
+
+    def start(self) -> None:
+        """Starts it; `wait_ready` waits for it."""
+        command: list[str | Path] = [built(self.program), "--nats", self._nats.url, "--admin", "127.0.0.1:0"]
+        for setting, value in (self.settings | self.ports()).items():
+            command += ["--set", f"{setting}={value}"]
+        self.process = Process(self.name, command, self._logs)
+
+    def ports(self) -> dict[str, str]:
+        return {}
+
+    @property
+    def admin(self) -> Admin:
+        return Admin(self.process.wait_for_message("starting")["admin"])
+
+    def wait_ready(self, within_s: float = PATIENCE_S) -> None:
+        admin = self.admin
+
+        def ready() -> bool:
+            assert self.process.exit_code is None, f"{self.name} ended: {self.process.err}"
+            return admin.is_ready()
+
+        until(f"{self.name} is ready", ready, within_s)
+
+    def term(self) -> int:
+        """Asks it to end, and gives its exit code."""
+        self.process.term()
+        return self.process.wait()
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def restart(self) -> None:
+        """A new process of the same settings, ready. The old one must have ended."""
+        self.start()
+        self.wait_ready()
+
+
+class Ingress(Service):
+    """A node."""
+
+    program = "switchboard-ingress"
+
+    def ports(self) -> dict[str, str]:
+        return {"mqtt.listen": "127.0.0.1:0"}
+
+    @property
+    def mqtt_port(self) -> int:
+        return int(self._serves()["mqtt"].rsplit(":", 1)[1])
+
+    @property
+    def node_id(self) -> str:
+        return self._serves()["node"]
+
+    def _serves(self) -> dict[str, str]:
+        return self.process.wait_for_message("ingress serves devices")
+
+
+class Authorizer(Service):
+    """A process that knows the devices."""
+
+    program = "switchboard-authorizer"
+
+
+class Router(Service):
+    """A process that finds targets."""
+
+    program = "switchboard-router"
+
+
+class Cluster:
+    """A whole system under a NATS of its own."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        nodes: int = 1,
+        authorizers: int = 1,
+        routers: int = 1,
+        settings: dict[str, str] | None = None,
+    ) -> None:
+        self.logs = folder / "logs"
+        self._settings = settings or {}
+        self._services: list[Service] = []
+        self.nats = NatsServer(folder / "nats", self.logs)
+        try:
+            self.accounts = Accounts(self.nats.url, folder / "accounts", self._heard)
+            self.authorizers = [self._made(Authorizer, number) for number in range(1, authorizers + 1)]
+            self.routers = [self._made(Router, number) for number in range(1, routers + 1)]
+            self.nodes = [self._made(Ingress, number) for number in range(1, nodes + 1)]
+            for service in self._services:
+                service.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def add_node(self) -> Ingress:
+        node = self._made(Ingress, len(self.nodes) + 1)
+        self.nodes.append(node)
+        node.wait_ready()
+        return node
+
+    def add_router(self) -> Router:
+        router = self._made(Router, len(self.routers) + 1)
+        self.routers.append(router)
+        router.wait_ready()
+        return router
+
+    @property
+    def services(self) -> list[Service]:
+        return list(self._services)
+
+    def stop(self) -> None:
+        started = time.monotonic()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda service: service.process.stop(15), self._services))
+        self.nats.stop()
+        print(f"stopped in {time.monotonic() - started:.1f} s")
+
+    @contextmanager
+    def _heard(self, count: int) -> Iterator[None]:
+        gauge = "switchboard_authorizer_registry_devices"
+        running = [it for it in self.authorizers if it.process.exit_code is None]
+        before = {it: it.admin.value(gauge) for it in running}
+        yield
+        for it in running:
+            until(f"{it.name} has heard of the new devices", lambda it=it: it.admin.value(gauge) >= before[it] + count)
+
+    def _made(self, kind: type, number: int):
+        service = kind(self.nats, self.logs, number, self._settings)
+        self._services.append(service)
+        return service

@@ -1,0 +1,10 @@
+"""Clients that nobody here wrote, each behind the same small interface."""
+
+from harness.devices.device import Call, Device
+from harness.devices.mqttjs import MqttJs
+from harness.devices.paho import PahoV5, PahoV311
+
+# What a scenario runs over: as caller and as target.
+PROTOCOLS: list[type[Device]] = [PahoV311, PahoV5, MqttJs]
+
+__all__ = ["PROTOCOLS", "Call", "Device", "MqttJs", "PahoV5", "PahoV311"]

@@ -1,0 +1,143 @@
+"""What happens at a limit? The caller reads that it is busy, the operator sees which limit it was, nobody else notices."""
+
+import json
+import socket
+
+import pytest
+from harness import said
+from harness.cluster import Cluster
+from harness.devices import MqttJs, PahoV5, PahoV311
+from harness.devices.device import ABSENT, answering
+from harness.raw_mqtt import PUBACK
+from harness.waiting import until
+
+KINDS = pytest.mark.parametrize("kind", [PahoV311, PahoV5, MqttJs], ids=lambda kind: kind.protocol)
+TIME = '{"method":"getTime"}'
+
+
+@pytest.fixture(scope="module")
+def tight(tmp_path_factory):
+    """A node whose limits are soon reached."""
+    settings = {
+        "ingress.max_calls_in_flight_per_caller": "3",
+        "ingress.max_calls_in_flight_per_target": "4",
+        "ingress.calls_per_second_per_device": "1",
+        "ingress.call_burst_per_device": "8",
+        "ingress.uplinks_per_second_per_device": "1",
+        "ingress.uplink_burst_per_device": "2",
+        "ingress.max_outbound_bytes": "65536",
+        "device_api.max_timeout_ms": "5000",
+        "device_api.default_timeout_ms": "500",
+        "device_api.max_devices_per_customer": "1",
+    }
+    cluster = Cluster(tmp_path_factory.mktemp("tight"), settings=settings)
+    yield cluster
+    cluster.stop()
+
+
+def hits(cluster, limit):
+    return cluster.nodes[0].admin.value("switchboard_limits_hit_total", limit=limit)
+
+
+@KINDS
+def test_calls_in_flight_of_a_caller(tight, device, kind):
+    family = tight.accounts.family()
+    target = device(kind, family.b).connect(tight.nodes[0]).become_callable()
+    caller = device(kind, family.a).connect(tight.nodes[0])
+    before = hits(tight, "caller_in_flight")
+    open_answers = [caller.send_msg(family.b, str(n), timeout=5000) for n in range(3)]
+    calls = [target.next_call() for _ in range(3)]
+    assert caller.send_msg(family.b, "3", timeout=5000).text() == said.BUSY
+    assert hits(tight, "caller_in_flight") == before + 1
+    for call in calls:
+        call.answer('"done"')
+    assert [answer.text() for answer in open_answers] == ['"done"'] * 3
+    again = caller.send_msg(family.b, "4", timeout=5000)
+    target.next_call().answer('"again"')
+    assert again.text() == '"again"'
+
+
+@KINDS
+def test_calls_in_flight_of_a_target(tight, device, kind):
+    family = tight.accounts.family()
+    target = device(kind, family.c).connect(tight.nodes[0]).become_callable()
+    callers = [device(kind, it).connect(tight.nodes[0]) for it in (family.a, family.b)]
+    before = hits(tight, "target_in_flight")
+    open_answers = [caller.send_msg(family.c, "1", timeout=5000) for caller in callers for _ in range(2)]
+    calls = [target.next_call() for _ in range(4)]
+    assert callers[0].send_msg(family.c, "2", timeout=5000).text() == said.BUSY
+    assert hits(tight, "target_in_flight") == before + 1
+    for call in calls:
+        call.answer("0")
+    assert [answer.text() for answer in open_answers] == ["0"] * 4
+
+
+@KINDS
+def test_calls_a_second(tight, device, kind):
+    caller = device(kind, tight.accounts.family().a).connect(tight.nodes[0])
+    before = hits(tight, "call_rate")
+    texts = [caller.ask(TIME).text() for _ in range(9)]
+    assert said.BUSY not in texts[:8]
+    if texts[8] != said.BUSY:
+        # A slow machine has earned a token meanwhile: a volley finds the end of them.
+        texts += [answer.text() for answer in [caller.ask(TIME) for _ in range(20)]]
+    assert said.BUSY in texts
+    assert hits(tight, "call_rate") - before == texts.count(said.BUSY)
+    until("a token is earned", lambda: caller.ask(TIME).text() != said.BUSY)
+
+
+def test_the_limits_of_the_device_api_are_settings(tight, device):
+    family = tight.accounts.family()
+    caller = device(PahoV311, family.a).connect(tight.nodes[0])
+    device(PahoV311, family.b).connect(tight.nodes[0]).become_callable(lambda _call: None)
+    assert len(json.loads(caller.get_devices())) == 1
+    assert caller.send_msg(family.b, "1", timeout=5001).text() == said.TOO_LARGE
+    assert caller.send_msg(family.b, "1", timeout=ABSENT).text(within_s=4) == said.TIMED_OUT
+    limits = json.loads(caller.ask('{"method":"getSessionLimits"}').text())
+    assert limits["maxInflightMessages"] == 3
+    assert limits["rateLimits"]["messages"] == "1:1"
+    assert limits["rateLimits"]["telemetryMessages"] == "1:1"
+
+
+def test_uplinks_a_second(tight, raw):
+    v5 = raw(tight.nodes[0].mqtt_port, 5)
+    v5.connect(tight.accounts.family().a.token)
+    codes = []
+    for _ in range(6):
+        v5.publish("v1/devices/me/telemetry", "{}", qos=1)
+        codes.append(v5.expect(PUBACK).code)
+    assert codes[:2] == [0, 0] and 0x97 in codes
+    v3 = raw(tight.nodes[0].mqtt_port, 4)
+    v3.connect(tight.accounts.family().a.token)
+    for _ in range(6):
+        v3.publish("v1/devices/me/telemetry", "{}", qos=0)
+    v3.ping()
+    for _ in range(6):
+        v3.publish("v1/devices/me/telemetry", "{}", qos=1)
+    packet = v3.receive()
+    while packet is not None:
+        assert packet.kind == PUBACK
+        packet = v3.receive()
+    assert hits(tight, "uplink_rate") >= 2
+
+
+def test_a_device_that_does_not_read_is_dropped(new_cluster, device, raw):
+    cluster = new_cluster(settings={"ingress.max_outbound_bytes": "65536", "ingress.max_mailbox_calls": "1000"})
+    node, family = cluster.nodes[0], cluster.accounts.family()
+    stuck = raw(node.mqtt_port)
+    stuck.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    stuck.connect(family.b.token)
+    stuck.subscribe("v1/devices/me/rpc/request/+")
+    caller = device(PahoV5, family.a).connect(node)
+    body = json.dumps("x" * 60_000)
+    answers = []
+    while not any(answer.is_there() for answer in answers):
+        answers.append(caller.send_msg(family.b, body, timeout=30_000))
+        assert len(answers) < 400
+    texts = {answer.text() for answer in answers}
+    # What may have been written is lost; what was over the caller's own limit, or came afterwards, was never sent.
+    assert {said.LOST} <= texts <= {said.LOST, said.BUSY, said.OFFLINE}
+    assert node.admin.value("switchboard_limits_hit_total", limit="outbound_bytes") == 1
+    until("it is offline", lambda: caller.send_msg(family.b, "1").text() == said.OFFLINE)
+    assert device(PahoV311, family.b).connect(node).become_callable(answering("1"))
+    assert caller.send_msg(family.b, "1").text() == "1"
