@@ -20,7 +20,6 @@ const OUTCOME_GRACE: Duration = Duration::from_millis(500);
 const LIST_WAIT: Duration = Duration::from_secs(5);
 
 /// Asks the other services on behalf of this node's devices.
-#[derive(Debug)]
 pub struct Calls {
     bus: Bus,
     node: NodeId,
@@ -65,7 +64,8 @@ impl Calls {
                 self.bus.ask(self.list.clone(), message, LIST_WAIT).await
             }
             Request::SendMsg { target, timeout, connect_timeout, oneway, body } => {
-                let call = CallId { node: self.node, serial: self.last_serial.fetch_add(1, Ordering::Relaxed) + 1 };
+                let call =
+                    CallId { node: self.node, serial: self.last_serial.fetch_add(1, Ordering::Relaxed) + 1 };
                 let (budget_ms, connect_budget_ms) = (timeout, connect_timeout);
                 let head = Call { call, caller, target, budget_ms, connect_budget_ms, oneway, traceparent };
                 let Ok(message) = wire::encode(&head, &body) else { return unavailable() };
@@ -84,7 +84,9 @@ impl Calls {
                 }
             },
             Err(AskError::Full) => (Outcome::Busy(Limit::PendingAsks), Bytes::new()),
-            Err(AskError::NoResponders | AskError::Expired | AskError::Down) => unavailable(),
+            Err(AskError::NoResponders | AskError::Expired | AskError::Down | AskError::Unsendable) => {
+                unavailable()
+            }
         }
     }
 

@@ -5,12 +5,12 @@
 
 pub mod calls;
 pub mod device_api;
-mod mailbox;
-mod metrics;
+pub mod mailbox;
+pub mod metrics;
 pub mod mqtt;
-mod node;
+pub mod node;
 pub mod session;
-mod sessions;
+pub mod sessions;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

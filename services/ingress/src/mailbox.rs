@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use bus::Subject;
 use bytes::Bytes;
@@ -26,7 +27,9 @@ pub struct Incoming {
     pub delivery: Delivery,
     /// Its body, as the caller wrote it.
     pub body: Bytes,
-    /// When its budget ends, counted from its arrival at this node.
+    /// When it came to this node.
+    pub arrived: Instant,
+    /// When its budget ends.
     pub deadline: Deadline,
     /// The router's inbox, where the answer goes.
     pub reply_to: Subject,
@@ -116,11 +119,6 @@ impl Mailbox {
             Mail::Deliver(call) => Some(call),
             Mail::End(_) | Mail::Drain => None,
         })
-    }
-
-    /// True once the session has ended.
-    pub fn is_closed(&self) -> bool {
-        self.lock().closed
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -2,9 +2,28 @@
 
 use std::process::ExitCode;
 
+use boot::CommonArgs;
 use bus::Bus;
+use clap::Parser;
 use switchboard_ingress::Ingress;
 
+/// Switchboard ingress: the service that devices connect to.
+#[derive(Debug, Parser)]
+#[command(name = "switchboard-ingress", version = boot::args::version())]
+struct Args {
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
 fn main() -> ExitCode {
-    todo_boot()
+    let args = Args::parse();
+    boot::run("ingress", args.common, |settings| settings.ingress.worker_threads.into(), serve)
+}
+
+async fn serve(context: boot::Context) -> anyhow::Result<()> {
+    let ingress = Ingress::bind(&context.settings).await?;
+    let bus = Bus::connect(&(&context.settings.nats).into(), context.service).await?;
+    let served = ingress.serve(context, bus.clone()).await;
+    bus.close().await;
+    served
 }

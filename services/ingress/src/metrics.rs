@@ -161,9 +161,17 @@ fn describe() {
         "Time from a call's arrival at the target's node to the end of its delivery there."
     );
     describe_counter!("switchboard_limits_hit_total", Unit::Count, "How often a named limit was reached.");
-    describe_counter!("switchboard_connects_total", Unit::Count, "Connection attempts of devices, by result.");
+    describe_counter!(
+        "switchboard_connects_total",
+        Unit::Count,
+        "Connection attempts of devices, by result."
+    );
     describe_gauge!("switchboard_sessions", Unit::Count, "Sessions on this node, by protocol.");
-    describe_gauge!("switchboard_claims_held", Unit::Count, "Callable sessions on this node whose claim stands.");
+    describe_gauge!(
+        "switchboard_claims_held",
+        Unit::Count,
+        "Callable sessions on this node whose claim stands."
+    );
     describe_histogram!("switchboard_claim_seconds", Unit::Seconds, "Time to write a claim to the store.");
     describe_counter!("switchboard_claims_failed_total", Unit::Count, "Claims that the store did not take.");
     describe_counter!(

@@ -8,7 +8,8 @@ use boot::config::Settings;
 use bus::{Bus, ClaimStore, Connection, Reclaimed, Request, Subject};
 use bytes::Bytes;
 use rpc::{
-    Claim, CredentialHash, Delivery, DeliveryReply, DeviceStanding, DeviceState, Eviction, NodeId, Outcome, wire,
+    Claim, CredentialHash, Delivery, DeliveryReply, DeviceStanding, DeviceState, Eviction, NodeId, Outcome,
+    wire,
 };
 use tokio::time::MissedTickBehavior;
 
@@ -18,7 +19,6 @@ use crate::metrics::Metrics;
 use crate::sessions::{HeldClaim, SessionHandle, Sessions};
 
 /// One running ingress process: what all of its sessions share.
-#[derive(Debug)]
 pub struct Node {
     /// Its name in claims and subjects.
     pub id: NodeId,
@@ -118,8 +118,9 @@ impl Node {
         let refused = match wire::decode::<Delivery>(&request.message) {
             Ok((delivery, body)) => {
                 let call = delivery.call;
-                let deadline = delivery.budget_ms.starting(Instant::now());
-                let incoming = Box::new(Incoming { delivery, body, deadline, reply_to });
+                let arrived = Instant::now();
+                let deadline = delivery.budget_ms.starting(arrived);
+                let incoming = Box::new(Incoming { delivery, body, arrived, deadline, reply_to });
                 let Err((refused, incoming)) =
                     self.sessions.deliver(incoming, self.settings.ingress.max_mailbox_calls)
                 else {
@@ -170,7 +171,6 @@ impl Node {
 }
 
 /// The node's subscriptions, made before it accepts its first device.
-#[derive(Debug)]
 pub struct Inlets {
     deliveries: bus::Requests,
     takeovers: bus::Requests,

@@ -154,7 +154,11 @@ impl Sessions {
     ///
     /// # Errors
     /// Hands the call back when there is no such session of that device, or its mailbox is full.
-    pub fn deliver(&self, call: Box<Incoming>, max_mailbox_calls: usize) -> Result<(), (Refused, Box<Incoming>)> {
+    pub fn deliver(
+        &self,
+        call: Box<Incoming>,
+        max_mailbox_calls: usize,
+    ) -> Result<(), (Refused, Box<Incoming>)> {
         match self.find(call.delivery.target, call.delivery.session) {
             Some(session) => session.mailbox.deliver(call, max_mailbox_calls),
             None => Err((Refused::Closed, call)),
@@ -190,11 +194,6 @@ impl Sessions {
     /// Every session.
     pub fn all(&self) -> Vec<Arc<SessionHandle>> {
         self.devices().values().flat_map(|device| device.sessions.iter().cloned()).collect()
-    }
-
-    /// True when the node has no session.
-    pub fn is_empty(&self) -> bool {
-        self.devices().is_empty()
     }
 
     fn find(&self, device: DeviceId, session: SessionId) -> Option<Arc<SessionHandle>> {

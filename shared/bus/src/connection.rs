@@ -278,6 +278,21 @@ impl Bus {
         self.publish(subject.into(), None, None, message, self.inner.send_timeout).await
     }
 
+    /// Publishes, and returns once the server has the message: a round trip of our own behind it proves that, on
+    /// one connection in order, whether anyone listens or not.
+    ///
+    /// # Errors
+    /// As [`tell`](Self::tell), and `Down` when the round trip is not over within `wait`.
+    pub async fn tell_and_confirm(
+        &self,
+        subject: impl Into<Subject>,
+        message: Bytes,
+        wait: Duration,
+    ) -> Result<(), TellError> {
+        self.tell(subject, message).await?;
+        self.round_trip(wait).await.map_err(|_| TellError::Down)
+    }
+
     /// Publishes with a reply subject of the caller's choice.
     ///
     /// # Errors

@@ -47,7 +47,7 @@ pub fn get_time(now_ms: u64) -> Bytes {
 /// and `0:0,` is none.
 pub fn session_limits(
     max_packet_bytes: u32,
-    max_calls_in_flight: u32,
+    max_calls_in_flight: usize,
     calls_per_second: u32,
     uplinks_per_second: u32,
 ) -> Bytes {
@@ -68,7 +68,7 @@ pub fn session_limits(
 #[serde(rename_all = "camelCase")]
 struct SessionLimits {
     max_payload_size: u32,
-    max_inflight_messages: u32,
+    max_inflight_messages: usize,
     rate_limits: RateLimits,
 }
 
@@ -110,9 +110,21 @@ mod tests {
             (Method::SendMsg, Outcome::Denied, format!(r#"{{"error":"{denied}"}}"#)),
             (Method::GetDevices, Outcome::Denied, r#"{"error":"Device is unassigned!"}"#.to_owned()),
             (Method::SendMsg, Outcome::UnknownDevice, r#"{"error":"Target device not found!"}"#.to_owned()),
-            (Method::SendMsg, Outcome::Offline, r#"{"error":"No active connection to the remote device!"}"#.to_owned()),
-            (Method::SendMsg, Outcome::TimedOut, r#"{"error":"Timeout while waiting response from device!"}"#.to_owned()),
-            (Method::SendMsg, Outcome::Lost, r#"{"error":"Connection to the remote device was lost!"}"#.to_owned()),
+            (
+                Method::SendMsg,
+                Outcome::Offline,
+                r#"{"error":"No active connection to the remote device!"}"#.to_owned(),
+            ),
+            (
+                Method::SendMsg,
+                Outcome::TimedOut,
+                r#"{"error":"Timeout while waiting response from device!"}"#.to_owned(),
+            ),
+            (
+                Method::SendMsg,
+                Outcome::Lost,
+                r#"{"error":"Connection to the remote device was lost!"}"#.to_owned(),
+            ),
             (Method::SendMsg, Outcome::Busy(Limit::Mailbox), r#"{"error":"Too many requests!"}"#.to_owned()),
             (
                 Method::SendMsg,

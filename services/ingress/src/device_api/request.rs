@@ -159,7 +159,8 @@ fn send_msg(
     let text = params.ok_or_else(|| wrong("params must be an object"))?.get();
     let params: SendMsgParams = object(text).map_err(|fault| wrong(fault.of("params")))?;
 
-    let target = params.device_id.ok_or(()).and_then(device_id).map_err(|()| wrong("deviceId must be a UUID"))?;
+    let target =
+        params.device_id.ok_or(()).and_then(device_id).map_err(|()| wrong("deviceId must be a UUID"))?;
     let timeout_ms = match params.timeout.map(milliseconds) {
         None => limits.default_timeout_ms,
         Some(Milliseconds::NotWhole) => return Err(wrong("timeout must be a whole number of milliseconds")),
@@ -280,9 +281,13 @@ mod tests {
         for params in [r#","params":{}"#, "", r#","params":null"#, r#","params":"{}""#] {
             let text = format!(r#"{{"method":"getDevices"{params}}}"#);
             let request = read(&text).unwrap();
-            assert!(matches!(request, Request::GetDevices { limit: None, after: None, online: false }), "{text}");
+            assert!(
+                matches!(request, Request::GetDevices { limit: None, after: None, online: false }),
+                "{text}"
+            );
         }
-        let text = format!(r#"{{"method":"getDevices","params":{{"limit":2,"after":"{TARGET}","online":true}}}}"#);
+        let text =
+            format!(r#"{{"method":"getDevices","params":{{"limit":2,"after":"{TARGET}","online":true}}}}"#);
         let request = read(&text).unwrap();
         assert!(matches!(request, Request::GetDevices { limit: Some(2), after: Some(_), online: true }));
     }
@@ -290,17 +295,17 @@ mod tests {
     #[test]
     fn a_call_has_its_defaults_and_its_body_untouched() {
         let text = send("");
-        let Request::SendMsg { timeout, connect_timeout, oneway, body, .. } =
-            read(&text).unwrap()
-        else {
+        let Request::SendMsg { timeout, connect_timeout, oneway, body, .. } = read(&text).unwrap() else {
             panic!()
         };
-        assert_eq!((timeout.as_ms(), connect_timeout.as_ms(), oneway, &body[..]), (20_000, 0, false, &b"null"[..]));
+        assert_eq!(
+            (timeout.as_ms(), connect_timeout.as_ms(), oneway, &body[..]),
+            (20_000, 0, false, &b"null"[..])
+        );
 
-        let text = send(r#","timeout":2000,"connectTimeout":2000,"oneway":true,"body": {"a" : 1.50,  "a":2}"#);
-        let Request::SendMsg { timeout, connect_timeout, oneway, body, .. } =
-            read(&text).unwrap()
-        else {
+        let text =
+            send(r#","timeout":2000,"connectTimeout":2000,"oneway":true,"body": {"a" : 1.50,  "a":2}"#);
+        let Request::SendMsg { timeout, connect_timeout, oneway, body, .. } = read(&text).unwrap() else {
             panic!()
         };
         assert_eq!((timeout.as_ms(), connect_timeout.as_ms(), oneway), (2000, 2000, true));
@@ -311,7 +316,9 @@ mod tests {
     fn a_default_connect_timeout_never_exceeds_the_calls_own_time() {
         let limits = ApiLimits { default_connect_timeout_ms: 20_000, ..LIMITS };
         let text = send(r#","timeout":100"#);
-        let Request::SendMsg { connect_timeout, .. } = parse(&text.into(), &limits).unwrap() else { panic!() };
+        let Request::SendMsg { connect_timeout, .. } = parse(&text.into(), &limits).unwrap() else {
+            panic!()
+        };
         assert_eq!(connect_timeout.as_ms(), 100);
     }
 
@@ -326,14 +333,29 @@ mod tests {
             (r#"{"method":7}"#, "Malformed request: method must be a string"),
             (r#"{"method":"getFoo"}"#, "Method getFoo is not supported!"),
             (r#"{"method":"sendMsg"}"#, "Malformed request: params must be an object"),
-            (r#"{"method":"sendMsg","params":[]}"#, "Malformed request: params must be an object without repeated fields"),
+            (
+                r#"{"method":"sendMsg","params":[]}"#,
+                "Malformed request: params must be an object without repeated fields",
+            ),
             (r#"{"method":"sendMsg","params":{}}"#, "Malformed request: deviceId must be a UUID"),
-            (r#"{"method":"sendMsg","params":{"deviceId":"A2"}}"#, "Malformed request: deviceId must be a UUID"),
+            (
+                r#"{"method":"sendMsg","params":{"deviceId":"A2"}}"#,
+                "Malformed request: deviceId must be a UUID",
+            ),
             (r#"{"method":"sendMsg","params":{"deviceId":7}}"#, "Malformed request: deviceId must be a UUID"),
-            (r#"{"method":"getDevices","params":7}"#, "Malformed request: params of getDevices must be an object"),
-            (r#"{"method":"getDevices","params":{"limit":0}}"#, "Malformed request: limit must be a whole number from 1"),
+            (
+                r#"{"method":"getDevices","params":7}"#,
+                "Malformed request: params of getDevices must be an object",
+            ),
+            (
+                r#"{"method":"getDevices","params":{"limit":0}}"#,
+                "Malformed request: limit must be a whole number from 1",
+            ),
             (r#"{"method":"getDevices","params":{"after":"x"}}"#, "Malformed request: after must be a UUID"),
-            (r#"{"method":"getDevices","params":{"online":1}}"#, "Malformed request: online must be true or false"),
+            (
+                r#"{"method":"getDevices","params":{"online":1}}"#,
+                "Malformed request: online must be true or false",
+            ),
         ];
         for (text, words) in table {
             assert_eq!(fault(text), words, "{text}");
@@ -346,8 +368,14 @@ mod tests {
             (r#","timeout":99999999999999999999"#, "Timeout is too large!"),
             (r#","timeout":1.5"#, "Malformed request: timeout must be a whole number of milliseconds"),
             (r#","timeout":"5""#, "Malformed request: timeout must be a whole number of milliseconds"),
-            (r#","timeout":5,"connectTimeout":6"#, "Malformed request: connectTimeout must be whole milliseconds from 0 to timeout"),
-            (r#","connectTimeout":-1"#, "Malformed request: connectTimeout must be whole milliseconds from 0 to timeout"),
+            (
+                r#","timeout":5,"connectTimeout":6"#,
+                "Malformed request: connectTimeout must be whole milliseconds from 0 to timeout",
+            ),
+            (
+                r#","connectTimeout":-1"#,
+                "Malformed request: connectTimeout must be whole milliseconds from 0 to timeout",
+            ),
             (r#","oneway":"yes""#, "Malformed request: oneway must be true or false"),
         ];
         for (params, words) in table {

@@ -14,7 +14,9 @@ use tokio_util::codec::{Decoder, Encoder};
 
 pub use rmqtt_codec::types::QoS;
 pub use rmqtt_codec::v5::DisconnectReasonCode as Reason;
-pub use rmqtt_codec::v5::{ConnectAck, ConnectAckReason, PublishAckReason, SubscribeAckReason, UserProperties};
+pub use rmqtt_codec::v5::{
+    ConnectAck, ConnectAckReason, PublishAckReason, SubscribeAckReason, UserProperties,
+};
 
 /// Which of the two a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -273,8 +275,15 @@ impl Codec {
         out: &mut BytesMut,
     ) -> bool {
         let qos = if packet_id.is_some() { QoS::AtLeastOnce } else { QoS::AtMostOnce };
-        let mut publish =
-            Box::new(WirePublish { dup: false, retain: false, qos, topic, packet_id, payload, properties: None });
+        let mut publish = Box::new(WirePublish {
+            dup: false,
+            retain: false,
+            qos,
+            topic,
+            packet_id,
+            payload,
+            properties: None,
+        });
         match &mut self.wire {
             Wire::V3(codec) => codec.encode(v3::Packet::Publish(publish), out).is_ok(),
             Wire::V5(codec) => {
@@ -294,7 +303,13 @@ impl Codec {
     }
 
     /// PUBACK. To 3.1.1 every reason reads the same.
-    pub fn puback(&mut self, packet_id: NonZeroU16, reason: PublishAckReason, why: &'static str, out: &mut BytesMut) {
+    pub fn puback(
+        &mut self,
+        packet_id: NonZeroU16,
+        reason: PublishAckReason,
+        why: &'static str,
+        out: &mut BytesMut,
+    ) {
         self.put(
             || v3::Packet::PublishAck { packet_id },
             || {
@@ -367,12 +382,7 @@ impl Codec {
         }
     }
 
-    fn put(
-        &mut self,
-        v3: impl FnOnce() -> v3::Packet,
-        v5: impl FnOnce() -> v5::Packet,
-        out: &mut BytesMut,
-    ) {
+    fn put(&mut self, v3: impl FnOnce() -> v3::Packet, v5: impl FnOnce() -> v5::Packet, out: &mut BytesMut) {
         match self.wire {
             Wire::V3(_) => self.put_v3(v3(), out),
             Wire::V5(_) => self.put_v5(v5(), out),
@@ -577,7 +587,8 @@ fn guard_publish(publish: Box<WirePublish>, version: Version) -> Result<Packet, 
     if !wire.subscription_ids.is_empty() {
         return Err(Fault::protocol("only a server sends subscription identifiers"));
     }
-    if wire.response_topic.as_ref().is_some_and(|topic| topic.is_empty() || topic.contains(['+', '#', '\0'])) {
+    if wire.response_topic.as_ref().is_some_and(|topic| topic.is_empty() || topic.contains(['+', '#', '\0']))
+    {
         return Err(Fault::protocol("a response topic holds no wildcard and no NUL"));
     }
     let traceparent = wire
@@ -696,7 +707,9 @@ mod tests {
         assert!(matches!(open(&mut frame(PINGREQ, b""), 4096), Opening::Fault(_)));
         assert!(matches!(open(&mut BytesMut::from("GET / HTTP/1.1\r\n"), 4096), Opening::Fault(_)));
         let mut huge = BytesMut::from(&[CONNECT, 0xff, 0xff, 0x7f][..]);
-        assert!(matches!(open(&mut huge, 4096), Opening::Fault(fault) if fault.reason == Reason::PacketTooLarge));
+        assert!(
+            matches!(open(&mut huge, 4096), Opening::Fault(fault) if fault.reason == Reason::PacketTooLarge)
+        );
         let mut six = frame(CONNECT, b"\0\x04MQTT\x06\x02\0\x3c\0\0");
         assert!(matches!(open(&mut six, 4096), Opening::OtherVersion));
         let mut longer = frame(CONNECT, b"\0\x04MQTT\x04\x02\0\x3c\0\0extra");
@@ -721,7 +734,11 @@ mod tests {
             (Version::V3, frame(0x82, b"\0\x01\0\x03a#b\0"), Reason::TopicFilterInvalid),
             (Version::V3, frame(0x82, b"\0\x01\0\x03#/a\0"), Reason::TopicFilterInvalid),
             (Version::V3, frame(0x20, b"\0\0"), Reason::ProtocolError),
-            (Version::V5, frame(0x82, b"\0\x01\x02\x0b\x01\0\x01a\0"), Reason::SubscriptionIdentifiersNotSupported),
+            (
+                Version::V5,
+                frame(0x82, b"\0\x01\x02\x0b\x01\0\x01a\0"),
+                Reason::SubscriptionIdentifiersNotSupported,
+            ),
         ];
         for (version, bytes, reason) in table {
             let fault = decode(version, bytes.clone()).unwrap_err();
@@ -750,7 +767,13 @@ mod tests {
                 correlation: (version == Version::V5).then(|| Bytes::from_static(b"\0\x01")),
                 ..Default::default()
             };
-            assert!(codec.publish(topic.clone(), NonZeroU16::new(9), payload.clone(), properties.clone(), &mut out));
+            assert!(codec.publish(
+                topic.clone(),
+                NonZeroU16::new(9),
+                payload.clone(),
+                properties.clone(),
+                &mut out
+            ));
             let Ok(Some(Packet::Publish(publish))) = codec.decode(&mut out, MAX) else { panic!() };
             let expected = Publish { topic, packet_id: NonZeroU16::new(9), payload, properties };
             assert_eq!(*publish, expected);

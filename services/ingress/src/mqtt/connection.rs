@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Sleep;
 
 use super::handshake::{Connected, shake_hands};
-use super::session::{Effect, Ended, Session, SessionLimits, Ticket};
+use super::session::{Effect, Ended, Reply, Session, SessionLimits, Ticket};
 use crate::device_api::Request;
 use crate::mailbox::Mail;
 use crate::node::Node;
@@ -220,7 +220,7 @@ async fn perform(
                     count_uplink(node, taken);
                 }
             },
-            Effect::Reply(reply_to, reply, body) => node.reply(reply_to, &reply, &body).await,
+            Effect::Reply(reply) => send_reply(node, reply).await,
             Effect::Claim(pending) => {
                 let stands = node.claim(handle).await;
                 session.claimed(pending, stands);
@@ -236,6 +236,11 @@ async fn perform(
         }
     }
     None
+}
+
+async fn send_reply(node: &Node, reply: Reply) {
+    node.metrics.delivery_ended(reply.arrived.elapsed());
+    node.reply(reply.to, &reply.reply, &reply.body).await;
 }
 
 async fn ask(
@@ -278,8 +283,8 @@ where
     let unread = handle.mailbox.close();
     session.end();
     while let Some(effect) = session.next_effect() {
-        if let Effect::Reply(reply_to, reply, body) = effect {
-            node.reply(reply_to, &reply, &body).await;
+        if let Effect::Reply(reply) = effect {
+            send_reply(node, reply).await;
         }
     }
     for call in unread {

@@ -178,7 +178,11 @@ fn acceptance(
 }
 
 fn refusal(reason: ConnectAckReason, why: &'static str) -> ConnectAck {
-    ConnectAck { reason_code: reason, reason_string: Some(ByteString::from_static(why)), ..ConnectAck::default() }
+    ConnectAck {
+        reason_code: reason,
+        reason_string: Some(ByteString::from_static(why)),
+        ..ConnectAck::default()
+    }
 }
 
 async fn write_connack<S: AsyncWrite + Unpin>(stream: &mut S, codec: &mut Codec, ack: ConnectAck) {

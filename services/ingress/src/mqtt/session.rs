@@ -12,7 +12,8 @@ use bytestring::ByteString;
 use rpc::{DeliveryReply, Limit, Method, Outcome, UplinkKind};
 
 use super::codec::{
-    Codec, Fault, Packet, Publish, PublishAckReason, PublishProperties, QoS, Reason, SubscribeAckReason, Version,
+    Codec, Fault, Packet, Publish, PublishAckReason, PublishProperties, QoS, Reason, SubscribeAckReason,
+    Version,
 };
 use super::filter::{Grant, Subscriptions, Topic, is_response_topic, request_topic, response_topic};
 use crate::device_api::{self, ApiLimits, Request};
@@ -48,7 +49,7 @@ pub enum Effect {
     /// A request was refused here and has been answered: to be counted.
     Refused(Method, Outcome),
     /// Tell the router how its delivery ended.
-    Reply(Subject, DeliveryReply, Bytes),
+    Reply(Reply),
     /// Make the device callable, then call [`Session::claimed`].
     Claim(PendingSubscribe),
     /// The device is no longer callable: release its claim, then call [`Session::released`].
@@ -61,6 +62,19 @@ pub enum Effect {
     AnswerUnheard,
     /// Write what is to be written, then close the connection.
     Close(Ended),
+}
+
+/// How a delivery ended.
+#[derive(Debug)]
+pub struct Reply {
+    /// The router's inbox.
+    pub to: Subject,
+    /// How it ended.
+    pub reply: DeliveryReply,
+    /// The target's answer, if there is one.
+    pub body: Bytes,
+    /// When the delivery came to this node.
+    pub arrived: Instant,
 }
 
 /// How a session ended.
@@ -117,6 +131,7 @@ pub struct PendingUnsubscribe {
 #[derive(Debug)]
 struct OpenDelivery {
     reply_to: Subject,
+    arrived: Instant,
     oneway: bool,
 }
 
@@ -320,8 +335,7 @@ impl Session {
             *timeout = (*timeout).min(expiry);
             *connect_timeout = (*connect_timeout).min(expiry);
         }
-        let admitted =
-            self.caller().admit(self.limits.max_calls_per_caller, self.limits.call_rate, now);
+        let admitted = self.caller().admit(self.limits.max_calls_per_caller, self.limits.call_rate, now);
         if let Err(limit) = admitted {
             self.effects.push_back(Effect::LimitHit(limit));
             return self.refuse(&ticket, Outcome::Busy(limit));
@@ -367,10 +381,18 @@ impl Session {
     fn response(&mut self, number: u32, publish: Publish) {
         let Some(open) = self.open.get(number) else {
             // Answered before, out of time, or never asked.
-            return self.puback(publish.packet_id, PublishAckReason::NoMatchingSubscribers, "no such call is open");
+            return self.puback(
+                publish.packet_id,
+                PublishAckReason::NoMatchingSubscribers,
+                "no such call is open",
+            );
         };
         if open.oneway {
-            return self.puback(publish.packet_id, PublishAckReason::NoMatchingSubscribers, "the call is one-way");
+            return self.puback(
+                publish.packet_id,
+                PublishAckReason::NoMatchingSubscribers,
+                "the call is one-way",
+            );
         }
         if !device_api::answer_is_json(&publish.payload) {
             let why = "an answer must be JSON in UTF-8; the call is still open";
@@ -378,7 +400,7 @@ impl Session {
         }
         self.puback(publish.packet_id, PublishAckReason::Success, "");
         if let Some(open) = self.open.answer(number) {
-            self.reply(open.reply_to, Outcome::Answered, publish.payload);
+            self.ended(open, Outcome::Answered, publish.payload);
         }
         self.close_when_drained();
     }
@@ -389,7 +411,11 @@ impl Session {
             self.effects.push_back(Effect::LimitHit(limit));
             return match publish.packet_id {
                 Some(_) if self.codec.version() == Version::V5 => {
-                    self.puback(publish.packet_id, PublishAckReason::QuotaExceeded, "too many messages a second");
+                    self.puback(
+                        publish.packet_id,
+                        PublishAckReason::QuotaExceeded,
+                        "too many messages a second",
+                    );
                     Ok(())
                 }
                 // 3.1.1 can only be told by closing; unacknowledged, the message stays the client's to send again.
@@ -419,7 +445,10 @@ impl Session {
             let why = "the message could not be handed on";
             self.puback(Some(packet_id), PublishAckReason::UnspecifiedError, why);
         } else {
-            self.fault(Fault { reason: Reason::UnspecifiedError, what: "the message could not be handed on" });
+            self.fault(Fault {
+                reason: Reason::UnspecifiedError,
+                what: "the message could not be handed on",
+            });
         }
         self.close_when_drained();
     }
@@ -485,10 +514,12 @@ impl Session {
             return;
         }
         if self.closed || !self.subscriptions.callable() {
-            return self.effects.push_back(Effect::Reply(call.reply_to, DeliveryReply::NotHere, Bytes::new()));
+            let open = OpenDelivery { reply_to: call.reply_to, arrived: call.arrived, oneway: false };
+            return self.reply(open, DeliveryReply::NotHere, Bytes::new());
         }
         let max = self.limits.max_calls_per_target;
-        let open = OpenDelivery { reply_to: call.reply_to, oneway: call.delivery.oneway };
+        let open =
+            OpenDelivery { reply_to: call.reply_to, arrived: call.arrived, oneway: call.delivery.oneway };
         let opened = if self.subscriptions.hears_any_call() {
             self.open.open(open, call.deadline, max)
         } else {
@@ -498,7 +529,7 @@ impl Session {
             Ok(number) => number,
             Err(open) => {
                 self.effects.push_back(Effect::LimitHit(Limit::TargetInFlight));
-                return self.reply(open.reply_to, Outcome::Busy(Limit::TargetInFlight), Bytes::new());
+                return self.ended(open, Outcome::Busy(Limit::TargetInFlight), Bytes::new());
             }
         };
         let qos = self.subscriptions.request_qos(number).unwrap_or(QoS::AtMostOnce);
@@ -515,7 +546,7 @@ impl Session {
             && let Some(open) = self.open.answer(number)
         {
             self.effects.push_back(Effect::LimitHit(Limit::PacketBytes));
-            self.reply(open.reply_to, Outcome::Busy(Limit::PacketBytes), Bytes::new());
+            self.ended(open, Outcome::Busy(Limit::PacketBytes), Bytes::new());
         }
     }
 
@@ -570,7 +601,7 @@ impl Session {
             && self.open.get(number).is_some_and(|open| open.oneway)
             && let Some(open) = self.open.answer(number)
         {
-            self.reply(open.reply_to, Outcome::Delivered, Bytes::new());
+            self.ended(open, Outcome::Delivered, Bytes::new());
         }
         while self.unacked.len() < usize::from(self.receive_maximum) {
             let Some(next) = self.waiting.pop_front() else { break };
@@ -578,11 +609,14 @@ impl Session {
             if next.call.is_some_and(|number| self.open.get(number).is_none()) {
                 continue;
             }
-            let (call, sent) = (next.call, self.send(next.topic, next.payload, next.properties, QoS::AtLeastOnce, next.call));
+            let (call, sent) = (
+                next.call,
+                self.send(next.topic, next.payload, next.properties, QoS::AtLeastOnce, next.call),
+            );
             if let (Some(number), false) = (call, sent)
                 && let Some(open) = self.open.answer(number)
             {
-                self.reply(open.reply_to, Outcome::Busy(Limit::PacketBytes), Bytes::new());
+                self.ended(open, Outcome::Busy(Limit::PacketBytes), Bytes::new());
             }
         }
         self.close_when_drained();
@@ -591,7 +625,7 @@ impl Session {
     /// The socket has taken all that was written.
     pub fn flushed(&mut self) {
         for open in std::mem::take(&mut self.unflushed) {
-            self.reply(open.reply_to, Outcome::Delivered, Bytes::new());
+            self.ended(open, Outcome::Delivered, Bytes::new());
         }
         self.close_when_drained();
     }
@@ -600,7 +634,11 @@ impl Session {
     pub fn tick(&mut self, now: Instant) {
         self.open.expire(now);
         if now >= self.last_packet_at + self.keep_alive {
-            self.codec.disconnect(Reason::KeepAliveTimeout, "nothing came within the keep-alive", &mut self.out);
+            self.codec.disconnect(
+                Reason::KeepAliveTimeout,
+                "nothing came within the keep-alive",
+                &mut self.out,
+            );
             self.close(Ended::KeepAlive);
         }
         self.close_when_drained();
@@ -615,8 +653,12 @@ impl Session {
     /// The node ends this session.
     pub fn end_by_node(&mut self, reason: EndReason) {
         let (code, why) = match reason {
-            EndReason::TakenOver => (Reason::SessionTakenOver, "a newer session of this device became callable"),
-            EndReason::Revoked => (Reason::AdministrativeAction, "the device was removed, reassigned or re-keyed"),
+            EndReason::TakenOver => {
+                (Reason::SessionTakenOver, "a newer session of this device became callable")
+            }
+            EndReason::Revoked => {
+                (Reason::AdministrativeAction, "the device was removed, reassigned or re-keyed")
+            }
             EndReason::ShuttingDown => (Reason::ServerShuttingDown, "this node is shutting down"),
         };
         if !self.closed {
@@ -672,17 +714,26 @@ impl Session {
         }
         for outgoing in std::mem::take(&mut self.waiting) {
             if let Some(open) = outgoing.call.and_then(|number| self.open.answer(number)) {
-                self.effects.push_back(Effect::Reply(open.reply_to, DeliveryReply::NotHere, Bytes::new()));
+                self.reply(open, DeliveryReply::NotHere, Bytes::new());
             }
         }
         let lost: Vec<OpenDelivery> = self.open.drain().chain(self.unflushed.drain(..)).collect();
         for open in lost {
-            self.reply(open.reply_to, Outcome::Lost, Bytes::new());
+            self.ended(open, Outcome::Lost, Bytes::new());
         }
     }
 
-    fn reply(&mut self, reply_to: Subject, outcome: Outcome, body: Bytes) {
-        self.effects.push_back(Effect::Reply(reply_to, DeliveryReply::Ended(outcome), body));
+    fn ended(&mut self, open: OpenDelivery, outcome: Outcome, body: Bytes) {
+        self.reply(open, DeliveryReply::Ended(outcome), body);
+    }
+
+    fn reply(&mut self, open: OpenDelivery, reply: DeliveryReply, body: Bytes) {
+        self.effects.push_back(Effect::Reply(Reply {
+            to: open.reply_to,
+            reply,
+            body,
+            arrived: open.arrived,
+        }));
     }
 
     fn puback(&mut self, packet_id: Option<NonZeroU16>, reason: PublishAckReason, why: &'static str) {
@@ -724,7 +775,11 @@ mod tests {
     fn limits() -> SessionLimits {
         let none = Rate { per_second: 0, burst: 0 };
         SessionLimits {
-            api: ApiLimits { default_timeout_ms: 20_000, max_timeout_ms: 60_000, default_connect_timeout_ms: 0 },
+            api: ApiLimits {
+                default_timeout_ms: 20_000,
+                max_timeout_ms: 60_000,
+                default_connect_timeout_ms: 0,
+            },
             max_calls_per_caller: 4,
             max_calls_per_target: 4,
             call_rate: none,
@@ -807,6 +862,7 @@ mod tests {
                 traceparent: Some("00-1-2-01".into()),
             },
             body: Bytes::from_static(br#"{"x":1}"#),
+            arrived: now,
             deadline: budget_ms.starting(now),
             reply_to: "swb.reply.1.1".into(),
         }
@@ -816,7 +872,7 @@ mod tests {
         effects(session)
             .into_iter()
             .filter_map(|effect| match effect {
-                Effect::Reply(_, reply, body) => Some((reply, body)),
+                Effect::Reply(Reply { reply, body, .. }) => Some((reply, body)),
                 _ => None,
             })
             .collect()
@@ -828,9 +884,10 @@ mod tests {
     #[test]
     fn a_subscribe_is_acknowledged_once_the_claim_stands() {
         let now = Instant::now();
-        for (stands, status) in
-            [(true, v3::SubscribeReturnCode::Success(QoS::AtLeastOnce)), (false, v3::SubscribeReturnCode::Failure)]
-        {
+        for (stands, status) in [
+            (true, v3::SubscribeReturnCode::Success(QoS::AtLeastOnce)),
+            (false, v3::SubscribeReturnCode::Failure),
+        ] {
             let mut session = session(Version::V3, 10, now);
             let filter = "v1/devices/me/rpc/request/+";
             session.received(&mut v3_bytes([subscribe(filter, QoS::ExactlyOnce)]), MAX, now);
@@ -864,14 +921,21 @@ mod tests {
         else {
             panic!()
         };
-        assert_eq!((&*answer.topic, &answer.payload[..]), ("v1/devices/me/rpc/response/7", &b" {\"a\" : 1}"[..]));
+        assert_eq!(
+            (&*answer.topic, &answer.payload[..]),
+            ("v1/devices/me/rpc/response/7", &b" {\"a\" : 1}"[..])
+        );
     }
 
     #[test]
     fn an_answer_without_a_subscription_is_dropped() {
         let now = Instant::now();
         let mut session = session(Version::V3, 10, now);
-        session.received(&mut v3_bytes([message("v1/devices/me/rpc/request/7", None, CALL).into()]), MAX, now);
+        session.received(
+            &mut v3_bytes([message("v1/devices/me/rpc/request/7", None, CALL).into()]),
+            MAX,
+            now,
+        );
         let [Effect::Ask(ticket, ..)] = &effects(&mut session)[..] else { panic!() };
         session.answered(ticket, &Outcome::Offline, Bytes::new());
         assert!(matches!(effects(&mut session)[..], [Effect::AnswerUnheard]));
@@ -908,7 +972,8 @@ mod tests {
             message("v1/devices/me/rpc/response/1", None, "{\"twice\":true}").into(),
         ];
         session.received(&mut v3_bytes(input), MAX, now);
-        let expected = (DeliveryReply::Ended(Outcome::Answered), Bytes::from_static(b"{\"status\": \"ok\"} "));
+        let expected =
+            (DeliveryReply::Ended(Outcome::Answered), Bytes::from_static(b"{\"status\": \"ok\"} "));
         assert_eq!(replies(&mut session), [expected]);
     }
 
@@ -963,10 +1028,10 @@ mod tests {
         let mut replies = replies(&mut session);
         replies.sort_by_key(|(reply, _)| format!("{reply:?}"));
         // The one that was written may have been seen; the one that waited was not.
-        assert_eq!(replies, [
-            (DeliveryReply::Ended(Outcome::Lost), Bytes::new()),
-            (DeliveryReply::NotHere, Bytes::new())
-        ]);
+        assert_eq!(
+            replies,
+            [(DeliveryReply::Ended(Outcome::Lost), Bytes::new()), (DeliveryReply::NotHere, Bytes::new())]
+        );
     }
 
     #[test]
@@ -1009,7 +1074,9 @@ mod tests {
         session.tick(now + Duration::from_secs(100));
         assert!(matches!(effects(&mut session)[..], [Effect::Close(Ended::KeepAlive)]));
         let out = v5_out(&mut session);
-        let [v5::Packet::PingResponse, v5::Packet::Disconnect(disconnect)] = &out[..] else { panic!("{out:?}") };
+        let [v5::Packet::PingResponse, v5::Packet::Disconnect(disconnect)] = &out[..] else {
+            panic!("{out:?}")
+        };
         assert_eq!(disconnect.reason_code, Reason::KeepAliveTimeout);
     }
 
@@ -1038,7 +1105,9 @@ mod tests {
         call.topic = ByteString::new();
         session.received(&mut v5_bytes(v5::Packet::Publish(Box::new(call))), MAX, now);
         let effects = effects(&mut session);
-        let [Effect::Ask(ticket, Request::SendMsg { timeout, .. }, Some(trace)), Effect::Ask(..)] = &effects[..] else {
+        let [Effect::Ask(ticket, Request::SendMsg { timeout, .. }, Some(trace)), Effect::Ask(..)] =
+            &effects[..]
+        else {
             panic!("{effects:?}")
         };
         assert_eq!((timeout.as_ms(), &**trace), (1000, "00-1-2-01"));
@@ -1056,7 +1125,11 @@ mod tests {
         let table = [
             (message("elsewhere", None, ""), None, Some(Reason::TopicNameInvalid)),
             (message("elsewhere", Some(1), ""), Some(PublishAckReason::TopicNameInvalid), None),
-            (message("v1/devices/me/rpc/response/9", Some(1), "{}"), Some(PublishAckReason::NoMatchingSubscribers), None),
+            (
+                message("v1/devices/me/rpc/response/9", Some(1), "{}"),
+                Some(PublishAckReason::NoMatchingSubscribers),
+                None,
+            ),
         ];
         for (publish, puback, disconnect) in table {
             let mut session = session(Version::V5, 10, now);
@@ -1078,7 +1151,11 @@ mod tests {
         session.deliver(incoming(false, 1000, now), now);
         session.drain();
         assert!(effects(&mut session).is_empty() && session.wants_input());
-        session.received(&mut v3_bytes([message("v1/devices/me/rpc/response/1", None, "1").into()]), MAX, now);
+        session.received(
+            &mut v3_bytes([message("v1/devices/me/rpc/response/1", None, "1").into()]),
+            MAX,
+            now,
+        );
         let effects = effects(&mut session);
         assert!(
             matches!(effects[..], [Effect::Reply(..), Effect::Close(Ended::ByNode(EndReason::ShuttingDown))]),

@@ -164,43 +164,21 @@ async fn while_nats_is_away_nothing_is_sent_and_then_it_goes_on() {
     .await;
 }
 
-#[tokio::test]
-async fn a_member_that_drains_under_load_loses_no_message() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn members_that_drain_under_load_lose_no_message() {
     let nats = start_nats().await;
     let (asker, stays) = (connect(&nats).await, connect(&nats).await);
     echo(&stays, "swb.test", Some("group")).await;
 
-    for pause in [None, Some(Duration::from_millis(3))] {
-        let leaves = connect(&nats).await;
-        let mut requests = leaves.serve("swb.test", Some("group")).await.unwrap();
-        let (drain, told_to_drain) = tokio::sync::oneshot::channel::<()>();
-        let leaving = tokio::spawn(async move {
-            let mut told_to_drain = std::pin::pin!(told_to_drain);
-            let mut is_draining = false;
-            let mut taken = 0;
-            loop {
-                tokio::select! {
-                    request = requests.next() => {
-                        let Some(request) = request else { return taken };
-                        taken += 1;
-                        leaves.tell(request.reply_to.unwrap(), request.message).await.unwrap();
-                    }
-                    _ = &mut told_to_drain, if !is_draining => {
-                        is_draining = true;
-                        requests.drain().await;
-                    }
-                }
-            }
-        });
-        let mut askers = tokio::task::JoinSet::new();
-        for _ in 0..8 {
-            let asker = asker.clone();
-            askers.spawn(async move {
-                let ends = Instant::now() + Duration::from_millis(1500);
+    for (askers, pause, rounds) in [(64, None, 20), (8, Some(Duration::from_millis(5)), 2)] {
+        let (end, ends) = tokio::sync::watch::channel(false);
+        let mut asking = tokio::task::JoinSet::new();
+        for _ in 0..askers {
+            let (asker, ends) = (asker.clone(), ends.clone());
+            asking.spawn(async move {
                 let mut lost = 0;
-                while Instant::now() < ends {
-                    lost +=
-                        usize::from(asker.ask("swb.test", "x".into(), Duration::from_secs(5)).await.is_err());
+                while !*ends.borrow() {
+                    lost += usize::from(asker.ask("swb.test", "x".into(), Duration::from_secs(5)).await.is_err());
                     if let Some(pause) = pause {
                         tokio::time::sleep(pause).await;
                     }
@@ -208,10 +186,21 @@ async fn a_member_that_drains_under_load_loses_no_message() {
                 lost
             });
         }
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        drain.send(()).unwrap();
-        assert!(leaving.await.unwrap() > 0, "it had its share");
-        assert_eq!(askers.join_all().await.iter().sum::<usize>(), 0);
+        for _ in 0..rounds {
+            let leaves = connect(&nats).await;
+            let mut requests = leaves.serve("swb.test", Some("group")).await.unwrap();
+            let mut taken = 0;
+            while let Some(request) = requests.next().await {
+                taken += 1;
+                leaves.tell(request.reply_to.unwrap(), request.message).await.unwrap();
+                if taken == 100 {
+                    requests.drain().await;
+                }
+            }
+            assert!(taken >= 100);
+        }
+        end.send_replace(true);
+        assert_eq!(asking.join_all().await.iter().sum::<usize>(), 0);
     }
 }
 
