@@ -33,19 +33,7 @@ fn main() -> ExitCode {
 /// Tries for ever, not ready meanwhile; none when the process is to end first.
 async fn connect(context: &Context) -> Option<Bus> {
     let nats = context.health.part("nats");
-    let boot::config::Nats { url, prefix, user, password, credentials_file, .. } =
-        context.settings.nats.clone();
-    let settings = BusSettings {
-        url,
-        prefix,
-        user,
-        password: password.map(|password| password.expose().to_owned()),
-        credentials_file,
-        replicas: context.settings.nats.replicas,
-        connect_timeout_ms: context.settings.nats.connect_timeout_ms,
-        send_timeout_ms: context.settings.nats.send_timeout_ms,
-        max_pending_asks: context.settings.nats.max_pending_asks,
-    };
+    let settings = BusSettings::from(&context.settings.nats);
     loop {
         let connected = tokio::select! {
             () = context.shutdown.cancelled() => return None,
