@@ -22,7 +22,8 @@ use crate::scenario::Scenario;
 use crate::wire::Dialect;
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
-const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+const DONE_TIMEOUT: Duration = Duration::from_secs(300);
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// A system under load.
@@ -242,6 +243,24 @@ impl Process {
             bail!("{} ended with {status}; {}", self.role, self.last_words());
         }
         Ok(())
+    }
+
+    /// Waits for a process that ends by itself.
+    ///
+    /// # Errors
+    /// When it fails, with what it logged last, or takes minutes.
+    pub async fn until_done(mut self) -> Result<()> {
+        let deadline = Instant::now() + DONE_TIMEOUT;
+        loop {
+            match self.child.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => bail!("{} ended with {status}; {}", self.role, self.last_words()),
+                None => {
+                    ensure!(Instant::now() < deadline, "{} does not end; {}", self.role, self.last_words())
+                }
+            }
+            sleep(POLL_INTERVAL).await;
+        }
     }
 
     async fn stop(mut self) -> Result<()> {

@@ -31,5 +31,8 @@ pub fn version(tools: &Tools) -> Result<String> {
 }
 
 fn program(tools: &Tools) -> Result<PathBuf> {
-    tools.own("bench-rumqttd", "cargo build --release -p switchboard-bench --features peers")
+    tools.own(
+        "bench-rumqttd",
+        "cargo build --release -p switchboard-bench --features peers --bin bench-rumqttd",
+    )
 }
