@@ -352,11 +352,10 @@ impl Bus {
         }
         self.inner.pending.abandon_all();
         let tasks = std::mem::take(&mut *self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
-        for mut task in tasks {
-            // While NATS is away nothing is drained, and the tasks have nothing to finish.
-            if timeout(self.inner.send_timeout, &mut task).await.is_err() {
-                task.abort();
-            }
+        for task in tasks {
+            // The pending asks are over, and a task has nothing else to finish.
+            task.abort();
+            let _ = task.await;
         }
         self.inner.meters.connected.set(0.0);
     }

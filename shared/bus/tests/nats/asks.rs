@@ -170,7 +170,7 @@ async fn members_that_drain_under_load_lose_no_message() {
     let (asker, stays) = (connect(&nats).await, connect(&nats).await);
     echo(&stays, "swb.test", Some("group")).await;
 
-    for (askers, pause, rounds) in [(64, None, 20), (8, Some(Duration::from_millis(5)), 2)] {
+    for (askers, pause, rounds) in [(64, None, 10), (8, Some(Duration::from_millis(5)), 2)] {
         let (end, ends) = tokio::sync::watch::channel(false);
         let mut asking = tokio::task::JoinSet::new();
         for _ in 0..askers {
@@ -198,6 +198,7 @@ async fn members_that_drain_under_load_lose_no_message() {
                 }
             }
             assert!(taken >= 100);
+            leaves.close().await;
         }
         end.send_replace(true);
         assert_eq!(asking.join_all().await.iter().sum::<usize>(), 0);
