@@ -81,7 +81,7 @@ where
 
     session.received(&mut inbound, max_packet_bytes, Instant::now());
     let ended = loop {
-        if let Some(ended) = perform(&mut session, &handle, node, &mut jobs).await {
+        if let Some(ended) = perform(&mut session, &mut inbound, &handle, node, &mut jobs).await {
             break ended;
         }
         if session.out().len() > max_outbound_bytes {
@@ -193,10 +193,12 @@ fn poll_read<S: AsyncRead + Unpin>(
 /// Performs what the session asks for. Says when and how it ended.
 async fn perform(
     session: &mut Session,
+    inbound: &mut BytesMut,
     handle: &Arc<SessionHandle>,
     node: &Arc<Node>,
     jobs: &mut Option<Jobs>,
 ) -> Option<Ended> {
+    let max_packet_bytes = node.settings.mqtt.max_packet_bytes;
     while let Some(effect) = session.next_effect() {
         match effect {
             Effect::Ask(ticket, request, traceparent) => {
@@ -224,10 +226,12 @@ async fn perform(
             Effect::Claim(pending) => {
                 let stands = node.claim(handle).await;
                 session.claimed(pending, stands);
+                session.received(inbound, max_packet_bytes, Instant::now());
             }
             Effect::Release(pending) => {
                 node.release(handle).await;
                 session.released(&pending);
+                session.received(inbound, max_packet_bytes, Instant::now());
             }
             Effect::Refused(method, outcome) => node.metrics.call_ended(method, &outcome, Duration::ZERO),
             Effect::LimitHit(limit) => node.metrics.limit_hit(limit),

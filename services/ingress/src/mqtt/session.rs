@@ -170,6 +170,8 @@ pub struct Session {
     last_packet_at: Instant,
     draining: bool,
     closed: bool,
+    /// A claim is being written or released: what the client sent behind it is read afterwards.
+    paused: bool,
     out: BytesMut,
     effects: VecDeque<Effect>,
 }
@@ -203,6 +205,7 @@ impl Session {
             last_packet_at: now,
             draining: false,
             closed: false,
+            paused: false,
             out: BytesMut::new(),
             effects: VecDeque::new(),
         }
@@ -223,9 +226,10 @@ impl Session {
         &mut self.out
     }
 
-    /// Reads what has come. On a fault the client is told, as far as its version can be, and the session closes.
+    /// Reads what has come, up to a change of the claim: call it again after [`claimed`](Self::claimed) and
+    /// [`released`](Self::released), so that everything is done in its order. On a fault the client is told, as far as its version can be, and the session closes.
     pub fn received(&mut self, inbound: &mut BytesMut, max_packet_bytes: u32, now: Instant) {
-        while !self.closed {
+        while !self.closed && !self.paused {
             let packet = match self.codec.decode(inbound, max_packet_bytes) {
                 Ok(Some(packet)) => packet,
                 Ok(None) => return,
@@ -472,6 +476,7 @@ impl Session {
             }
         }
         if !was_callable && self.subscriptions.callable() {
+            self.paused = true;
             self.effects.push_back(Effect::Claim(PendingSubscribe { packet_id, status, requests }));
         } else {
             self.codec.suback(packet_id, status, &mut self.out);
@@ -481,6 +486,7 @@ impl Session {
     /// Whether the claim of an [`Effect::Claim`] stands. Only then is the SUBSCRIBE acknowledged: from that moment
     /// a call from anywhere in the cluster reaches the device.
     pub fn claimed(&mut self, mut pending: PendingSubscribe, stands: bool) {
+        self.paused = false;
         if !stands {
             for (index, filter) in &pending.requests {
                 self.subscriptions.remove(filter);
@@ -496,6 +502,7 @@ impl Session {
         let was_callable = self.subscriptions.callable();
         let existed: Vec<bool> = filters.iter().map(|filter| self.subscriptions.remove(filter)).collect();
         if was_callable && !self.subscriptions.callable() {
+            self.paused = true;
             self.effects.push_back(Effect::Release(PendingUnsubscribe { packet_id, existed }));
         } else {
             self.codec.unsuback(packet_id, &existed, &mut self.out);
@@ -504,6 +511,7 @@ impl Session {
 
     /// The claim of an [`Effect::Release`] is gone.
     pub fn released(&mut self, pending: &PendingUnsubscribe) {
+        self.paused = false;
         self.codec.unsuback(pending.packet_id, &pending.existed, &mut self.out);
     }
 
