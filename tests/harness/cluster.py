@@ -14,7 +14,7 @@ from harness.programs import built
 from harness.waiting import PATIENCE_S, until
 
 # Leases short enough that a test can wait one out, and debug logs so that all they say is looked through.
-SETTINGS = {"ingress.lease_ms": "3000", "log.level": "info,switchboard_ingress=debug,bus=debug,switchboard_router=debug"}
+SETTINGS = {"ingress.lease_ms": "3000", "log.level": "debug,async_nats=warn,hyper=warn"}
 
 
 class Service:

@@ -95,6 +95,8 @@ class Answer:
 
     def __init__(self) -> None:
         self._future: Future[str] = Future()
+        # The message that the request went in, where it has a number.
+        self.mid: int | None = None
 
     def came(self, text: str) -> None:
         assert not self._future.done(), f"answered twice: {text}"

@@ -57,8 +57,12 @@ class Paho(Device):
         self._answers[serial] = answer
         if self.ended.is_set():
             answer.never_came("not connected")
-        self.client.publish(f"{REQUESTS}{serial}", request, self.qos)
+        answer.mid = self.client.publish(f"{REQUESTS}{serial}", request, self.qos).mid
         return answer
+
+    def was_taken(self, answer: Answer) -> bool:
+        """Whether the request was acknowledged (at QoS 1)."""
+        return answer.mid in self._acks
 
     def close(self) -> None:
         self.client.disconnect()

@@ -1,0 +1,105 @@
+"""What does a caller read when a part of the system is missing or dies? The truth, at once, and later calls work."""
+
+import json
+
+import pytest
+from harness import said
+from harness.cluster import Cluster
+from harness.devices import PROTOCOLS, PahoV5
+from harness.devices.device import echo
+from harness.load import Load
+from harness.waiting import until
+
+KINDS = pytest.mark.parametrize("kind", PROTOCOLS, ids=lambda kind: kind.protocol)
+NOBODY = "00000000-0000-4000-8000-000000000000"
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """One of each; what a test takes away it brings back."""
+    cluster = Cluster(tmp_path_factory.mktemp("single"))
+    yield cluster
+    cluster.stop()
+
+
+@KINDS
+def test_without_a_router(single, device, kind):
+    family = single.accounts.family()
+    device(kind, family.b).connect(single.nodes[0]).become_callable(echo)
+    caller = device(kind, family.a).connect(single.nodes[0])
+    single.routers[0].kill()
+    assert caller.send_msg(family.b, "1", timeout=60_000).text(within_s=10) == said.UNAVAILABLE
+    # What needs no router works.
+    assert caller.send_msg(NOBODY, "1").text() == said.UNKNOWN_DEVICE
+    assert len(json.loads(caller.get_devices())) == 2
+    single.routers[0].restart()
+    assert caller.send_msg(family.b, "2").text() == "2"
+
+
+@KINDS
+def test_without_an_authorizer(single, device, kind):
+    family = single.accounts.family()
+    device(kind, family.b).connect(single.nodes[0]).become_callable(echo)
+    caller = device(kind, family.a).connect(single.nodes[0])
+    single.authorizers[0].kill()
+    assert caller.send_msg(family.b, "1", timeout=60_000).text(within_s=10) == said.UNAVAILABLE
+    assert caller.get_devices() == said.UNAVAILABLE
+    assert "time" in caller.ask('{"method":"getTime"}').text()
+    single.authorizers[0].restart()
+    assert caller.send_msg(family.b, "2").text() == "2"
+
+
+@pytest.mark.parametrize("service", ["routers", "authorizers"])
+def test_one_of_two_dies_under_load(new_cluster, service):
+    cluster = new_cluster(nodes=2, routers=2, authorizers=2)
+    with Load(cluster) as load:
+        dying = getattr(cluster, service)[0]
+        dying.kill()
+        # Calls that were in the dead one's hands may fail, each saying so; from then on none does.
+        load.wait_for(100)
+        dying.restart()
+        load.wait_for(50)
+    failed = {text for text in load.outcomes if text != "answered"}
+    assert failed <= {said.UNAVAILABLE, said.TIMED_OUT, said.LOST}, load.outcomes
+    assert load.outcomes.total() - load.outcomes["answered"] <= 4, "at most one call of each pair was in its hands"
+
+
+def test_the_only_router_dies_with_a_call_open(new_cluster, device):
+    cluster = new_cluster()
+    family = cluster.accounts.family()
+    target = device(PahoV5, family.b).connect(cluster.nodes[0]).become_callable()
+    caller = device(PahoV5, family.a).connect(cluster.nodes[0])
+    answer = caller.send_msg(family.b, "1", timeout=1500)
+    call = target.next_call()
+    cluster.routers[0].kill()
+    # Nobody can carry the answer; that is never reported as "the target never saw it".
+    assert answer.text(within_s=10) in (said.UNAVAILABLE, said.TIMED_OUT)
+    call.answer("1")
+    cluster.routers[0].restart()
+    again = caller.send_msg(family.b, "2")
+    target.next_call().answer("2")
+    assert again.text() == "2"
+
+
+def test_services_wait_for_nats(new_cluster):
+    cluster = new_cluster()
+    cluster.nats.process.kill()
+    for service in cluster.services:
+        service.kill()
+        service.start()
+    for service in cluster.services:
+        assert service.admin.get("/readyz")[0] == 503
+        assert service.admin.get("/livez")[0] == 200
+    cluster.nats.start()
+    for service in cluster.services:
+        service.wait_ready(within_s=40)
+
+
+def test_readiness_follows_nats(new_cluster):
+    cluster = new_cluster()
+    cluster.nats.process.kill()
+    for service in cluster.services:
+        until(f"{service.name} is unready", lambda it=service: it.admin.get("/readyz")[0] == 503)
+    cluster.nats.start()
+    for service in cluster.services:
+        service.wait_ready(within_s=40)

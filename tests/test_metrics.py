@@ -1,0 +1,119 @@
+"""Can an operator rely on /metrics? Help for everything, few labels, numbers that follow what happened, one call id everywhere."""
+
+import re
+from collections import defaultdict
+
+import pytest
+from harness import said
+from harness.admin import parse
+from harness.devices import PahoV5
+from harness.devices.device import answering
+from harness.waiting import until
+
+SERVICES = pytest.mark.parametrize("service", ["nodes", "authorizers", "routers"])
+# Every value that a label may have is known beforehand; `le` and `quantile` are Prometheus' own.
+MAX_VALUES_OF_A_LABEL = 24
+
+
+@pytest.fixture
+def busy(shared_cluster, family, device):
+    """The shared cluster after calls of several outcomes."""
+    device(PahoV5, family.b).connect(shared_cluster.nodes[1]).become_callable(answering("1"))
+    caller = device(PahoV5, family.a).connect(shared_cluster.nodes[0])
+    for _ in range(8):
+        assert caller.send_msg(family.b, "1").text() == "1"
+    assert caller.send_msg(family.c, "1").text() == said.OFFLINE
+    return shared_cluster
+
+
+@SERVICES
+def test_every_metric_has_help_and_type(busy, service):
+    for it in getattr(busy, service):
+        text = it.admin.metrics_text()
+        helps = dict(re.findall(r"^# HELP (\S+) (.+)$", text, re.MULTILINE))
+        types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
+        samples = parse(text)
+        assert samples
+        for sample in samples:
+            name = re.sub(r"_(bucket|sum|count)$", "", sample.name) if sample.name not in types else sample.name
+            assert name in types, f"{it.name}: {sample.name} has no type"
+            assert helps.get(name, "").strip(), f"{it.name}: {sample.name} has no help"
+            assert (types[name] == "counter") == name.endswith("_total"), f"{name} is a {types[name]}"
+
+
+@SERVICES
+def test_labels_are_few(busy, service):
+    for it in getattr(busy, service):
+        values = defaultdict(set)
+        for sample in it.admin.samples():
+            for label, value in sample.labels.items():
+                if label != "le":
+                    values[sample.name, label].add(value)
+        for (name, label), found in values.items():
+            assert len(found) <= MAX_VALUES_OF_A_LABEL, (name, label, found)
+            for value in found:
+                assert not re.search(r"[0-9a-f]{8}-[0-9a-f]{4}|\d{5,}", value), (name, label, value)
+
+
+def test_calls_are_counted_where_they_were_made(shared_cluster, family, device):
+    admin = shared_cluster.nodes[0].admin
+
+    def count(method, outcome):
+        return admin.value("switchboard_calls_total", method=method, outcome=outcome)
+
+    caller = device(PahoV5, family.a).connect(shared_cluster.nodes[0])
+    before = {key: count(*key) for key in [("sendMsg", "offline"), ("getDevices", "answered"), ("other", "malformed")]}
+    caller.send_msg(family.b, "1").text()
+    caller.get_devices()
+    caller.ask("{}").text()
+    for key, value in before.items():
+        until(f"{key} is counted", lambda key=key, value=value: count(*key) == value + 1)
+    assert admin.value("switchboard_call_seconds_count", method="sendMsg") >= 1
+
+
+def test_sessions_and_claims_are_gauged(shared_cluster, family, device):
+    admin = shared_cluster.nodes[0].admin
+
+    def gauges():
+        return admin.value("switchboard_sessions", protocol="mqtt"), admin.value("switchboard_claims_held")
+
+    # Sessions of tests before this one may still be ending.
+    until("nobody is connected", lambda: gauges() == (0, 0))
+    target = device(PahoV5, family.b).connect(shared_cluster.nodes[0])
+    assert gauges() == (1, 0)
+    target.become_callable()
+    assert gauges() == (1, 1)
+    target.close()
+    until("it is gone again", lambda: gauges() == (0, 0))
+
+
+def test_one_call_id_is_found_on_every_hop(shared_cluster, family, device):
+    device(PahoV5, family.b).connect(shared_cluster.nodes[1]).become_callable(answering("1"))
+    caller = device(PahoV5, family.a).connect(shared_cluster.nodes[0])
+    assert caller.send_msg(family.b, "1").text() == "1"
+
+    def hops():
+        found = defaultdict(set)
+        for service in shared_cluster.services:
+            for line in service.process.log_lines():
+                if "call" in line and line.get("target") == family.b.id:
+                    found[line["call"]].add(service.name.rsplit("-", 1)[0])
+        return next((names for names in found.values() if {"ingress", "authorizer", "router"} <= names), None)
+
+    until("one call is in the logs of all", hops)
+
+
+@SERVICES
+def test_logs_are_json(busy, service):
+    for it in getattr(busy, service):
+        lines = it.process.err.splitlines()
+        assert lines and all(line.startswith("{") for line in lines)
+        assert {"timestamp", "level", "message"} <= next(it.process.log_lines()).keys()
+
+
+@SERVICES
+def test_the_admin_endpoint(shared_cluster, service):
+    admin = getattr(shared_cluster, service)[0].admin
+    assert admin.get("/livez")[0] == 200
+    assert admin.get("/readyz")[0] == 200
+    assert admin.get("/")[0] == 404
