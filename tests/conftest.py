@@ -55,7 +55,7 @@ def device() -> Iterator[Callable[..., Device]]:
 
     yield make
     for it in made:
-        if not it.ended.is_set():
+        if it.is_connected and not it.ended.is_set():
             it.close()
 
 

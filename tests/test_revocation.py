@@ -39,7 +39,7 @@ def ended_within_a_second(device, changed):
 @KINDS
 def test_a_removed_device(shared_cluster, family, talking, raw, kind):
     caller, target = talking(kind)
-    ended_within_a_second(target, change(shared_cluster, "remove", family.b.id))
+    ended_within_a_second(target, change(shared_cluster, "remove", "--yes", family.b.id))
     assert caller.send_msg(family.b, "2").text() == said.UNKNOWN_DEVICE
     assert raw(shared_cluster.nodes[0].mqtt_port, 4).connect(family.b.token).code == 5
 
@@ -47,14 +47,14 @@ def test_a_removed_device(shared_cluster, family, talking, raw, kind):
 @KINDS
 def test_a_removed_caller(shared_cluster, family, talking, kind):
     caller, target = talking(kind)
-    ended_within_a_second(caller, change(shared_cluster, "remove", family.a.id))
+    ended_within_a_second(caller, change(shared_cluster, "remove", "--yes", family.a.id))
     assert not target.ended.is_set()
 
 
 @KINDS
 def test_a_rotated_token(shared_cluster, family, talking, device, raw, kind):
     caller, target = talking(kind)
-    printed = shared_cluster.accounts.cli("device", "rotate-token", family.b.id, "--json").ok()
+    printed = shared_cluster.accounts.cli("device", "rotate-token", family.b.id, "--yes", "--json").ok()
     changed = time.monotonic()
     ended_within_a_second(target, changed)
     assert raw(shared_cluster.nodes[0].mqtt_port, 4).connect(family.b.token).code == 5
@@ -68,7 +68,7 @@ def test_a_rotated_token(shared_cluster, family, talking, device, raw, kind):
 def test_a_device_that_is_moved_to_another_customer(shared_cluster, family, talking, device, kind):
     caller, target = talking(kind)
     elsewhere = shared_cluster.accounts.family()
-    ended_within_a_second(target, change(shared_cluster, "assign", family.b.id, "--customer", elsewhere.customer))
+    ended_within_a_second(target, change(shared_cluster, "assign", family.b.id, elsewhere.customer))
     assert caller.send_msg(family.b, "2").text() == said.DENIED
     device(kind, family.b).connect(shared_cluster.nodes[0]).become_callable(echo)
     assert caller.send_msg(family.b, "3").text() == said.DENIED
@@ -95,7 +95,7 @@ def test_a_renamed_device_keeps_its_session(shared_cluster, family, talking):
 def test_a_v5_device_is_told(shared_cluster, family, raw):
     client = raw(shared_cluster.nodes[0].mqtt_port, 5)
     client.connect(family.a.token)
-    change(shared_cluster, "remove", family.a.id)
+    change(shared_cluster, "remove", "--yes", family.a.id)
     client.expect_disconnect(0x98)
 
 
@@ -106,7 +106,7 @@ def test_a_change_while_nobody_could_tell(new_cluster, device):
     caller = device(PahoV5, family.a).connect(cluster.nodes[0])
     assert caller.send_msg(family.b, "1").text() == "1"
     cluster.authorizers[0].kill()
-    change(cluster, "remove", family.b.id)
+    change(cluster, "remove", "--yes", family.b.id)
     assert caller.send_msg(family.b, "2").text() == said.UNAVAILABLE
     cluster.authorizers[0].restart()
     assert target.ended.wait(10), "the session of a device that is gone must end"

@@ -136,14 +136,6 @@ class RawMqtt:
         assert body is not None
         return self._parsed(header[0] >> 4, header[0] & 0x0F, body)
 
-    def is_silent(self, within_s: float = 0.3) -> bool:
-        """Nothing more comes: to be asked where no later event could tell."""
-        try:
-            packet = self.receive(within_s)
-        except TimeoutError:
-            return True
-        raise AssertionError(f"not silent: {packet}")
-
     def _take(self, count: int) -> bytes | None:
         while len(self._inbound) < count:
             try:

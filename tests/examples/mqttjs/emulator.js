@@ -2,8 +2,8 @@
 
 const mqtt = require('mqtt')
 
-const host = process.env.SWITCHBOARD_HOST || 'localhost'
-const port = process.env.SWITCHBOARD_MQTT_PORT || 1883
+const host = process.env.MQTT_HOST || 'localhost'
+const port = process.env.MQTT_PORT || 1883
 const token = process.env.TOKEN || 'A2_TEST_TOKEN'
 
 const client = mqtt.connect(`mqtt://${host}:${port}`, { username: token })

@@ -36,6 +36,8 @@ class Device(ABC):
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
         self.calls: queue.Queue[Call] = queue.Queue()
+        # Whether it ever was.
+        self.is_connected = False
         # Set when the connection has ended, by whomever.
         self.ended = threading.Event()
         self._handler: Callable[[Call], None] | None = None

@@ -32,6 +32,7 @@ class MqttJs(Device):
         self._driver.listeners[self._number] = self._heard
 
     def connect(self, node: Ingress) -> Self:
+        self.is_connected = True
         self._do("connect", port=node.mqtt_port, username=self.identity.token)
         self._do("subscribe", filter=RESPONSES + "+", qos=1)
         return self

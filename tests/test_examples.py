@@ -1,0 +1,79 @@
+"""Does what the README shows work as it is shown? Its scripts, run as they are."""
+
+import json
+import re
+
+import pytest
+from harness.processes import Process, run
+from harness.programs import ROOT, tool
+from harness.waiting import PATIENCE_S, until
+
+EXAMPLES = ROOT / "tests" / "examples"
+MQTTJS = ROOT / "tests" / "clients" / "mqttjs" / "node_modules"
+
+OTHERS = (
+    '[{"id":"aa435e80-9fce-11e6-8080-808080808080","name":"Test Device A2"},'
+    '{"id":"86801880-9fce-11e6-8080-808080808080","name":"Test Device A3"}]'
+)
+AWAY = '{"error":"No active connection to the remote device!"}'
+OK = '{"status":"ok"}'
+
+
+@pytest.fixture
+def env(demo):
+    return {"MQTT_HOST": "127.0.0.1", "MQTT_PORT": str(demo.mqtt_port), "NODE_PATH": str(MQTTJS)}
+
+
+@pytest.fixture
+def emulator(env):
+    process = Process("emulator", [tool("node"), EXAMPLES / "mqttjs" / "emulator.js"], None, env=env)
+    process.wait_for_line("Waiting for calls", lambda line: "Waiting for calls" in line, stream="out")
+    yield process
+    process.stop()
+
+
+def mosquitto(script, env):
+    return run(EXAMPLES / "mosquitto" / script, env=env, within_s=PATIENCE_S).ok().out.strip()
+
+
+def caller(env):
+    return run(tool("node"), EXAMPLES / "mqttjs" / "caller.js", env=env, within_s=PATIENCE_S).ok().out.splitlines()
+
+
+def test_mosquitto_lists(env):
+    assert mosquitto("get-devices.sh", env) == OTHERS
+
+
+def test_mosquitto_calls(env, request):
+    assert mosquitto("send-msg.sh", env) == AWAY
+    emulator = request.getfixturevalue("emulator")
+    assert mosquitto("send-msg.sh", env) == OK
+    heard = 'request.body: {"method":"onMsg","params":{"param1":"value1"}}'
+    emulator.wait_for_line(heard, lambda line: line == heard, stream="out")
+    emulator.stop()
+    until("the emulator has gone", lambda: mosquitto("send-msg.sh", env) == AWAY)
+
+
+def test_mqttjs(env, request):
+    assert caller(env) == [f"getDevices: {OTHERS}", f"sendMsg: {AWAY}"]
+    request.getfixturevalue("emulator")
+    assert caller(env) == [f"getDevices: {OTHERS}", f"sendMsg: {OK}"]
+
+
+def test_an_unknown_token_is_said(env):
+    ran = run(tool("node"), EXAMPLES / "mqttjs" / "caller.js", env=env | {"TOKEN": "nobody"}, within_s=PATIENCE_S)
+    assert ran.code == 1 and "Not authorized" in ran.err
+
+
+def test_the_readme_shows_these_very_commands(env):
+    """Every `mosquitto_rr` of the README, with the port of this run, prints what stands below it."""
+    readme = (ROOT / "README.md").read_text()
+    shown = re.findall(r"```sh\n((?:#[^\n]*\n)?mosquitto_rr .*?)```\n```json\n(.*?)\n```", readme, re.DOTALL)
+    assert len(shown) >= 2
+    for command, answer in shown:
+        here = command.replace("-h localhost", f"-h 127.0.0.1 -p {env['MQTT_PORT']}")
+        assert run("sh", "-c", here, within_s=PATIENCE_S).ok().out.strip() == answer
+        assert json.loads(answer)
+    scripts = "".join(path.read_text() for path in (EXAMPLES / "mosquitto").glob("*.sh"))
+    for body in ('{"method":"getDevices","params":{}}', '"timeout":2000,"oneway":false,"body":{"param1":"value1"}}}'):
+        assert body in readme and body in scripts
