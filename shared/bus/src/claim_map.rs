@@ -182,6 +182,9 @@ async fn follow(mut watch: Watch, shared: Arc<Shared>, doubt: Duration) {
     let mut is_another_store = false;
     while let Some(event) = watch.next().await {
         let now = Instant::now();
+        if event == WatchEvent::Lost {
+            continue;
+        }
         *shared.heard.lock().unwrap_or_else(PoisonError::into_inner) = now;
         let mut arrived = None;
         {
@@ -209,7 +212,7 @@ async fn follow(mut watch: Watch, shared: Arc<Shared>, doubt: Duration) {
                     info!(claims = claims.current.len(), "the claims are loaded");
                     shared.is_loaded.send_replace(true);
                 }
-                WatchEvent::Alive => {}
+                WatchEvent::Alive | WatchEvent::Lost => {}
             }
             claims.end_doubt(now);
         }

@@ -1,8 +1,13 @@
-//! How do a process's settings become the bus's?
+//! How does a process's bus follow from its settings?
+
+use std::time::Duration;
 
 use boot::config::Nats;
 
-use crate::BusSettings;
+use crate::{Bus, BusSettings};
+
+/// Between two attempts to connect.
+const CONNECT_PAUSE: Duration = Duration::from_millis(200);
 
 impl From<&Nats> for BusSettings {
     fn from(nats: &Nats) -> Self {
@@ -16,6 +21,29 @@ impl From<&Nats> for BusSettings {
             connect_timeout_ms: nats.connect_timeout_ms,
             send_timeout_ms: nats.send_timeout_ms,
             max_pending_asks: nats.max_pending_asks,
+        }
+    }
+}
+
+impl Bus {
+    /// Connects as the settings of `context` say, and tries until it succeeds: meanwhile its part `nats` is not
+    /// ready and says why. None when the process is to end first.
+    pub async fn connect_for(context: &boot::Context) -> Option<Bus> {
+        let nats = context.health.part("nats");
+        let settings = BusSettings::from(&context.settings.nats);
+        loop {
+            let connected = tokio::select! {
+                () = context.shutdown.cancelled() => return None,
+                connected = Bus::connect(&settings, context.service) => connected,
+            };
+            match connected {
+                Ok(bus) => return Some(bus),
+                Err(error) => {
+                    tracing::warn!(%error, "trying again");
+                    nats.not_ready(&error.to_string());
+                }
+            }
+            tokio::time::sleep(CONNECT_PAUSE).await;
         }
     }
 }

@@ -45,6 +45,11 @@ impl LeaseMap {
         self.shared.renewed().get(&node).is_some_and(|renewed| renewed.elapsed() < self.shared.lease)
     }
 
+    /// Whether the node may be alive: it has a lease, or the store has not been heard for long enough to say.
+    pub fn may_live(&self, node: NodeId) -> bool {
+        self.is_leased(node) || self.heard_for().is_none_or(|heard_for| heard_for < self.shared.lease)
+    }
+
     /// How many nodes have a lease.
     pub fn len(&self) -> usize {
         self.shared.renewed().values().filter(|renewed| renewed.elapsed() < self.shared.lease).count()
@@ -62,8 +67,8 @@ impl LeaseMap {
         let _ = loaded.wait_for(Option::is_some).await;
     }
 
-    /// How long the store has been heard without a break: only after a whole lease of it does a missing lease say
-    /// that a node is gone, since after an outage the nodes have yet to renew theirs.
+    /// How long the store has been heard without a break; none while it is not. Only after a whole lease of it does a
+    /// missing lease say that a node is gone, since after an outage the nodes have yet to renew theirs.
     pub fn heard_for(&self) -> Option<Duration> {
         self.shared.loaded.borrow().map(|loaded| loaded.elapsed())
     }
@@ -90,6 +95,9 @@ async fn follow(mut watch: Watch, shared: Arc<Shared>) {
                 }
             }
             WatchEvent::Reset { .. } => {}
+            WatchEvent::Lost => {
+                shared.loaded.send_replace(None);
+            }
             WatchEvent::Loaded => {
                 shared.loaded.send_replace(Some(now));
             }

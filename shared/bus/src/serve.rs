@@ -49,7 +49,8 @@ struct Drain {
 /// between. Asking for exactly so many more messages and no further one is exact on both sides, as long as they
 /// come: a busy queue ends with the first step, and what is left for the plain drain is a queue where a message
 /// inside that fraction of a millisecond is very unlikely.
-const DRAIN_STEPS: [(u64, Duration); 0] = [];
+const DRAIN_STEPS: [(u64, Duration); 3] =
+    [(256, Duration::from_millis(200)), (16, Duration::from_millis(200)), (2, Duration::from_millis(300))];
 
 impl Requests {
     pub(crate) fn new(subscriber: Subscriber) -> Self {

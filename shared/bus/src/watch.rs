@@ -51,6 +51,8 @@ pub(crate) enum WatchEvent {
     },
     /// Nothing has changed; the store is still there.
     Alive,
+    /// Changes may be missed from now on, until the next `Reset`.
+    Lost,
 }
 
 /// One watch of a whole bucket.
@@ -95,8 +97,17 @@ impl Watch {
                 return None;
             }
             match self.feed.take() {
-                None => self.start().await,
-                Some(feed) => self.follow(feed).await?,
+                None => {
+                    let is_up = |connection: &Connection| matches!(connection, Connection::Up { .. });
+                    self.connection.wait_for(is_up).await.ok()?;
+                    self.start().await;
+                }
+                Some(feed) => {
+                    self.follow(feed).await?;
+                    if self.feed.is_none() {
+                        self.ready.push_back(WatchEvent::Lost);
+                    }
+                }
             }
         }
     }
@@ -179,9 +190,6 @@ impl Watch {
                 // A message may have been lost with the old connection.
                 if now != (Connection::Up { epoch: feed.epoch }) {
                     debug!(bucket = self.bucket.name(), "the connection has changed: the watch starts over");
-                    if now == Connection::Down {
-                        self.wait_until_up().await?;
-                    }
                     return Some(());
                 }
                 self.feed = Some(feed);
@@ -258,12 +266,6 @@ impl Watch {
         if let Err(error) = self.bucket.bus().tell(subject, Bytes::new()).await {
             debug!(%error, "the store was not told to go on");
         }
-    }
-
-    async fn wait_until_up(&mut self) -> Option<()> {
-        let is_up = |connection: &Connection| matches!(connection, Connection::Up { .. });
-        self.connection.wait_for(is_up).await.ok()?;
-        Some(())
     }
 }
 

@@ -1,0 +1,109 @@
+//! What does a router count? Handles are looked up once: the hot path only adds.
+
+use boot::metrics::Kind::{Counter, Gauge, Histogram};
+use metrics::{counter, gauge, histogram};
+use rpc::{Limit, Outcome};
+
+/// Gives every metric of the router its help text.
+pub fn describe() {
+    boot::metrics::describe(&[
+        (Counter, CALLS, "Calls routed, by outcome."),
+        (Counter, LIMITS, "Calls refused because a limit was reached, by limit."),
+        (Counter, UNREADABLE, "Messages that were no call, or no answer of a node."),
+        (Counter, LOOKUPS, "Claims looked up in the store itself, by result."),
+        (Counter, REFUTED, "Deliveries to a session that was not there any more."),
+        (Counter, STALE, "Claims removed because their session or node is gone, by reason."),
+        (Gauge, IN_FLIGHT, "Calls that wait for their target."),
+        (Gauge, CLAIMS, "Claims in the router's map: callable devices."),
+        (Gauge, NODES, "Nodes that have a lease."),
+        (Gauge, CLAIMS_AGE, "Seconds since the claim store was last heard; it speaks every two."),
+        (Histogram, DELIVER, "Time from a delivery to the target's node until its reply."),
+        (Histogram, CALL, "Time a call spends in the router, its delivery included."),
+    ]);
+}
+
+const CALLS: &str = "switchboard_router_calls_total";
+const LIMITS: &str = "switchboard_router_limits_hit_total";
+const UNREADABLE: &str = "switchboard_router_unreadable_total";
+const LOOKUPS: &str = "switchboard_router_lookups_total";
+const REFUTED: &str = "switchboard_router_refuted_deliveries_total";
+const STALE: &str = "switchboard_router_stale_claims_removed_total";
+const IN_FLIGHT: &str = "switchboard_router_calls_in_flight";
+const CLAIMS: &str = "switchboard_router_claims";
+const NODES: &str = "switchboard_router_nodes";
+const CLAIMS_AGE: &str = "switchboard_router_claims_age_seconds";
+const DELIVER: &str = "switchboard_router_deliver_seconds";
+const CALL: &str = "switchboard_router_call_seconds";
+
+/// The handles.
+pub(crate) struct Meters {
+    calls: [metrics::Counter; Outcome::NAMES.len()],
+    in_flight_limit: metrics::Counter,
+    pending_asks_limit: metrics::Counter,
+    pub(crate) unreadable: metrics::Counter,
+    pub(crate) lookups_found: metrics::Counter,
+    pub(crate) lookups_none: metrics::Counter,
+    pub(crate) lookups_failed: metrics::Counter,
+    pub(crate) refuted: metrics::Counter,
+    pub(crate) removed_sessions: metrics::Counter,
+    pub(crate) removed_nodes: metrics::Counter,
+    pub(crate) deliver_seconds: metrics::Histogram,
+    pub(crate) call_seconds: metrics::Histogram,
+}
+
+impl Meters {
+    pub(crate) fn new() -> Self {
+        let lookups = |result| counter!(LOOKUPS, "result" => result);
+        let limit = |limit: Limit| counter!(LIMITS, "limit" => limit.as_str());
+        let removed = |reason| counter!(STALE, "reason" => reason);
+        Meters {
+            calls: Outcome::NAMES.map(|outcome| counter!(CALLS, "outcome" => outcome)),
+            in_flight_limit: limit(Limit::RouterInFlight),
+            pending_asks_limit: limit(Limit::PendingAsks),
+            unreadable: counter!(UNREADABLE),
+            lookups_found: lookups("found"),
+            lookups_none: lookups("none"),
+            lookups_failed: lookups("failed"),
+            refuted: counter!(REFUTED),
+            removed_sessions: removed("session_gone"),
+            removed_nodes: removed("node_gone"),
+            deliver_seconds: histogram!(DELIVER),
+            call_seconds: histogram!(CALL),
+        }
+    }
+
+    /// Counts a call by how it ended.
+    pub(crate) fn ended(&self, outcome: &Outcome) {
+        let place = Outcome::NAMES.iter().position(|name| *name == outcome.as_str());
+        if let Some(calls) = place.and_then(|place| self.calls.get(place)) {
+            calls.increment(1);
+        }
+    }
+
+    /// Counts a limit of the router's own.
+    pub(crate) fn limit_hit(&self, limit: Limit) {
+        match limit {
+            Limit::RouterInFlight => self.in_flight_limit.increment(1),
+            _ => self.pending_asks_limit.increment(1),
+        }
+    }
+}
+
+/// What is measured now and then.
+pub(crate) struct StateMeters {
+    pub(crate) claims: metrics::Gauge,
+    pub(crate) nodes: metrics::Gauge,
+    pub(crate) claims_age_seconds: metrics::Gauge,
+    pub(crate) calls_in_flight: metrics::Gauge,
+}
+
+impl StateMeters {
+    pub(crate) fn new() -> Self {
+        StateMeters {
+            claims: gauge!(CLAIMS),
+            nodes: gauge!(NODES),
+            claims_age_seconds: gauge!(CLAIMS_AGE),
+            calls_in_flight: gauge!(IN_FLIGHT),
+        }
+    }
+}
