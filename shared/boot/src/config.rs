@@ -124,6 +124,51 @@ declare::settings! {
         uplink_timeout_ms: u64 = 5_000, 10..=600_000;
     }
 
+    /// CoAP over UDP (RFC 7252), with Observe (RFC 7641) and block-wise transfer (RFC 7959).
+    [coap] Coap {
+        /// Address to listen on. Loopback unless told: 0.0.0.0:5683 is every IPv4 address of the machine.
+        listen: SocketAddr = loopback(5683), Anything;
+        /// Bytes of one request's body, over all its blocks; a larger one is refused (4.13). Stay well below
+        /// `max_payload` of NATS, 1 MiB unless set there.
+        max_body_bytes: usize = 65_536, 1_024..=1_048_576;
+        /// Milliseconds until a confirmable message is first sent again, times 1 to 1.5 at random and doubled each
+        /// time (ACK_TIMEOUT, RFC 7252 §4.8).
+        ack_timeout_ms: u64 = 2_000, 10..=60_000;
+        /// How often a confirmable message is sent again until its device is given up (MAX_RETRANSMIT, RFC 7252 §4.8).
+        max_retransmit: u16 = 4, 0..=10;
+        /// Milliseconds for which a request is remembered, so that its retransmission is not a second request
+        /// (EXCHANGE_LIFETIME, RFC 7252 §4.8.2).
+        exchange_lifetime_ms: u64 = 247_000, 1_000..=600_000;
+        /// Requests that are remembered at once, each with its answer's datagram: about 300 bytes, 1.3 KB at most. Over
+        /// it the oldest that have been answered are forgotten early; when none has, a request is refused (5.03).
+        max_exchanges: usize = 100_000, 100..=10_000_000;
+        /// Milliseconds an answer may take to come with the acknowledgement; later it comes as a separate response.
+        separate_after_ms: u64 = 200, 0..=2_000;
+        /// Devices that this node keeps in mind at once; a request of a further one is refused (5.03).
+        max_sessions: usize = 100_000, 1..=10_000_000;
+        /// Milliseconds for which a device is kept in mind after its last request, so that its next one needs no
+        /// question to the authorizer. One that changes in the registry is forgotten at once.
+        session_idle_ms: u64 = 60_000, 100..=3_600_000;
+        /// Devices that observe their calls on this node; a further one is refused (5.03).
+        max_observers: usize = 50_000, 1..=10_000_000;
+        /// Milliseconds after which a device that observes, and to which nothing was sent meanwhile, is pinged; when it
+        /// does not answer, it is dropped. 0: never.
+        observe_check_ms: u64 = 600_000, 0..=86_400_000;
+        /// Bodies in transfer block by block, up and down together; over it the one that has been idle for longest is
+        /// dropped. Each takes at most `max_body_bytes`.
+        max_block_transfers: usize = 1_024, 1..=1_000_000;
+        /// Milliseconds a transfer may pause between two blocks; then it is dropped.
+        block_timeout_ms: u64 = 60_000, 100..=600_000;
+        /// Requests that may wait for the authorizer to say who sent them; a further one is dropped unanswered, and its
+        /// device sends it again.
+        max_unauthenticated: usize = 1_024, 1..=1_000_000;
+        /// How many times the bytes of its request an answer may have while its sender has shown no access token:
+        /// whoever forges a sender's address must not multiply traffic (RFC 7252 §11.3). Longer ones come in blocks.
+        max_amplification: u16 = 3, 1..=100;
+        /// Whether a target's answer `{"response":…}` is taken as its inner value, for devices that wrap it so.
+        coap_unwrap_response: bool = false, Anything;
+    }
+
     /// The service that knows devices, and says which call is allowed.
     [authorizer] Authorizer {
         /// Threads of the process; 0: one for each core.

@@ -63,11 +63,19 @@ pub enum Limit {
     RouterInFlight,
     /// `ingress.uplinks_per_second_per_device`.
     UplinkRate,
+    /// `coap.max_exchanges`.
+    Exchanges,
+    /// `coap.max_observers`.
+    Observers,
+    /// `coap.max_block_transfers`.
+    BlockTransfers,
+    /// `coap.max_unauthenticated`.
+    Unauthenticated,
 }
 
 impl Limit {
     /// Every limit, for tables.
-    pub const ALL: [Limit; 11] = [
+    pub const ALL: [Limit; 15] = [
         Limit::Connections,
         Limit::PacketBytes,
         Limit::CallerInFlight,
@@ -79,6 +87,10 @@ impl Limit {
         Limit::Subscriptions,
         Limit::RouterInFlight,
         Limit::UplinkRate,
+        Limit::Exchanges,
+        Limit::Observers,
+        Limit::BlockTransfers,
+        Limit::Unauthenticated,
     ];
 
     /// The limit's name in metrics and logs.
@@ -95,6 +107,10 @@ impl Limit {
             Limit::Subscriptions => "subscriptions",
             Limit::RouterInFlight => "router_in_flight",
             Limit::UplinkRate => "uplink_rate",
+            Limit::Exchanges => "exchanges",
+            Limit::Observers => "observers",
+            Limit::BlockTransfers => "block_transfers",
+            Limit::Unauthenticated => "unauthenticated",
         }
     }
 }
