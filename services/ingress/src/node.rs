@@ -2,6 +2,7 @@
 //! and ends the sessions that others have overtaken or the registry has disowned.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use boot::config::Settings;
@@ -9,8 +10,9 @@ use bus::{Bus, ClaimStore, Connection, Reclaimed, Request, Subject};
 use bytes::Bytes;
 use rpc::{
     Claim, CredentialHash, Delivery, DeliveryReply, DeviceStanding, DeviceState, Eviction, NodeId, Outcome,
-    wire,
+    SessionEvent, UplinkKind, wire,
 };
+use tokio::sync::Semaphore;
 use tokio::time::MissedTickBehavior;
 
 use crate::calls::{Calls, now_ms};
@@ -32,14 +34,19 @@ pub struct Node {
     pub calls: Calls,
     /// What it tells Prometheus.
     pub metrics: Metrics,
+    /// One for each connection that it may have, whatever its protocol.
+    pub places: Arc<Semaphore>,
     claims: ClaimStore,
+    changes: AtomicU64,
 }
 
 impl Node {
     /// A node without sessions.
     pub fn new(settings: Arc<Settings>, bus: Bus, claims: ClaimStore, calls: Calls) -> Self {
         let id = bus.process();
-        Node { id, settings, bus, sessions: Sessions::default(), calls, metrics: Metrics::register(), claims }
+        let places = Arc::new(Semaphore::new(settings.ingress.max_connections.min(Semaphore::MAX_PERMITS)));
+        let (sessions, metrics) = (Sessions::default(), Metrics::register());
+        Node { id, settings, bus, sessions, calls, metrics, places, claims, changes: AtomicU64::new(0) }
     }
 
     /// Takes the node's lease, without which no claim of its counts.
@@ -90,6 +97,31 @@ impl Node {
         if let Err(error) = self.bus.tell(reply_to, message).await {
             tracing::warn!(%error, "an answer could not be handed on");
         }
+    }
+
+    /// Tells whoever listens that a session began (`up`) or ended (`down`).
+    pub async fn announce(&self, session: &SessionHandle, what: &'static str) {
+        let event = SessionEvent { node: self.id, session: session.id, protocol: session.protocol };
+        if let Ok(message) = wire::encode(&event, b"") {
+            // An event that nobody could be told of is no reason to turn a device away.
+            let _ = self.bus.tell(self.bus.subjects().session_event(session.device, what), message).await;
+        }
+    }
+
+    /// Hands telemetry or attributes up and waits until NATS has them. False when it did not take them.
+    pub async fn uplink(&self, session: &SessionHandle, kind: UplinkKind, payload: Bytes) -> bool {
+        let subject = self.bus.subjects().uplink(session.tenant, session.device, kind);
+        let wait = Duration::from_millis(self.settings.mqtt.uplink_timeout_ms);
+        let taken = self.bus.tell_and_confirm(subject, payload, wait).await.is_ok();
+        let counter = if taken { &self.metrics.uplinks } else { &self.metrics.uplinks_failed };
+        counter.increment(1);
+        taken
+    }
+
+    /// How many changes of devices this node has heard of. Whoever asks who a device is, and finds a different number
+    /// once it has added the session, must ask again: the change may be that device's, and have come in between.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::SeqCst)
     }
 
     /// Ends the session whose claim was overtaken.
@@ -155,6 +187,7 @@ impl Node {
     }
 
     fn take_device_state(&self, message: &Bytes) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
         match wire::decode::<DeviceState>(message) {
             Ok((state, _)) => self.end_outdated(&state),
             Err(error) => tracing::error!(%error, "a device's change could not be read"),

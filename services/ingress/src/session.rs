@@ -33,6 +33,11 @@ impl TokenBucket {
         TokenBucket { full_at: now }
     }
 
+    /// True when no token is missing.
+    pub fn is_full(&self, now: Instant) -> bool {
+        self.full_at <= now
+    }
+
     /// Takes one token, if there is one.
     pub fn take(&mut self, rate: Rate, now: Instant) -> bool {
         if rate.per_second == 0 {
@@ -80,6 +85,11 @@ impl CallerLimits {
     /// One admitted call has ended.
     pub fn ended(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
+    /// True when nothing is in flight and both buckets are full: forgetting these limits would change nothing.
+    pub fn is_at_rest(&self, now: Instant) -> bool {
+        self.in_flight == 0 && self.calls.is_full(now) && self.uplinks.is_full(now)
     }
 
     /// Admits one telemetry or attributes message.
@@ -159,6 +169,11 @@ impl<T> OpenCalls<T> {
     /// The open call `number`.
     pub fn get(&self, number: u32) -> Option<&T> {
         self.open.get(&number).map(|(_, reply)| reply)
+    }
+
+    /// The open call `number`, to be changed.
+    pub fn get_mut(&mut self, number: u32) -> Option<&mut T> {
+        self.open.get_mut(&number).map(|(_, reply)| reply)
     }
 
     /// Closes what has run out of time. The router has told the callers by its own clock, so nobody is answered.

@@ -124,6 +124,34 @@ declare::settings! {
         uplink_timeout_ms: u64 = 5_000, 10..=600_000;
     }
 
+    /// HTTP/1.1: requests, long polls and their answers, and MQTT over WebSocket at `/mqtt`.
+    [http] Http {
+        /// Address to listen on. Loopback unless told: 0.0.0.0:8080 is every IPv4 address of the machine.
+        listen: SocketAddr = loopback(8080), Anything;
+        /// Bytes of one request's body; a larger one is refused (413). Stay well below `max_payload` of NATS, 1 MiB
+        /// unless set there.
+        max_body_bytes: usize = 65_536, 1_024..=1_048_576;
+        /// Milliseconds a poll waits for a call when it does not say. At most `max_poll_timeout_ms`.
+        poll_timeout_ms: u64 = 60_000, 1..=3_600_000;
+        /// Milliseconds a poll may ask for; more is refused (400).
+        max_poll_timeout_ms: u64 = 300_000, 1..=3_600_000;
+        /// Milliseconds a device stays callable after its last poll: a call that comes meanwhile waits for the next.
+        poll_grace_ms: u64 = 5_000, 0..=3_600_000;
+        /// Polls of one device that may wait on one node; a further one is refused (429).
+        max_polls_per_device: usize = 16, 1..=65_535;
+        /// Milliseconds from the accepted connection, or the last answer, to the complete head of a request; then the
+        /// connection is closed. Hence also how long an idle connection is kept.
+        header_timeout_ms: u64 = 60_000, 100..=3_600_000;
+        /// Milliseconds a request's body may take to come (408), and a client not to read a byte of its answer; then
+        /// the connection is closed.
+        request_timeout_ms: u64 = 10_000, 100..=600_000;
+        /// Devices that this node keeps in mind at once; a request of a further one is refused (503).
+        max_sessions: usize = 100_000, 1..=10_000_000;
+        /// Milliseconds for which a device is kept in mind after its last request, so that its next one needs no
+        /// question to the authorizer. One that changes in the registry is forgotten at once.
+        session_idle_ms: u64 = 60_000, 100..=3_600_000;
+    }
+
     /// CoAP over UDP (RFC 7252), with Observe (RFC 7641) and block-wise transfer (RFC 7959).
     [coap] Coap {
         /// Address to listen on. Loopback unless told: 0.0.0.0:5683 is every IPv4 address of the machine.
@@ -211,7 +239,7 @@ impl Nats {
 
 /// What no setting can say alone; asked only about settings that are valid by themselves.
 fn check_together(settings: &Settings, checks: &mut Checks<'_>) {
-    let Settings { nats, device_api, ingress, mqtt, .. } = settings;
+    let Settings { nats, device_api, ingress, mqtt, http, .. } = settings;
     checks.at_most(
         ("device_api.default_timeout_ms", u64::from(device_api.default_timeout_ms)),
         ("device_api.max_timeout_ms", u64::from(device_api.max_timeout_ms)),
@@ -227,6 +255,10 @@ fn check_together(settings: &Settings, checks: &mut Checks<'_>) {
     checks.at_most(
         ("mqtt.max_packet_bytes", u64::from(mqtt.max_packet_bytes)),
         ("ingress.max_outbound_bytes", ingress.max_outbound_bytes as u64),
+    );
+    checks.at_most(
+        ("http.poll_timeout_ms", http.poll_timeout_ms),
+        ("http.max_poll_timeout_ms", http.max_poll_timeout_ms),
     );
     let (user, password) = ("nats.user", "nats.password");
     checks.holds(

@@ -63,6 +63,10 @@ pub enum Limit {
     RouterInFlight,
     /// `ingress.uplinks_per_second_per_device`.
     UplinkRate,
+    /// `http.max_polls_per_device`.
+    Polls,
+    /// `http.max_sessions`, `coap.max_sessions`.
+    Sessions,
     /// `coap.max_exchanges`.
     Exchanges,
     /// `coap.max_observers`.
@@ -75,7 +79,7 @@ pub enum Limit {
 
 impl Limit {
     /// Every limit, for tables.
-    pub const ALL: [Limit; 15] = [
+    pub const ALL: [Limit; 17] = [
         Limit::Connections,
         Limit::PacketBytes,
         Limit::CallerInFlight,
@@ -87,6 +91,8 @@ impl Limit {
         Limit::Subscriptions,
         Limit::RouterInFlight,
         Limit::UplinkRate,
+        Limit::Polls,
+        Limit::Sessions,
         Limit::Exchanges,
         Limit::Observers,
         Limit::BlockTransfers,
@@ -107,6 +113,8 @@ impl Limit {
             Limit::Subscriptions => "subscriptions",
             Limit::RouterInFlight => "router_in_flight",
             Limit::UplinkRate => "uplink_rate",
+            Limit::Polls => "polls",
+            Limit::Sessions => "sessions",
             Limit::Exchanges => "exchanges",
             Limit::Observers => "observers",
             Limit::BlockTransfers => "block_transfers",

@@ -66,6 +66,9 @@ pub struct MalformedRequest {
     pub method: Method,
     /// Always [`Outcome::Malformed`].
     pub outcome: Outcome,
+    /// It is no request of the device API at all, where protocols with status codes say so. False when a request was
+    /// understood and asks for what cannot be, as a timeout out of range.
+    pub not_a_request: bool,
 }
 
 /// The longest unknown method name that is repeated in an answer, in characters.
@@ -92,7 +95,8 @@ pub fn parse(request: &Bytes, limits: &ApiLimits) -> Result<Request, MalformedRe
         unknown => {
             let name: String = unknown.chars().take(MAX_ECHOED_METHOD_CHARS).collect();
             let text = format!("Method {name} is not supported!");
-            Err(MalformedRequest { method: Method::Other, outcome: Outcome::Malformed(text.into()) })
+            let outcome = Outcome::Malformed(text.into());
+            Err(MalformedRequest { method: Method::Other, outcome, not_a_request: false })
         }
     }
 }
@@ -244,12 +248,13 @@ fn boolean(raw: Option<&RawValue>) -> Result<bool, ()> {
 }
 
 fn malformed(method: Method, part: &str) -> MalformedRequest {
-    MalformedRequest { method, outcome: Outcome::malformed(part) }
+    MalformedRequest { method, outcome: Outcome::malformed(part), not_a_request: true }
 }
 
 /// A message of the plugin's own, word for word.
 fn said(text: &'static str) -> MalformedRequest {
-    MalformedRequest { method: Method::SendMsg, outcome: Outcome::Malformed(text.into()) }
+    let outcome = Outcome::Malformed(text.into());
+    MalformedRequest { method: Method::SendMsg, outcome, not_a_request: false }
 }
 
 #[cfg(test)]

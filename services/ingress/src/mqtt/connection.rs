@@ -32,7 +32,7 @@ const READ_BYTES: usize = 8192;
 const LINGER: Duration = Duration::from_millis(500);
 
 /// Serves one client from its first byte to its last.
-pub(super) async fn serve<S>(mut stream: S, node: Arc<Node>, limits: Arc<SessionLimits>, full: bool)
+pub(crate) async fn serve<S>(mut stream: S, node: Arc<Node>, limits: Arc<SessionLimits>, full: bool)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -41,11 +41,11 @@ where
         let handle = Arc::clone(&connected.handle);
         let sessions = node.metrics.sessions(handle.protocol);
         sessions.increment(1);
-        tell(&node, &handle, "up").await;
+        node.announce(&handle, "up").await;
         run(&mut stream, connected, &node).await;
         node.sessions.remove(&handle);
         sessions.decrement(1);
-        tell(&node, &handle, "down").await;
+        node.announce(&handle, "down").await;
     }
     Box::pin(linger(stream)).await;
 }
@@ -266,10 +266,7 @@ async fn uplink(
     payload: Bytes,
     packet_id: NonZeroU16,
 ) -> Done {
-    let subject = node.bus.subjects().uplink(handle.tenant, handle.device, kind);
-    let wait = Duration::from_millis(node.settings.mqtt.uplink_timeout_ms);
-    let taken = node.bus.tell_and_confirm(subject, payload, wait).await.is_ok();
-    count_uplink(&node, taken);
+    let taken = node.uplink(&handle, kind, payload).await;
     Done::Uplinked(packet_id, taken)
 }
 
@@ -296,15 +293,6 @@ where
     }
     let out = std::mem::take(session.out());
     let _ = tokio::time::timeout(LINGER, stream.write_all(&out)).await;
-}
-
-/// Tells whoever listens that a session began or ended.
-async fn tell(node: &Node, handle: &SessionHandle, what: &'static str) {
-    let event = rpc::SessionEvent { node: node.id, session: handle.id, protocol: handle.protocol };
-    if let Ok(message) = rpc::wire::encode(&event, b"") {
-        // An event that nobody could be told of is no reason to turn a device away.
-        let _ = node.bus.tell(node.bus.subjects().session_event(handle.device, what), message).await;
-    }
 }
 
 /// Lets the client read our last words: closes our end, and waits a moment for the client to close its own.

@@ -53,7 +53,6 @@ impl Listener {
         connections: TaskTracker,
         stop: CancellationToken,
     ) {
-        let places = Arc::new(Semaphore::new(node.settings.ingress.max_connections));
         let refusals = Arc::new(Semaphore::new(MAX_REFUSALS_AT_ONCE));
         loop {
             let accepted = tokio::select! {
@@ -68,7 +67,7 @@ impl Listener {
                     continue;
                 }
             };
-            let (place, full) = match Arc::clone(&places).try_acquire_owned() {
+            let (place, full) = match Arc::clone(&node.places).try_acquire_owned() {
                 Ok(place) => (place, false),
                 Err(_) => match Arc::clone(&refusals).try_acquire_owned() {
                     Ok(place) => (place, true),

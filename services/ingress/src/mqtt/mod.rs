@@ -1,7 +1,7 @@
 //! MQTT 3.1.1 and 5 on one port: framing and session around the device API.
 
 pub mod codec;
-mod connection;
+pub(crate) mod connection;
 pub mod filter;
 mod handshake;
 mod listener;
