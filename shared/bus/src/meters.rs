@@ -2,7 +2,7 @@
 
 use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 
-/// Gives every metric of this crate its help text.
+/// Gives every metric of this crate its help text, as connecting does.
 pub fn describe() {
     describe_gauge!("switchboard_bus_connected", "1 while this process is connected to NATS, otherwise 0.");
     describe_counter!("switchboard_bus_reconnects_total", "Times the connection to NATS came back.");
@@ -40,6 +40,7 @@ pub(crate) struct Meters {
 
 impl Meters {
     pub(crate) fn new() -> Self {
+        describe();
         let asks = |result: &'static str| counter!("switchboard_bus_asks_total", "result" => result);
         Meters {
             connected: gauge!("switchboard_bus_connected"),
