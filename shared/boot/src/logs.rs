@@ -39,7 +39,13 @@ pub fn init(settings: &Log) -> Result<(), LogError> {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
     let set = if is_json(settings) {
         // Without the module, whose key would be `target`, like the field for the device that is called.
-        builder.json().with_target(false).flatten_event(true).with_current_span(true).with_span_list(false).try_init()
+        builder
+            .json()
+            .with_target(false)
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_span_list(false)
+            .try_init()
     } else {
         builder.compact().with_timer(UtcClock).with_ansi(stderr().is_terminal()).try_init()
     };
