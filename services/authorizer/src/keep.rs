@@ -16,7 +16,7 @@ use crate::directory::Directory;
 use crate::meters::RegistryMeters;
 
 /// How often gauges are set, and what could not be told is tried again.
-const TICK: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_millis(200);
 
 /// Follows the registry into `directory` until `stop`. Says in `is_loaded` when the first load is complete.
 pub(crate) async fn keep(

@@ -31,6 +31,7 @@ const SUBSCRIBE_PAUSE: Duration = Duration::from_millis(500);
 /// # Errors
 /// When a task of its own fails, which is a fault of the program.
 pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
+    bus::describe();
     describe();
     let device_api = &context.settings.device_api;
     let rules = Rules { conceal_foreign_devices: device_api.conceal_foreign_devices };

@@ -1,5 +1,13 @@
 //! Does the authorizer answer as it promises, over a real nats-server and with the real registry?
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may fail by panicking; clippy knows only those who bear the attribute, not their helpers"
+)]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

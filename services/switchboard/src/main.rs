@@ -1,1 +1,85 @@
-fn main() {}
+//! The command that people type: start a system, keep the registry, make a call.
+
+mod addresses;
+mod call;
+mod cluster;
+mod config;
+mod customer;
+mod data_dir;
+mod demo;
+mod device;
+mod export;
+mod find;
+mod import;
+mod nats;
+mod output;
+mod reach;
+mod rows;
+mod table;
+mod tenant;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Switchboard lets IoT devices find and call each other.
+#[derive(Parser)]
+#[command(
+    name = "switchboard",
+    version = boot::args::version(),
+    max_term_width = 110,
+    after_help = "\
+Examples:
+  switchboard up --demo                                 start everything here, with a few devices to try
+  switchboard call --from A1 --to A2 '{\"x\":1}'          call a device as another one
+  switchboard device add \"Pump 7\" --customer Waterworks
+  switchboard device import --create devices.csv
+  switchboard device list --json"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a whole system in this process, with its own NATS server, until Ctrl-C
+    Up(Box<up::UpArgs>),
+    /// Start a small cluster on this machine, each service a process of its own, until Ctrl-C
+    Cluster(Box<cluster::ClusterArgs>),
+    /// Add, list, change, remove, import and export devices
+    Device {
+        #[command(subcommand)]
+        verb: device::DeviceVerb,
+    },
+    /// Add, list, rename and remove customers: devices of one customer may call each other
+    Customer {
+        #[command(subcommand)]
+        verb: customer::CustomerVerb,
+    },
+    /// Add, list, rename and remove tenants, who own customers and devices
+    Tenant {
+        #[command(subcommand)]
+        verb: tenant::TenantVerb,
+    },
+    /// Call a device as another one, and show the outcome and its time
+    Call(Box<call::CallArgs>),
+    /// Check or print the configuration
+    Config {
+        #[command(subcommand)]
+        verb: config::ConfigVerb,
+    },
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Up(args) => up::run(*args),
+        Command::Cluster(args) => cluster::run(*args),
+        Command::Device { verb } => reach::run(device::run(verb)),
+        Command::Customer { verb } => reach::run(customer::run(verb)),
+        Command::Tenant { verb } => reach::run(tenant::run(verb)),
+        Command::Call(args) => reach::run(call::run(*args)),
+        Command::Config { verb } => config::run(verb),
+    }
+}

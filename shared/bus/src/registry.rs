@@ -38,7 +38,7 @@ pub use token::{MAX_TOKEN_CHARS, Token, credential_of};
 pub use watch::{Change, RegistryWatch};
 
 use crate::Bus;
-use bucket::{Bucket, Held, json};
+use bucket::{Bucket, Created, Held, json};
 use records::Key;
 
 /// Writes that a bulk import keeps in flight.
@@ -73,7 +73,7 @@ pub enum RegistryError {
     #[error("customer {0} belongs to another tenant")]
     ForeignCustomer(CustomerId),
     /// A tenant or customer is removed only when it is empty.
-    #[error("the {kind} still has {customers} customers and {devices} devices")]
+    #[error("the {kind} is not empty: it has {}", still(*.customers, *.devices))]
     StillUsed {
         /// Tenant or customer.
         kind: Kind,
@@ -440,7 +440,7 @@ impl Registry {
         let added = self.add_record(Key::Device(device.id), device.id.0, &record, (index, name)).await?;
         match self.take_credential(device.id, &hash).await {
             Ok(Held::Already) => Ok(added),
-            Ok(Held::Newly(_)) => Ok(Added::Created),
+            Ok(Held::Newly) => Ok(Added::Created),
             Err(error @ RegistryError::Taken { .. }) if added == Added::Created => {
                 self.bucket.remove::<Device>(Key::Device(device.id)).await?;
                 self.undo(index, device.id.0, name, &error).await;
@@ -458,20 +458,19 @@ impl Registry {
         record: &T,
         (index, name): (Key<'_>, Held),
     ) -> Result<Added, RegistryError> {
-        if self.bucket.create(key, json(record)?).await?.is_some() {
-            return Ok(Added::Created);
-        }
-        match self.bucket.get::<T>(key).await? {
-            Some(standing) if standing.value == *record => Ok(match name {
-                Held::Newly(_) => Added::Created,
+        let standing = match self.bucket.create(key, json(record)?).await? {
+            Created::New => return Ok(Added::Created),
+            Created::Standing(entry) => bucket::record::<T>(key, &entry),
+        };
+        if standing.is_ok_and(|standing| standing == *record) {
+            return Ok(match name {
+                Held::Newly => Added::Created,
                 Held::Already => Added::Unchanged,
-            }),
-            _ => {
-                let error = RegistryError::Taken { what: "id", holder: id };
-                self.undo(index, id, name, &error).await;
-                Err(error)
-            }
+            });
         }
+        let error = RegistryError::Taken { what: "id", holder: id };
+        self.undo(index, id, name, &error).await;
+        Err(error)
     }
 
     /// After a rename: the old name is free if it succeeded, the new one if it failed.
@@ -492,7 +491,7 @@ impl Registry {
 
     /// Gives up what was newly taken, unless the failure leaves open whether it is needed.
     async fn undo(&self, key: Key<'_>, holder: Uuid, held: Held, failure: &RegistryError) {
-        if matches!(held, Held::Newly(_)) && !matches!(failure, RegistryError::Unreachable(_)) {
+        if matches!(held, Held::Newly) && !matches!(failure, RegistryError::Unreachable(_)) {
             self.bucket.give_up(key, holder).await;
         }
     }
@@ -565,6 +564,15 @@ impl Snapshot {
             Some(_) => Err(RegistryError::ForeignCustomer(id)),
             None => Err(missing(Kind::Customer, id.0)),
         }
+    }
+}
+
+fn still(customers: usize, devices: usize) -> String {
+    let of = |number: usize, one: &str| format!("{number} {one}{}", if number == 1 { "" } else { "s" });
+    match (customers, devices) {
+        (0, devices) => of(devices, "device"),
+        (customers, 0) => of(customers, "customer"),
+        (customers, devices) => format!("{} and {}", of(customers, "customer"), of(devices, "device")),
     }
 }
 

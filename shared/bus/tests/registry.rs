@@ -1,5 +1,13 @@
 //! Does the registry hold what it promises, on a real nats-server? Uniqueness, order of writes, bulk, and outages.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may fail by panicking; clippy knows only those who bear the attribute, not their helpers"
+)]
+
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 

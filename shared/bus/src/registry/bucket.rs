@@ -36,11 +36,19 @@ pub(super) struct Stored<T> {
     pub(super) revision: u64,
 }
 
+/// What came of creating a key.
+pub(super) enum Created {
+    /// It was not there.
+    New,
+    /// It is there already.
+    Standing(kv::Entry),
+}
+
 /// What came of taking an index key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Held {
-    /// Nobody held it: taken with this revision.
-    Newly(u64),
+    /// Nobody held it, or nobody that is still there.
+    Newly,
     /// It was this holder's already.
     Already,
 }
@@ -78,20 +86,18 @@ impl Bucket {
         let Some(entry) = self.entry(key).await?.filter(is_put) else {
             return Ok(None);
         };
-        let value = serde_json::from_slice(&entry.value)
-            .map_err(|error| RegistryError::Unreadable { key: key.text(), reason: error.to_string() })?;
-        Ok(Some(Stored { value, revision: entry.revision }))
+        Ok(Some(Stored { value: record(key, &entry)?, revision: entry.revision }))
     }
 
-    /// Writes a key that must not be there. None: it is.
-    pub(super) async fn create(&self, key: Key<'_>, value: Bytes) -> Result<Option<u64>, RegistryError> {
+    /// Writes a key that must not be there.
+    pub(super) async fn create(&self, key: Key<'_>, value: Bytes) -> Result<Created, RegistryError> {
         let mut expected = 0;
         for attempt in 0..ATTEMPTS {
-            if let Some(revision) = self.write(key, value.clone(), expected).await? {
-                return Ok(Some(revision));
+            if self.write(key, value.clone(), expected).await?.is_some() {
+                return Ok(Created::New);
             }
             match self.entry(key).await? {
-                Some(entry) if is_put(&entry) => return Ok(None),
+                Some(entry) if is_put(&entry) => return Ok(Created::Standing(entry)),
                 Some(entry) => expected = entry.revision,
                 None => expected = 0,
             }
@@ -163,12 +169,9 @@ impl Bucket {
     ) -> Result<Held, RegistryError> {
         let value = Bytes::from(holder.to_string());
         for attempt in 0..ATTEMPTS {
-            if let Some(revision) = self.create(key, value.clone()).await? {
-                return Ok(Held::Newly(revision));
-            }
-            let Some(entry) = self.entry(key).await?.filter(is_put) else {
-                pause(attempt).await;
-                continue;
+            let entry = match self.create(key, value.clone()).await? {
+                Created::New => return Ok(Held::Newly),
+                Created::Standing(entry) => entry,
             };
             if entry.value == value {
                 return Ok(Held::Already);
@@ -183,8 +186,8 @@ impl Bucket {
             if !left_over {
                 return Err(RegistryError::Taken { what: taken, holder: other.unwrap_or_default() });
             }
-            if let Some(revision) = self.write(key, value.clone(), entry.revision).await? {
-                return Ok(Held::Newly(revision));
+            if self.write(key, value.clone(), entry.revision).await?.is_some() {
+                return Ok(Held::Newly);
             }
             pause(attempt).await;
         }
@@ -210,6 +213,12 @@ impl Bucket {
     async fn entry(&self, key: Key<'_>) -> Result<Option<kv::Entry>, RegistryError> {
         within(async { self.store.entry(key.text()).await.map_err(RegistryError::unreachable) }).await
     }
+}
+
+/// A stored record.
+pub(super) fn record<T: DeserializeOwned>(key: Key<'_>, entry: &kv::Entry) -> Result<T, RegistryError> {
+    serde_json::from_slice(&entry.value)
+        .map_err(|error| RegistryError::Unreadable { key: key.text(), reason: error.to_string() })
 }
 
 /// A record as it is stored.

@@ -1,0 +1,56 @@
+//! Where does everything listen? Told to programs in a file, written whole once everything is ready.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::Serialize;
+
+/// What a file of addresses holds.
+#[derive(Debug, Serialize)]
+pub(crate) struct Addresses {
+    /// NATS, for `--nats`.
+    pub(crate) nats: String,
+    /// This process.
+    pub(crate) pid: u32,
+    /// The processes and what they listen on; of `up`, the one process.
+    pub(crate) services: Vec<ServiceAddresses>,
+}
+
+/// One process of a system.
+#[derive(Debug, Serialize)]
+pub(crate) struct ServiceAddresses {
+    /// `ingress-1`; `switchboard` where all run in one.
+    pub(crate) name: String,
+    /// Its admin endpoint.
+    pub(crate) admin: SocketAddr,
+    /// Where devices connect by MQTT.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) mqtt: Option<SocketAddr>,
+}
+
+/// A file of addresses that is removed when the system ends.
+pub(crate) struct AddressFile {
+    path: PathBuf,
+}
+
+impl AddressFile {
+    /// Writes it beside itself and renames it, so that nobody reads half of it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn write(path: &Path, addresses: &Addresses) -> anyhow::Result<Self> {
+        let cannot = || format!("cannot write the addresses to {}", path.display());
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(folder).with_context(cannot)?;
+        serde_json::to_writer_pretty(&mut file, addresses).with_context(cannot)?;
+        file.persist(path).with_context(cannot)?;
+        Ok(AddressFile { path: path.to_owned() })
+    }
+}
+
+impl Drop for AddressFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}

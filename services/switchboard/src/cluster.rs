@@ -1,0 +1,366 @@
+//! How does a small cluster start on this machine? One NATS server, and each service as processes of its own.
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use boot::{CommonArgs, Settings};
+use bus::{Bus, BusSettings};
+use clap::Args;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::addresses::{AddressFile, Addresses, ServiceAddresses};
+use crate::demo;
+use crate::output::{complain, note, say};
+use crate::up::{Asked, OwnArgs, asked, next_steps, start_nats};
+
+/// How long a service may take longer than its own `drain_ms` to end.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+/// Pauses before a service that has died is started again.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const STEADY: Duration = Duration::from_secs(30);
+/// How often a service is asked whether it is ready.
+const ASK_EVERY: Duration = Duration::from_millis(50);
+
+#[derive(Args)]
+#[command(after_help = "\
+Ports are counted up from those of one node: MQTT 1883, 1884, …; admin endpoints 9100, 9101, … Logs of all services
+come on standard error, each line with the name of its process. A service that dies is started again.
+
+Examples:
+  switchboard cluster --demo
+  switchboard cluster --nodes 3 --mqtt 0.0.0.0:1883 --log info")]
+pub(crate) struct ClusterArgs {
+    /// Processes of each service
+    #[arg(long, value_name = "NUMBER", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=32))]
+    nodes: u16,
+    #[command(flatten)]
+    own: OwnArgs,
+    /// First address for devices over MQTT; further nodes have the next ports; port 0: any that are free
+    #[arg(long, value_name = "ADDR")]
+    mqtt: Option<String>,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Which program, and where it listens.
+#[derive(Debug, Clone)]
+struct Service {
+    name: String,
+    program: PathBuf,
+    admin: SocketAddr,
+    mqtt: Option<SocketAddr>,
+    drain: Duration,
+}
+
+/// The processes that run now, by name.
+#[derive(Clone, Default)]
+struct Pids(Arc<Mutex<HashMap<String, u32>>>);
+
+impl Pids {
+    fn note(&self, name: &str, pid: Option<u32>) {
+        let mut pids = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match pid {
+            Some(pid) => pids.insert(name.to_owned(), pid),
+            None => pids.remove(name),
+        };
+    }
+
+    /// For a process that ends without cleaning up.
+    fn kill_all(&self) {
+        for pid in self.0.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            if let Some(pid) = i32::try_from(*pid).ok().and_then(Pid::from_raw) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+    }
+}
+
+pub(crate) fn run(args: ClusterArgs) -> ExitCode {
+    let Asked { settings, uses_other_nats } = match asked(&args.common, args.mqtt.as_deref()) {
+        Ok(asked) => asked,
+        Err(status) => return status,
+    };
+    let ended = boot::logs::init(&settings.log).map_err(anyhow::Error::from).and_then(|()| {
+        let runtime = boot::runtime(0)?;
+        let ended = runtime.block_on(cluster(args, settings, uses_other_nats));
+        runtime.shutdown_timeout(Duration::from_secs(2));
+        ended
+    });
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn cluster(args: ClusterArgs, mut settings: Settings, uses_other_nats: bool) -> anyhow::Result<()> {
+    let services = plan(&settings, args.nodes)?;
+    let nats = match uses_other_nats {
+        true => None,
+        false => Some(start_nats(&args.own, &mut settings).await?),
+    };
+    let pids = Pids::default();
+    let kill_nats = nats.as_ref().map(|(nats, _)| nats.killer());
+    let kill_services = pids.clone();
+    let shutdown = boot::shutdown::signals_with(move || {
+        kill_services.kill_all();
+        if let Some(kill) = kill_nats {
+            kill();
+        }
+    });
+    let shutdown = shutdown.context("cannot listen for SIGTERM and SIGINT")?;
+    let ended = serve(&args, &settings, services, &pids, &shutdown).await;
+    if let Some((nats, data)) = nats {
+        nats.stop().await;
+        drop(data);
+    }
+    if ended.is_ok() {
+        say("The cluster has ended.");
+    }
+    ended
+}
+
+async fn serve(
+    args: &ClusterArgs,
+    settings: &Settings,
+    services: Vec<Service>,
+    pids: &Pids,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    if args.own.demo {
+        let bus_settings: BusSettings = (&settings.nats).into();
+        let bus = Bus::connect(&bus_settings, "cluster").await?;
+        let loaded = demo::load(&bus).await.context("the demo account cannot be loaded");
+        bus.close().await;
+        loaded?;
+    }
+    // Nodes end first: the calls that they still have in flight need the others.
+    let (stop_nodes, stop_others) = (CancellationToken::new(), CancellationToken::new());
+    let (mut nodes, mut others) = (JoinSet::new(), JoinSet::new());
+    for service in &services {
+        let command = command_line(args, settings, service);
+        match service.mqtt {
+            Some(_) => nodes.spawn(keep(service.clone(), command, pids.clone(), stop_nodes.clone())),
+            None => others.spawn(keep(service.clone(), command, pids.clone(), stop_others.clone())),
+        };
+    }
+    let ready = tokio::select! {
+        () = all_ready(&services) => true,
+        () = shutdown.cancelled() => false,
+    };
+    let file = if ready { greet(args, settings, &services)? } else { None };
+    shutdown.cancelled().await;
+    say("Ending: calls in flight may finish first.");
+    drop(file);
+    stop_nodes.cancel();
+    while nodes.join_next().await.is_some() {}
+    stop_others.cancel();
+    while others.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// Nodes, authorizers and routers, with addresses that nobody has yet.
+fn plan(settings: &Settings, copies: u16) -> anyhow::Result<Vec<Service>> {
+    let here = std::env::current_exe().context("where this program is cannot be told")?;
+    let here = here.parent().unwrap_or(Path::new("."));
+    let kinds = [
+        ("ingress", settings.ingress.drain_ms),
+        ("authorizer", settings.authorizer.drain_ms),
+        ("router", settings.router.drain_ms),
+    ];
+    let mut services = Vec::new();
+    let mut admin_offset = 0;
+    for (kind, drain_ms) in kinds {
+        let program = here.join(format!("switchboard-{kind}"));
+        if !program.is_file() {
+            bail!("{} is missing: a cluster runs the programs beside this one", program.display());
+        }
+        for number in 1..=copies {
+            let name = format!("{kind}-{number}");
+            let admin = free(settings.admin.listen, admin_offset)
+                .with_context(|| format!("the admin endpoint of {name} (--admin chooses the first)"))?;
+            admin_offset += 1;
+            let mqtt = match kind {
+                "ingress" => Some(
+                    free(settings.mqtt.listen, number - 1)
+                        .with_context(|| format!("MQTT of {name} (--mqtt chooses the first)"))?,
+                ),
+                _ => None,
+            };
+            let drain = Duration::from_millis(drain_ms);
+            services.push(Service { name, program: program.clone(), admin, mqtt, drain });
+        }
+    }
+    Ok(services)
+}
+
+/// The address `offset` ports above the first, free at this moment; any free one where the first has port 0.
+fn free(first: SocketAddr, offset: u16) -> anyhow::Result<SocketAddr> {
+    let mut address = first;
+    if first.port() != 0 {
+        let port = first.port().checked_add(offset).context("there are no ports above 65535")?;
+        address.set_port(port);
+    }
+    let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+    Ok(listener.local_addr()?)
+}
+
+fn command_line(args: &ClusterArgs, settings: &Settings, service: &Service) -> Vec<String> {
+    let common = &args.common;
+    let mut line: Vec<String> = Vec::new();
+    let mut flag = |name: &str, value: String| line.extend([name.to_owned(), value]);
+    if let Some(file) = &common.config {
+        flag("--config", file.display().to_string());
+    }
+    for setting in &common.set {
+        flag("--set", setting.clone());
+    }
+    flag("--nats", settings.nats.url.clone());
+    flag("--admin", service.admin.to_string());
+    flag("--log", settings.log.level.clone());
+    if let Some(format) = &common.log_format {
+        flag("--log-format", format.clone());
+    }
+    if let Some(mqtt) = service.mqtt {
+        flag("--set", format!("mqtt.listen={mqtt}"));
+    }
+    line
+}
+
+/// Runs a service until `stop`; starts it again when it dies.
+async fn keep(service: Service, command_line: Vec<String>, pids: Pids, stop: CancellationToken) {
+    let name = &service.name;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let started = Instant::now();
+        let ended = match spawn(&service, &command_line) {
+            Ok(mut child) => {
+                pids.note(name, child.id());
+                let ended = tokio::select! {
+                    () = stop.cancelled() => {
+                        end(&service, &mut child).await;
+                        return pids.note(name, None);
+                    }
+                    ended = child.wait() => ended,
+                };
+                ended.map_or_else(|error| error.to_string(), |status: ExitStatus| status.to_string())
+            }
+            Err(error) => format!("{error:#}"),
+        };
+        pids.note(name, None);
+        if started.elapsed() > STEADY {
+            pause = FIRST_PAUSE;
+        }
+        note(format_args!("{name} ended by itself ({ended}); starting it again in {} ms", pause.as_millis()));
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(pause) => {}
+        }
+        pause = LONGEST_PAUSE.min(pause * 2);
+    }
+}
+
+fn spawn(service: &Service, command_line: &[String]) -> anyhow::Result<Child> {
+    let mut child = Command::new(&service.program)
+        .args(command_line)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        // A Ctrl-C in the terminal is ours to pass on, in order.
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("cannot run {}", service.program.display()))?;
+    if let Some(stderr) = child.stderr.take() {
+        let name = service.name.clone();
+        // Ends with the process, whose lines it passes on.
+        tokio::spawn(async move {
+            let mut lines = BufReader::new(stderr).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                note(format_args!("[{name}] {line}"));
+            }
+        });
+    }
+    Ok(child)
+}
+
+async fn end(service: &Service, child: &mut Child) {
+    let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+    if let Some(pid) = pid {
+        let _ = kill_process(pid, Signal::TERM);
+    }
+    match timeout(service.drain + STOP_GRACE, child.wait()).await {
+        Ok(Ok(status)) if status.success() => {}
+        Ok(Ok(status)) => note(format_args!("{} ended with {status}", service.name)),
+        Ok(Err(error)) => note(format_args!("{}: {error}", service.name)),
+        Err(_) => {
+            note(format_args!("{} does not end: it is killed", service.name));
+            let _ = child.kill().await;
+        }
+    }
+}
+
+async fn all_ready(services: &[Service]) {
+    for service in services {
+        while !is_ready(service.admin).await {
+            sleep(ASK_EVERY).await;
+        }
+    }
+}
+
+async fn is_ready(admin: SocketAddr) -> bool {
+    let ask = async {
+        let mut stream = TcpStream::connect(admin).await.ok()?;
+        let request = format!("GET /readyz HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut start = [0; 12];
+        stream.read_exact(&mut start).await.ok()?;
+        Some(start.ends_with(b" 200"))
+    };
+    timeout(Duration::from_secs(1), ask).await.ok().flatten().unwrap_or(false)
+}
+
+fn greet(
+    args: &ClusterArgs,
+    settings: &Settings,
+    services: &[Service],
+) -> anyhow::Result<Option<AddressFile>> {
+    let addresses = Addresses {
+        nats: settings.nats.url.clone(),
+        pid: std::process::id(),
+        services: services
+            .iter()
+            .map(|service| ServiceAddresses {
+                name: service.name.clone(),
+                admin: service.admin,
+                mqtt: service.mqtt,
+            })
+            .collect(),
+    };
+    let file = args.own.addresses.as_deref().map(|path| AddressFile::write(path, &addresses)).transpose()?;
+    say(format_args!("Switchboard {}, {} of each service", boot::args::version(), args.nodes));
+    for service in &addresses.services {
+        let mqtt = service.mqtt.map(|mqtt| format!("mqtt://{mqtt}  ")).unwrap_or_default();
+        say(format_args!("  {:<13} {mqtt}http://{}/readyz", service.name, service.admin));
+    }
+    say(format_args!("  {:<13} {}", "NATS", addresses.nats));
+    say("");
+    next_steps(&addresses, args.own.demo);
+    say("");
+    say("Switchboard is ready. Ctrl-C ends it.");
+    Ok(file)
+}

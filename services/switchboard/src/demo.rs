@@ -1,0 +1,41 @@
+//! Which devices does the demo account have? Those of ThingsBoard's demo account, by its documentation's ids.
+
+use anyhow::Context;
+use bus::Bus;
+use bus::registry::Registry;
+
+use crate::import::Plan;
+use crate::rows;
+
+/// Its tokens are public: it is loaded by `--demo` alone.
+const ACCOUNT: &str = include_str!("../demo-account.json");
+
+/// Adds what is missing of the demo account. How many of its parts stand there otherwise, and were left alone.
+///
+/// # Errors
+/// When the registry does not answer.
+pub(crate) async fn load(bus: &Bus) -> anyhow::Result<usize> {
+    let registry = Registry::open(bus).await.context("cannot open the registry")?;
+    let known = registry.load().await?;
+    let file = rows::parse_json(ACCOUNT).context("the demo account")?;
+    let plan = Plan::of(file, &known, None, false)?;
+    let report = plan.apply(&registry, |_| Ok(())).await?;
+    Ok(report.faults.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bus::registry::Snapshot;
+
+    #[test]
+    fn the_account_is_whole() {
+        let plan = Plan::of(rows::parse_json(ACCOUNT).unwrap(), &Snapshot::default(), None, false).unwrap();
+        let names: Vec<_> = plan.devices.iter().map(|device| device.name.as_str()).collect();
+        assert_eq!(names.len(), 7);
+        assert!(names.contains(&"Test Device A1") && names.contains(&"Raspberry Pi Demo Device"));
+        let a1 = plan.devices.iter().find(|device| device.name == "Test Device A1").unwrap();
+        assert_eq!(a1.token.reveal(), "A1_TEST_TOKEN");
+        assert_eq!(a1.id.to_string(), "ce06a480-9fce-11e6-8080-808080808080");
+    }
+}

@@ -1,0 +1,421 @@
+//! Which devices are there? `switchboard device …`
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use bus::Bus;
+use bus::registry::{Device, NewDevice, Registry, Snapshot, Token};
+use clap::{Args, Subcommand};
+use rpc::{CustomerId, DeviceId, PresenceReply, PresenceRequest, TenantId, wire};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::output::{confirm, count, note, say, say_json};
+use crate::reach::ReachArgs;
+use crate::table::Table;
+use crate::{export, find, import};
+
+/// How long routers may take to say whether a device is online; then it is not shown.
+const PRESENCE_WAIT: Duration = Duration::from_secs(1);
+
+#[derive(Subcommand)]
+pub(crate) enum DeviceVerb {
+    /// Add a device; its access token is shown once
+    Add(AddArgs),
+    /// List the devices
+    List(ListArgs),
+    /// Show a device, and whether it is online
+    Show(ShowArgs),
+    /// Assign a device to a customer: it may then call that customer's devices, and they it. Its sessions end
+    Assign(AssignArgs),
+    /// Take a device from its customer. Its sessions end
+    Unassign(OneArgs),
+    /// Give a device another name; its sessions go on
+    Rename(RenameArgs),
+    /// Give a device another access token, shown once. Its sessions end
+    RotateToken(RotateArgs),
+    /// Remove devices. Their sessions end
+    Remove(RemoveArgs),
+    /// Add many devices from a JSON or CSV file
+    Import(import::ImportArgs),
+    /// Write all tenants, customers and devices to a file that `import` reads; without tokens, which nobody knows
+    Export(export::ExportArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct AddArgs {
+    /// Its name, unique in its tenant
+    name: String,
+    /// Id or name of its tenant; needed when there are several
+    #[arg(long)]
+    tenant: Option<String>,
+    /// Id or name of the customer to assign it to
+    #[arg(long)]
+    customer: Option<String>,
+    /// Its id; made up when not given
+    #[arg(long, value_name = "UUID")]
+    id: Option<Uuid>,
+    /// Its access token; made up when not given, which is safer
+    #[arg(long, env = "SWITCHBOARD_DEVICE_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// Words of your own about it, as site=north; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    reach: ReachArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct ListArgs {
+    /// Only those of this tenant (id or name)
+    #[arg(long)]
+    tenant: Option<String>,
+    /// Only those of this customer (id or name)
+    #[arg(long, conflicts_with = "unassigned")]
+    customer: Option<String>,
+    /// Only those of no customer
+    #[arg(long)]
+    unassigned: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    reach: ReachArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct ShowArgs {
+    /// Id, name, or an ending that only its name has
+    device: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    reach: ReachArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct AssignArgs {
+    /// Id or name
+    device: String,
+    /// Id or name of a customer of the device's tenant
+    customer: String,
+    #[command(flatten)]
+    reach: ReachArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct OneArgs {
+    /// Id or name
+    device: String,
+    #[command(flatten)]
+    reach: ReachArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct RenameArgs {
+    /// Id or name
+    device: String,
+    /// The new name
+    name: String,
+    #[command(flatten)]
+    reach: ReachArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct RotateArgs {
+    /// Id or name
+    device: String,
+    /// The new token; made up when not given, which is safer
+    #[arg(long, env = "SWITCHBOARD_DEVICE_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    reach: ReachArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct RemoveArgs {
+    /// Ids or names
+    #[arg(required = true)]
+    devices: Vec<String>,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    #[command(flatten)]
+    reach: ReachArgs,
+}
+
+/// A device as JSON. The token is there only when it was just made.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DeviceView<'a> {
+    id: DeviceId,
+    name: &'a str,
+    tenant: TenantId,
+    tenant_name: String,
+    customer: Option<CustomerId>,
+    customer_name: Option<String>,
+    labels: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    online: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<&'a str>,
+}
+
+pub(crate) async fn run(verb: DeviceVerb) -> anyhow::Result<ExitCode> {
+    match verb {
+        DeviceVerb::Add(args) => add(args).await,
+        DeviceVerb::List(args) => list(args).await,
+        DeviceVerb::Show(args) => show(args).await,
+        DeviceVerb::Assign(args) => assign(args).await,
+        DeviceVerb::Unassign(args) => unassign(args).await,
+        DeviceVerb::Rename(args) => rename(args).await,
+        DeviceVerb::RotateToken(args) => rotate(args).await,
+        DeviceVerb::Remove(args) => return remove(args).await,
+        DeviceVerb::Import(args) => return import::run(args).await,
+        DeviceVerb::Export(args) => export::run(args).await,
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn add(args: AddArgs) -> anyhow::Result<()> {
+    let registry = args.reach.registry().await?;
+    let known = registry.load().await?;
+    let (tenant, customer) = place(&known, args.tenant.as_deref(), args.customer.as_deref())?;
+    let new = NewDevice {
+        id: DeviceId(args.id.unwrap_or_else(Uuid::new_v4)),
+        tenant,
+        customer,
+        name: args.name,
+        labels: args.labels.into_iter().collect(),
+        token: token(args.token.as_deref())?,
+    };
+    registry.add_device(&new).await?;
+    if args.json {
+        let view = DeviceView {
+            id: new.id,
+            name: &new.name,
+            tenant,
+            tenant_name: find::tenant_name(&known, tenant),
+            customer,
+            customer_name: customer.map(|customer| find::customer_name(&known, customer)),
+            labels: &new.labels,
+            online: None,
+            token: Some(new.token.reveal()),
+        };
+        return say_json(&view);
+    }
+    say(format_args!("Device {:?} added: {}", new.name, new.id));
+    say(format_args!("Token: {}", new.token.reveal()));
+    note("The token is shown this once: only its hash is stored.");
+    if customer.is_none() {
+        note("It can call nobody until it is assigned to a customer: `switchboard device assign`.");
+    }
+    Ok(())
+}
+
+async fn list(args: ListArgs) -> anyhow::Result<()> {
+    let known = args.reach.registry().await?.load().await?;
+    let tenant = match &args.tenant {
+        Some(named) => Some(find::tenant(&known, Some(named))?.0),
+        None => None,
+    };
+    let customer = match &args.customer {
+        Some(named) => Some(find::customer(&known, named, tenant)?.0),
+        None => None,
+    };
+    let is_meant = |device: &Device| {
+        tenant.is_none_or(|tenant| device.tenant == tenant)
+            && (customer.is_none() || device.customer == customer)
+            && !(args.unassigned && device.customer.is_some())
+    };
+    let devices = sorted(&known).into_iter().filter(|(_, device)| is_meant(device));
+    let views: Vec<_> = devices.map(|(id, device)| view(&known, id, device)).collect();
+    if args.json {
+        return say_json(&views);
+    }
+    let mut table = Table::new(&["ID", "NAME", "CUSTOMER", "TENANT", "LABELS"]);
+    for device in &views {
+        let customer = device.customer_name.clone().unwrap_or_else(|| "-".to_owned());
+        let cells = [device.id.to_string(), device.name.to_owned(), customer, device.tenant_name.clone()];
+        table.row(cells.into_iter().chain([labels(device.labels)]));
+    }
+    table.print();
+    note(count(views.len(), "device"));
+    Ok(())
+}
+
+async fn show(args: ShowArgs) -> anyhow::Result<()> {
+    let reached = args.reach.bus().await?;
+    let registry = Registry::open(&reached.bus).await.context("cannot open the registry")?;
+    let known = registry.load().await?;
+    let (id, device) = find::device_by_ending(&known, &args.device)?;
+    let view = DeviceView { online: is_online(&reached.bus, id).await, ..view(&known, id, device) };
+    if args.json {
+        return say_json(&view);
+    }
+    say(format_args!("id        {}", view.id));
+    say(format_args!("name      {}", view.name));
+    say(format_args!("tenant    {} ({})", view.tenant_name, view.tenant));
+    match (&view.customer_name, view.customer) {
+        (Some(name), Some(id)) => say(format_args!("customer  {name} ({id})")),
+        _ => say("customer  none: it can call nobody"),
+    }
+    say(format_args!(
+        "labels    {}",
+        if view.labels.is_empty() { "none".to_owned() } else { labels(view.labels) }
+    ));
+    say(match view.online {
+        Some(true) => "online    yes",
+        Some(false) => "online    no",
+        None => "online    unknown: no router answers",
+    });
+    Ok(())
+}
+
+async fn assign(args: AssignArgs) -> anyhow::Result<()> {
+    let registry = args.reach.registry().await?;
+    let known = registry.load().await?;
+    let (id, device) = find::device(&known, &args.device)?;
+    let (customer, record) = find::customer(&known, &args.customer, Some(device.tenant))?;
+    registry.assign_device(id, Some(customer)).await?;
+    say(format_args!("Device {:?} is assigned to {:?}.", device.name, record.name));
+    Ok(())
+}
+
+async fn unassign(args: OneArgs) -> anyhow::Result<()> {
+    let registry = args.reach.registry().await?;
+    let (id, device) = find::device_id(&registry, &args.device).await?;
+    registry.assign_device(id, None).await?;
+    say(format_args!("Device {:?} is assigned to nobody.", device.name));
+    Ok(())
+}
+
+async fn rename(args: RenameArgs) -> anyhow::Result<()> {
+    let registry = args.reach.registry().await?;
+    let (id, device) = find::device_id(&registry, &args.device).await?;
+    registry.rename_device(id, &args.name).await?;
+    say(format_args!("Device {:?} is now {:?}.", device.name, args.name));
+    Ok(())
+}
+
+async fn rotate(args: RotateArgs) -> anyhow::Result<()> {
+    #[derive(Serialize)]
+    struct Rotated<'a> {
+        id: DeviceId,
+        name: &'a str,
+        token: &'a str,
+    }
+    let registry = args.reach.registry().await?;
+    let (id, device) = find::device_id(&registry, &args.device).await?;
+    let token = token(args.token.as_deref())?;
+    confirm(&format!("End the sessions of {:?} and make its token void", device.name), args.yes)?;
+    registry.rotate_token(id, &token).await?;
+    if args.json {
+        return say_json(&Rotated { id, name: &device.name, token: token.reveal() });
+    }
+    say(format_args!("Device {:?} has a new token: {}", device.name, token.reveal()));
+    note("The token is shown this once: only its hash is stored.");
+    Ok(())
+}
+
+async fn remove(args: RemoveArgs) -> anyhow::Result<ExitCode> {
+    let registry = args.reach.registry().await?;
+    let mut devices = Vec::new();
+    for named in &args.devices {
+        devices.push(find::device_id(&registry, named).await?);
+    }
+    let question = match devices.as_slice() {
+        [(id, device)] => format!("Remove device {:?} ({id})", device.name),
+        several => format!("Remove {}", count(several.len(), "device")),
+    };
+    confirm(&question, args.yes)?;
+    let mut status = ExitCode::SUCCESS;
+    for (id, device) in devices {
+        match registry.remove_device(id).await {
+            Ok(_) => say(format_args!("Device {:?} removed.", device.name)),
+            Err(error) => {
+                note(format_args!("error: device {:?}: {error}", device.name));
+                status = ExitCode::FAILURE;
+            }
+        }
+    }
+    Ok(status)
+}
+
+/// By tenant, customer and name: those that may call each other stand together.
+pub(crate) fn sorted(known: &Snapshot) -> Vec<(DeviceId, &Device)> {
+    let mut devices: Vec<_> = known.devices.iter().map(|(id, device)| (*id, device)).collect();
+    devices.sort_by_cached_key(|(id, device)| {
+        let customer = device.customer.map(|customer| find::customer_name(known, customer));
+        (find::tenant_name(known, device.tenant), customer.is_none(), customer, device.name.clone(), *id)
+    });
+    devices
+}
+
+fn place(
+    known: &Snapshot,
+    tenant: Option<&str>,
+    customer: Option<&str>,
+) -> anyhow::Result<(TenantId, Option<CustomerId>)> {
+    let named_tenant = match tenant {
+        Some(_) => Some(find::tenant(known, tenant)?.0),
+        None => None,
+    };
+    match customer {
+        // A customer belongs to one tenant, which then need not be named.
+        Some(named) => {
+            let (id, customer) = find::customer(known, named, named_tenant)?;
+            Ok((customer.tenant, Some(id)))
+        }
+        None => Ok((find::tenant(known, tenant)?.0, None)),
+    }
+}
+
+fn token(given: Option<&str>) -> anyhow::Result<Token> {
+    Ok(match given {
+        Some(text) => Token::parse(text)?,
+        None => Token::generate()?,
+    })
+}
+
+fn view<'a>(known: &Snapshot, id: DeviceId, device: &'a Device) -> DeviceView<'a> {
+    DeviceView {
+        id,
+        name: &device.name,
+        tenant: device.tenant,
+        tenant_name: find::tenant_name(known, device.tenant),
+        customer: device.customer,
+        customer_name: device.customer.map(|customer| find::customer_name(known, customer)),
+        labels: &device.labels,
+        online: None,
+        token: None,
+    }
+}
+
+async fn is_online(bus: &Bus, device: DeviceId) -> Option<bool> {
+    let question = wire::encode(&PresenceRequest { devices: vec![device] }, &[]).ok()?;
+    let answer = bus.ask(bus.subjects().presence(), question, PRESENCE_WAIT).await.ok()?;
+    let (PresenceReply { online }, _) = wire::decode(&answer).ok()?;
+    online.first().copied()
+}
+
+fn labels(labels: &BTreeMap<String, String>) -> String {
+    labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("a label is KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}

@@ -1,0 +1,133 @@
+//! How does the registry become a file? `switchboard device export`, in the form that `import` reads.
+
+use std::fs::File;
+use std::io::{BufWriter, Write, stdout};
+use std::path::PathBuf;
+
+use anyhow::Context;
+use bus::registry::Snapshot;
+use clap::{Args, ValueEnum};
+use rpc::{CustomerId, DeviceId, TenantId};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+use crate::output::{count, note};
+use crate::reach::ReachArgs;
+use crate::{device, find};
+
+#[derive(Args)]
+pub(crate) struct ExportArgs {
+    /// File to write; standard output when not given
+    #[arg(long, short, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// JSON holds everything; CSV holds devices alone, without labels
+    #[arg(long, value_enum, default_value_t = Format::Json)]
+    format: Format,
+    #[command(flatten)]
+    reach: ReachArgs,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Tenants, customers and devices by id
+    Json,
+    /// The columns of `import`; tenant and customer by name
+    Csv,
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    tenants: Vec<TenantEntry<'a>>,
+    customers: Vec<CustomerEntry<'a>>,
+    devices: Vec<DeviceEntry<'a>>,
+}
+
+#[derive(Serialize)]
+struct TenantEntry<'a> {
+    id: TenantId,
+    name: &'a str,
+}
+
+#[derive(Serialize)]
+struct CustomerEntry<'a> {
+    id: CustomerId,
+    tenant: TenantId,
+    name: &'a str,
+}
+
+#[derive(Serialize)]
+struct DeviceEntry<'a> {
+    id: DeviceId,
+    tenant: TenantId,
+    customer: Option<CustomerId>,
+    name: &'a str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    labels: &'a BTreeMap<String, String>,
+}
+
+pub(crate) async fn run(args: ExportArgs) -> anyhow::Result<()> {
+    let known = args.reach.registry().await?.load().await?;
+    match &args.out {
+        Some(path) => {
+            let cannot = || format!("cannot write {}", path.display());
+            let mut file = BufWriter::new(File::create(path).with_context(cannot)?);
+            write(&known, args.format, &mut file).with_context(cannot)?;
+            file.flush().with_context(cannot)?;
+        }
+        None => write(&known, args.format, &mut stdout().lock())?,
+    }
+    note(format_args!(
+        "{} written, without tokens: only their hashes are stored. Imported elsewhere they get new ones.",
+        count(known.devices.len(), "device")
+    ));
+    Ok(())
+}
+
+fn write(known: &Snapshot, format: Format, out: &mut impl Write) -> anyhow::Result<()> {
+    match format {
+        Format::Json => {
+            let mut tenants: Vec<_> = known
+                .tenants
+                .iter()
+                .map(|(id, tenant)| TenantEntry { id: *id, name: &tenant.name })
+                .collect();
+            tenants.sort_by_key(|tenant| (tenant.name, tenant.id));
+            let mut customers: Vec<_> = known
+                .customers
+                .iter()
+                .map(|(id, customer)| CustomerEntry {
+                    id: *id,
+                    tenant: customer.tenant,
+                    name: &customer.name,
+                })
+                .collect();
+            customers.sort_by_key(|customer| (customer.tenant, customer.name, customer.id));
+            let devices = device::sorted(known).into_iter().map(|(id, device)| DeviceEntry {
+                id,
+                tenant: device.tenant,
+                customer: device.customer,
+                name: &device.name,
+                labels: &device.labels,
+            });
+            let devices = devices.collect();
+            serde_json::to_writer_pretty(&mut *out, &Document { tenants, customers, devices })?;
+            writeln!(out)?;
+        }
+        Format::Csv => {
+            let mut writer = csv::Writer::from_writer(out);
+            writer.write_record(["tenant", "customer", "id", "name"])?;
+            for (id, device) in device::sorted(known) {
+                let tenant = find::tenant_name(known, device.tenant);
+                let customer = device.customer.map(|customer| find::customer_name(known, customer));
+                writer.write_record([
+                    &tenant,
+                    &customer.unwrap_or_default(),
+                    &id.to_string(),
+                    &device.name,
+                ])?;
+            }
+            writer.flush()?;
+        }
+    }
+    Ok(())
+}

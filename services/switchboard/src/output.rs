@@ -1,0 +1,83 @@
+//! How does a command speak? Results to standard output, everything else to standard error.
+
+use std::fmt;
+use std::io::{IsTerminal, Write, stderr, stdin, stdout};
+
+use serde::Serialize;
+
+/// A line of the result. A reader that has gone (`| head`) ends the program quietly, as it would `ls`.
+pub(crate) fn say(line: impl fmt::Display) {
+    if writeln!(stdout().lock(), "{line}").is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// The result for machines: one JSON document.
+pub(crate) fn say_json(document: &impl Serialize) -> anyhow::Result<()> {
+    say(serde_json::to_string_pretty(document)?);
+    Ok(())
+}
+
+/// A line for the person at the terminal, which is not part of the result.
+pub(crate) fn note(line: impl fmt::Display) {
+    let _ = writeln!(stderr(), "{line}");
+}
+
+/// The command failed.
+pub(crate) fn complain(error: &anyhow::Error) {
+    let causes = error.chain().skip(1).map(|cause| format!("\n  because: {cause}")).collect::<String>();
+    note(format_args!("error: {error}{causes}"));
+}
+
+/// Asks before something is lost. Without a terminal there is nobody to ask: `--yes` must have been given.
+///
+/// # Errors
+/// When the answer is not yes, or nobody can be asked.
+pub(crate) fn confirm(question: &str, is_agreed: bool) -> anyhow::Result<()> {
+    if is_agreed {
+        return Ok(());
+    }
+    if !stdin().is_terminal() || !stderr().is_terminal() {
+        anyhow::bail!("{question}? There is no terminal to ask on: say --yes to do it");
+    }
+    let _ = write!(stderr(), "{question}? [y/N] ");
+    let mut answer = String::new();
+    stdin().read_line(&mut answer)?;
+    if matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes") {
+        return Ok(());
+    }
+    anyhow::bail!("nothing was changed")
+}
+
+/// `1 device`, `2 devices`.
+pub(crate) fn count(number: usize, one: &str) -> String {
+    let many = if number == 1 { "" } else { "s" };
+    format!("{} {one}{many}", grouped(number))
+}
+
+/// `19,000`
+pub(crate) fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!(count(0, "device"), "0 devices");
+        assert_eq!(count(1, "device"), "1 device");
+        assert_eq!(count(19_000, "device"), "19,000 devices");
+        assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!(grouped(123), "123");
+    }
+}

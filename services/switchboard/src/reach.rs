@@ -1,0 +1,105 @@
+//! How does a command reach the registry? Settings, connection, and errors that say what to do.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use boot::{CommonArgs, Settings};
+use bus::registry::Registry;
+use bus::{Bus, BusError, BusSettings};
+use clap::Args;
+
+use crate::output::{complain, note};
+
+/// The exit status of a command whose flags or settings are at fault, as clap has it.
+pub(crate) const EXIT_USAGE: u8 = 2;
+/// A person waits: a server that is there answers much sooner.
+const MAX_CONNECT_MS: u64 = 3_000;
+
+/// Where NATS is, for commands that use a running system.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Connection")]
+pub(crate) struct ReachArgs {
+    /// NATS server that the system uses [setting: nats.url; default: nats://127.0.0.1:4222]
+    #[arg(long, value_name = "URL")]
+    nats: Option<String>,
+    /// Configuration file (TOML) of the system
+    #[arg(long, value_name = "FILE", env = "SWITCHBOARD_CONFIG")]
+    config: Option<PathBuf>,
+    /// Set one setting, as nats.prefix=test; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+/// A fault of flags or settings, which has an exit status of its own.
+#[derive(Debug)]
+struct Usage(String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// A connection to a running system.
+pub(crate) struct Reached {
+    pub(crate) bus: Bus,
+    pub(crate) settings: Settings,
+}
+
+impl ReachArgs {
+    /// Connects.
+    ///
+    /// # Errors
+    /// When the settings are at fault or NATS is not there.
+    pub(crate) async fn bus(&self) -> anyhow::Result<Reached> {
+        let ReachArgs { nats, config, set } = self.clone();
+        let args = CommonArgs { config, set, nats, ..CommonArgs::default() };
+        let settings = args.load().map_err(|faults| Usage(faults.to_string()))?.settings;
+        let mut bus: BusSettings = (&settings.nats).into();
+        bus.connect_timeout_ms = bus.connect_timeout_ms.min(MAX_CONNECT_MS);
+        let bus = Bus::connect(&bus, "cli").await.map_err(|error| unreachable(&error))?;
+        Ok(Reached { bus, settings })
+    }
+
+    /// Connects and opens the registry.
+    ///
+    /// # Errors
+    /// As [`bus`](Self::bus), and when there is no JetStream.
+    pub(crate) async fn registry(&self) -> anyhow::Result<Registry> {
+        let reached = self.bus().await?;
+        Registry::open(&reached.bus).await.context("cannot open the registry")
+    }
+}
+
+fn unreachable(error: &BusError) -> anyhow::Error {
+    anyhow::anyhow!(
+        "{error}\n  Is Switchboard running? `switchboard up` starts it with a NATS server; \
+         --nats URL names one that runs elsewhere."
+    )
+}
+
+/// Runs a command to its exit status: what it returns, 1 when it fails, 2 when flags or settings are at fault.
+pub(crate) fn run(command: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
+    let ended = boot::runtime(0).and_then(|runtime| {
+        let ended = runtime.block_on(command);
+        runtime.shutdown_background();
+        ended
+    });
+    match ended {
+        Ok(status) => status,
+        Err(error) => match error.downcast_ref::<Usage>() {
+            Some(faults) => {
+                note(format_args!("error: {faults}"));
+                EXIT_USAGE.into()
+            }
+            None => {
+                complain(&error);
+                ExitCode::FAILURE
+            }
+        },
+    }
+}

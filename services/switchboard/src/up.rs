@@ -1,0 +1,395 @@
+//! How does a whole system start with one command? NATS as a child, and every service in this process.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use boot::config::{Flag, Source};
+use boot::{CommonArgs, Context, Health, Settings};
+use bus::{Bus, BusSettings};
+use clap::Args;
+use switchboard_ingress::Ingress;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::addresses::{AddressFile, Addresses, ServiceAddresses};
+use crate::data_dir::DataDir;
+use crate::demo;
+use crate::nats::Nats;
+use crate::output::{complain, note, say};
+use crate::reach::EXIT_USAGE;
+
+/// After so long a person is told what is still waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(Args)]
+#[command(after_help = "\
+It stays in the foreground and ends with Ctrl-C, its NATS server last. Data stays in the data folder.
+
+Examples:
+  switchboard up --demo
+  switchboard up --demo --ephemeral --mqtt 127.0.0.1:0 --admin 127.0.0.1:0 --nats-port 0 --addresses addresses.json
+  switchboard up --mqtt 0.0.0.0:1883 --data /var/lib/switchboard
+  switchboard up --nats nats://nats.example:4222")]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    own: OwnArgs,
+    /// Address for devices over MQTT [setting: mqtt.listen; default: 127.0.0.1:1883]
+    #[arg(long, value_name = "ADDR")]
+    mqtt: Option<String>,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Flags of a system with a NATS server of its own.
+#[derive(Args)]
+pub(crate) struct OwnArgs {
+    /// Load the demo account, whose tokens are public
+    #[arg(long)]
+    pub(crate) demo: bool,
+    /// Keep nothing: the data goes when the system ends
+    #[arg(long, conflicts_with = "data")]
+    pub(crate) ephemeral: bool,
+    /// Folder for the data [default: ~/.local/share/switchboard, or below XDG_DATA_HOME]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Port of our own NATS server, on 127.0.0.1; 0: any that is free
+    #[arg(long, value_name = "PORT", default_value_t = 4222)]
+    pub(crate) nats_port: u16,
+    /// The nats-server program [default: NATS_SERVER, the PATH, .tools]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) nats_server: Option<PathBuf>,
+    /// When everything is ready, write who listens where to this file (JSON); it goes when the system ends
+    #[arg(long, value_name = "FILE")]
+    pub(crate) addresses: Option<PathBuf>,
+}
+
+/// What the flags come to.
+pub(crate) struct Asked {
+    pub(crate) settings: Settings,
+    /// Somebody named a NATS server: none is started.
+    pub(crate) uses_other_nats: bool,
+}
+
+pub(crate) fn run(args: UpArgs) -> ExitCode {
+    let Asked { settings, uses_other_nats } = match asked(&args.common, args.mqtt.as_deref()) {
+        Ok(asked) => asked,
+        Err(status) => return status,
+    };
+    let ended = boot::logs::init(&settings.log).map_err(anyhow::Error::from).and_then(|()| {
+        let runtime = boot::runtime(0)?;
+        let ended = runtime.block_on(up(args.own, settings, uses_other_nats));
+        runtime.shutdown_timeout(Duration::from_secs(2));
+        ended
+    });
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The settings in force, or the exit status of one who was told their faults.
+pub(crate) fn asked(common: &CommonArgs, mqtt: Option<&str>) -> Result<Asked, ExitCode> {
+    let mut sources = common.sources();
+    if let Some(mqtt) = mqtt {
+        sources.flags.push(Flag { name: "--mqtt", setting: "mqtt.listen", value: mqtt.to_owned() });
+    }
+    let loaded = Settings::load(&sources).map_err(|faults| {
+        note(format_args!("error: {faults}"));
+        ExitCode::from(EXIT_USAGE)
+    })?;
+    let is_given = |path| *loaded.source(path) != Source::Default;
+    let (uses_other_nats, says_what_to_log) = (is_given("nats.url"), is_given("log.level"));
+    let mut settings = loaded.settings;
+    if !says_what_to_log {
+        // The lines of this command itself say what goes on.
+        settings.log.level = "warn".to_owned();
+    }
+    Ok(Asked { settings, uses_other_nats })
+}
+
+async fn up(own: OwnArgs, mut settings: Settings, uses_other_nats: bool) -> anyhow::Result<()> {
+    // Every port first, so that one that is taken shows before anything is begun.
+    let admin = boot::admin::bind(settings.admin.listen).await?;
+    let ingress = Ingress::bind(&settings).await?;
+    let nats = match uses_other_nats {
+        true => None,
+        false => Some(start_nats(&own, &mut settings).await?),
+    };
+    let shutdown = match &nats {
+        Some((nats, _)) => boot::shutdown::signals_with(nats.killer()),
+        None => boot::shutdown::signals(),
+    };
+    let shutdown = shutdown.context("cannot listen for SIGTERM and SIGINT")?;
+
+    let metrics = boot::metrics::install("switchboard")?;
+    let health = Health::new();
+    let base = Context {
+        service: "switchboard",
+        settings: Arc::new(settings),
+        shutdown: shutdown.clone(),
+        health: health.clone(),
+        admin_addr: admin.local_addr(),
+    };
+    let closing = CancellationToken::new();
+    let answering_admin = tokio::spawn(admin.serve(health, metrics, closing.clone()));
+    let ended = serve(&own, &base, ingress, nats.as_ref().map(|(nats, data)| (nats, data))).await;
+    closing.cancel();
+    let _ = answering_admin.await;
+    if let Some((nats, data)) = nats {
+        nats.stop().await;
+        drop(data);
+    }
+    if ended.is_ok() {
+        say("Switchboard has ended.");
+    }
+    ended
+}
+
+/// Starts our own NATS and points the settings at it.
+pub(crate) async fn start_nats(own: &OwnArgs, settings: &mut Settings) -> anyhow::Result<(Nats, DataDir)> {
+    let data = DataDir::open("switchboard", own.data.as_deref(), own.ephemeral)?;
+    let nats = Nats::start(own.nats_server.clone(), own.nats_port, &data).await?;
+    settings.nats.url = nats.url().to_owned();
+    Ok((nats, data))
+}
+
+async fn serve(
+    own: &OwnArgs,
+    base: &Context,
+    ingress: Ingress,
+    nats: Option<(&Nats, &DataDir)>,
+) -> anyhow::Result<()> {
+    if own.demo && !load_demo(base).await? {
+        return Ok(());
+    }
+    let mqtt = ingress.mqtt_address();
+    let mut services = Services::start(base, ingress).await?;
+    let started = tokio::select! {
+        () = base.health.wait_ready() => Ok(true),
+        () = base.shutdown.cancelled() => Ok(false),
+        ended = services.first_end() => ended.map(|()| false),
+        () = tell_what_is_waited_for(&base.health) => Ok(false),
+    };
+    let ended = match started {
+        Ok(true) => {
+            let addresses = Addresses {
+                nats: base.settings.nats.url.clone(),
+                pid: std::process::id(),
+                services: vec![ServiceAddresses {
+                    name: "switchboard".to_owned(),
+                    admin: base.admin_addr,
+                    mqtt: Some(mqtt),
+                }],
+            };
+            let file = own.addresses.as_deref().map(|path| AddressFile::write(path, &addresses)).transpose();
+            match file {
+                Ok(file) => {
+                    greet(&addresses, own, nats.map(|(_, data)| data));
+                    let ended = tokio::select! {
+                        () = base.shutdown.cancelled() => Ok(()),
+                        ended = services.first_end() => ended,
+                    };
+                    drop(file);
+                    ended
+                }
+                Err(error) => Err(error),
+            }
+        }
+        Ok(false) => Ok(()),
+        Err(error) => Err(error),
+    };
+    base.health.draining();
+    if base.shutdown.is_cancelled() {
+        say("Ending: calls in flight may finish first.");
+    }
+    ended.and(services.stop().await)
+}
+
+/// Loads the demo account; false when the process is to end first.
+async fn load_demo(base: &Context) -> anyhow::Result<bool> {
+    let load = async {
+        let settings: BusSettings = (&base.settings.nats).into();
+        let bus = Bus::connect(&settings, "up").await?;
+        let changed = demo::load(&bus).await.context("the demo account cannot be loaded");
+        bus.close().await;
+        changed
+    };
+    let changed = tokio::select! {
+        changed = load => changed?,
+        () = base.shutdown.cancelled() => return Ok(false),
+    };
+    if changed > 0 {
+        note(format_args!(
+            "{changed} parts of the demo account were changed since it was loaded, and are left as they are."
+        ));
+    }
+    Ok(true)
+}
+
+/// The three services of this process.
+struct Services {
+    ingress: Running,
+    authorizer: Running,
+    router: Running,
+}
+
+struct Running {
+    name: &'static str,
+    stop: CancellationToken,
+    task: JoinHandle<anyhow::Result<()>>,
+    is_over: bool,
+}
+
+impl Running {
+    /// Waits for its end. Cancel-safe; once it has ended it says so no more.
+    async fn ended(&mut self) -> anyhow::Result<()> {
+        if self.is_over {
+            return std::future::pending().await;
+        }
+        let ended = (&mut self.task).await;
+        self.is_over = true;
+        let name = self.name;
+        ended.with_context(|| format!("{name} failed"))?.with_context(|| format!("{name} failed"))
+    }
+
+    async fn stop(&mut self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        if self.is_over { Ok(()) } else { self.ended().await }
+    }
+}
+
+impl Services {
+    async fn start(base: &Context, ingress: Ingress) -> anyhow::Result<Self> {
+        let settings: BusSettings = (&base.settings.nats).into();
+        // Each with a token of its own: they end one after another.
+        let scope = |name| Context { shutdown: CancellationToken::new(), ..base.for_service(name) };
+        let connect = async |name| Bus::connect(&settings, name).await.context("there is no NATS");
+        let contexts = ["authorizer", "router", "ingress"].map(scope);
+        let buses = (connect("authorizer").await?, connect("router").await?, connect("ingress").await?);
+        let stops = contexts.each_ref().map(|context| context.shutdown.clone());
+        let [for_authorizer, for_router, for_ingress] = contexts;
+        let [stop_authorizer, stop_router, stop_ingress] = stops;
+        let run = |name, stop, task| Running { name, stop, task, is_over: false };
+        let ingress = async move {
+            let served = ingress.serve(for_ingress, buses.2.clone()).await;
+            buses.2.close().await;
+            served
+        };
+        Ok(Services {
+            authorizer: run(
+                "authorizer",
+                stop_authorizer,
+                tokio::spawn(switchboard_authorizer::serve(for_authorizer, buses.0)),
+            ),
+            router: run("router", stop_router, tokio::spawn(switchboard_router::serve(for_router, buses.1))),
+            ingress: run("ingress", stop_ingress, tokio::spawn(ingress)),
+        })
+    }
+
+    /// None should end by itself.
+    async fn first_end(&mut self) -> anyhow::Result<()> {
+        tokio::select! {
+            ended = self.ingress.ended() => ended,
+            ended = self.authorizer.ended() => ended,
+            ended = self.router.ended() => ended,
+        }
+    }
+
+    /// Ingress first: the calls that it still has in flight need the other two.
+    async fn stop(mut self) -> anyhow::Result<()> {
+        let ingress = self.ingress.stop().await;
+        let (authorizer, router) = tokio::join!(self.authorizer.stop(), self.router.stop());
+        ingress.and(authorizer).and(router)
+    }
+}
+
+/// Never ends: it only says what a slow start waits for.
+async fn tell_what_is_waited_for(health: &Health) {
+    let mut told = Vec::new();
+    loop {
+        tokio::time::sleep(PATIENCE).await;
+        let unready = health.unready();
+        if unready != told {
+            for (part, why) in &unready {
+                note(format_args!("still waiting for {part}: {why}"));
+            }
+            told = unready;
+        }
+    }
+}
+
+fn greet(addresses: &Addresses, own: &OwnArgs, data: Option<&DataDir>) {
+    let Some(service) = addresses.services.first() else { return };
+    say(format_args!("Switchboard {}", boot::args::version()));
+    if let Some(mqtt) = service.mqtt {
+        say(format_args!("  devices  mqtt://{mqtt}"));
+    }
+    say(format_args!("  admin    http://{}/readyz and /metrics", service.admin));
+    say(format_args!("  NATS     {}", addresses.nats));
+    match data {
+        Some(_) if own.ephemeral => say("  data     none is kept"),
+        Some(data) => say(format_args!("  data     {}", data.path().display())),
+        None => {}
+    }
+    say("");
+    next_steps(addresses, own.demo);
+    say("");
+    say("Switchboard is ready. Ctrl-C ends it.");
+}
+
+/// What to type in a second terminal.
+pub(crate) fn next_steps(addresses: &Addresses, has_demo: bool) {
+    let us = program();
+    let nats = match addresses.nats.as_str() {
+        "nats://127.0.0.1:4222" => String::new(),
+        url => format!(" --nats {url}"),
+    };
+    if !has_demo {
+        say("Next, in a second terminal:");
+        say(format_args!("  {us} tenant add Acme{nats}"));
+        say(format_args!("  {us} customer add \"First customer\"{nats}"));
+        say(format_args!("  {us} device add \"Pump 1\" --customer \"First customer\"{nats}"));
+        return;
+    }
+    let Some(mqtt) = addresses.services.iter().find_map(|service| service.mqtt) else { return };
+    let rpc = "v1/devices/me/rpc";
+    let ask = format!(
+        "mosquitto_rr -h {} -p {} -u A1_TEST_TOKEN -t {rpc}/request/1 -e {rpc}/response/1",
+        mqtt.ip(),
+        mqtt.port()
+    );
+    say("Next, in a second terminal. Test Device A1 asks for the devices of its customer:");
+    say(format_args!("  {ask} \\\n    -m '{{\"method\":\"getDevices\",\"params\":{{}}}}'"));
+    say("It calls Test Device A2, which is not connected, and reads so:");
+    say(format_args!(
+        "  {ask} \\\n    -m '{{\"method\":\"sendMsg\",\"params\":{{\"deviceId\":\"aa435e80-9fce-11e6-8080-808080808080\",\
+         \"timeout\":2000,\"body\":{{\"param1\":\"value1\"}}}}}}'"
+    ));
+    say("The same without a client, and all devices (tokens are A1_TEST_TOKEN, A2_TEST_TOKEN, …):");
+    say(format_args!("  {us} call --from A1 --to A2 '{{\"param1\":\"value1\"}}'{nats}"));
+    say(format_args!("  {us} device list{nats}"));
+}
+
+/// How this program is called from a terminal like ours.
+fn program() -> String {
+    let name = "switchboard";
+    let Ok(this) = std::env::current_exe() else {
+        return name.to_owned();
+    };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file());
+    if on_path.and_then(|file| file.canonicalize().ok()) == this.canonicalize().ok() {
+        return name.to_owned();
+    }
+    let here = std::env::current_dir().unwrap_or_default();
+    match this.strip_prefix(&here) {
+        Ok(below) => format!("./{}", below.display()),
+        Err(_) => this.display().to_string(),
+    }
+}
