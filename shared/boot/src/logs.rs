@@ -32,10 +32,9 @@ pub enum LogError {
 /// # Errors
 /// When the process has logs already.
 pub fn init(settings: &Log) -> Result<(), LogError> {
-    let level = || settings.level.clone();
     let filter = EnvFilter::builder()
-        .parse(&settings.level)
-        .map_err(|source| LogError::Level { level: level(), source })?;
+        .parse(with_quiet_libraries(&settings.level))
+        .map_err(|source| LogError::Level { level: settings.level.clone(), source })?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
     let set = if is_json(settings) {
         // Without the module, whose key would be `target`, like the field for the device that is called.
@@ -54,6 +53,18 @@ pub fn init(settings: &Log) -> Result<(), LogError> {
         std::panic::set_hook(Box::new(|panic| tracing::error!(panic = %panic, "a thread panicked")));
     }
     Ok(())
+}
+
+/// Libraries that say at `info` and below what only their own developers want to know.
+const CHATTY: [&str; 5] = ["async_nats", "hyper", "hyper_util", "rustls", "tungstenite"];
+
+/// The filter, with warnings alone from chatty libraries that it does not name itself: `debug` is about Switchboard.
+fn with_quiet_libraries(level: &str) -> String {
+    let mut filter = level.to_owned();
+    for library in CHATTY.into_iter().filter(|library| !level.contains(library)) {
+        filter.push_str(&format!(",{library}=warn"));
+    }
+    filter
 }
 
 /// Whether lines are JSON, as asked for or because nobody looks on.
