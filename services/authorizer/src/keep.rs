@@ -7,8 +7,9 @@ use std::time::Duration;
 use boot::Health;
 use bus::registry::{Change, Registry};
 use bus::{Bus, Connection};
+use bytes::Bytes;
 use rpc::{DeviceId, wire};
-use tokio::sync::watch::Sender;
+use tokio::sync::watch::{Receiver, Sender};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -18,12 +19,14 @@ use crate::meters::RegistryMeters;
 /// How often gauges are set, and what could not be told is tried again.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Follows the registry into `directory` until `stop`. Says in `is_loaded` when the first load is complete.
+/// Follows the registry into `directory` until `stop`. Says in `is_loaded` when the first load is complete, and tells
+/// the nodes of each load once questions are taken (`is_asked`).
 pub(crate) async fn keep(
     bus: Bus,
     directory: Arc<Directory>,
     health: Health,
     is_loaded: Sender<bool>,
+    is_asked: Receiver<bool>,
     stop: CancellationToken,
 ) {
     let meters = RegistryMeters::new();
@@ -33,6 +36,7 @@ pub(crate) async fn keep(
     connection.mark_changed();
     let mut watch = Registry::watch(&bus);
     let mut untold = HashSet::new();
+    let mut is_load_untold = false;
     let mut confirmed_at = Instant::now();
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -50,6 +54,7 @@ pub(crate) async fn keep(
                     let sizes = directory.sizes();
                     tracing::info!(sizes.devices, sizes.customers, sizes.tenants, "the registry is loaded");
                     is_loaded.send_replace(true);
+                    is_load_untold = true;
                     registry.ready();
                 }
             }
@@ -64,6 +69,10 @@ pub(crate) async fn keep(
                 meters.tenants.set(sizes.tenants as f64);
                 meters.age_seconds.set(confirmed_at.elapsed().as_secs_f64());
             }
+        }
+        if is_load_untold && *is_asked.borrow() {
+            // What changed while no authorizer was there nobody could tell: the nodes now ask about their sessions.
+            is_load_untold = bus.tell(bus.subjects().directory_loaded(), Bytes::new()).await.is_err();
         }
         if !untold.is_empty() {
             tell(&bus, &directory, &mut untold, &meters).await;

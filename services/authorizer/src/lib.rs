@@ -41,9 +41,15 @@ pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
     // Followed until the last answer is given, so that it is given by what holds then.
     let answered = CancellationToken::new();
     let (is_loaded, mut loaded) = tokio::sync::watch::channel(false);
-    let keeper =
-        keep::keep(bus.clone(), Arc::clone(&directory), context.health.clone(), is_loaded, answered.clone());
-    let keeper = tokio::spawn(keeper);
+    let (asked, is_asked) = tokio::sync::watch::channel(false);
+    let keeper = tokio::spawn(keep::keep(
+        bus.clone(),
+        Arc::clone(&directory),
+        context.health.clone(),
+        is_loaded,
+        is_asked,
+        answered.clone(),
+    ));
 
     let questions = tokio::select! {
         () = context.shutdown.cancelled() => None,
@@ -54,6 +60,7 @@ pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
     };
     if let Some(questions) = questions {
         subscribed.ready();
+        asked.send_replace(true);
         let answers = Answers::new(bus.clone(), directory, rules, device_api.max_devices_per_customer);
         let answering = tokio::spawn(Arc::new(answers).all(questions, context.shutdown.clone()));
         finish(answering, &context).await?;
