@@ -7,6 +7,7 @@ from harness.accounts import Family
 from harness.cluster import Cluster
 from harness.devices import Device
 from harness.raw_mqtt import RawMqtt
+from harness.up import Up
 
 # The tests that look back on everything the others did.
 LAST = "test_secrets.py"
@@ -71,3 +72,11 @@ def raw() -> Iterator[Callable[..., RawMqtt]]:
     yield make
     for it in made:
         it.socket.close()
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """`switchboard up --demo`, as a newcomer has it, on ports of its own."""
+    up = Up(tmp_path_factory.mktemp("demo"), "--demo", "--ephemeral")
+    yield up.wait_ready()
+    up.stop()

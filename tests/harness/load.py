@@ -8,7 +8,7 @@ from typing import Self
 from harness.accounts import Family
 from harness.cluster import Cluster, Ingress
 from harness.devices import PahoV5
-from harness.devices.device import ABSENT, echo
+from harness.devices.device import echo
 from harness.waiting import PATIENCE_S, until
 
 
@@ -19,8 +19,9 @@ class Load:
     request was never acknowledged was never taken: it is made again, as a device would.
     """
 
-    def __init__(self, cluster: Cluster, pairs: int = 4) -> None:
+    def __init__(self, cluster: Cluster, pairs: int = 4, timeout_ms: int = 20_000) -> None:
         self._cluster = cluster
+        self._timeout_ms = timeout_ms
         self._families = [cluster.accounts.family() for _ in range(pairs)]
         self.outcomes: Counter[str] = Counter()
         self._counting = threading.Lock()
@@ -84,7 +85,7 @@ class Load:
                     continue
             body = f'"{family.customer} {next(numbers)}"'
             # It may wait for its target to come back, as long as it likes.
-            answer = caller.send_msg(family.b, body, timeout=20_000, connectTimeout=20_000, oneway=ABSENT)
+            answer = caller.send_msg(family.b, body, timeout=self._timeout_ms, connectTimeout=self._timeout_ms)
             try:
                 text = answer.text(30)
             except ConnectionError:

@@ -12,6 +12,8 @@ from harness.waiting import PATIENCE_S
 
 T = TypeVar("T")
 
+PROBE = "probe"
+
 
 class NatsListener:
     """A plain subscriber of its own, beside Switchboard."""
@@ -23,6 +25,10 @@ class NatsListener:
         self._thread.start()
         self._connection = self._run(nats.connect(url))
         self._run(self._subscribe(subject))
+        # A message of our own that comes back: from now on whatever is published is heard. (`flush` of this client
+        # may overtake the subscription.)
+        self._run(self._connection.publish(subject.replace("*", PROBE), PROBE.encode()))
+        assert self.next()[1] == PROBE.encode()
 
     def __enter__(self) -> Self:
         return self
@@ -42,8 +48,6 @@ class NatsListener:
             self._heard.put((message.subject, message.data))
 
         await self._connection.subscribe(subject, cb=heard)
-        # A round trip: whatever is published from now on is heard.
-        await self._connection.flush()
 
     def _run(self, task: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(task, self._loop).result(PATIENCE_S)

@@ -1,0 +1,56 @@
+"""How is `switchboard up` started for a test?"""
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+from harness.admin import Admin
+from harness.processes import Process
+from harness.programs import built, tool
+from harness.waiting import PATIENCE_S, until
+
+FREE_PORTS = ["--mqtt", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--nats-port", "0"]
+
+
+class Up:
+    """The whole system in one process, with a nats-server of its own."""
+
+    def __init__(self, folder: Path, *flags: str, ports: list[str] = FREE_PORTS, env: dict[str, str] | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._addresses = folder / "addresses.json"
+        command = [built("switchboard"), "up", "--addresses", self._addresses, "--nats-server", tool("nats-server")]
+        self.process = Process("up", [*command, *ports, *flags], folder / "logs", env=env)
+
+    def wait_ready(self) -> "Up":
+        self.process.wait_for_line("Switchboard is ready", lambda line: "Switchboard is ready" in line, stream="out")
+        self.addresses: dict[str, Any] = json.loads(self._addresses.read_text())
+        return self
+
+    @property
+    def nats_url(self) -> str:
+        return self.addresses["nats"]
+
+    @property
+    def mqtt_port(self) -> int:
+        return int(self.addresses["services"][0]["mqtt"].rsplit(":", 1)[1])
+
+    @property
+    def admin(self) -> Admin:
+        return Admin(self.addresses["services"][0]["admin"])
+
+    def stop(self) -> None:
+        self.process.stop()
+
+    def wait_nats_gone(self) -> None:
+        """Its nats-server listens no more."""
+        port = int(self.nats_url.rsplit(":", 1)[1])
+        until("its nats-server is gone", lambda: not listens(port), PATIENCE_S)
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
