@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bus::{ClaimError, ClaimMap, ClaimStore, LeaseMap};
-use rpc::{Claim, Deadline, DeviceId};
-use tokio::time::timeout_at;
+use rpc::{Claim, Deadline, DeviceId, NodeId};
+use tokio::time::{sleep, timeout_at};
 
 use crate::Known;
 use crate::meters::Meters;
@@ -121,6 +121,16 @@ impl Locator {
             Ok(true) => removed.increment(1),
             Ok(false) => {}
             Err(error) => tracing::debug!(%error, %device, "a stale claim stays for now"),
+        }
+    }
+
+    /// Resolves once `node` is certainly gone: its lease is over, as heard here and as the store says.
+    pub(crate) async fn node_gone(&self, node: NodeId) {
+        loop {
+            sleep(self.store.lease() / 4).await;
+            if !self.leases.may_live(node) && matches!(self.store.is_leased(node).await, Ok(false)) {
+                return;
+            }
         }
     }
 

@@ -127,7 +127,14 @@ impl Router {
         };
         let Ok(message) = wire::encode(&head, body) else { return unavailable() };
         let node = self.bus.subjects().node(found.claim.node);
-        let asked = self.bus.ask(node, message, budget_ms.as_duration()).await;
+        let asked = tokio::select! {
+            biased;
+            asked = self.bus.ask(node, message, budget_ms.as_duration()) => asked,
+            // It died with the call in its hands: the caller need not wait the budget out.
+            () = self.locator.node_gone(found.claim.node) => {
+                return Delivered::Ended(Outcome::Lost, Bytes::new());
+            }
+        };
         self.meters.deliver_seconds.record(started.elapsed());
         match asked {
             Ok(reply) => match wire::decode::<DeliveryReply>(&reply) {
