@@ -1,10 +1,11 @@
 //! Ingress: devices in and out. The only service that holds connections.
 //!
-//! `device_api` and the two `session` modules are pure; `calls` and `node` talk to the bus; `mqtt` is framing, with
-//! one loop for each connection.
+//! `device_api` and the two `session` modules are pure; `calls` and `node` talk to the bus; `mqtt` and `http`
+//! are framing, with one loop for each connection, and one for each device that speaks HTTP.
 
 pub mod calls;
 pub mod device_api;
+pub mod http;
 pub mod mailbox;
 pub mod metrics;
 pub mod mqtt;
@@ -33,6 +34,7 @@ use crate::session::Rate;
 #[derive(Debug)]
 pub struct Ingress {
     mqtt: mqtt::Listener,
+    http: http::Listener,
 }
 
 impl Ingress {
@@ -41,12 +43,20 @@ impl Ingress {
     /// # Errors
     /// When a port cannot be bound; the error names its setting.
     pub async fn bind(settings: &Settings) -> anyhow::Result<Self> {
-        Ok(Ingress { mqtt: mqtt::Listener::bind(settings.mqtt.listen).await? })
+        Ok(Ingress {
+            mqtt: mqtt::Listener::bind(settings.mqtt.listen).await?,
+            http: http::Listener::bind(settings.http.listen).await?,
+        })
     }
 
     /// Where MQTT listens.
     pub fn mqtt_address(&self) -> SocketAddr {
         self.mqtt.address()
+    }
+
+    /// Where HTTP listens.
+    pub fn http_address(&self) -> SocketAddr {
+        self.http.address()
     }
 
     /// Serves devices until the context says stop; then drains: no new connections, claims released, calls in flight
@@ -77,7 +87,9 @@ impl Ingress {
         in_background(Box::pin(node::keep_lease(Arc::clone(&node))));
         in_background(Box::pin(node::recheck_sessions(Arc::clone(&node), recheck)));
         in_background(Box::pin(node::follow_connection(Arc::clone(&node), ready.clone())));
-        tracing::info!(node = %node.id, mqtt = %self.mqtt.address(), "ingress serves devices");
+        tracing::info!(node = %node.id, mqtt = %self.mqtt.address(), http = %self.http.address(), "ingress serves devices");
+        let (tracked, stop) = (connections.clone(), stop_accepting.clone());
+        in_background(Box::pin(self.http.serve(Arc::clone(&node), Arc::clone(&limits), tracked, stop)));
         let accepting = connections.clone();
         let mqtt = self.mqtt.serve(Arc::clone(&node), limits, accepting, stop_accepting.clone());
         background.spawn(mqtt);

@@ -20,7 +20,7 @@ use crate::sessions::{NewSession, SessionHandle};
 /// A connected device: its session, and what it has sent behind its CONNECT.
 pub(super) struct Connected {
     pub(super) handle: Arc<SessionHandle>,
-    pub(super) session: Session,
+    pub(super) session: Box<Session>,
     pub(super) inbound: BytesMut,
 }
 
@@ -85,9 +85,10 @@ where
             let mut out = BytesMut::new();
             codec.connack(ack, &mut out);
             let caller = Arc::clone(&handle.caller);
-            let mut session =
-                Session::new(codec, Arc::clone(limits), caller, keep_alive_s, connect.receive_maximum, now);
+            let limits = Arc::clone(limits);
+            let mut session = Session::new(codec, limits, caller, keep_alive_s, connect.receive_maximum, now);
             *session.out() = out;
+            let session = Box::new(session);
             node.metrics.connect(ConnectResult::Accepted);
             Some(Connected { handle, session, inbound })
         }

@@ -211,6 +211,11 @@ impl Session {
         }
     }
 
+    /// True while [`next_effect`](Self::next_effect) has something.
+    pub fn asks_for_something(&self) -> bool {
+        !self.effects.is_empty()
+    }
+
     /// What is to be done, in order.
     pub fn next_effect(&mut self) -> Option<Effect> {
         let effect = self.effects.pop_front();

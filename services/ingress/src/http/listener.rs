@@ -1,0 +1,161 @@
+//! Who may come in? Accepts HTTP connections, up to the node's limit.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::Router;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::connection;
+use super::devices::Devices;
+use super::metrics::HttpMetrics;
+use super::routes::{Server, router};
+use crate::mqtt::session::SessionLimits;
+use crate::node::Node;
+
+/// How many clients over the limit are told so at a time; further ones are closed without a word.
+const MAX_REFUSALS_AT_ONCE: usize = 256;
+
+/// How long such a client may take to read it.
+const REFUSAL_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How long accepting pauses when the process is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a client over the limit reads.
+const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n\
+    Content-Type: application/json\r\nContent-Length: 53\r\n\r\n\
+    {\"error\":\"This node has as many devices as it may!\"}\n";
+
+/// A bound port, not yet served.
+#[derive(Debug)]
+pub struct Listener {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Listener {
+    /// Binds `http.listen`.
+    ///
+    /// # Errors
+    /// When the address is taken or not this machine's.
+    pub async fn bind(address: SocketAddr) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("HTTP cannot listen on {address} (setting http.listen)"))?;
+        let address = listener.local_addr()?;
+        Ok(Listener { listener, address })
+    }
+
+    /// Where it listens: the real port where 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Accepts until `stop`, and then for as long as a device may still answer a call that it has taken: its answer
+    /// comes on a connection of its own. Connections and devices run on in `tasks`.
+    pub(crate) async fn serve(
+        self,
+        node: Arc<Node>,
+        limits: Arc<SessionLimits>,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) {
+        let devices = Arc::new(Devices::new(Arc::clone(&node), tasks.clone()));
+        let (metrics, places) = (HttpMetrics::register(), Arc::clone(&node.places));
+        let server = Arc::new(Server { node, limits, devices: Arc::clone(&devices), metrics });
+        let acceptor = Acceptor {
+            router: router(Arc::clone(&server)),
+            server,
+            places,
+            refusals: Arc::new(Semaphore::new(MAX_REFUSALS_AT_ONCE)),
+            tasks,
+            closing: CancellationToken::new(),
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = acceptor.accept(&self.listener) => {}
+        }
+        devices.drain();
+        tokio::select! {
+            () = devices.drained() => {}
+            () = acceptor.accept(&self.listener) => {}
+        }
+        acceptor.closing.cancel();
+    }
+}
+
+struct Acceptor {
+    router: Router,
+    server: Arc<Server>,
+    places: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
+    tasks: TaskTracker,
+    /// Connections end with the request that they are answering.
+    closing: CancellationToken,
+}
+
+impl Acceptor {
+    /// Without end.
+    async fn accept(&self, listener: &TcpListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => self.begin(stream),
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn begin(&self, stream: TcpStream) {
+        if stream.set_nodelay(true).is_err() {
+            return;
+        }
+        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+            let (server, router) = (Arc::clone(&self.server), self.router.clone());
+            let closing = self.closing.clone();
+            self.tasks.spawn(async move {
+                connection::serve(stream, server, router, closing).await;
+                drop(place);
+            });
+            return;
+        }
+        self.server.node.metrics.limit_hit(rpc::Limit::Connections);
+        if let Ok(place) = Arc::clone(&self.refusals).try_acquire_owned() {
+            self.tasks.spawn(refuse(stream, place));
+        }
+    }
+}
+
+async fn refuse(mut stream: TcpStream, place: OwnedSemaphorePermit) {
+    // Ends: a client that does not read or close is left after a moment.
+    let _ = tokio::time::timeout(REFUSAL_TIMEOUT, async {
+        stream.write_all(REFUSAL).await?;
+        stream.shutdown().await?;
+        let mut discarded = [0; 1024];
+        while stream.read(&mut discarded).await? > 0 {}
+        std::io::Result::Ok(())
+    })
+    .await;
+    drop(place);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_as_long_as_it_says() {
+        let text = std::str::from_utf8(REFUSAL).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.ends_with(&format!("Content-Length: {}", body.len())), "{} bytes", body.len());
+    }
+}

@@ -1,0 +1,17 @@
+//! HTTP/1.1: the device API for clients that ask and poll, and the way in for MQTT over WebSocket.
+//!
+//! `lease` is pure; `device` performs what it asks for; `routes` frames the same texts as MQTT does.
+
+mod connection;
+mod device;
+mod devices;
+pub mod lease;
+mod listener;
+mod metrics;
+mod outbox;
+mod reply;
+mod routes;
+pub mod websocket;
+mod wire;
+
+pub use listener::Listener;

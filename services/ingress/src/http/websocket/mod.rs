@@ -1,0 +1,149 @@
+//! How does MQTT travel in a WebSocket (MQTT 5 §6, 3.1.1 §6)? Binary frames carry its bytes, cut anywhere; nothing else is
+//! taken. `frame` is pure.
+//!
+//! Frames are passed on as they come and never gathered: what a frame says of its length reserves nothing, so a client
+//! that is not authenticated yet costs no more than over plain TCP.
+
+pub mod frame;
+mod stream;
+
+use std::sync::{Arc, PoisonError};
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::response::Response;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use sha1::{Digest, Sha1};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use self::stream::WebSocket;
+use super::connection::Connection;
+use super::reply;
+use super::routes::Server;
+use crate::mailbox::EndReason;
+
+/// The sub-protocol that a client must offer (MQTT-6.0.0-3).
+const SUB_PROTOCOL: &str = "mqtt";
+
+/// RFC 6455 §1.3.
+const ACCEPT_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// `GET /mqtt`: makes the connection a WebSocket (RFC 6455 §4.2).
+pub(super) async fn upgrade(
+    State(server): State<Arc<Server>>,
+    mut request: Request,
+) -> Result<Response, Response> {
+    let accept = accept(request.method(), request.headers())?;
+    if server.devices.is_draining() {
+        return Err(reply::broken_off(EndReason::ShuttingDown));
+    }
+    let upgrade = hyper::upgrade::on(&mut request);
+    let Some(connection) = request.extensions().get::<Arc<Connection>>() else {
+        return Err(reply::empty(StatusCode::INTERNAL_SERVER_ERROR));
+    };
+    *connection.upgrade.lock().unwrap_or_else(PoisonError::into_inner) = Some(upgrade);
+    let mut response = reply::empty(StatusCode::SWITCHING_PROTOCOLS);
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUB_PROTOCOL));
+    headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    Ok(response)
+}
+
+/// Serves the MQTT client behind an upgraded connection; `read_ahead` is what came behind its request.
+pub(super) async fn serve<S>(stream: S, read_ahead: Bytes, server: &Server)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let stream = WebSocket::new(stream, &read_ahead);
+    drop(read_ahead);
+    let (node, limits) = (Arc::clone(&server.node), Arc::clone(&server.limits));
+    crate::mqtt::connection::serve(stream, node, limits, false).await;
+}
+
+/// The proof that we understood the request (RFC 6455 §4.2.2), or what is wrong with it.
+fn accept(method: &Method, headers: &HeaderMap) -> Result<HeaderValue, Response> {
+    let bad = |text: &str| Err(reply::error(StatusCode::BAD_REQUEST, text));
+    if method != Method::GET
+        || !lists(headers, &header::CONNECTION, "upgrade")
+        || !lists(headers, &header::UPGRADE, "websocket")
+    {
+        return bad("This is for MQTT over WebSocket: connect with ws:// or wss://");
+    }
+    if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        let mut response = reply::error(StatusCode::UPGRADE_REQUIRED, "WebSocket version 13 is spoken here!");
+        response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        return Err(response);
+    }
+    if !offers(headers, SUB_PROTOCOL) {
+        return bad("The WebSocket must offer the sub-protocol mqtt!");
+    }
+    let key = headers.get(header::SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes);
+    let Some(key) = key.filter(|key| STANDARD.decode(key).is_ok_and(|nonce| nonce.len() == 16)) else {
+        return bad("Sec-WebSocket-Key must be 16 bytes in Base64!");
+    };
+    let digest = Sha1::new().chain_update(key).chain_update(ACCEPT_GUID).finalize();
+    HeaderValue::try_from(STANDARD.encode(digest)).map_err(|_| reply::empty(StatusCode::BAD_REQUEST))
+}
+
+/// Whether a header lists `token`, in whatever case.
+fn lists(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    tokens(headers, name).any(|it| it.eq_ignore_ascii_case(token))
+}
+
+/// Sub-protocols are compared as they are written.
+fn offers(headers: &HeaderMap, sub_protocol: &str) -> bool {
+    tokens(headers, &header::SEC_WEBSOCKET_PROTOCOL).any(|it| it == sub_protocol)
+}
+
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(changes: &[(HeaderName, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        let usual = [
+            (header::CONNECTION, "keep-alive, Upgrade"),
+            (header::UPGRADE, "WebSocket"),
+            (header::SEC_WEBSOCKET_VERSION, "13"),
+            (header::SEC_WEBSOCKET_PROTOCOL, "mqttv3.1, mqtt"),
+            // The example of RFC 6455 §1.3.
+            (header::SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25jZQ=="),
+        ];
+        for (name, value) in usual.iter().chain(changes) {
+            headers.insert(name.clone(), HeaderValue::from_str(value).unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn the_standards_example_is_accepted() {
+        assert_eq!(accept(&Method::GET, &headers(&[])).unwrap(), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+
+    #[test]
+    fn what_is_no_handshake_is_refused() {
+        let table = [
+            ((header::CONNECTION, "close"), 400),
+            ((header::UPGRADE, "h2c"), 400),
+            ((header::SEC_WEBSOCKET_VERSION, "8"), 426),
+            ((header::SEC_WEBSOCKET_PROTOCOL, "MQTT"), 400),
+            ((header::SEC_WEBSOCKET_PROTOCOL, "wamp"), 400),
+            ((header::SEC_WEBSOCKET_KEY, "short"), 400),
+            ((header::SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZQ=="), 400),
+        ];
+        for (change, status) in table {
+            let refused = accept(&Method::GET, &headers(std::slice::from_ref(&change))).unwrap_err();
+            assert_eq!(refused.status(), status, "{change:?}");
+        }
+        assert_eq!(accept(&Method::HEAD, &headers(&[])).unwrap_err().status(), 400);
+    }
+}
