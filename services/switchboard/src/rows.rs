@@ -99,16 +99,17 @@ pub(crate) fn parse_csv(text: &str) -> anyhow::Result<File> {
         bail!("line 1: the column name is missing; the columns are {}", COLUMNS.join(", "));
     }
     let mut file = File::default();
+    let mut lines = Lines { text, passed_bytes: 0, line: 1 };
     for record in reader.records() {
         let record = match record {
             Ok(record) => record,
             Err(error) => {
-                let place = Place::Line(error.position().map_or(0, csv::Position::line));
+                let place = lines.place(error.position());
                 file.faults.push(Fault { place, field: "row", expected: format!("CSV in UTF-8 ({error})") });
                 continue;
             }
         };
-        let place = Place::Line(record.position().map_or(0, csv::Position::line));
+        let place = lines.place(record.position());
         if record.len() != header.len() {
             let expected = format!("{} fields as in the header, not {}", header.len(), record.len());
             file.faults.push(Fault { place, field: "row", expected });
@@ -131,6 +132,27 @@ pub(crate) fn parse_csv(text: &str) -> anyhow::Result<File> {
         file.devices.push((place, row));
     }
     Ok(file)
+}
+
+/// Counts lines as an editor does: the reader's own count is one behind where lines end in CR LF.
+struct Lines<'a> {
+    text: &'a str,
+    passed_bytes: usize,
+    line: u64,
+}
+
+impl Lines<'_> {
+    /// The line where the record at `position` begins; positions only grow.
+    fn place(&mut self, position: Option<&csv::Position>) -> Place {
+        let start =
+            position.and_then(|position| usize::try_from(position.byte()).ok()).unwrap_or(self.passed_bytes);
+        let rest = self.text.as_bytes().get(start..).unwrap_or_default();
+        let blank = rest.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        let passed = self.text.as_bytes().get(self.passed_bytes..start + blank).unwrap_or_default();
+        self.line += passed.iter().filter(|byte| **byte == b'\n').count() as u64;
+        self.passed_bytes = start + blank;
+        Place::Line(self.line)
+    }
 }
 
 /// Reads a JSON file: a list of devices, or `{"tenants":[…],"customers":[…],"devices":[…]}` as `export` writes it.
@@ -207,6 +229,17 @@ mod tests {
         assert_eq!(file.devices.len(), 1);
         assert_eq!(file.faults.len(), 2);
         assert!(file.faults[0].expected.contains("colour"), "{:?}", file.faults);
+    }
+
+    #[test]
+    fn lines_are_counted_as_in_an_editor() {
+        for end in ["\n", "\r\n"] {
+            let text = ["tenant,name", "T,A1", "", "T,\"A\n2\"", "T", "T,A3", ""].join(end);
+            let file = parse_csv(&text).unwrap();
+            let places: Vec<_> = file.devices.iter().map(|(place, _)| place.clone()).collect();
+            assert_eq!(places, [Place::Line(2), Place::Line(4), Place::Line(7)], "{end:?}");
+            assert_eq!(file.faults[0].place, Place::Line(6), "{end:?}");
+        }
     }
 
     #[test]
