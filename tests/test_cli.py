@@ -1,0 +1,170 @@
+"""Can a person keep the registry by command? Devices, customers and tenants, one by one and in bulk."""
+
+import csv
+import json
+import re
+import uuid
+
+import pytest
+from harness.accounts import TOKENS
+from harness.devices import PahoV5
+from harness.processes import run
+from harness.programs import built
+from harness.waiting import until
+
+
+@pytest.fixture
+def tenant(cli):
+    """A tenant of this test alone, with two customers."""
+    name = f"Tenant {uuid.uuid4().hex[:8]}"
+    cli("tenant", "add", name).ok()
+    for customer in ("North", "South"):
+        cli("customer", "add", customer, "--tenant", name).ok()
+    return name
+
+
+@pytest.fixture
+def cli(shared_cluster):
+    return shared_cluster.accounts.cli
+
+
+@pytest.fixture
+def load(cli):
+    """What a command prints with --json."""
+    return lambda *arguments: json.loads(cli(*arguments, "--json").ok().out)
+
+
+def test_a_device_from_its_addition_to_its_removal(cli, load, tenant, raw, shared_cluster):
+    port = shared_cluster.nodes[0].mqtt_port
+    name = f"Pump {uuid.uuid4().hex[:8]}"
+    added = load("device", "add", name, "--tenant", tenant, "--customer", "North", "--label", "site=here")
+    TOKENS.add(added["token"])
+    # What the command wrote reaches the authorizers a moment later.
+    until("its token is good", lambda: raw(port).connect(added["token"]).code == 0)
+
+    shown = load("device", "show", name)
+    assert (shown["id"], shown["customerName"], shown["labels"]) == (added["id"], "North", {"site": "here"})
+    assert shown["online"] is False and "token" not in shown
+    cli("device", "assign", name, "South").ok()
+    assert load("device", "show", added["id"])["customerName"] == "South"
+    assert [it["id"] for it in load("device", "list", "--tenant", tenant, "--customer", "South")] == [added["id"]]
+    cli("device", "unassign", name).ok()
+    assert [it["id"] for it in load("device", "list", "--tenant", tenant, "--unassigned")] == [added["id"]]
+    cli("device", "rename", name, f"{name} II").ok()
+    rotated = load("device", "rotate-token", "--yes", f"{name} II")
+    TOKENS.add(rotated["token"])
+    until("the old token is void", lambda: raw(port).connect(added["token"]).code == 5)
+    until("the new one is good", lambda: raw(port).connect(rotated["token"]).code == 0)
+    cli("device", "remove", "--yes", added["id"]).ok()
+    until("it is unknown", lambda: raw(port).connect(rotated["token"]).code == 5)
+    assert load("device", "list", "--tenant", tenant) == []
+
+
+def test_show_says_who_is_online(load, family, device, shared_cluster):
+    device(PahoV5, family.b).connect(shared_cluster.nodes[0]).become_callable()
+    assert load("device", "show", family.b.id)["online"] is True
+    assert load("device", "show", family.c.id)["online"] is False
+
+
+def test_what_cannot_be_is_refused_in_words(cli, tenant, shared_cluster):
+    cli("device", "add", "Pump", "--tenant", tenant).ok()
+    for arguments, words in [
+        (("device", "add", "Pump", "--tenant", tenant), "this name is taken"),
+        (("device", "add", "Other", "--tenant", "Nobody's"), "there is no tenant"),
+        (("device", "add", "Other", "--tenant", tenant, "--customer", "East"), "there is no customer"),
+        (("device", "show", "no such device"), "there is no device"),
+        (("device", "remove", str(uuid.uuid4()), "--yes"), "there is no device"),
+        (("customer", "add", "North", "--tenant", tenant), "this name is taken"),
+        (("tenant", "add", tenant), "this name is taken"),
+        (("device", "remove", "Pump"), "--yes"),
+    ]:
+        ran = cli(*arguments)
+        assert ran.code == 1 and words in ran.err and ran.err.startswith("error: "), ran
+        assert "panicked" not in ran.err
+
+
+def test_tables_for_people(cli, family):
+    table = cli("device", "list", "--customer", family.customer).ok().out.splitlines()
+    assert table[0].split() == ["ID", "NAME", "CUSTOMER", "TENANT", "LABELS"]
+    assert [line.split()[0] for line in table[1:]] == [family.a.id, family.b.id, family.c.id]
+
+
+def test_customers_and_tenants(cli, load, tenant):
+    assert {it["name"] for it in load("customer", "list", "--tenant", tenant)} == {"North", "South"}
+    cli("customer", "rename", "North", "Far North", "--tenant", tenant).ok()
+    cli("customer", "remove", "South", "--tenant", tenant, "--yes").ok()
+    assert {it["name"] for it in load("customer", "list", "--tenant", tenant)} == {"Far North"}
+    assert tenant in {it["name"] for it in load("tenant", "list")}
+
+
+def test_an_import_takes_what_it_can_and_names_the_rest(cli, load, tenant, tmp_path, raw, shared_cluster):
+    file, tokens = tmp_path / "fleet.csv", tmp_path / "tokens.csv"
+    given, ids = f"token-{uuid.uuid4().hex[:12]}", [str(uuid.uuid4()) for _ in range(2)]
+    TOKENS.add(given)
+    rows = [
+        (tenant, "North", ids[0], "First", given),
+        (tenant, "North", "", "Second", ""),
+        (tenant, "", ids[1], "Third, unassigned", ""),
+        (tenant, "North", "not-an-id", "Fourth", ""),
+        (tenant, "Nowhere", "", "Fifth", ""),
+        (tenant, "North", "", "First", ""),
+        (tenant, "North", "", "Sixth", given),
+        (tenant, "North", "", "", ""),
+        ("No such tenant", "", "", "Eighth", ""),
+    ]
+    with file.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["tenant", "customer", "id", "name", "token"])
+        writer.writerows(rows)
+    ran = cli("device", "import", str(file), "--tokens-out", str(tokens))
+    assert ran.code == 1
+    assert re.search(r"^3 devices added, 6 refused", ran.out, re.MULTILINE), ran
+    for line, field in [(5, "id"), (6, "customer"), (7, "name"), (8, "token"), (9, "name"), (10, "tenant")]:
+        assert re.search(rf"^line {line}: {field} must be ", ran.err, re.MULTILINE), ran
+    assert given not in ran.out + ran.err
+    written = {row["name"]: row["token"] for row in csv.DictReader(tokens.open())}
+    TOKENS.update(written.values())
+    assert set(written) == {"First", "Second", "Third, unassigned"} and written["First"] == given
+    assert tokens.stat().st_mode & 0o77 == 0
+    for token in written.values():
+        until("its token is good", lambda it=token: raw(shared_cluster.nodes[0].mqtt_port).connect(it).code == 0)
+    assert {it["name"] for it in load("device", "list", "--tenant", tenant)} == set(written)
+
+    # The same once more changes nothing but what has no id, whose name is taken.
+    again = cli("device", "import", str(file), "--json")
+    report = json.loads(again.out)
+    assert (report["created"], report["unchanged"]) == ([], 2)
+
+
+def test_what_was_exported_can_be_imported(cli, load, tenant, new_cluster, tmp_path):
+    cli("device", "add", "Pump", "--tenant", tenant, "--customer", "North").ok()
+    exported = tmp_path / "all.json"
+    exported.write_text(cli("device", "export").ok().out)
+    assert not [token for token in TOKENS if token in exported.read_text()]
+    other = new_cluster(nodes=0, routers=0)
+    other.accounts.cli("device", "import", str(exported), "--tokens-out", str(tmp_path / "tokens.csv")).ok()
+    columns = ("id", "name", "tenant", "customer")
+    there = json.loads(other.accounts.cli("device", "list", "--json").ok().out)
+    assert [[it[c] for c in columns] for it in there] == [[it[c] for c in columns] for it in load("device", "list")]
+    TOKENS.update(row["token"] for row in csv.DictReader((tmp_path / "tokens.csv").open()))
+
+
+def test_an_import_from_standard_input(cli, load, tenant):
+    rows = [{"name": f"Valve {number}", "customer": "South"} for number in range(3)]
+    ran = cli("device", "import", "--tenant", tenant, "--json", "-", stdin=json.dumps(rows)).ok()
+    created = json.loads(ran.out)["created"]
+    TOKENS.update(it["token"] for it in created)
+    assert len({it["token"] for it in created}) == 3
+    listed = load("device", "list", "--tenant", tenant, "--customer", "South")
+    assert [it["name"] for it in listed] == ["Valve 0", "Valve 1", "Valve 2"]
+
+
+def test_without_nats_it_says_what_to_do():
+    ran = run(built("switchboard"), "device", "list", "--nats", "nats://127.0.0.1:9")
+    assert ran.code == 1
+    assert "127.0.0.1:9" in ran.err and "switchboard up" in ran.err
+
+
+def test_a_wrong_flag_is_a_usage_error():
+    assert run(built("switchboard"), "device", "list", "--nonsense").code == 2
+    assert run(built("switchboard"), "device", "list", "--set", "mqtt.nonsense=1").code == 2
