@@ -22,13 +22,13 @@ const GRACE: Duration = Duration::from_secs(1);
 
 #[derive(Args)]
 #[command(after_help = "\
-Devices are named by id, by name, or by an ending that only one name has: A1 is \"Test Device A1\".
-What the caller would read goes to standard output, outcome and time to standard error.
-The exit status is 0 when the call was answered (or, with --oneway, delivered), else 1.
+Devices are named by id, by name, or by an ending that only one name has: A1 is \"Test Device A1\". What the caller \
+would read goes to standard output, outcome and time to standard error. The exit status is 0 when the call was \
+answered (or, with --oneway, delivered), else 1.
 
 Examples:
   switchboard call --from A1 --to A2 '{\"x\":1}'
-  switchboard call --from A1 --to A2 --timeout-ms 2000 --connect-timeout-ms 2000 '{\"x\":1}'
+  switchboard call --from A1 --to A2 --timeout-ms 2000 --connect-timeout-ms 2000
   switchboard call --from A1 --to A2 --json null | jq .outcome")]
 pub(crate) struct CallArgs {
     /// The device that calls

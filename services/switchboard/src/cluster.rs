@@ -1,10 +1,8 @@
 //! How does a small cluster start on this machine? One NATS server, and each service as processes of its own.
 
-use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -21,8 +19,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::addresses::{AddressFile, Addresses, ServiceAddresses};
 use crate::demo;
+use crate::guard::Guard;
 use crate::output::{complain, note, say};
-use crate::up::{Asked, OwnArgs, asked, next_steps, start_nats};
+use crate::up::{Asked, OwnArgs, asked, next_steps, signals, start_nats};
 
 /// How long a service may take longer than its own `drain_ms` to end.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -34,13 +33,16 @@ const STEADY: Duration = Duration::from_secs(30);
 const ASK_EVERY: Duration = Duration::from_millis(50);
 
 #[derive(Args)]
-#[command(after_help = "\
-Ports are counted up from those of one node: MQTT 1883, 1884, …; admin endpoints 9100, 9101, … Logs of all services
+#[command(
+    args_override_self = true,
+    after_help = "\
+Ports are counted up from those of one node: MQTT 1883, 1884, …; admin endpoints 9100, 9101, … Logs of all services \
 come on standard error, each line with the name of its process. A service that dies is started again.
 
 Examples:
   switchboard cluster --demo
-  switchboard cluster --nodes 3 --mqtt 0.0.0.0:1883 --log info")]
+  switchboard cluster --nodes 3 --mqtt 0.0.0.0:1883 --log info"
+)]
 pub(crate) struct ClusterArgs {
     /// Processes of each service
     #[arg(long, value_name = "NUMBER", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=32))]
@@ -62,29 +64,6 @@ struct Service {
     admin: SocketAddr,
     mqtt: Option<SocketAddr>,
     drain: Duration,
-}
-
-/// The processes that run now, by name.
-#[derive(Clone, Default)]
-struct Pids(Arc<Mutex<HashMap<String, u32>>>);
-
-impl Pids {
-    fn note(&self, name: &str, pid: Option<u32>) {
-        let mut pids = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match pid {
-            Some(pid) => pids.insert(name.to_owned(), pid),
-            None => pids.remove(name),
-        };
-    }
-
-    /// For a process that ends without cleaning up.
-    fn kill_all(&self) {
-        for pid in self.0.lock().unwrap_or_else(PoisonError::into_inner).values() {
-            if let Some(pid) = i32::try_from(*pid).ok().and_then(Pid::from_raw) {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-        }
-    }
 }
 
 pub(crate) fn run(args: ClusterArgs) -> ExitCode {
@@ -109,21 +88,12 @@ pub(crate) fn run(args: ClusterArgs) -> ExitCode {
 
 async fn cluster(args: ClusterArgs, mut settings: Settings, uses_other_nats: bool) -> anyhow::Result<()> {
     let services = plan(&settings, args.nodes)?;
+    let (shutdown, guard) = signals()?;
     let nats = match uses_other_nats {
         true => None,
-        false => Some(start_nats(&args.own, &mut settings).await?),
+        false => Some(start_nats(&args.own, &mut settings, &guard).await?),
     };
-    let pids = Pids::default();
-    let kill_nats = nats.as_ref().map(|(nats, _)| nats.killer());
-    let kill_services = pids.clone();
-    let shutdown = boot::shutdown::signals_with(move || {
-        kill_services.kill_all();
-        if let Some(kill) = kill_nats {
-            kill();
-        }
-    });
-    let shutdown = shutdown.context("cannot listen for SIGTERM and SIGINT")?;
-    let ended = serve(&args, &settings, services, &pids, &shutdown).await;
+    let ended = serve(&args, &settings, services, &guard, &shutdown).await;
     if let Some((nats, data)) = nats {
         nats.stop().await;
         drop(data);
@@ -138,7 +108,7 @@ async fn serve(
     args: &ClusterArgs,
     settings: &Settings,
     services: Vec<Service>,
-    pids: &Pids,
+    guard: &Guard,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
     if args.own.demo {
@@ -154,8 +124,8 @@ async fn serve(
     for service in &services {
         let command = command_line(args, settings, service);
         match service.mqtt {
-            Some(_) => nodes.spawn(keep(service.clone(), command, pids.clone(), stop_nodes.clone())),
-            None => others.spawn(keep(service.clone(), command, pids.clone(), stop_others.clone())),
+            Some(_) => nodes.spawn(keep(service.clone(), command, guard.clone(), stop_nodes.clone())),
+            None => others.spawn(keep(service.clone(), command, guard.clone(), stop_others.clone())),
         };
     }
     let ready = tokio::select! {
@@ -242,18 +212,18 @@ fn command_line(args: &ClusterArgs, settings: &Settings, service: &Service) -> V
 }
 
 /// Runs a service until `stop`; starts it again when it dies.
-async fn keep(service: Service, command_line: Vec<String>, pids: Pids, stop: CancellationToken) {
+async fn keep(service: Service, command_line: Vec<String>, guard: Guard, stop: CancellationToken) {
     let name = &service.name;
     let mut pause = FIRST_PAUSE;
     loop {
         let started = Instant::now();
         let ended = match spawn(&service, &command_line) {
             Ok(mut child) => {
-                pids.note(name, child.id());
+                guard.note(name, child.id());
                 let ended = tokio::select! {
                     () = stop.cancelled() => {
                         end(&service, &mut child).await;
-                        return pids.note(name, None);
+                        return guard.note(name, None);
                     }
                     ended = child.wait() => ended,
                 };
@@ -261,7 +231,7 @@ async fn keep(service: Service, command_line: Vec<String>, pids: Pids, stop: Can
             }
             Err(error) => format!("{error:#}"),
         };
-        pids.note(name, None);
+        guard.note(name, None);
         if started.elapsed() > STEADY {
             pause = FIRST_PAUSE;
         }

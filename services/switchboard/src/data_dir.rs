@@ -33,6 +33,8 @@ impl DataDir {
             (None, Some(given)) => given.to_owned(),
             (None, None) => default_path(name),
         };
+        // Our nats-server is known again by this path, from whatever folder.
+        let path = std::path::absolute(&path).unwrap_or(path);
         let cannot = || format!("cannot use the data folder {} (--data names another)", path.display());
         std::fs::create_dir_all(&path).with_context(cannot)?;
         let lock_file = path.join("lock");

@@ -10,6 +10,7 @@ mod demo;
 mod device;
 mod export;
 mod find;
+mod guard;
 mod import;
 mod nats;
 mod output;
@@ -29,10 +30,12 @@ use clap::{Parser, Subcommand};
     name = "switchboard",
     version = boot::args::version(),
     max_term_width = 110,
+    // The last word counts, so that a task's own flags can be overruled.
+    args_override_self = true,
     after_help = "\
 Examples:
-  switchboard up --demo                                 start everything here, with a few devices to try
-  switchboard call --from A1 --to A2 '{\"x\":1}'          call a device as another one
+  switchboard up --demo                         start everything, with devices to try
+  switchboard call --from A1 --to A2 '{\"x\":1}'  call a device as another one
   switchboard device add \"Pump 7\" --customer Waterworks
   switchboard device import --create devices.csv
   switchboard device list --json"

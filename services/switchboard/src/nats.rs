@@ -1,8 +1,6 @@
 //! How does our own nats-server live? As a child that is started again when it dies, and stopped last.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -13,7 +11,9 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::data_dir::DataDir;
+use crate::guard::Guard;
 
+const NAME: &str = "nats-server";
 /// How long nats-server may take to read what it has stored, and to stop.
 const WAIT_MS: u64 = 60_000;
 /// Pauses before it is started again; back to the first after it has run for a while.
@@ -26,7 +26,6 @@ const LEFT_OVER_WAIT: Duration = Duration::from_secs(10);
 /// Our nats-server.
 pub(crate) struct Nats {
     url: String,
-    pid: Arc<AtomicI32>,
     stop: CancellationToken,
     keeper: JoinHandle<()>,
 }
@@ -36,7 +35,12 @@ impl Nats {
     ///
     /// # Errors
     /// When there is no nats-server, the port is taken, or it does not start.
-    pub(crate) async fn start(binary: Option<PathBuf>, port: u16, data: &DataDir) -> anyhow::Result<Nats> {
+    pub(crate) async fn start(
+        binary: Option<PathBuf>,
+        port: u16,
+        data: &DataDir,
+        guard: &Guard,
+    ) -> anyhow::Result<Nats> {
         let Some(binary) = binary.or_else(find_binary) else {
             bail!(
                 "nats-server is not found on the PATH or in .tools: --nats-server or NATS_SERVER names it, `./taskw tools` \
@@ -65,26 +69,15 @@ impl Nats {
         };
         // A restart must be found where the services look for it.
         options.port = server.port();
-        let pid = Arc::new(AtomicI32::new(0));
-        note_pid(&server, &pid, &pid_file);
+        note_pid(&server, guard, &pid_file);
         let (url, stop) = (server.url(), CancellationToken::new());
-        let keeper = tokio::spawn(keep(server, options, Arc::clone(&pid), pid_file, stop.clone()));
-        Ok(Nats { url, pid, stop, keeper })
+        let keeper = tokio::spawn(keep(server, options, guard.clone(), pid_file, stop.clone()));
+        Ok(Nats { url, stop, keeper })
     }
 
     /// Where clients connect to.
     pub(crate) fn url(&self) -> &str {
         &self.url
-    }
-
-    /// Kills it at once, whenever called: for a process that ends without cleaning up.
-    pub(crate) fn killer(&self) -> impl FnOnce() + Send + 'static {
-        let pid = Arc::clone(&self.pid);
-        move || {
-            if let Some(pid) = Pid::from_raw(pid.load(Ordering::Relaxed)) {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-        }
     }
 
     /// Stops it, after everybody else has ended.
@@ -97,7 +90,7 @@ impl Nats {
 async fn keep(
     mut server: NatsServer,
     options: ServerOptions,
-    pid: Arc<AtomicI32>,
+    guard: Guard,
     pid_file: PathBuf,
     stop: CancellationToken,
 ) {
@@ -111,7 +104,7 @@ async fn keep(
                 tracing::error!(status, "nats-server ended by itself; starting it again");
             }
         }
-        pid.store(0, Ordering::Relaxed);
+        guard.note(NAME, None);
         if started.elapsed() > STEADY {
             pause = FIRST_PAUSE;
         }
@@ -126,18 +119,18 @@ async fn keep(
                 Err(error) => tracing::error!(%error, "nats-server cannot be started again; trying on"),
             }
         };
-        note_pid(&server, &pid, &pid_file);
+        note_pid(&server, &guard, &pid_file);
         tracing::warn!(port = server.port(), "nats-server runs again");
     }
     server.stop().await;
-    pid.store(0, Ordering::Relaxed);
+    guard.note(NAME, None);
     forget(&pid_file);
 }
 
-fn note_pid(server: &NatsServer, pid: &AtomicI32, pid_file: &Path) {
-    let number = server.pid().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0);
-    pid.store(number, Ordering::Relaxed);
-    if let Err(error) = std::fs::write(pid_file, number.to_string()) {
+fn note_pid(server: &NatsServer, guard: &Guard, pid_file: &Path) {
+    guard.note(NAME, server.pid());
+    let text = server.pid().map(|pid| pid.to_string()).unwrap_or_default();
+    if let Err(error) = std::fs::write(pid_file, text) {
         tracing::warn!(%error, file = %pid_file.display(), "cannot note the process id of nats-server");
     }
 }

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::addresses::{AddressFile, Addresses, ServiceAddresses};
 use crate::data_dir::DataDir;
 use crate::demo;
+use crate::guard::Guard;
 use crate::nats::Nats;
 use crate::output::{complain, note, say};
 use crate::reach::EXIT_USAGE;
@@ -25,14 +26,18 @@ use crate::reach::EXIT_USAGE;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Args)]
-#[command(after_help = "\
-It stays in the foreground and ends with Ctrl-C, its NATS server last. Data stays in the data folder.
+#[command(
+    args_override_self = true,
+    after_help = "\
+It stays in the foreground and ends with Ctrl-C, its NATS server last. What is in the data folder is there again at \
+the next start. With --nats (or nats.url set elsewhere) it uses that server and starts none.
 
 Examples:
   switchboard up --demo
-  switchboard up --demo --ephemeral --mqtt 127.0.0.1:0 --admin 127.0.0.1:0 --nats-port 0 --addresses addresses.json
+  switchboard up --ephemeral --mqtt 127.0.0.1:0 --nats-port 0 --addresses where.json
   switchboard up --mqtt 0.0.0.0:1883 --data /var/lib/switchboard
-  switchboard up --nats nats://nats.example:4222")]
+  switchboard up --nats nats://nats.example:4222"
+)]
 pub(crate) struct UpArgs {
     #[command(flatten)]
     own: OwnArgs,
@@ -117,15 +122,11 @@ async fn up(own: OwnArgs, mut settings: Settings, uses_other_nats: bool) -> anyh
     // Every port first, so that one that is taken shows before anything is begun.
     let admin = boot::admin::bind(settings.admin.listen).await?;
     let ingress = Ingress::bind(&settings).await?;
+    let (shutdown, guard) = signals()?;
     let nats = match uses_other_nats {
         true => None,
-        false => Some(start_nats(&own, &mut settings).await?),
+        false => Some(start_nats(&own, &mut settings, &guard).await?),
     };
-    let shutdown = match &nats {
-        Some((nats, _)) => boot::shutdown::signals_with(nats.killer()),
-        None => boot::shutdown::signals(),
-    };
-    let shutdown = shutdown.context("cannot listen for SIGTERM and SIGINT")?;
 
     let metrics = boot::metrics::install("switchboard")?;
     let health = Health::new();
@@ -151,10 +152,22 @@ async fn up(own: OwnArgs, mut settings: Settings, uses_other_nats: bool) -> anyh
     ended
 }
 
+/// What ends this process, and what ends its children when it cannot.
+pub(crate) fn signals() -> anyhow::Result<(CancellationToken, Guard)> {
+    let guard = Guard::start();
+    let at_once = guard.clone();
+    let shutdown = boot::shutdown::signals_with(move || at_once.kill_all());
+    Ok((shutdown.context("cannot listen for SIGTERM and SIGINT")?, guard))
+}
+
 /// Starts our own NATS and points the settings at it.
-pub(crate) async fn start_nats(own: &OwnArgs, settings: &mut Settings) -> anyhow::Result<(Nats, DataDir)> {
+pub(crate) async fn start_nats(
+    own: &OwnArgs,
+    settings: &mut Settings,
+    guard: &Guard,
+) -> anyhow::Result<(Nats, DataDir)> {
     let data = DataDir::open("switchboard", own.data.as_deref(), own.ephemeral)?;
-    let nats = Nats::start(own.nats_server.clone(), own.nats_port, &data).await?;
+    let nats = Nats::start(own.nats_server.clone(), own.nats_port, &data, guard).await?;
     settings.nats.url = nats.url().to_owned();
     Ok((nats, data))
 }

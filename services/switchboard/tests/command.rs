@@ -1,0 +1,357 @@
+//! Does the command do what it says, as a real process with a real nats-server?
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may fail by panicking; clippy knows only those who bear the attribute, not their helpers"
+)]
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn switchboard(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard"));
+    // What the tester has set must not reach what is tested.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("SWITCHBOARD_") {
+            command.env_remove(name);
+        }
+    }
+    if let Some(nats_server) = bus::server::find_binary() {
+        command.env("NATS_SERVER", nats_server);
+    }
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+fn wait_for<T>(what: &str, mut seen: impl FnMut() -> Option<T>) -> T {
+    let give_up = Instant::now() + PATIENCE;
+    loop {
+        if let Some(seen) = seen() {
+            return seen;
+        }
+        assert!(Instant::now() < give_up, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A system in a folder of its own.
+struct Up {
+    child: Child,
+    folder: TempDir,
+    addresses: Value,
+}
+
+impl Up {
+    fn start(arguments: &[&str]) -> Up {
+        Up::start_in(tempfile::tempdir().unwrap(), arguments)
+    }
+
+    fn start_in(folder: TempDir, arguments: &[&str]) -> Up {
+        let file = folder.path().join("addresses.json");
+        let _ = std::fs::remove_file(&file);
+        let child = Up::command(folder.path(), &file, arguments).spawn().unwrap();
+        let mut up = Up { child, folder, addresses: Value::Null };
+        up.addresses = wait_for("the addresses", || {
+            if let Some(status) = up.child.try_wait().unwrap() {
+                panic!("it ended with {status}:\n{}", up.said());
+            }
+            serde_json::from_slice(&std::fs::read(&file).ok()?).ok()
+        });
+        up
+    }
+
+    fn command(folder: &Path, addresses: &Path, arguments: &[&str]) -> Command {
+        let mut command =
+            switchboard(&["up", "--mqtt", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--nats-port", "0"]);
+        let log = |name| std::fs::File::create(folder.join(name)).unwrap();
+        command.arg("--addresses").arg(addresses).args(arguments);
+        command.current_dir(folder).stdout(log("out")).stderr(log("err"));
+        command
+    }
+
+    fn said(&self) -> String {
+        ["out", "err"].map(|name| std::fs::read_to_string(self.folder.path().join(name)).unwrap()).concat()
+    }
+
+    fn nats(&self) -> &str {
+        self.addresses["nats"].as_str().unwrap()
+    }
+
+    /// Runs a command against this system.
+    fn run(&self, arguments: &[&str]) -> Output {
+        switchboard(arguments).args(["--nats", self.nats()]).output().unwrap()
+    }
+
+    fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.ok(arguments)).unwrap()
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        std::fs::File::create(&path).unwrap().write_all(text.as_bytes()).unwrap();
+        path
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(self.child.id() as i32).unwrap(), signal).unwrap();
+    }
+
+    fn ended(&mut self) -> ExitStatus {
+        wait_for("its end", || self.child.try_wait().unwrap())
+    }
+
+    fn nats_is_there(&self) -> bool {
+        TcpStream::connect(self.nats().strip_prefix("nats://").unwrap()).is_ok()
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        if self.child.try_wait().unwrap().is_none() {
+            self.signal(Signal::TERM);
+            self.ended();
+        }
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn a_system_starts_with_the_demo_account_and_ends_cleanly() {
+    let mut up = Up::start(&["--demo", "--ephemeral"]);
+    let said = up.said();
+    assert!(said.contains("Switchboard is ready"), "{said}");
+    assert!(said.contains(up.addresses["services"][0]["mqtt"].as_str().unwrap()), "{said}");
+
+    let devices = up.json(&["device", "list", "--json"]);
+    let names: Vec<_> =
+        devices.as_array().unwrap().iter().map(|device| device["name"].as_str().unwrap()).collect();
+    assert_eq!(names.len(), 7);
+    assert_eq!(names[0], "Test Device A1");
+
+    let called = up.run(&["call", "--from", "A1", "--to", "A2", "--json", r#"{"x":1}"#]);
+    assert_eq!(called.status.code(), Some(1));
+    let called: Value = serde_json::from_slice(&called.stdout).unwrap();
+    assert_eq!(called["outcome"], "offline");
+    assert_eq!(called["body"]["error"], "No active connection to the remote device!");
+    let denied = up.run(&["call", "--from", "A1", "--to", "B1"]);
+    assert!(text(&denied.stdout).contains("This action is not allowed!"));
+    assert!(text(&denied.stderr).contains("denied in"));
+
+    up.signal(Signal::INT);
+    assert_eq!(up.ended().code(), Some(0), "{}", up.said());
+    assert!(!up.nats_is_there());
+    assert!(!up.folder.path().join("addresses.json").exists());
+}
+
+#[test]
+fn data_survives_and_belongs_to_one_process_at_a_time() {
+    let mut up = Up::start(&["--demo", "--data", "data"]);
+    up.ok(&["device", "rename", "Test Device A1", "Renamed"]);
+    let addresses = up.folder.path().join("other.json");
+    let other = tempfile::tempdir().unwrap();
+    let data = up.folder.path().join("data");
+    let refused =
+        Up::command(other.path(), &addresses, &["--data", data.to_str().unwrap()]).status().unwrap();
+    assert_eq!(refused.code(), Some(1));
+    let said = std::fs::read_to_string(other.path().join("err")).unwrap();
+    assert!(said.contains(&format!("process {}", up.child.id())) && said.contains("--data"), "{said}");
+    up.signal(Signal::TERM);
+    assert_eq!(up.ended().code(), Some(0));
+
+    let folder = std::mem::replace(&mut up.folder, tempfile::tempdir().unwrap());
+    let again = Up::start_in(folder, &["--demo", "--data", "data"]);
+    assert_eq!(
+        again.json(&["device", "show", "Renamed", "--json"])["id"],
+        "ce06a480-9fce-11e6-8080-808080808080"
+    );
+    assert!(again.said().contains("left as they are"), "{}", again.said());
+}
+
+#[test]
+fn a_killed_system_leaves_no_nats_server_behind() {
+    let mut up = Up::start(&["--data", "data"]);
+    let nats: i32 = std::fs::read_to_string(up.folder.path().join("data/nats.pid")).unwrap().parse().unwrap();
+    let nats = Pid::from_raw(nats).unwrap();
+    up.signal(Signal::KILL);
+    up.ended();
+    wait_for("the end of nats-server", || test_kill_process(nats).is_err().then_some(()));
+    let folder = std::mem::replace(&mut up.folder, tempfile::tempdir().unwrap());
+    Up::start_in(folder, &["--data", "data"]);
+}
+
+#[test]
+fn a_nats_server_that_dies_is_started_again_and_everybody_finds_it() {
+    let up = Up::start(&["--demo", "--data", "data"]);
+    let pid_file = up.folder.path().join("data/nats.pid");
+    let pid = std::fs::read_to_string(&pid_file).unwrap();
+    kill_process(Pid::from_raw(pid.parse().unwrap()).unwrap(), Signal::KILL).unwrap();
+    wait_for("a new nats-server", || {
+        let now = std::fs::read_to_string(&pid_file).ok()?;
+        (now != pid && !now.is_empty()).then_some(())
+    });
+    wait_for("a call that finds its way again", || {
+        let called = up.run(&["call", "--from", "A1", "--to", "A2", "--json"]);
+        let called: Value = serde_json::from_slice(&called.stdout).ok()?;
+        (called["outcome"] == "offline").then_some(())
+    });
+    assert_eq!(up.json(&["device", "list", "--json"]).as_array().unwrap().len(), 7);
+}
+
+#[test]
+fn the_registry_is_kept_by_names_and_ids() {
+    let up = Up::start(&["--ephemeral"]);
+    let none = up.run(&["device", "add", "Pump 1"]);
+    assert!(text(&none.stderr).contains("tenant add"), "{}", text(&none.stderr));
+    up.ok(&["tenant", "add", "Acme"]);
+    up.ok(&["customer", "add", "Waterworks"]);
+    let pump =
+        up.json(&["device", "add", "Pump 1", "--customer", "Waterworks", "--label", "site=north", "--json"]);
+    let token = pump["token"].as_str().unwrap();
+    assert!(token.len() >= 20);
+    assert!(!up.ok(&["device", "show", "Pump 1", "--json"]).contains(token), "shown once");
+    let id = pump["id"].as_str().unwrap();
+    assert!(up.ok(&["device", "show", id]).contains("site=north"));
+
+    let taken = up.run(&["device", "add", "Pump 1"]);
+    assert_eq!(taken.status.code(), Some(1));
+    assert!(text(&taken.stderr).contains("this name is taken"));
+    let used = up.run(&["customer", "remove", "Waterworks", "--yes"]);
+    assert!(text(&used.stderr).contains("it has 1 device"), "{}", text(&used.stderr));
+    let unasked = up.run(&["device", "remove", id]);
+    assert!(text(&unasked.stderr).contains("--yes"));
+
+    up.ok(&["device", "rename", id, "Pump 2"]);
+    let rotated = up.json(&["device", "rotate-token", "Pump 2", "--yes", "--json"]);
+    assert_ne!(rotated["token"], token);
+    up.ok(&["device", "unassign", "Pump 2"]);
+    assert!(up.ok(&["device", "list", "--unassigned"]).contains("Pump 2"));
+    up.ok(&["device", "assign", "Pump 2", "Waterworks"]);
+    up.ok(&["device", "remove", "Pump 2", "--yes"]);
+    up.ok(&["customer", "rename", "Waterworks", "Works"]);
+    up.ok(&["customer", "remove", "Works", "--yes"]);
+    up.ok(&["tenant", "rename", "Acme", "Emca"]);
+    up.ok(&["tenant", "remove", "Emca", "--yes"]);
+    assert_eq!(up.json(&["tenant", "list", "--json"]), Value::Array(Vec::new()));
+}
+
+#[test]
+fn what_an_import_refuses_it_names_and_what_it_takes_it_shows_once() {
+    let up = Up::start(&["--ephemeral"]);
+    let rows = "name,tenant,customer,token\nP1,Acme,Works,\nP2,Acme,Works,my-token\nP2,Acme,,\nP4,Acme,,bad token\nP5,Acme,,\n";
+    let file = up.file("rows.csv", rows);
+    let tokens = up.folder.path().join("tokens.csv");
+    let (file, kept) = (file.to_str().unwrap(), tokens.to_str().unwrap());
+    let missing = up.run(&["device", "import", file]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(text(&missing.stderr).contains("--create"));
+
+    let imported = up.run(&["device", "import", "--create", "--json", "--tokens-out", kept, file]);
+    assert_eq!(imported.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&imported.stdout).unwrap();
+    let created: Vec<_> =
+        report["created"].as_array().unwrap().iter().map(|device| &device["name"]).collect();
+    assert_eq!(created, ["P1", "P2", "P5"]);
+    assert!(!text(&imported.stdout).contains("my-token"), "the file has them");
+    let refused: Vec<_> = report["refused"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| (row["place"].clone(), row["field"].clone()))
+        .collect();
+    assert_eq!(refused, [("line 4".into(), "name".into()), ("line 5".into(), "token".into())]);
+    assert_eq!(tokens.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(std::fs::read_to_string(&tokens).unwrap().contains("my-token"));
+
+    // The same again, from the file with the tokens and from an export without them, changes nothing.
+    assert!(up.ok(&["device", "import", kept]).contains("0 devices added, 3 there already."));
+    let export = up.folder.path().join("export.json");
+    up.ok(&["device", "export", "--out", export.to_str().unwrap()]);
+    let exported = std::fs::read_to_string(&export).unwrap();
+    assert!(exported.contains("Works") && !exported.contains("my-token"));
+    assert!(
+        up.ok(&["device", "import", export.to_str().unwrap()]).contains("0 devices added, 3 there already.")
+    );
+    let elsewhere = Up::start(&["--ephemeral"]);
+    let shown = elsewhere.ok(&["device", "import", export.to_str().unwrap()]);
+    assert!(shown.contains("TOKEN") && shown.contains("3 devices added."), "{shown}");
+    let csv = elsewhere.ok(&["device", "export", "--format", "csv"]);
+    assert!(csv.starts_with("tenant,customer,id,name\nAcme,Works,"), "{csv}");
+}
+
+#[test]
+fn nineteen_thousand_devices_are_imported_in_seconds() {
+    let up = Up::start(&["--ephemeral"]);
+    let mut rows = "tenant,customer,id,name,token\n".to_owned();
+    for number in 0..19_000 {
+        rows += &format!("Load,Customer {},,Device {number},\n", number / 1000);
+    }
+    let file = up.file("rows.csv", &rows);
+    let tokens = up.folder.path().join("tokens.csv");
+    let started = Instant::now();
+    let said = up.ok(&[
+        "device",
+        "import",
+        "--create",
+        "--tokens-out",
+        tokens.to_str().unwrap(),
+        file.to_str().unwrap(),
+    ]);
+    println!("imported in {:.1} s", started.elapsed().as_secs_f64());
+    assert!(said.contains("19,000 devices added."), "{said}");
+    assert!(started.elapsed() < PATIENCE);
+    assert_eq!(
+        up.json(&["device", "list", "--customer", "Customer 7", "--json"]).as_array().unwrap().len(),
+        1000
+    );
+}
+
+#[test]
+fn what_is_wrong_is_said_before_anything_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    let addresses = folder.path().join("addresses.json");
+    let said = |arguments: &[&str], code: i32| {
+        let status = Up::command(folder.path(), &addresses, arguments).status().unwrap();
+        let said = std::fs::read_to_string(folder.path().join("err")).unwrap();
+        assert_eq!(status.code(), Some(code), "{said}");
+        said
+    };
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap();
+    let mqtt =
+        said(&["--ephemeral", "--set", &format!("mqtt.listen={taken}"), "--mqtt", &taken.to_string()], 1);
+    assert!(mqtt.contains(&taken.to_string()) && mqtt.contains("mqtt.listen"), "{mqtt}");
+    let missing = said(&["--ephemeral", "--nats-server", "/nowhere/nats-server"], 1);
+    assert!(missing.contains("/nowhere/nats-server"), "{missing}");
+    let faults = said(&["--set", "mqtt.lisen=1", "--set", "nats.replicas=9"], 2);
+    assert!(faults.contains("mqtt.listen") && faults.contains("nats.replicas"), "{faults}");
+
+    let unreachable = switchboard(&["device", "list", "--nats", "nats://127.0.0.1:1"]).output().unwrap();
+    assert_eq!(unreachable.status.code(), Some(1));
+    assert!(text(&unreachable.stderr).contains("nats://127.0.0.1:1"));
+    assert!(text(&unreachable.stderr).contains("switchboard up"));
+    let printed = switchboard(&["config", "print"]).output().unwrap();
+    assert!(text(&printed.stdout).contains("[mqtt]"));
+    assert_eq!(switchboard(&["config", "check", "--set", "x=1"]).status().unwrap().code(), Some(2));
+}
