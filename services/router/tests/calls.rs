@@ -1,6 +1,14 @@
 //! How does a call through a real router and a real nats-server end? The nodes here are subscriptions of the test:
 //! that is all that a node is to a router.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may fail by panicking; clippy knows only those who bear the attribute, not their helpers"
+)]
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -116,15 +124,15 @@ fn claim(node: NodeId, session: u64) -> Claim {
     Claim { node, session: SessionId(session), protocol: Protocol::Mqtt, since_ms: 1 }
 }
 
-/// A node that says `reply` to each delivery, with what was delivered as the body of an answer.
+/// A living node that says `reply` to each delivery, with what was delivered as the body of an answer.
 async fn node(
-    bus: &Bus,
+    bench: &Bench,
     id: u64,
     reply: impl Fn(&Delivery) -> Option<DeliveryReply> + Send + 'static,
 ) -> NodeId {
-    let node = NodeId(id);
+    let (node, bus) = (NodeId(id), bench.bus.clone());
     let mut deliveries = bus.serve(bus.subjects().node(node), None).await.unwrap();
-    let bus = bus.clone();
+    live(bench, node).await;
     tokio::spawn(async move {
         while let Some(Request { message, reply_to, .. }) = deliveries.next().await {
             let (delivery, body): (Delivery, Bytes) = wire::decode(&message).unwrap();
@@ -136,8 +144,21 @@ async fn node(
     node
 }
 
-async fn answering_node(bus: &Bus, id: u64) -> NodeId {
-    node(bus, id, |_| Some(DeliveryReply::Ended(Outcome::Answered))).await
+async fn answering_node(bench: &Bench, id: u64) -> NodeId {
+    node(bench, id, |_| Some(DeliveryReply::Ended(Outcome::Answered))).await
+}
+
+/// Gives the node a lease, and keeps it until the task is aborted or the test ends.
+async fn live(bench: &Bench, node: NodeId) -> JoinHandle<()> {
+    let store = bench.store.clone();
+    store.renew_lease(node).await.unwrap();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_millis(LEASE_MS / 5)).await;
+            // NATS may be away.
+            let _ = store.renew_lease(node).await;
+        }
+    })
 }
 
 /// Waits for what is about to become true, where nothing announces it.
@@ -152,7 +173,7 @@ async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
 #[tokio::test]
 async fn an_answer_comes_back_byte_for_byte() {
     let bench = Bench::start().await;
-    let here = node(&bench.bus, 1, |delivery| {
+    let here = node(&bench, 1, |delivery| {
         assert_eq!((delivery.session, delivery.target), (SessionId(7), device(1)));
         assert!((1..=5000).contains(&delivery.budget_ms.as_ms()));
         Some(DeliveryReply::Ended(Outcome::Answered))
@@ -173,8 +194,7 @@ async fn whatever_the_node_says_is_the_outcome() {
             .enumerate()
     {
         let said = outcome.clone();
-        let here =
-            node(&bench.bus, number as u64 + 1, move |_| Some(DeliveryReply::Ended(said.clone()))).await;
+        let here = node(&bench, number as u64 + 1, move |_| Some(DeliveryReply::Ended(said.clone()))).await;
         bench.claim(device(number as u128), here, 1).await;
         assert_eq!(bench.call(device(number as u128), 5000, 0).await.0, outcome);
     }
@@ -191,7 +211,7 @@ async fn nobody_claims_it() {
 #[tokio::test]
 async fn a_target_that_says_nothing_is_timed_out_at_the_end_of_the_budget() {
     let bench = Bench::start().await;
-    let silent = node(&bench.bus, 1, |_| None).await;
+    let silent = node(&bench, 1, |_| None).await;
     bench.claim(device(1), silent, 1).await;
     let started = Instant::now();
     assert_eq!(bench.call(device(1), 300, 0).await.0, Outcome::TimedOut);
@@ -209,7 +229,7 @@ async fn a_call_whose_time_is_over_says_nothing_of_its_target() {
 #[tokio::test]
 async fn a_claim_is_found_the_moment_it_is_written() {
     let bench = Bench::start().await;
-    let here = answering_node(&bench.bus, 1).await;
+    let here = answering_node(&bench, 1).await;
     // The map hears of each a little later than the store has it: often enough the store itself is asked.
     for number in 0..200 {
         bench.claim(device(number), here, 1).await;
@@ -221,7 +241,7 @@ async fn a_claim_is_found_the_moment_it_is_written() {
 #[tokio::test]
 async fn a_session_that_is_not_there_any_more_is_offline_and_its_claim_removed() {
     let bench = Bench::start().await;
-    let elsewhere = node(&bench.bus, 1, |_| Some(DeliveryReply::NotHere)).await;
+    let elsewhere = node(&bench, 1, |_| Some(DeliveryReply::NotHere)).await;
     bench.claim(device(1), elsewhere, 1).await;
     assert_eq!(bench.call(device(1), 5000, 0).await.0, Outcome::Offline);
     eventually("the claim is removed", async || {
@@ -234,7 +254,7 @@ async fn a_session_that_is_not_there_any_more_is_offline_and_its_claim_removed()
 #[tokio::test]
 async fn a_session_that_moved_while_it_was_called_is_found_again() {
     let bench = Bench::start().await;
-    let new = answering_node(&bench.bus, 2).await;
+    let new = answering_node(&bench, 2).await;
     let store = bench.store.clone();
     let moved = Arc::new(tokio::sync::Notify::new());
     // Says "not here" only once the claim of the new node stands, as a device that moved would have it.
@@ -260,7 +280,7 @@ async fn a_session_that_moved_while_it_was_called_is_found_again() {
 #[tokio::test]
 async fn a_target_that_comes_in_time_is_waited_for() {
     let bench = Bench::start().await;
-    let here = answering_node(&bench.bus, 1).await;
+    let here = answering_node(&bench, 1).await;
     let calling = {
         let bus = bench.bus.clone();
         tokio::spawn(async move { call(&bus, device(1), 15_000, 10_000).await })
@@ -290,7 +310,7 @@ async fn a_target_that_does_not_come_is_offline_when_the_connect_budget_ends() {
 #[tokio::test]
 async fn a_target_whose_stale_claim_is_replaced_in_time_is_reached() {
     let bench = Bench::start().await;
-    let new = answering_node(&bench.bus, 2).await;
+    let new = answering_node(&bench, 2).await;
     bench.claim(device(1), NodeId(1), 1).await;
     let calling = {
         let bus = bench.bus.clone();
@@ -336,11 +356,28 @@ async fn a_dead_nodes_claims_are_removed_and_a_living_ones_stay() {
 }
 
 #[tokio::test]
+async fn a_node_that_dies_with_a_call_in_its_hands_loses_it() {
+    let bench = Bench::start().await;
+    let dying = NodeId(1);
+    let mut deliveries = bench.bus.serve(bench.bus.subjects().node(dying), None).await.unwrap();
+    let life = live(&bench, dying).await;
+    bench.claim(device(1), dying, 1).await;
+    let calling = {
+        let bus = bench.bus.clone();
+        tokio::spawn(async move { call(&bus, device(1), 60_000, 0).await })
+    };
+    timeout(PATIENCE, deliveries.next()).await.unwrap().unwrap();
+    life.abort();
+    assert_eq!(calling.await.unwrap().0, Outcome::Lost);
+    bench.stop().await;
+}
+
+#[tokio::test]
 async fn one_call_too_many_is_refused() {
     let mut settings = Settings::default();
     settings.router.max_calls_in_flight = 1;
     let bench = Bench::with(settings).await;
-    let silent = node(&bench.bus, 1, |_| None).await;
+    let silent = node(&bench, 1, |_| None).await;
     bench.claim(device(1), silent, 1).await;
     let first = {
         let bus = bench.bus.clone();
@@ -358,7 +395,7 @@ async fn one_call_too_many_is_refused() {
 #[tokio::test]
 async fn a_store_that_cannot_be_asked_is_not_a_target_that_is_offline() {
     let bench = Bench::start().await;
-    let here = answering_node(&bench.bus, 1).await;
+    let here = answering_node(&bench, 1).await;
     bench.claim(device(1), here, 1).await;
     eventually("the map has it", async || bench.call(device(1), 5000, 0).await.0 == Outcome::Answered).await;
     // JetStream alone goes: what the map has can still be called, and of the rest nothing is known.
@@ -393,7 +430,7 @@ async fn a_nodes_reply_that_is_none_is_unavailable() {
 async fn after_nats_lost_its_memory_claims_that_come_back_are_found() {
     let bench = Bench::start().await;
     let port = bench.nats.port();
-    let here = answering_node(&bench.bus, 1).await;
+    let here = answering_node(&bench, 1).await;
     bench.claim(device(1), here, 1).await;
     assert_eq!(bench.call(device(1), 5000, 0).await.0, Outcome::Answered);
     bench.nats.kill().await;
@@ -418,19 +455,9 @@ async fn after_nats_lost_its_memory_claims_that_come_back_are_found() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn routers_that_come_and_go_under_load_lose_no_call() {
     let bench = Bench::start().await;
-    let here = node(&bench.bus, 1, |_| Some(DeliveryReply::Ended(Outcome::Answered))).await;
-    bench.store.renew_lease(here).await.unwrap();
+    let here = node(&bench, 1, |_| Some(DeliveryReply::Ended(Outcome::Answered))).await;
     bench.claim(device(1), here, 1).await;
     let ended = CancellationToken::new();
-    let living = tokio::spawn({
-        let store = bench.store.clone();
-        async move {
-            loop {
-                tokio::time::sleep(Duration::from_millis(LEASE_MS / 5)).await;
-                store.renew_lease(here).await.unwrap();
-            }
-        }
-    });
     let mut callers = tokio::task::JoinSet::new();
     for number in 0..16 {
         let (bus, ended) = (connect(&bench.nats).await, ended.clone());
@@ -459,7 +486,6 @@ async fn routers_that_come_and_go_under_load_lose_no_call() {
         timeout(PATIENCE, router).await.unwrap().unwrap().unwrap();
     }
     ended.cancel();
-    living.abort();
     let answered: usize = callers.join_all().await.iter().sum();
     assert!(answered > 1000, "{answered} calls are no load");
     running.0.shutdown.cancel();

@@ -192,7 +192,8 @@ async fn follow(mut watch: Watch, shared: Arc<Shared>, doubt: Duration) {
             match event {
                 WatchEvent::Reset { is_new_bucket } => {
                     is_another_store = is_new_bucket;
-                    claims.loading = Some(HashMap::new());
+                    // Nothing to keep meanwhile, nothing to build beside it.
+                    claims.loading = (!claims.current.is_empty()).then(HashMap::new);
                 }
                 WatchEvent::Put { key, value, revision } => {
                     let (Ok(device), Ok(claim)) = (key.parse(), read_claim(&value)) else {

@@ -178,7 +178,8 @@ async fn members_that_drain_under_load_lose_no_message() {
             asking.spawn(async move {
                 let mut lost = 0;
                 while !*ends.borrow() {
-                    lost += usize::from(asker.ask("swb.test", "x".into(), Duration::from_secs(5)).await.is_err());
+                    lost +=
+                        usize::from(asker.ask("swb.test", "x".into(), Duration::from_secs(5)).await.is_err());
                     if let Some(pause) = pause {
                         tokio::time::sleep(pause).await;
                     }

@@ -1,5 +1,13 @@
 //! Does the bus keep its word against a real nats-server? Each test starts one of its own.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may fail by panicking; clippy knows only those who bear the attribute, not their helpers"
+)]
+
 mod asks;
 mod claims;
 mod servers;

@@ -1,0 +1,154 @@
+//! What do asks and claims cost? Starts a nats-server of its own and prints CPU time, memory and round trips.
+//!
+//! `cargo run --release -p switchboard-bus --example measure [claims]`
+
+use std::time::{Duration, Instant};
+
+use bus::server::{NatsServer, ServerOptions, find_binary};
+use bus::{Bus, BusSettings, ClaimStore};
+use bytes::Bytes;
+use futures::StreamExt;
+use rpc::{Claim, DeviceId, NodeId, Protocol, SessionId};
+use uuid::Uuid;
+
+const WAIT: Duration = Duration::from_secs(20);
+const IN_FLIGHT: usize = 128;
+
+/// CPU time in µs (100 Hz resolution) and resident memory in KB of a process.
+fn usage(pid: &str) -> (f64, f64) {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields: Vec<f64> =
+        stat.rsplit(") ").next().unwrap_or("").split(' ').map(|field| field.parse().unwrap_or(0.0)).collect();
+    let field = |place: usize| fields.get(place).copied().unwrap_or_default();
+    ((field(11) + field(12)) * 10_000.0, field(21) * 4.0)
+}
+
+struct Meter {
+    nats: String,
+    started: Instant,
+    ours: (f64, f64),
+    theirs: (f64, f64),
+}
+
+impl Meter {
+    fn start(nats: &NatsServer) -> Self {
+        let nats = nats.pid().unwrap_or_default().to_string();
+        Meter { started: Instant::now(), ours: usage("self"), theirs: usage(&nats), nats }
+    }
+
+    fn report(&self, what: &str, count: usize) {
+        let (count, elapsed) = (count as f64, self.started.elapsed().as_secs_f64());
+        let (ours, theirs) = (usage("self"), usage(&self.nats));
+        println!(
+            "{what:<28} {:>9.0}/s   CPU µs each: here {:>6.1}, nats-server {:>6.1}   KB each: here {:>6.3}, nats-server {:>6.3}",
+            count / elapsed,
+            (ours.0 - self.ours.0) / count,
+            (theirs.0 - self.theirs.0) / count,
+            (ours.1 - self.ours.1) / count,
+            (theirs.1 - self.theirs.1) / count,
+        );
+    }
+}
+
+fn device(number: usize) -> DeviceId {
+    DeviceId(Uuid::from_u128(number as u128 * 0x9E37_79B9_7F4A_7C15_0001))
+}
+
+fn claim(session: usize) -> Claim {
+    Claim {
+        node: NodeId(0x0123_4567_89ab_cdef),
+        session: SessionId(session as u64),
+        protocol: Protocol::Mqtt,
+        since_ms: 1_790_000_000_000,
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let claims = std::env::args().nth(1).map_or(Ok(50_000), |count| count.parse())?;
+    let binary = find_binary().ok_or("no nats-server")?;
+    let nats = NatsServer::start(&ServerOptions { binary, ..ServerOptions::default() }).await?;
+    let settings = BusSettings { url: nats.url(), ..BusSettings::default() };
+    let (asker, answerer) = (Bus::connect(&settings, "a").await?, Bus::connect(&settings, "b").await?);
+
+    let mut requests = answerer.serve("swb.echo", None).await?;
+    let answering = answerer.clone();
+    tokio::spawn(async move {
+        while let Some(request) = requests.next().await {
+            let Some(reply_to) = request.reply_to else { continue };
+            if answering.tell(reply_to, request.message).await.is_err() {
+                return;
+            }
+        }
+    });
+    let body = Bytes::from_static(&[b'x'; 128]);
+    for (what, in_flight) in [("ask, one at a time", 1), ("ask, many in flight", IN_FLIGHT)] {
+        let count = 50_000;
+        let meter = Meter::start(&nats);
+        futures::stream::iter(0..count)
+            .for_each_concurrent(in_flight, async |_| {
+                let _ = asker.ask("swb.echo", body.clone(), WAIT).await;
+            })
+            .await;
+        meter.report(what, count);
+    }
+
+    let store = ClaimStore::open(&asker, Duration::from_secs(15)).await?;
+    let meter = Meter::start(&nats);
+    futures::stream::iter(0..claims)
+        .for_each_concurrent(IN_FLIGHT, async |number| {
+            let _ = store.claim(device(number), &claim(number), WAIT).await;
+        })
+        .await;
+    meter.report("claim", claims);
+
+    let meter = Meter::start(&nats);
+    let map = store.watch();
+    map.wait_loaded().await;
+    meter.report("load into a map", map.len());
+
+    let meter = Meter::start(&nats);
+    futures::stream::iter(0..claims)
+        .for_each_concurrent(IN_FLIGHT, async |number| {
+            let _ = store.look_up(device(number), WAIT).await;
+        })
+        .await;
+    meter.report("look up", claims);
+
+    let one_by_one = 5_000.min(claims);
+    let meter = Meter::start(&nats);
+    for number in 0..one_by_one {
+        store.look_up(device(number), WAIT).await?;
+    }
+    meter.report("look up, one at a time", one_by_one);
+    let meter = Meter::start(&nats);
+    for number in 0..one_by_one {
+        store.look_up(device(claims + number), WAIT).await?;
+    }
+    meter.report("look up what is not there", one_by_one);
+    let meter = Meter::start(&nats);
+    for number in 0..one_by_one {
+        store.claim(device(claims + number), &claim(1), WAIT).await?;
+    }
+    meter.report("claim, one at a time", one_by_one);
+
+    let meter = Meter::start(&nats);
+    futures::stream::iter(0..claims)
+        .for_each_concurrent(IN_FLIGHT, async |number| {
+            let _ = store.claim(device(number), &claim(number + 1), WAIT).await;
+        })
+        .await;
+    meter.report("claim over another", claims);
+
+    let standing: Vec<_> =
+        (0..claims).filter_map(|number| Some((device(number), map.get(device(number))?.1))).collect();
+    let meter = Meter::start(&nats);
+    futures::stream::iter(standing)
+        .for_each_concurrent(IN_FLIGHT, async |(device, revision)| {
+            let _ = store.release(device, revision).await;
+        })
+        .await;
+    meter.report("release", claims);
+    nats.stop().await;
+    Ok(())
+}
