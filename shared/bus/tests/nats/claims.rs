@@ -235,3 +235,22 @@ async fn two_systems_share_a_server_unnoticed() {
     ours.claim(device(1), &claim(1, 1, 100), PATIENCE).await.unwrap();
     assert_eq!(other.look_up(device(1), PATIENCE).await.unwrap(), None);
 }
+
+#[tokio::test]
+async fn where_copies_may_lag_the_leader_is_asked() {
+    let nats = start_nats().await;
+    let (_bus, single) = open(&nats).await;
+    // One server cannot keep three copies, so the bucket stays as it is; it is asked as if it had them.
+    let settings = BusSettings { replicas: 3, ..settings(&nats) };
+    let copied = ClaimStore::open(&Bus::connect(&settings, "test").await.unwrap(), LEASE).await.unwrap();
+    assert_eq!(copied.look_up(device(1), PATIENCE).await.unwrap(), None);
+    let claimed = single.claim(device(1), &claim(1, 1, 100), PATIENCE).await.unwrap();
+    let found = copied.look_up(device(1), PATIENCE).await.unwrap();
+    assert_eq!(found, Some((claim(1, 1, 100), claimed.revision)));
+    let over = copied.claim(device(1), &claim(2, 1, 200), PATIENCE).await.unwrap();
+    assert_eq!(over.overtaken, Some(claim(1, 1, 100)));
+    assert!(copied.release(device(1), over.revision).await.unwrap());
+    assert_eq!(copied.look_up(device(1), PATIENCE).await.unwrap(), None, "a marker is no claim");
+    copied.renew_lease(NodeId(1)).await.unwrap();
+    assert!(copied.is_leased(NodeId(1)).await.unwrap());
+}
