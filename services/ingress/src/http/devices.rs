@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::device::{Device, Visit};
 use super::lease::LeaseLimits;
-use crate::mailbox::EndReason;
+use crate::mailbox::{EndReason, Mail};
 use crate::metrics::ConnectResult;
 use crate::node::Node;
 use crate::sessions::{CredentialDigest, NewSession, SessionHandle};
@@ -68,7 +68,7 @@ impl Devices {
         if let Some(visit) = self.known().get(&credential).and_then(Device::visit) {
             return Ok(visit);
         }
-        if self.draining.load(Ordering::SeqCst) {
+        if self.is_draining() {
             return Err(NotLetIn::ShuttingDown);
         }
         let changes = self.node.changes();
@@ -86,7 +86,12 @@ impl Devices {
 
     /// From now on nobody new is let in.
     pub(super) fn drain(&self) {
+        let known = self.known();
         self.draining.store(true, Ordering::SeqCst);
+        for device in known.values() {
+            // Some may have come too late to be told with the node's other sessions.
+            device.handle.mailbox.tell(Mail::Drain);
+        }
         self.loops.close();
     }
 
@@ -122,6 +127,9 @@ impl Devices {
         credential: CredentialDigest,
     ) -> Result<(Arc<Device>, Visit), NotLetIn> {
         let mut known = self.known();
+        if self.is_draining() {
+            return Err(NotLetIn::ShuttingDown);
+        }
         if let Some(device) = known.get(&credential)
             && is(&device.handle, identity)
             && let Some(visit) = device.visit()

@@ -19,10 +19,12 @@ const BUILD: &str = "./taskw build";
 
 /// A device of the bench makes as many calls a second as the system bears, so this limit must not be what ends them.
 /// It is counted all the same.
-const SETTINGS: [&str; 3] = [
+const SETTINGS: [&str; 5] = [
     "ingress.calls_per_second_per_device=1000000",
     "ingress.call_burst_per_device=1000000",
     "mqtt.listen=127.0.0.1:0",
+    "http.listen=127.0.0.1:0",
+    "coap.listen=127.0.0.1:0",
 ];
 
 /// Devices of one customer: both of a pair are always of the same.

@@ -35,7 +35,7 @@ pub(super) async fn upgrade(
     State(server): State<Arc<Server>>,
     mut request: Request,
 ) -> Result<Response, Response> {
-    let accept = accept(request.method(), request.headers())?;
+    let accept = accept(request.method(), request.headers()).map_err(Refusal::response)?;
     if server.devices.is_draining() {
         return Err(reply::broken_off(EndReason::ShuttingDown));
     }
@@ -64,29 +64,56 @@ where
     crate::mqtt::connection::serve(stream, node, limits, false).await;
 }
 
+/// Why a request does not make a WebSocket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    NoUpgrade,
+    Version,
+    SubProtocol,
+    Key,
+}
+
+impl Refusal {
+    fn response(self) -> Response {
+        let (status, text) = match self {
+            Refusal::NoUpgrade => {
+                (StatusCode::BAD_REQUEST, "This is for MQTT over WebSocket: connect with ws:// or wss://")
+            }
+            Refusal::Version => (StatusCode::UPGRADE_REQUIRED, "WebSocket version 13 is spoken here!"),
+            Refusal::SubProtocol => {
+                (StatusCode::BAD_REQUEST, "The WebSocket must offer the sub-protocol mqtt!")
+            }
+            Refusal::Key => (StatusCode::BAD_REQUEST, "Sec-WebSocket-Key must be 16 bytes in Base64!"),
+        };
+        let mut response = reply::error(status, text);
+        if self == Refusal::Version {
+            // RFC 6455 §4.4.
+            response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        }
+        response
+    }
+}
+
 /// The proof that we understood the request (RFC 6455 §4.2.2), or what is wrong with it.
-fn accept(method: &Method, headers: &HeaderMap) -> Result<HeaderValue, Response> {
-    let bad = |text: &str| Err(reply::error(StatusCode::BAD_REQUEST, text));
+fn accept(method: &Method, headers: &HeaderMap) -> Result<HeaderValue, Refusal> {
     if method != Method::GET
         || !lists(headers, &header::CONNECTION, "upgrade")
         || !lists(headers, &header::UPGRADE, "websocket")
     {
-        return bad("This is for MQTT over WebSocket: connect with ws:// or wss://");
+        return Err(Refusal::NoUpgrade);
     }
     if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
-        let mut response = reply::error(StatusCode::UPGRADE_REQUIRED, "WebSocket version 13 is spoken here!");
-        response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-        return Err(response);
+        return Err(Refusal::Version);
     }
     if !offers(headers, SUB_PROTOCOL) {
-        return bad("The WebSocket must offer the sub-protocol mqtt!");
+        return Err(Refusal::SubProtocol);
     }
     let key = headers.get(header::SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes);
     let Some(key) = key.filter(|key| STANDARD.decode(key).is_ok_and(|nonce| nonce.len() == 16)) else {
-        return bad("Sec-WebSocket-Key must be 16 bytes in Base64!");
+        return Err(Refusal::Key);
     };
     let digest = Sha1::new().chain_update(key).chain_update(ACCEPT_GUID).finalize();
-    HeaderValue::try_from(STANDARD.encode(digest)).map_err(|_| reply::empty(StatusCode::BAD_REQUEST))
+    HeaderValue::try_from(STANDARD.encode(digest)).map_err(|_| Refusal::Key)
 }
 
 /// Whether a header lists `token`, in whatever case.
@@ -132,18 +159,19 @@ mod tests {
     #[test]
     fn what_is_no_handshake_is_refused() {
         let table = [
-            ((header::CONNECTION, "close"), 400),
-            ((header::UPGRADE, "h2c"), 400),
-            ((header::SEC_WEBSOCKET_VERSION, "8"), 426),
-            ((header::SEC_WEBSOCKET_PROTOCOL, "MQTT"), 400),
-            ((header::SEC_WEBSOCKET_PROTOCOL, "wamp"), 400),
-            ((header::SEC_WEBSOCKET_KEY, "short"), 400),
-            ((header::SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZQ=="), 400),
+            ((header::CONNECTION, "close"), Refusal::NoUpgrade),
+            ((header::UPGRADE, "h2c"), Refusal::NoUpgrade),
+            ((header::SEC_WEBSOCKET_VERSION, "8"), Refusal::Version),
+            ((header::SEC_WEBSOCKET_PROTOCOL, "MQTT"), Refusal::SubProtocol),
+            ((header::SEC_WEBSOCKET_PROTOCOL, "wamp"), Refusal::SubProtocol),
+            ((header::SEC_WEBSOCKET_KEY, "short"), Refusal::Key),
+            ((header::SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZQ=="), Refusal::Key),
         ];
-        for (change, status) in table {
-            let refused = accept(&Method::GET, &headers(std::slice::from_ref(&change))).unwrap_err();
-            assert_eq!(refused.status(), status, "{change:?}");
+        for (change, refusal) in table {
+            let refused = accept(&Method::GET, &headers(std::slice::from_ref(&change)));
+            assert_eq!(refused, Err(refusal), "{change:?}");
         }
-        assert_eq!(accept(&Method::HEAD, &headers(&[])).unwrap_err().status(), 400);
+        assert_eq!(accept(&Method::HEAD, &headers(&[])), Err(Refusal::NoUpgrade));
+        assert_eq!(Refusal::Version.response().status(), 426);
     }
 }
