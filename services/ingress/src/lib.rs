@@ -1,9 +1,10 @@
 //! Ingress: devices in and out. The only service that holds connections.
 //!
-//! `device_api` and the two `session` modules are pure; `calls` and `node` talk to the bus; `mqtt` and `http`
-//! are framing, with one loop for each connection, and one for each device that speaks HTTP.
+//! `device_api` and the two `session` modules are pure; `calls` and `node` talk to the bus; `mqtt`, `http` and `coap`
+//! are framing, with one loop for each connection, one for each device that speaks HTTP, and one for all of CoAP.
 
 pub mod calls;
+pub mod coap;
 pub mod device_api;
 pub mod http;
 pub mod mailbox;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::calls::Calls;
+use crate::coap::endpoint::EndpointLimits;
 use crate::device_api::ApiLimits;
 use crate::mailbox::{EndReason, Mail};
 use crate::mqtt::session::SessionLimits;
@@ -35,6 +37,7 @@ use crate::session::Rate;
 pub struct Ingress {
     mqtt: mqtt::Listener,
     http: http::Listener,
+    coap: coap::Listener,
 }
 
 impl Ingress {
@@ -46,6 +49,7 @@ impl Ingress {
         Ok(Ingress {
             mqtt: mqtt::Listener::bind(settings.mqtt.listen).await?,
             http: http::Listener::bind(settings.http.listen).await?,
+            coap: coap::Listener::bind(settings.coap.listen).await?,
         })
     }
 
@@ -57,6 +61,11 @@ impl Ingress {
     /// Where HTTP listens.
     pub fn http_address(&self) -> SocketAddr {
         self.http.address()
+    }
+
+    /// Where CoAP listens.
+    pub fn coap_address(&self) -> SocketAddr {
+        self.coap.address()
     }
 
     /// Serves devices until the context says stop; then drains: no new connections, claims released, calls in flight
@@ -87,7 +96,10 @@ impl Ingress {
         in_background(Box::pin(node::keep_lease(Arc::clone(&node))));
         in_background(Box::pin(node::recheck_sessions(Arc::clone(&node), recheck)));
         in_background(Box::pin(node::follow_connection(Arc::clone(&node), ready.clone())));
-        tracing::info!(node = %node.id, mqtt = %self.mqtt.address(), http = %self.http.address(), "ingress serves devices");
+        let (mqtt, http, coap) = (self.mqtt.address(), self.http.address(), self.coap.address());
+        tracing::info!(node = %node.id, %mqtt, %http, %coap, "ingress serves devices");
+        let coap_limits = endpoint_limits(&settings, &limits);
+        connections.spawn(self.coap.serve(Arc::clone(&node), coap_limits, stop_accepting.clone()));
         let (tracked, stop) = (connections.clone(), stop_accepting.clone());
         in_background(Box::pin(self.http.serve(Arc::clone(&node), Arc::clone(&limits), tracked, stop)));
         let accepting = connections.clone();
@@ -147,6 +159,18 @@ fn session_limits(settings: &Settings) -> SessionLimits {
         max_subscriptions: mqtt.max_subscriptions,
         receive_maximum: mqtt.receive_maximum,
         topic_alias_maximum: mqtt.topic_alias_maximum,
+    }
+}
+
+fn endpoint_limits(settings: &Settings, limits: &SessionLimits) -> EndpointLimits {
+    EndpointLimits {
+        api: limits.api,
+        max_calls_per_caller: limits.max_calls_per_caller,
+        max_calls_per_target: limits.max_calls_per_target,
+        max_mailbox_calls: settings.ingress.max_mailbox_calls,
+        call_rate: limits.call_rate,
+        uplink_rate: limits.uplink_rate,
+        coap: settings.coap.clone(),
     }
 }
 

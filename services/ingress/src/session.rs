@@ -119,6 +119,11 @@ impl<T> Default for OpenCalls<T> {
 }
 
 impl<T> OpenCalls<T> {
+    /// None open; the first gets this number, for protocols whose answers say no more than it.
+    pub fn starting_at(number: u32) -> Self {
+        OpenCalls { last: number.saturating_sub(1).min(MAX_CALL_NUMBER - 1), ..OpenCalls::default() }
+    }
+
     /// Opens a call under the next free number.
     ///
     /// # Errors

@@ -89,7 +89,8 @@ impl Transfers {
         size: Option<u32>,
         now: Instant,
     ) -> Upload {
-        let fits = |bytes: usize| bytes <= self.max_body_bytes;
+        let max_body_bytes = self.max_body_bytes;
+        let fits = |bytes: usize| bytes <= max_body_bytes;
         if !fits(payload.len()) || size.is_some_and(|size| !fits(size as usize)) {
             self.remove(&key);
             return Upload::TooLarge;
@@ -154,7 +155,7 @@ impl Transfers {
     }
 
     /// How many are held.
-    pub fn len(&self) -> usize {
+    pub fn held(&self) -> usize {
         self.held.len()
     }
 
@@ -256,7 +257,7 @@ mod tests {
         assert_eq!(put(3, false, 4, None), Upload::Whole(whole.into()));
         assert_eq!(put(3, false, 4, None), Upload::Incomplete);
         assert_eq!(put(0xf_ffff, true, 32, None), Upload::Incomplete);
-        assert_eq!(transfers.len(), 0);
+        assert_eq!(transfers.held(), 0);
     }
 
     #[test]
@@ -268,16 +269,16 @@ mod tests {
             let begun = transfers.upload(key(1, number), block(0, true, 0), &bytes(16), None, now);
             assert_eq!(begun, Upload::Continue);
         }
-        assert_eq!(transfers.len(), MAX_TRANSFERS_PER_DEVICE, "one device alone does not fill the node");
+        assert_eq!(transfers.held(), MAX_TRANSFERS_PER_DEVICE, "one device alone does not fill the node");
         for number in 0..10_000u16 {
             let now = start + Duration::from_secs(20);
             transfers.upload(key(u64::from(number), 1), block(0, true, 0), &bytes(16), None, now);
         }
-        assert_eq!((transfers.len(), transfers.order.len()), (20, 20));
+        assert_eq!((transfers.held(), transfers.order.len()), (20, 20));
         assert_eq!(transfers.take_dropped(), 10_000 - 8 + 10_000 - 12);
         assert_eq!(transfers.next_wake(), Some(start + Duration::from_secs(80)));
         transfers.sweep(start + Duration::from_secs(80));
-        assert_eq!((transfers.len(), transfers.next_wake()), (0, None));
+        assert_eq!((transfers.held(), transfers.next_wake()), (0, None));
     }
 
     proptest! {
@@ -309,7 +310,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(&fetched[..], &body[..]);
-            prop_assert_eq!((transfers.len(), transfers.order.len()), (1, 1));
+            prop_assert_eq!((transfers.held(), transfers.order.len()), (1, 1));
         }
     }
 }

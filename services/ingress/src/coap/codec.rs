@@ -298,9 +298,7 @@ fn extended(nibble: u8, rest: &[u8]) -> Option<(u16, &[u8])> {
     match (nibble, rest) {
         (0..=12, rest) => Some((u16::from(nibble), rest)),
         (13, &[extra, ref rest @ ..]) => Some((u16::from(extra) + 13, rest)),
-        (14, &[high, low, ref rest @ ..]) => {
-            Some((u16::from_be_bytes([high, low]).checked_add(269)?, rest))
-        }
+        (14, &[high, low, ref rest @ ..]) => Some((u16::from_be_bytes([high, low]).checked_add(269)?, rest)),
         _ => None,
     }
 }

@@ -80,8 +80,8 @@ impl<O: Clone> Messages<O> {
         let mut random = Random(seed);
         Messages {
             transmission,
-            ids: (0..ID_COUNTERS).map(|_| random.next() as u16).collect(),
-            key: random.next(),
+            ids: (0..ID_COUNTERS).map(|_| random.number() as u16).collect(),
+            key: random.number(),
             random,
             seen: HashMap::new(),
             answered: VecDeque::new(),
@@ -245,7 +245,7 @@ pub struct Random(pub u64);
 
 impl Random {
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -255,7 +255,7 @@ impl Random {
 
     /// From 0 to 1.
     fn fraction(&mut self) -> f64 {
-        self.next() as f64 / u64::MAX as f64
+        self.number() as f64 / u64::MAX as f64
     }
 }
 
@@ -345,7 +345,8 @@ mod tests {
         messages.sweep(now + lifetime - Duration::from_millis(1));
         assert!(messages.seen(peer(1), 1).is_some());
         messages.sweep(now + lifetime);
-        assert_eq!((messages.seen(peer(1), 1), messages.next_wake()), (None, None));
+        assert_eq!(messages.seen(peer(1), 1), None);
+        assert_eq!(messages.next_wake(), None);
 
         for id in 1..=3 {
             assert!(messages.begin(peer(1), id, 10));

@@ -151,7 +151,8 @@ mod tests {
     }
 
     fn of(code: u8, path: &str, more: &[(u16, &[u8])]) -> Result<Target, Code> {
-        let mut options: Vec<(u16, &[u8])> = path.split('/').map(|it| (option::URI_PATH, it.as_bytes())).collect();
+        let mut options: Vec<(u16, &[u8])> =
+            path.split('/').map(|it| (option::URI_PATH, it.as_bytes())).collect();
         options.extend_from_slice(more);
         parse(&message(code, &options)).map(|asked| asked.target)
     }
@@ -193,7 +194,8 @@ mod tests {
 
     #[test]
     fn options_that_are_known_unknown_repeated_or_wrong() {
-        let cases: &[(&[(u16, &[u8])], Result<(), Code>)] = &[
+        type Options<'a> = &'a [(u16, &'a [u8])];
+        let cases: &[(Options<'_>, Result<(), Code>)] = &[
             (&[(3, b"host"), (7, b"\x16\x33"), (15, b"a=b"), (15, b"c")], Ok(())),
             (&[(2, b"elective"), (252, b"echo"), (65000, b"")], Ok(())),
             (&[(1, b"")], Err(Code::BAD_OPTION)),

@@ -1,0 +1,1 @@
+//! Does the endpoint do as the RFCs and the device API say?

@@ -1,0 +1,288 @@
+//! What is under way to a device that observes its calls? One notification at a time, and the calls it may answer.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use bus::Subject;
+
+use super::codec::Token;
+use super::endpoint::{Key, RequestId};
+use crate::mailbox::{EndReason, Incoming};
+use crate::session::OpenCalls;
+
+/// Sequence numbers of notifications have 24 bits (RFC 7641 §3.4).
+const MAX_SEQUENCE: u32 = 0xff_ffff;
+
+/// A call that was sent to the target.
+#[derive(Debug)]
+pub struct OpenDelivery {
+    /// The router's inbox.
+    pub reply_to: Subject,
+    /// When it came to this node.
+    pub arrived: Instant,
+    /// Whether no answer is wanted.
+    pub oneway: bool,
+}
+
+impl OpenDelivery {
+    /// Of a call that has come.
+    pub fn of(call: &Incoming) -> Self {
+        OpenDelivery { reply_to: call.reply_to.clone(), arrived: call.arrived, oneway: call.delivery.oneway }
+    }
+}
+
+/// One observation (RFC 7641).
+#[derive(Debug)]
+pub struct Observer {
+    /// The device, as the endpoint numbers it.
+    pub device: Key,
+    /// Endpoint and token: what makes it this observation (§4.1).
+    pub registration: (SocketAddr, Token),
+    /// The block size that the device asked for, as an exponent.
+    pub exponent: u8,
+    /// Its claim stands.
+    pub live: bool,
+    /// It was ended, for this reason if there is one to tell, while its claim was being written.
+    pub over: Option<Option<EndReason>>,
+    /// Requests that wait for the claim.
+    pub waiters: Vec<RequestId>,
+    /// Calls that the device may have seen.
+    pub open: OpenCalls<OpenDelivery>,
+    /// Calls that it has not.
+    pub waiting: VecDeque<Box<Incoming>>,
+    /// When the device was last heard of.
+    pub heard_at: Instant,
+    /// For when a timer is set that looks for calls out of time.
+    pub expiry_timer: Option<Instant>,
+    sequence: u32,
+    under_way: Option<UnderWay>,
+}
+
+/// The confirmable message that the device has not dealt with.
+#[derive(Debug)]
+struct UnderWay {
+    id: u16,
+    what: What,
+}
+
+#[derive(Debug)]
+enum What {
+    /// Are you there?
+    Ping,
+    /// A call; with an entity tag where the device has to fetch the rest of it.
+    Call { number: u32, acknowledged: bool, etag: Option<u32> },
+}
+
+/// What an acknowledgement or reset means.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// Nothing but that the device is there.
+    Nothing,
+    /// It has the whole call of this number.
+    Taken(u32),
+    /// It has the first block.
+    InBlocks,
+    /// It knows of no observation, or wants none.
+    Rejected(u32),
+}
+
+/// What is under way once calls have run out of time.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NotUnderWay {
+    /// Nothing: the next call may be sent.
+    Free,
+    /// What was.
+    StillUnderWay,
+    /// The message with this id, whose call is over.
+    Unacknowledged(u16),
+}
+
+impl Observer {
+    /// An observation whose claim does not stand yet. `first_number` begins its calls' numbers: taken at random, an
+    /// answer to an earlier observation of the same device does not fit a call of this one.
+    pub fn new(
+        device: Key,
+        registration: (SocketAddr, Token),
+        exponent: u8,
+        first_number: u32,
+        now: Instant,
+    ) -> Self {
+        Observer {
+            device,
+            registration,
+            exponent,
+            live: false,
+            over: None,
+            waiters: Vec::new(),
+            open: OpenCalls::starting_at(first_number),
+            waiting: VecDeque::new(),
+            heard_at: now,
+            expiry_timer: None,
+            sequence: 0,
+            under_way: None,
+        }
+    }
+
+    /// The next notification's sequence number.
+    pub fn next_sequence(&mut self) -> u32 {
+        self.sequence = (self.sequence + 1) & MAX_SEQUENCE;
+        self.sequence
+    }
+
+    /// A call is under way.
+    pub fn is_notifying(&self) -> bool {
+        matches!(&self.under_way, Some(UnderWay { what: What::Call { .. }, .. }))
+    }
+
+    /// The id of the ping that is under way.
+    pub fn ping(&self) -> Option<u16> {
+        match &self.under_way {
+            Some(UnderWay { id, what: What::Ping }) => Some(*id),
+            _ => None,
+        }
+    }
+
+    /// A call is sent.
+    pub fn notifies(&mut self, id: u16, number: u32, etag: Option<u32>) {
+        self.under_way = Some(UnderWay { id, what: What::Call { number, acknowledged: false, etag } });
+    }
+
+    /// A ping is sent in place of whatever was under way; none: nothing is.
+    pub fn pings(&mut self, id: Option<u16>) {
+        self.under_way = id.map(|id| UnderWay { id, what: What::Ping });
+    }
+
+    /// The message `id` was acknowledged, or rejected.
+    pub fn settled(&mut self, id: u16, rejected: bool) -> Settled {
+        let Some(under_way) = self.under_way.as_mut().filter(|it| it.id == id) else {
+            return Settled::Nothing;
+        };
+        match &mut under_way.what {
+            What::Call { acknowledged, etag: Some(_), .. } if !rejected => {
+                *acknowledged = true;
+                return Settled::InBlocks;
+            }
+            What::Ping | What::Call { .. } => {}
+        }
+        match self.under_way.take().map(|it| it.what) {
+            // A ping is answered by a reset (RFC 7252 §4.3).
+            None | Some(What::Ping) => Settled::Nothing,
+            Some(What::Call { number, .. }) if rejected => Settled::Rejected(number),
+            Some(What::Call { number, .. }) => Settled::Taken(number),
+        }
+    }
+
+    /// The id of the message that the device has not acknowledged.
+    pub fn unacknowledged(&self) -> Option<u16> {
+        match &self.under_way {
+            None | Some(UnderWay { what: What::Call { acknowledged: true, .. }, .. }) => None,
+            Some(UnderWay { id, .. }) => Some(*id),
+        }
+    }
+
+    /// The last block of the body `etag` was fetched: the number of its call, and the id that was not acknowledged.
+    pub fn fetched(&mut self, etag: Option<u32>) -> Option<(u32, Option<u16>)> {
+        let Some(UnderWay { what: What::Call { number, etag: Some(of), .. }, .. }) = &self.under_way else {
+            return None;
+        };
+        if Some(*of) != etag {
+            return None;
+        }
+        let ended = (*number, self.unacknowledged());
+        self.under_way = None;
+        Some(ended)
+    }
+
+    /// The call `number` needs no more sending: the id that was not acknowledged.
+    pub fn no_longer_notifies(&mut self, number: u32) -> Option<u16> {
+        let Some(UnderWay { what: What::Call { number: of, .. }, .. }) = &self.under_way else { return None };
+        if *of != number {
+            return None;
+        }
+        let id = self.unacknowledged();
+        self.under_way = None;
+        id
+    }
+
+    /// Gives up on the rest of the acknowledged message `id`. False when it is not under way any more.
+    pub fn was_not_fetched(&mut self, id: u16) -> bool {
+        let waits = matches!(
+            &self.under_way,
+            Some(UnderWay { id: of, what: What::Call { acknowledged: true, .. } }) if *of == id
+        );
+        if waits {
+            self.under_way = None;
+        }
+        waits
+    }
+
+    /// Calls have run out of time: what of the one that is under way?
+    pub fn call_ran_out(&mut self) -> NotUnderWay {
+        match &self.under_way {
+            None => NotUnderWay::Free,
+            Some(UnderWay { what: What::Call { number, .. }, .. }) if self.open.get(*number).is_none() => {
+                match self.unacknowledged() {
+                    Some(id) => NotUnderWay::Unacknowledged(id),
+                    None => {
+                        self.under_way = None;
+                        NotUnderWay::Free
+                    }
+                }
+            }
+            Some(_) => NotUnderWay::StillUnderWay,
+        }
+    }
+
+    /// Nothing is owed to the device or by it.
+    pub fn is_idle(&self) -> bool {
+        self.open.is_empty() && self.waiting.is_empty() && !self.is_notifying()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn observer() -> Observer {
+        Observer::new(1, (([127, 0, 0, 1], 1).into(), Token::default()), 6, 7, Instant::now())
+    }
+
+    #[test]
+    fn an_acknowledgement_means_what_was_sent_under_its_id() {
+        let mut it = observer();
+        assert_eq!((it.settled(1, false), it.unacknowledged()), (Settled::Nothing, None));
+        it.notifies(1, 10, None);
+        assert_eq!(it.settled(2, true), Settled::Nothing);
+        assert_eq!((it.is_notifying(), it.unacknowledged()), (true, Some(1)));
+        assert_eq!((it.settled(1, false), it.is_notifying()), (Settled::Taken(10), false));
+        it.notifies(2, 11, None);
+        assert_eq!((it.settled(2, true), it.is_notifying()), (Settled::Rejected(11), false));
+        it.pings(Some(3));
+        assert_eq!((it.ping(), it.is_notifying(), it.unacknowledged()), (Some(3), false, Some(3)));
+        assert_eq!((it.settled(3, true), it.ping()), (Settled::Nothing, None));
+    }
+
+    #[test]
+    fn a_call_in_blocks_is_taken_once_its_last_block_is_fetched() {
+        let mut it = observer();
+        it.notifies(1, 10, Some(77));
+        assert_eq!((it.settled(1, false), it.is_notifying()), (Settled::InBlocks, true));
+        assert_eq!((it.fetched(Some(76)), it.was_not_fetched(2)), (None, false));
+        assert_eq!((it.fetched(Some(77)), it.is_notifying()), (Some((10, None)), false));
+        it.notifies(2, 11, Some(78));
+        assert_eq!((it.was_not_fetched(2), it.fetched(Some(78))), (false, Some((11, Some(2)))));
+        it.notifies(3, 12, Some(79));
+        it.settled(3, false);
+        assert_eq!((it.was_not_fetched(3), it.is_notifying()), (true, false));
+        it.notifies(4, 13, None);
+        assert_eq!((it.no_longer_notifies(12), it.no_longer_notifies(13)), (None, Some(4)));
+    }
+
+    #[test]
+    fn sequence_numbers_stay_in_24_bits() {
+        let mut it = observer();
+        it.sequence = MAX_SEQUENCE - 1;
+        assert_eq!([it.next_sequence(), it.next_sequence(), it.next_sequence()], [MAX_SEQUENCE, 0, 1]);
+    }
+}
