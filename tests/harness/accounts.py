@@ -72,8 +72,10 @@ class Accounts:
             TOKENS.add(it.token)
             lines.append(f"{it.tenant},{it.customer},{it.id},{it.name},{it.token}")
         file.write_text("\n".join(lines) + "\n")
-        with self._heard(len(identities)):
+        # One more behind them: who has heard of it has heard of all that was written before.
+        with self._heard(len(identities) + 1):
             self.cli("device", "import", "--create", str(file)).ok()
+            self.cli("device", "add", f"Last of {file.stem}", "--tenant", identities[-1].tenant).ok()
 
     def _import_batch(self) -> None:
         batch = next(self._batches)

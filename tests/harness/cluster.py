@@ -9,6 +9,7 @@ from pathlib import Path
 from harness.accounts import Accounts
 from harness.admin import Admin
 from harness.nats_server import NatsServer
+from harness.ports import any_ports
 from harness.processes import Process
 from harness.programs import built
 from harness.waiting import PATIENCE_S, until
@@ -30,13 +31,10 @@ class Service:
 
     def start(self) -> None:
         """Starts it; `wait_ready` waits for it."""
-        command: list[str | Path] = [built(self.program), "--nats", self._nats.url, "--admin", "127.0.0.1:0"]
-        for setting, value in (self.settings | self.ports()).items():
+        command: list[str | Path] = [built(self.program), "--nats", self._nats.url]
+        for setting, value in (any_ports() | self.settings).items():
             command += ["--set", f"{setting}={value}"]
         self.process = Process(self.name, command, self._logs)
-
-    def ports(self) -> dict[str, str]:
-        return {}
 
     @property
     def admin(self) -> Admin:
@@ -69,9 +67,6 @@ class Ingress(Service):
     """A node."""
 
     program = "switchboard-ingress"
-
-    def ports(self) -> dict[str, str]:
-        return {"mqtt.listen": "127.0.0.1:0"}
 
     @property
     def mqtt_port(self) -> int:

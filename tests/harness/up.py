@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.admin import Admin
+from harness.ports import ANY, any_ports
 from harness.processes import Process
 from harness.programs import built, tool
 from harness.waiting import PATIENCE_S, until
 
-FREE_PORTS = ["--mqtt", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--nats-port", "0"]
+FREE_PORTS = ["--mqtt", ANY, "--admin", ANY, "--nats-port", "0"]
 
 
 class Up:
@@ -20,7 +21,9 @@ class Up:
         folder.mkdir(parents=True, exist_ok=True)
         self._addresses = folder / "addresses.json"
         command = [built("switchboard"), "up", "--addresses", self._addresses, "--nats-server", tool("nats-server")]
-        self.process = Process("up", [*command, *ports, *flags], folder / "logs", env=env)
+        # Weaker than the flags with names of their own.
+        settings = [f"--set={setting}={value}" for setting, value in any_ports().items()]
+        self.process = Process("up", [*command, *settings, *ports, *flags], folder / "logs", env=env)
 
     def wait_ready(self) -> "Up":
         self.process.wait_for_line("Switchboard is ready", lambda line: "Switchboard is ready" in line, stream="out")

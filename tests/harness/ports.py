@@ -1,0 +1,21 @@
+"""Which addresses would a process take by default? None of them is free for certain: every test has ports of its own."""
+
+import functools
+import re
+
+from harness.processes import run
+from harness.programs import built
+
+ANY = "127.0.0.1:0"
+
+
+@functools.cache
+def any_ports() -> dict[str, str]:
+    """Every setting for an address to listen on, and in its place one that the system chooses."""
+    settings, section = {}, ""
+    for line in run(built("switchboard"), "config", "sample").ok().out.splitlines():
+        if match := re.match(r"\[(\w+)\]", line):
+            section = match[1]
+        elif match := re.match(r'#? ?(\w*listen) = "[^"]+"', line):
+            settings[f"{section}.{match[1]}"] = ANY
+    return settings
