@@ -72,19 +72,17 @@ impl Ingress {
     /// finished within `ingress.drain_ms`.
     ///
     /// # Errors
-    /// When NATS is not usable at the start.
+    /// None today: while NATS is away it waits.
     pub async fn serve(self, context: boot::Context, bus: Bus) -> anyhow::Result<()> {
         let settings = Arc::clone(&context.settings);
         let ready = context.health.part("ingress");
         ready.not_ready("not serving yet");
 
-        let lease = Duration::from_millis(settings.ingress.lease_ms);
-        let claims = ClaimStore::open(&bus, lease).await?;
+        let opened = context.shutdown.run_until_cancelled(open(&bus, &settings)).await;
+        let Some((claims, inlets)) = opened else { return Ok(()) };
         let limits = Arc::new(session_limits(&settings));
         let calls = Calls::new(bus.clone(), bus.process(), announced_limits(&settings, &limits));
-        let inlets = Inlets::open(&bus).await?;
         let node = Arc::new(Node::new(Arc::clone(&settings), bus.clone(), claims, calls));
-        node.lease().await?;
 
         let recheck = Arc::new(Notify::new());
         let (background, connections) = (TaskTracker::new(), TaskTracker::new());
@@ -117,6 +115,29 @@ impl Ingress {
         Ok(())
     }
 }
+
+/// The claims, with this node's lease taken, and the node's subscriptions: as soon as NATS and its JetStream are there.
+async fn open(bus: &Bus, settings: &Settings) -> (ClaimStore, Inlets) {
+    let lease = Duration::from_millis(settings.ingress.lease_ms);
+    loop {
+        let opened: anyhow::Result<_> = async {
+            let claims = ClaimStore::open(bus, lease).await?;
+            let inlets = Inlets::open(bus).await?;
+            // Without a lease no claim of this node counts.
+            claims.renew_lease(bus.process()).await?;
+            Ok((claims, inlets))
+        }
+        .await;
+        match opened {
+            Ok(opened) => return opened,
+            Err(error) => tracing::warn!(%error, "devices cannot be served yet; trying again"),
+        }
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+}
+
+/// Between two attempts to begin, while NATS is away.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// Lets calls in flight finish, then cuts off.
 async fn drain(node: &Node, connections: &TaskTracker) {

@@ -22,7 +22,7 @@ fn main() -> ExitCode {
 
 async fn serve(context: boot::Context) -> anyhow::Result<()> {
     let ingress = Ingress::bind(&context.settings).await?;
-    let bus = Bus::connect(&(&context.settings.nats).into(), context.service).await?;
+    let Some(bus) = Bus::connect_for(&context).await else { return Ok(()) };
     let served = ingress.serve(context, bus.clone()).await;
     bus.close().await;
     served

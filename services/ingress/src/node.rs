@@ -49,14 +49,6 @@ impl Node {
         Node { id, settings, bus, sessions, calls, metrics, places, claims, changes: AtomicU64::new(0) }
     }
 
-    /// Takes the node's lease, without which no claim of its counts.
-    ///
-    /// # Errors
-    /// When the store does not take it.
-    pub async fn lease(&self) -> Result<(), bus::ClaimError> {
-        self.claims.renew_lease(self.id).await
-    }
-
     /// Makes a session callable: writes its claim, and ends the session that held one before.
     /// False when the store did not take it.
     pub async fn claim(&self, session: &SessionHandle) -> bool {
