@@ -24,9 +24,17 @@ pub(crate) struct ServiceAddresses {
     pub(crate) name: String,
     /// Its admin endpoint.
     pub(crate) admin: SocketAddr,
-    /// Where devices connect by MQTT.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) mqtt: Option<SocketAddr>,
+    /// Of a process that devices connect to.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub(crate) devices: Option<DeviceAddresses>,
+}
+
+/// Where devices connect, by protocol.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct DeviceAddresses {
+    pub(crate) mqtt: SocketAddr,
+    pub(crate) http: SocketAddr,
+    pub(crate) coap: SocketAddr,
 }
 
 /// A file of addresses that is removed when the system ends.

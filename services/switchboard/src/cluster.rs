@@ -1,6 +1,6 @@
 //! How does a small cluster start on this machine? One NATS server, and each service as processes of its own.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
@@ -17,11 +17,11 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::addresses::{AddressFile, Addresses, ServiceAddresses};
+use crate::addresses::{AddressFile, Addresses, DeviceAddresses, ServiceAddresses};
 use crate::demo;
 use crate::guard::Guard;
 use crate::output::{complain, note, say};
-use crate::up::{Asked, OwnArgs, asked, next_steps, signals, start_nats};
+use crate::up::{Asked, ListenArgs, OwnArgs, asked, next_steps, signals, start_nats};
 
 /// How long a service may take longer than its own `drain_ms` to end.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -36,7 +36,8 @@ const ASK_EVERY: Duration = Duration::from_millis(50);
 #[command(
     args_override_self = true,
     after_help = "\
-Ports are counted up from those of one node: MQTT 1883, 1884, …; admin endpoints 9100, 9101, … Logs of all services \
+Ports are counted up from those of one node: MQTT 1883, 1884, …; HTTP 8080, 8081, …; CoAP 5683, 5684, …; admin \
+endpoints 9100, 9101, … Logs of all services \
 come on standard error, each line with the name of its process. A service that dies is started again.
 
 Examples:
@@ -49,9 +50,8 @@ pub(crate) struct ClusterArgs {
     nodes: u16,
     #[command(flatten)]
     own: OwnArgs,
-    /// First address for devices over MQTT; further nodes have the next ports; port 0: any that are free
-    #[arg(long, value_name = "ADDR")]
-    mqtt: Option<String>,
+    #[command(flatten)]
+    listen: ListenArgs,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -62,12 +62,12 @@ struct Service {
     name: String,
     program: PathBuf,
     admin: SocketAddr,
-    mqtt: Option<SocketAddr>,
+    devices: Option<DeviceAddresses>,
     drain: Duration,
 }
 
 pub(crate) fn run(args: ClusterArgs) -> ExitCode {
-    let Asked { settings, uses_other_nats } = match asked(&args.common, args.mqtt.as_deref()) {
+    let Asked { settings, uses_other_nats } = match asked(&args.common, &args.listen) {
         Ok(asked) => asked,
         Err(status) => return status,
     };
@@ -123,7 +123,7 @@ async fn serve(
     let (mut nodes, mut others) = (JoinSet::new(), JoinSet::new());
     for service in &services {
         let command = command_line(args, settings, service);
-        match service.mqtt {
+        match service.devices {
             Some(_) => nodes.spawn(keep(service.clone(), command, guard.clone(), stop_nodes.clone())),
             None => others.spawn(keep(service.clone(), command, guard.clone(), stop_others.clone())),
         };
@@ -164,29 +164,48 @@ fn plan(settings: &Settings, copies: u16) -> anyhow::Result<Vec<Service>> {
             let admin = free(settings.admin.listen, admin_offset)
                 .with_context(|| format!("the admin endpoint of {name} (--admin chooses the first)"))?;
             admin_offset += 1;
-            let mqtt = match kind {
+            let devices = match kind {
                 "ingress" => Some(
-                    free(settings.mqtt.listen, number - 1)
-                        .with_context(|| format!("MQTT of {name} (--mqtt chooses the first)"))?,
+                    device_addresses(settings, number - 1)
+                        .with_context(|| format!("where devices reach {name}"))?,
                 ),
                 _ => None,
             };
             let drain = Duration::from_millis(drain_ms);
-            services.push(Service { name, program: program.clone(), admin, mqtt, drain });
+            services.push(Service { name, program: program.clone(), admin, devices, drain });
         }
     }
     Ok(services)
 }
 
+fn device_addresses(settings: &Settings, offset: u16) -> anyhow::Result<DeviceAddresses> {
+    Ok(DeviceAddresses {
+        mqtt: free(settings.mqtt.listen, offset).context("MQTT (--mqtt chooses the first)")?,
+        http: free(settings.http.listen, offset).context("HTTP (--http chooses the first)")?,
+        coap: free_udp(settings.coap.listen, offset).context("CoAP (--coap chooses the first)")?,
+    })
+}
+
 /// The address `offset` ports above the first, free at this moment; any free one where the first has port 0.
 fn free(first: SocketAddr, offset: u16) -> anyhow::Result<SocketAddr> {
-    let mut address = first;
-    if first.port() != 0 {
-        let port = first.port().checked_add(offset).context("there are no ports above 65535")?;
-        address.set_port(port);
-    }
+    let address = above(first, offset)?;
     let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
     Ok(listener.local_addr()?)
+}
+
+/// The same for UDP.
+fn free_udp(first: SocketAddr, offset: u16) -> anyhow::Result<SocketAddr> {
+    let address = above(first, offset)?;
+    let socket = UdpSocket::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+    Ok(socket.local_addr()?)
+}
+
+fn above(first: SocketAddr, offset: u16) -> anyhow::Result<SocketAddr> {
+    if first.port() == 0 {
+        return Ok(first);
+    }
+    let port = first.port().checked_add(offset).context("there are no ports above 65535")?;
+    Ok(SocketAddr::new(first.ip(), port))
 }
 
 fn command_line(args: &ClusterArgs, settings: &Settings, service: &Service) -> Vec<String> {
@@ -205,8 +224,10 @@ fn command_line(args: &ClusterArgs, settings: &Settings, service: &Service) -> V
     if let Some(format) = &common.log_format {
         flag("--log-format", format.clone());
     }
-    if let Some(mqtt) = service.mqtt {
-        flag("--set", format!("mqtt.listen={mqtt}"));
+    if let Some(DeviceAddresses { mqtt, http, coap }) = service.devices {
+        for (protocol, address) in [("mqtt", mqtt), ("http", http), ("coap", coap)] {
+            flag("--set", format!("{protocol}.listen={address}"));
+        }
     }
     line
 }
@@ -317,15 +338,17 @@ fn greet(
             .map(|service| ServiceAddresses {
                 name: service.name.clone(),
                 admin: service.admin,
-                mqtt: service.mqtt,
+                devices: service.devices,
             })
             .collect(),
     };
     let file = args.own.addresses.as_deref().map(|path| AddressFile::write(path, &addresses)).transpose()?;
     say(format_args!("Switchboard {}, {} of each service", boot::args::version(), args.nodes));
     for service in &addresses.services {
-        let mqtt = service.mqtt.map(|mqtt| format!("mqtt://{mqtt}  ")).unwrap_or_default();
-        say(format_args!("  {:<13} {mqtt}http://{}/readyz", service.name, service.admin));
+        say(format_args!("  {:<13} admin http://{}/readyz", service.name, service.admin));
+        if let Some(DeviceAddresses { mqtt, http, coap }) = service.devices {
+            say(format_args!("  {:<13} devices mqtt://{mqtt}  http://{http}  coap://{coap}", ""));
+        }
     }
     say(format_args!("  {:<13} {}", "NATS", addresses.nats));
     say("");

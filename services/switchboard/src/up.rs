@@ -14,7 +14,7 @@ use switchboard_ingress::Ingress;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::addresses::{AddressFile, Addresses, ServiceAddresses};
+use crate::addresses::{AddressFile, Addresses, DeviceAddresses, ServiceAddresses};
 use crate::data_dir::DataDir;
 use crate::demo;
 use crate::guard::Guard;
@@ -34,18 +34,31 @@ the next start. With --nats (or nats.url set elsewhere) it uses that server and 
 
 Examples:
   switchboard up --demo
-  switchboard up --ephemeral --mqtt 127.0.0.1:0 --nats-port 0 --addresses where.json
+  switchboard up --ephemeral --mqtt 127.0.0.1:2883 --nats-port 0 --addresses where.json
   switchboard up --mqtt 0.0.0.0:1883 --data /var/lib/switchboard
   switchboard up --nats nats://nats.example:4222"
 )]
 pub(crate) struct UpArgs {
     #[command(flatten)]
     own: OwnArgs,
+    #[command(flatten)]
+    listen: ListenArgs,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Where devices are listened for.
+#[derive(Args)]
+pub(crate) struct ListenArgs {
     /// Address for devices over MQTT [setting: mqtt.listen; default: 127.0.0.1:1883]
     #[arg(long, value_name = "ADDR")]
     mqtt: Option<String>,
-    #[command(flatten)]
-    common: CommonArgs,
+    /// Address for devices over HTTP and WebSocket [setting: http.listen; default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    http: Option<String>,
+    /// Address for devices over CoAP [setting: coap.listen; default: 127.0.0.1:5683]
+    #[arg(long, value_name = "ADDR")]
+    coap: Option<String>,
 }
 
 /// Flags of a system with a NATS server of its own.
@@ -79,7 +92,7 @@ pub(crate) struct Asked {
 }
 
 pub(crate) fn run(args: UpArgs) -> ExitCode {
-    let Asked { settings, uses_other_nats } = match asked(&args.common, args.mqtt.as_deref()) {
+    let Asked { settings, uses_other_nats } = match asked(&args.common, &args.listen) {
         Ok(asked) => asked,
         Err(status) => return status,
     };
@@ -99,10 +112,13 @@ pub(crate) fn run(args: UpArgs) -> ExitCode {
 }
 
 /// The settings in force, or the exit status of one who was told their faults.
-pub(crate) fn asked(common: &CommonArgs, mqtt: Option<&str>) -> Result<Asked, ExitCode> {
+pub(crate) fn asked(common: &CommonArgs, listen: &ListenArgs) -> Result<Asked, ExitCode> {
     let mut sources = common.sources();
-    if let Some(mqtt) = mqtt {
-        sources.flags.push(Flag { name: "--mqtt", setting: "mqtt.listen", value: mqtt.to_owned() });
+    let ListenArgs { mqtt, http, coap } = listen;
+    let listen =
+        [("--mqtt", "mqtt.listen", mqtt), ("--http", "http.listen", http), ("--coap", "coap.listen", coap)];
+    for (name, setting, value) in listen {
+        sources.flags.extend(value.clone().map(|value| Flag { name, setting, value }));
     }
     let loaded = Settings::load(&sources).map_err(|faults| {
         note(format_args!("error: {faults}"));
@@ -181,7 +197,15 @@ async fn serve(
     if own.demo && !load_demo(base).await? {
         return Ok(());
     }
-    let mqtt = ingress.mqtt_address();
+    let listens = ServiceAddresses {
+        name: "switchboard".to_owned(),
+        admin: base.admin_addr,
+        devices: Some(DeviceAddresses {
+            mqtt: ingress.mqtt_address(),
+            http: ingress.http_address(),
+            coap: ingress.coap_address(),
+        }),
+    };
     let mut services = Services::start(base, ingress).await?;
     let started = tokio::select! {
         () = base.health.wait_ready() => Ok(true),
@@ -194,11 +218,7 @@ async fn serve(
             let addresses = Addresses {
                 nats: base.settings.nats.url.clone(),
                 pid: std::process::id(),
-                services: vec![ServiceAddresses {
-                    name: "switchboard".to_owned(),
-                    admin: base.admin_addr,
-                    mqtt: Some(mqtt),
-                }],
+                services: vec![listens],
             };
             let file = own.addresses.as_deref().map(|path| AddressFile::write(path, &addresses)).transpose();
             match file {
@@ -340,8 +360,8 @@ async fn tell_what_is_waited_for(health: &Health) {
 fn greet(addresses: &Addresses, own: &OwnArgs, data: Option<&DataDir>) {
     let Some(service) = addresses.services.first() else { return };
     say(format_args!("Switchboard {}", boot::args::version()));
-    if let Some(mqtt) = service.mqtt {
-        say(format_args!("  devices  mqtt://{mqtt}"));
+    if let Some(DeviceAddresses { mqtt, http, coap }) = service.devices {
+        say(format_args!("  devices  mqtt://{mqtt}  http://{http}  coap://{coap}"));
     }
     say(format_args!("  admin    http://{}/readyz and /metrics", service.admin));
     say(format_args!("  NATS     {}", addresses.nats));
@@ -370,7 +390,10 @@ pub(crate) fn next_steps(addresses: &Addresses, has_demo: bool) {
         say(format_args!("  {us} device add \"Pump 1\" --customer \"First customer\"{nats}"));
         return;
     }
-    let Some(mqtt) = addresses.services.iter().find_map(|service| service.mqtt) else { return };
+    let Some(DeviceAddresses { mqtt, .. }) = addresses.services.iter().find_map(|service| service.devices)
+    else {
+        return;
+    };
     let rpc = "v1/devices/me/rpc";
     let ask = format!(
         "mosquitto_rr -h {} -p {} -u A1_TEST_TOKEN -t {rpc}/request/1 -e {rpc}/response/1",

@@ -74,9 +74,11 @@ impl Up {
     }
 
     fn command(folder: &Path, addresses: &Path, arguments: &[&str]) -> Command {
-        let mut command =
-            switchboard(&["up", "--mqtt", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--nats-port", "0"]);
+        let mut command = switchboard(&["up", "--nats-port", "0"]);
         let log = |name| std::fs::File::create(folder.join(name)).unwrap();
+        for listens in ["--mqtt", "--http", "--coap", "--admin"] {
+            command.args([listens, "127.0.0.1:0"]);
+        }
         command.arg("--addresses").arg(addresses).args(arguments);
         command.current_dir(folder).stdout(log("out")).stderr(log("err"));
         command
