@@ -21,7 +21,7 @@ use crate::addresses::{AddressFile, Addresses, DeviceAddresses, ServiceAddresses
 use crate::demo;
 use crate::guard::Guard;
 use crate::output::{complain, note, say};
-use crate::up::{Asked, ListenArgs, OwnArgs, asked, next_steps, signals, start_nats};
+use crate::up::{Asked, ListenArgs, OwnArgs, PATIENCE, asked, next_steps, signals, start_nats};
 
 /// How long a service may take longer than its own `drain_ms` to end.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -31,6 +31,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const STEADY: Duration = Duration::from_secs(30);
 /// How often a service is asked whether it is ready.
 const ASK_EVERY: Duration = Duration::from_millis(50);
+/// What is read of its answer.
+const MAX_ANSWER_BYTES: u64 = 16 * 1024;
 
 #[derive(Args)]
 #[command(
@@ -305,24 +307,38 @@ async fn end(service: &Service, child: &mut Child) {
     }
 }
 
+/// Waits for all of them; a person is told what a slow start waits for.
 async fn all_ready(services: &[Service]) {
+    let mut told_at = Instant::now();
     for service in services {
-        while !is_ready(service.admin).await {
+        loop {
+            let answer = readiness(service.admin).await;
+            if answer.as_deref().is_some_and(|answer| answer.starts_with("HTTP/1.1 200")) {
+                break;
+            }
+            if told_at.elapsed() > PATIENCE {
+                told_at = Instant::now();
+                let unready = answer.as_deref().unwrap_or("it does not answer");
+                let why: Vec<&str> =
+                    unready.lines().filter(|line| line.contains("not")).map(str::trim).collect();
+                note(format_args!("still waiting for {}: {}", service.name, why.join("; ")));
+            }
             sleep(ASK_EVERY).await;
         }
     }
 }
 
-async fn is_ready(admin: SocketAddr) -> bool {
+/// What the service answers when it is asked whether it is ready.
+async fn readiness(admin: SocketAddr) -> Option<String> {
     let ask = async {
         let mut stream = TcpStream::connect(admin).await.ok()?;
         let request = format!("GET /readyz HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.ok()?;
-        let mut start = [0; 12];
-        stream.read_exact(&mut start).await.ok()?;
-        Some(start.ends_with(b" 200"))
+        let mut answer = Vec::new();
+        stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer).await.ok()?;
+        String::from_utf8(answer).ok()
     };
-    timeout(Duration::from_secs(1), ask).await.ok().flatten().unwrap_or(false)
+    timeout(Duration::from_secs(1), ask).await.ok().flatten()
 }
 
 fn greet(

@@ -23,7 +23,7 @@ use crate::output::{complain, note, say};
 use crate::reach::EXIT_USAGE;
 
 /// After so long a person is told what is still waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Args)]
 #[command(
