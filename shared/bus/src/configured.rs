@@ -37,7 +37,10 @@ impl Bus {
                 connected = Bus::connect(&settings, context.service) => connected,
             };
             match connected {
-                Ok(bus) => return Some(bus),
+                Ok(bus) => {
+                    nats.ready();
+                    return Some(bus);
+                }
                 Err(error) => {
                     tracing::warn!(%error, "trying again");
                     nats.not_ready(&error.to_string());
