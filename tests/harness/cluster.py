@@ -15,7 +15,7 @@ from harness.programs import built
 from harness.waiting import PATIENCE_S, until
 
 # Leases short enough that a test can wait one out, and debug logs so that all they say is looked through.
-SETTINGS = {"ingress.lease_ms": "3000", "log.level": "debug,async_nats=warn,hyper=warn"}
+SETTINGS = {"ingress.lease_ms": "3000", "http.poll_grace_ms": "1000", "log.level": "debug,async_nats=warn,hyper=warn"}
 
 
 class Service:
@@ -71,6 +71,14 @@ class Ingress(Service):
     @property
     def mqtt_port(self) -> int:
         return int(self._serves()["mqtt"].rsplit(":", 1)[1])
+
+    @property
+    def http_port(self) -> int:
+        return int(self._serves()["http"].rsplit(":", 1)[1])
+
+    @property
+    def coap_port(self) -> int:
+        return int(self._serves()["coap"].rsplit(":", 1)[1])
 
     @property
     def node_id(self) -> str:

@@ -32,6 +32,10 @@ class Device(ABC):
     """One device: connected to a node, calling others, perhaps called itself."""
 
     protocol: ClassVar[str]
+    # Whether the server sees that the device has gone.
+    can_be_lost: ClassVar[bool] = True
+    # And even when it says nothing.
+    seen_to_vanish: ClassVar[bool] = True
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
