@@ -212,6 +212,7 @@ impl<P> Lease<P> {
         }
         if stands {
             self.standing = Standing::Callable;
+            self.end_polls_in_time(now);
         } else {
             self.standing = Standing::Silent;
             self.end_polls(PollEnd::Unavailable, now);
@@ -282,14 +283,7 @@ impl<P> Lease<P> {
     pub fn tick(&mut self, now: Instant) {
         self.open.expire(now);
         self.waiting.retain(|call| !call.deadline.has_passed(now));
-        for poll in std::mem::take(&mut self.polls) {
-            if now >= poll.until {
-                self.handovers.push_back((poll.handle, PollEnd::TimedOut));
-                self.quiet_since = now;
-            } else {
-                self.polls.push_back(poll);
-            }
-        }
+        self.end_polls_in_time(now);
         if self.grace_ends().is_some_and(|end| now >= end) {
             self.fall_silent();
         }
@@ -297,7 +291,10 @@ impl<P> Lease<P> {
 
     /// When to call [`tick`](Self::tick) next; none when nothing runs out.
     pub fn next_tick(&self) -> Option<Instant> {
-        let poll = self.polls.iter().map(|poll| poll.until).min();
+        let poll = match self.standing {
+            Standing::Callable => self.polls.iter().map(|poll| poll.until).min(),
+            Standing::Silent | Standing::Claiming => None,
+        };
         [poll, self.open.next_expiry(), self.grace_ends()].into_iter().flatten().min()
     }
 
@@ -354,6 +351,21 @@ impl<P> Lease<P> {
     fn put_down(&mut self, now: Instant) {
         self.in_hand = self.in_hand.saturating_sub(1);
         self.quiet_since = now;
+    }
+
+    /// Not before the claim stands: a device that has heard the end of a poll knows that it can be called.
+    fn end_polls_in_time(&mut self, now: Instant) {
+        if self.standing == Standing::Claiming {
+            return;
+        }
+        for poll in std::mem::take(&mut self.polls) {
+            if now >= poll.until {
+                self.handovers.push_back((poll.handle, PollEnd::TimedOut));
+                self.quiet_since = now;
+            } else {
+                self.polls.push_back(poll);
+            }
+        }
     }
 
     fn end_polls(&mut self, end: PollEnd, now: Instant) {
@@ -678,6 +690,18 @@ mod tests {
         bench.written("1");
         assert_eq!(bench.answer("1", "1"), (AnswerTaken::Yes, "to.1 answered".to_owned()));
         assert!(bench.lease.is_at_rest());
+    }
+
+    #[test]
+    fn the_end_of_a_poll_says_that_the_device_is_callable() {
+        let mut bench = Bench::new();
+        assert_eq!(bench.poll('a', 1), "claim");
+        assert_eq!(bench.pass(1_000), "");
+        assert_eq!(bench.lease.next_tick(), None);
+        bench.lease.claimed(true, bench.now);
+        assert_eq!(bench.said(), "a TimedOut");
+        assert_eq!(bench.pass(4_999), "");
+        assert_eq!(bench.pass(1), "release");
     }
 
     #[test]
