@@ -1,9 +1,13 @@
 //! What must hold for any bytes? The bodies of the fuzz targets, which the ordinary tests run over the seed corpus.
 
+use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use switchboard_ingress::coap::codec::{Reading, read as read_datagram};
+use switchboard_ingress::coap::endpoint::{Effect as CoapEffect, Endpoint, EndpointLimits, Identified};
 use switchboard_ingress::device_api::{self, ApiLimits, Request};
 use switchboard_ingress::mqtt::codec::{self, Opening};
 use switchboard_ingress::mqtt::session::{Effect, Session, SessionLimits};
@@ -39,6 +43,74 @@ pub(crate) fn device_api(data: &[u8]) {
         }
     }
 }
+
+/// An endpoint never panics, sends nothing but messages, multiplies no stranger's bytes, and keeps a bounded memory.
+///
+/// Each datagram comes behind two bytes: its length, and how many tenths of a second pass before it.
+pub(crate) fn coap_endpoint(data: &[u8]) {
+    let mut now = Instant::now();
+    let none = Rate { per_second: 0, burst: 0 };
+    let coap = boot::config::Coap { max_exchanges: 100, max_block_transfers: 4, ..Default::default() };
+    let amplification = usize::from(coap.max_amplification);
+    let mut endpoint = Endpoint::new(
+        EndpointLimits {
+            api: API,
+            max_calls_per_caller: 8,
+            max_calls_per_target: 8,
+            max_mailbox_calls: 8,
+            call_rate: none,
+            uplink_rate: none,
+            coap,
+        },
+        1,
+    );
+    let known: rpc::CredentialHash = rpc::CredentialHash::from_digest(DIGEST_OF_TOKEN);
+    let caller = Arc::new(Mutex::new(CallerLimits::new(now)));
+    let (mut rest, mut trusted, mut strangers) = (data, HashSet::new(), (0, 0));
+    while let [length, wait, tail @ ..] = rest {
+        let (datagram, tail) = tail.split_at(tail.len().min(usize::from(*length)));
+        rest = tail;
+        now += Duration::from_millis(u64::from(*wait) * 100);
+        endpoint.tick(now);
+        let source = SocketAddr::from(([127, 0, 0, 1], u16::from(*wait % 3) + 1));
+        if !datagram.windows(5).any(|it| it == b"TOKEN") && !trusted.contains(&source) {
+            strangers.0 += datagram.len();
+        } else {
+            trusted.insert(source);
+        }
+        endpoint.received(source, &Bytes::copy_from_slice(datagram), now);
+        while let Some(effect) = endpoint.next_effect() {
+            match effect {
+                CoapEffect::Send(to, datagram) => {
+                    assert!(matches!(read_datagram(&datagram), Reading::Message(_)), "{datagram:02x?}");
+                    strangers.1 += if trusted.contains(&to) { 0 } else { datagram.len() };
+                }
+                CoapEffect::Authenticate(key, credential) => {
+                    let is_known = rpc::CredentialHash::from_digest(credential) == known;
+                    let who =
+                        if is_known { Identified::Device(Arc::clone(&caller)) } else { Identified::Nobody };
+                    endpoint.authenticated(key, who, now);
+                }
+                CoapEffect::Ask(id, _, request) => {
+                    endpoint.answered(id, request.method(), &rpc::Outcome::Offline, Bytes::new(), now);
+                }
+                CoapEffect::Uplink(id, ..) => endpoint.uplinked(id, true, now),
+                CoapEffect::Claim { observer, .. } => endpoint.claimed(observer, true, now),
+                CoapEffect::End(key) => endpoint.ended(key, now),
+                _ => {}
+            }
+        }
+        let tally = endpoint.take_tally();
+        assert!(tally.exchanges <= 100 && tally.transfers <= 4);
+    }
+    assert!(strangers.1 <= strangers.0 * amplification, "{strangers:?}");
+}
+
+/// The SHA-256 of the token `TOKEN`.
+const DIGEST_OF_TOKEN: [u8; 32] = [
+    0xf9, 0x81, 0x03, 0xe9, 0x21, 0x7f, 0x09, 0x92, 0x08, 0x56, 0x9d, 0x29, 0x5c, 0x1b, 0x27, 0x6f, 0x18,
+    0x21, 0x34, 0x86, 0x36, 0xc2, 0x68, 0xc8, 0x54, 0xbb, 0x2a, 0x08, 0x6e, 0x00, 0x37, 0xcd,
+];
 
 /// What a connection writes and asks for, given its bytes in pieces of so many.
 fn read(data: &[u8], piece: usize) -> (Vec<u8>, Vec<String>) {

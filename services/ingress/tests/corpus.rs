@@ -16,6 +16,11 @@ fn device_api() {
     replay("device_api", targets::device_api);
 }
 
+#[test]
+fn coap_endpoint() {
+    replay("coap_endpoint", targets::coap_endpoint);
+}
+
 fn replay(target: &str, check: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus").join(target);
     let seeds: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
