@@ -21,7 +21,7 @@ OK = '{"status":"ok"}'
 
 @pytest.fixture
 def env(demo):
-    return {"MQTT_HOST": "127.0.0.1", "MQTT_PORT": str(demo.mqtt_port), "NODE_PATH": str(MQTTJS)}
+    return {"MQTT_HOST": "127.0.0.1", "MQTT_PORT": str(demo.mqtt_port), "COAP_PORT": str(demo.coap_port), "NODE_PATH": str(MQTTJS)}
 
 
 @pytest.fixture
@@ -34,6 +34,10 @@ def emulator(env):
 
 def mosquitto(script, env):
     return run(EXAMPLES / "mosquitto" / script, env=env, within_s=PATIENCE_S).ok().out.strip()
+
+
+def coap(script, env):
+    return run(EXAMPLES / "coap" / script, env=env, within_s=PATIENCE_S).ok().out.strip()
 
 
 def caller(env):
@@ -52,6 +56,20 @@ def test_mosquitto_calls(env, request):
     emulator.wait_for_line(heard, lambda line: line == heard, stream="out")
     emulator.stop()
     until("the emulator has gone", lambda: mosquitto("send-msg.sh", env) == AWAY)
+
+
+def test_coap(env):
+    assert coap("get-devices.sh", env) == OTHERS
+    assert coap("send-msg.sh", env) == AWAY
+    emulator = Process("coap-emulator", [EXAMPLES / "coap" / "emulator.sh"], None, env=env)
+    try:
+        until("it answers", lambda: coap("send-msg.sh", env) == OK)
+        assert mosquitto("send-msg.sh", env) == OK
+        heard = r'\{"id":\d+,"method":"onMsg","params":\{"param1":"value1"\}\}'
+        emulator.wait_for_line(heard, lambda line: re.fullmatch(heard, line) is not None, stream="out")
+    finally:
+        emulator.stop()
+    until("the emulator has gone", lambda: coap("send-msg.sh", env) == AWAY)
 
 
 def test_mqttjs(env, request):
@@ -77,3 +95,16 @@ def test_the_readme_shows_these_very_commands(env):
     scripts = "".join(path.read_text() for path in (EXAMPLES / "mosquitto").glob("*.sh"))
     for body in ('{"method":"getDevices","params":{}}', '"timeout":2000,"oneway":false,"body":{"param1":"value1"}}}'):
         assert body in readme and body in scripts
+
+
+def test_the_readme_shows_these_coap_commands(env):
+    """Every `coap-client-notls` of the README that has an answer below it, with the port of this run."""
+    readme = (ROOT / "README.md").read_text()
+    shown = re.findall(r"```sh\n((?:#[^\n]*\n)?coap-client-notls .*?)```\n```json\n(.*?)\n```", readme, re.DOTALL)
+    assert len(shown) >= 2
+    for command, answer in shown:
+        here = command.replace("coap://127.0.0.1/", f"coap://127.0.0.1:{env['COAP_PORT']}/")
+        assert run("sh", "-c", here, within_s=PATIENCE_S).ok().out.strip() == answer
+    scripts = "".join(path.read_text() for path in (EXAMPLES / "coap").glob("*.sh"))
+    for body in ('{"method":"getDevices","params":{}}', '"timeout":2000,"oneway":false,"body":{"param1":"value1"}}}'):
+        assert body in scripts and any(body in command for command, _ in shown)
