@@ -1,0 +1,565 @@
+"""What does a device read over HTTP? Statuses, polls and their order, and what a bad client gets."""
+
+import json
+import random
+import socket
+import subprocess
+import time
+from contextlib import contextmanager
+
+import pytest
+from harness import said
+from harness.cluster import Cluster
+from harness.devices import HttpDevice, PahoV5
+from harness.devices.device import answering, echo
+from harness.nats_listener import NatsListener
+from harness.raw_http import RawHttp
+from harness.waiting import until
+
+TIME = '{"method":"getTime"}'
+
+
+@pytest.fixture
+def node(shared_cluster):
+    return shared_cluster.nodes[0]
+
+
+@pytest.fixture
+def http(node):
+    """A connection of its own."""
+    with RawHttp(node.http_port) as connection:
+        yield connection
+
+
+def rpc(identity, rest=""):
+    return f"/api/v1/{identity.token}/rpc{rest}"
+
+
+def send_msg(target, body="1", **params):
+    return json.dumps({"method": "sendMsg", "params": {"deviceId": target.id, "body": json.loads(body)} | params})
+
+
+def poll(node, identity, timeout_ms=20_000):
+    """A poll that is on its way, on a connection of its own."""
+    connection = RawHttp(node.http_port)
+    connection.send(f"GET {rpc(identity)}?timeout={timeout_ms} HTTP/1.1\nHost: test\n\n")
+    return connection
+
+
+def become_callable(connection, identity):
+    """The end of a poll says so."""
+    assert connection.ask("GET", rpc(identity, "?timeout=1")).status == 408
+
+
+@contextmanager
+def waiting_polls(node, more):
+    """Waits until so many more polls than before are waiting."""
+    before = node.admin.value("switchboard_http_polls")
+    yield
+    until(f"{more} polls wait", lambda: node.admin.value("switchboard_http_polls") == before + more)
+
+
+def test_statuses(http, family):
+    nobody = "/api/v1/nobody"
+    table = [
+        (("POST", rpc(family.a), TIME), 200),
+        (("POST", rpc(family.a), send_msg(family.b)), 200),
+        (("POST", rpc(family.a), send_msg(family.b, timeout=0)), 200),
+        (("POST", rpc(family.a), '{"method":"getFoo"}'), 200),
+        (("POST", rpc(family.a), ""), 400),
+        (("POST", rpc(family.a), "[]"), 400),
+        (("POST", rpc(family.a), '{"method":"sendMsg","params":{"deviceId":"A2"}}'), 400),
+        (("POST", f"{nobody}/rpc", TIME), 401),
+        (("GET", f"{nobody}/rpc"), 401),
+        (("POST", f"{nobody}/rpc/1", "1"), 401),
+        (("POST", f"{nobody}/telemetry", "{}"), 401),
+        (("POST", "/api/v1//rpc", TIME), 401),
+        (("POST", "/api/v1/%ff/rpc", TIME), 400),
+        (("POST", "/api/v1/a%00b/rpc", TIME), 401),
+        (("GET", rpc(family.a, "?timeout=1")), 408),
+        (("GET", rpc(family.a, "?timeout=-1")), 400),
+        (("GET", rpc(family.a, "?timeout=300001")), 400),
+        (("GET", rpc(family.a, "?timeout=" + "9" * 400)), 400),
+        (("GET", rpc(family.a, "?timeout=soon")), 400),
+        (("POST", rpc(family.a, "/1"), "1"), 404),
+        (("POST", rpc(family.a, "/0"), "1"), 404),
+        (("POST", rpc(family.a, "/99999999999"), "1"), 404),
+        (("POST", rpc(family.a, "/first"), "1"), 404),
+        (("POST", f"/api/v1/{family.a.token}/telemetry", '{"t":1}'), 200),
+        (("POST", f"/api/v1/{family.a.token}/attributes", "{"), 400),
+        (("GET", f"/api/v1/{family.a.token}/attributes"), 405),
+        (("PUT", rpc(family.a), TIME), 405),
+        (("GET", "/"), 404),
+        (("GET", f"/api/v1/{family.a.token}/firmware"), 404),
+    ]
+    # All on one connection, which is kept.
+    for request, status in table:
+        response = http.ask(*request)
+        assert response.status == status, (request, response)
+        assert status in (200, 405, 408) or response.error, request
+        if response.body:
+            assert response.headers["content-type"] == "application/json"
+
+
+def test_with_curl(node, family):
+    url = f"http://127.0.0.1:{node.http_port}/api/v1/{family.a.token}"
+
+    def curl(*arguments):
+        command = ["curl", "--silent", "--show-error", "--max-time", "20", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    target = f"http://127.0.0.1:{node.http_port}/api/v1/{family.b.token}"
+    assert json.loads(curl("--data", TIME, f"{url}/rpc"))["time"] > 1e12
+    assert curl("--data", send_msg(family.b), f"{url}/rpc") == said.OFFLINE
+    assert curl("--output", "-", "--write-out", "%{http_code}", f"{target}/rpc?timeout=1") == "408"
+    caller = subprocess.Popen(["curl", "--silent", "--data", send_msg(family.b, '{"x":1}'), f"{url}/rpc"], stdout=subprocess.PIPE)
+    call = json.loads(curl(f"{target}/rpc"))
+    assert call == {"id": call["id"], "method": "onMsg", "params": {"x": 1}}
+    assert curl("--data", '{"status":"ok"}', "--write-out", "%{http_code}", f"{target}/rpc/{call['id']}") == "200"
+    assert caller.communicate(timeout=20)[0] == b'{"status":"ok"}'
+
+
+def test_one_poll_takes_one_call_in_order(node, http, family, device):
+    caller = device(PahoV5, family.a).connect(node)
+    become_callable(http, family.b)
+    polls = []
+    for _ in range(3):
+        with waiting_polls(node, 1):
+            polls.append(poll(node, family.b))
+    answers = []
+    for number, connection in enumerate(polls):
+        answers.append(caller.send_msg(family.b, str(number)))
+        call = connection.response().json
+        assert call["params"] == number
+        assert http.ask("POST", rpc(family.b, f"/{call['id']}"), f'"{number}"').status == 200
+    assert [answer.text() for answer in answers] == ['"0"', '"1"', '"2"']
+    for connection in polls:
+        connection.close()
+
+
+def test_a_call_between_two_polls_waits(node, http, family, device):
+    caller = device(PahoV5, family.a).connect(node)
+    become_callable(http, family.b)
+    answers = [caller.send_msg(family.b, str(number)) for number in range(3)]
+    heard = set()
+    for _ in range(3):
+        call = http.ask("GET", rpc(family.b)).json
+        heard.add(call["params"])
+        http.ask("POST", rpc(family.b, f"/{call['id']}"), str(call["params"]))
+    assert heard == {0, 1, 2}
+    assert [answer.text() for answer in answers] == ["0", "1", "2"]
+
+
+def test_a_call_that_no_poll_takes_never_reached_the_device(node, http, family, device):
+    caller = device(PahoV5, family.a).connect(node)
+    become_callable(http, family.b)
+    started = time.monotonic()
+    assert caller.send_msg(family.b, "1", timeout=60_000).text() == said.OFFLINE
+    # The settings of these tests give a second of grace.
+    assert 0.5 < time.monotonic() - started < 10
+
+
+def test_a_device_at_work_may_answer_after_its_grace(node, http, family, device):
+    caller = device(PahoV5, family.a).connect(node)
+    become_callable(http, family.b)
+    answer = caller.send_msg(family.b, "1", timeout=60_000)
+    call = http.ask("GET", rpc(family.b)).json
+    assert caller.send_msg(family.b, "2", timeout=60_000).text() == said.OFFLINE
+    assert http.ask("POST", rpc(family.b, f"/{call['id']}"), '"late"').status == 200
+    assert answer.text() == '"late"'
+
+
+def test_an_answer_must_be_json_and_comes_once(node, http, family, device):
+    caller = device(PahoV5, family.a).connect(node)
+    become_callable(http, family.b)
+    answer = caller.send_msg(family.b, "1")
+    path = rpc(family.b, f"/{http.ask('GET', rpc(family.b)).json['id']}")
+    assert http.ask("POST", path, "ok").status == 400
+    assert http.ask("POST", path, "").status == 400
+    assert not answer.is_there()
+    # Another device's path does not answer this one's call.
+    assert http.ask("POST", path.replace(family.b.token, family.c.token), "1").status == 404
+    assert http.ask("POST", path, '"ok"').status == 200
+    assert http.ask("POST", path, '"ok"').status == 404
+    assert answer.text() == '"ok"'
+
+
+def test_a_one_way_call_is_delivered_by_the_poll_that_takes_it(node, http, family, device):
+    caller = device(PahoV5, family.a).connect(node)
+    become_callable(http, family.b)
+    answer = caller.send_msg(family.b, "1", oneway=True)
+    call = http.ask("GET", rpc(family.b)).json
+    assert answer.text() == "null"
+    assert http.ask("POST", rpc(family.b, f"/{call['id']}"), "1").status == 404
+
+
+def test_a_poll_whose_client_has_gone_swallows_no_call(node, http, family, device):
+    caller = device(PahoV5, family.a).connect(node)
+    become_callable(http, family.b)
+    with waiting_polls(node, 1):
+        poll(node, family.b).close()
+        staying = poll(node, family.b)
+    answer = caller.send_msg(family.b, "1")
+    call = staying.response().json
+    http.ask("POST", rpc(family.b, f"/{call['id']}"), '"heard"')
+    assert answer.text() == '"heard"'
+    staying.close()
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_polls_that_go_at_the_moment_of_a_call_swallow_none(node, http, family, device, pipelined):
+    """The client closes while the call is on its way: whichever is first, the call is heard by the next poll."""
+    caller = device(PahoV5, family.a).connect(node)
+    become_callable(http, family.b)
+    rng = random.Random(7)
+    for number in range(60):
+        going = poll(node, family.b)
+        if pipelined:
+            # Behind a request that waits to be read, the end of the connection is not seen by reading.
+            going.send(f"GET {rpc(family.b)} HTTP/1.1\nHost: test\n\n" * 2)
+        answer = caller.send_msg(family.b, str(number), timeout=20_000)
+        # The client is seen to go before, while and after the call comes; what it has read by then is its own.
+        time.sleep(rng.random() * 0.004)
+        going.socket.settimeout(0)
+        try:
+            heard = going.socket.recv(65536).decode()
+        except BlockingIOError:
+            heard = ""
+        going.close()
+        if heard:
+            call = json.loads(heard[heard.index("\r\n\r\n") :])
+        else:
+            response = http.ask("GET", rpc(family.b, "?timeout=3000"))
+            # A call that the system had handed to the socket in that very moment is in nobody's hands.
+            if response.status == 408:
+                pytest.fail(f"call {number} was swallowed")
+            call = response.json
+        assert call["params"] == number
+        assert http.ask("POST", rpc(family.b, f"/{call['id']}"), str(number)).status == 200
+        assert answer.text() == str(number)
+
+
+def test_more_polls_than_may_wait(node, http, family):
+    become_callable(http, family.b)
+    with waiting_polls(node, 16):
+        polls = [poll(node, family.b) for _ in range(16)]
+    response = http.ask("GET", rpc(family.b))
+    assert (response.status, response.headers["retry-after"], response.body) == (429, "1", said.BUSY)
+    for connection in polls:
+        connection.close()
+    until("they are gone", lambda: http.ask("GET", rpc(family.b, "?timeout=1")).status == 408)
+
+
+@pytest.mark.parametrize("where", [0, 1], ids=["same-node", "other-node"])
+def test_a_newer_session_takes_over(shared_cluster, node, http, family, device, where):
+    other = shared_cluster.nodes[where]
+    caller = device(PahoV5, family.a).connect(shared_cluster.nodes[1])
+    become_callable(http, family.b)
+    taken = caller.send_msg(family.b, "1", timeout=60_000)
+    call = http.ask("GET", rpc(family.b)).json
+    with waiting_polls(node, 1):
+        waiting = poll(node, family.b)
+    newer = device(PahoV5, family.b).connect(other).become_callable(answering('"mqtt"'))
+    assert waiting.response().status == 409
+    assert taken.text() == said.LOST, "a call that the older session has taken ends with it"
+    assert http.ask("POST", rpc(family.b, f"/{call['id']}"), "1").status == 404
+    assert caller.send_msg(family.b, "2").text() == '"mqtt"'
+    # And back: a poll is newer than that connection.
+    become_callable(http, family.b)
+    assert newer.ended.wait(20)
+    again = caller.send_msg(family.b, "3")
+    call = http.ask("GET", rpc(family.b)).json
+    http.ask("POST", rpc(family.b, f"/{call['id']}"), '"http"')
+    assert again.text() == '"http"'
+    waiting.close()
+
+
+def test_polls_at_one_node_after_the_other(shared_cluster, family, device):
+    caller = device(PahoV5, family.a).connect(shared_cluster.nodes[0])
+    with RawHttp(shared_cluster.nodes[0].http_port) as one, RawHttp(shared_cluster.nodes[1].http_port) as two:
+        for number, http in enumerate([one, two] * 5):
+            become_callable(http, family.b)
+            answer = caller.send_msg(family.b, str(number))
+            call = http.ask("GET", rpc(family.b)).json
+            http.ask("POST", rpc(family.b, f"/{call['id']}"), str(number))
+            assert answer.text() == str(number)
+
+
+def test_a_rotated_token_is_void_at_once(shared_cluster, node, http, family, device):
+    caller = device(PahoV5, family.a).connect(node)
+    become_callable(http, family.b)
+    with waiting_polls(node, 1):
+        waiting = poll(node, family.b)
+    open_call = device(HttpDevice, family.b).connect(node).send_msg(family.a, "1", timeout=60_000, connectTimeout=60_000)
+    answer = caller.send_msg(family.b, "1", timeout=60_000)
+    call = waiting.response().json
+    with waiting_polls(node, 1):
+        waiting = poll(node, family.b)
+    shared_cluster.accounts.cli("device", "rotate-token", family.b.id, "--yes", "--json").ok()
+    changed = time.monotonic()
+    assert waiting.response().status == 401
+    assert time.monotonic() - changed < 1.5
+    assert answer.text() == said.LOST
+    assert "No device has this access token!" in open_call.text()
+    assert http.ask("POST", rpc(family.b, f"/{call['id']}"), "1").status == 401
+    assert http.ask("POST", rpc(family.b), TIME).status == 401
+    assert caller.send_msg(family.b, "2").text() == said.OFFLINE
+    waiting.close()
+
+
+def test_a_removed_caller_is_refused_on_its_kept_connection(shared_cluster, http, family):
+    assert http.ask("POST", rpc(family.a), TIME).status == 200
+    shared_cluster.accounts.cli("device", "remove", "--yes", family.a.id).ok()
+    until("it is unknown", lambda: http.ask("POST", rpc(family.a), TIME).status == 401, within_s=1.5)
+
+
+def test_telemetry_and_attributes_reach_nats(shared_cluster, http, family):
+    with NatsListener(shared_cluster.nats.url, f"swb.uplink.*.{family.a.id}.*") as listener:
+        for kind, body in [("telemetry", '{"temperature":21}'), ("attributes", '{"fw": "1.0"}')]:
+            assert http.ask("POST", f"/api/v1/{family.a.token}/{kind}", body).status == 200
+            subject, message = listener.next()
+            assert (subject.rsplit(".", 2)[1:], message.decode()) == ([family.a.id, kind], body)
+
+
+def test_trace_context_is_carried(node, http, family):
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    become_callable(http, family.b)
+    with RawHttp(node.http_port) as caller:
+        body = send_msg(family.b)
+        caller.send(
+            f"POST {rpc(family.a)} HTTP/1.1\nHost: test\nTraceparent: {trace}\nContent-Length: {len(body)}\n\n{body}"
+        )
+        call = http.ask("GET", rpc(family.b))
+        assert call.headers["traceparent"] == trace
+        http.ask("POST", rpc(family.b, f"/{call.json['id']}"), "1")
+        assert caller.response().body == "1"
+
+
+def test_limits_of_a_caller(new_cluster, device):
+    cluster = new_cluster(
+        settings={
+            "ingress.calls_per_second_per_device": "1",
+            "ingress.call_burst_per_device": "4",
+            "ingress.uplinks_per_second_per_device": "1",
+            "ingress.uplink_burst_per_device": "2",
+            "ingress.max_calls_in_flight_per_caller": "2",
+            "ingress.max_connections": "6",
+        }
+    )
+    node, family = cluster.nodes[0], cluster.accounts.family()
+    hits = lambda limit: node.admin.value("switchboard_limits_hit_total", limit=limit)  # noqa: E731
+    # Each request on a connection of its own: what a device may do does not begin anew with it.
+    statuses = []
+    for _ in range(5):
+        with RawHttp(node.http_port) as http:
+            response = http.ask("POST", rpc(family.a), TIME)
+            statuses.append(response.status)
+    assert statuses == [200] * 4 + [429]
+    assert (response.body, response.headers["retry-after"]) == (said.BUSY, "1")
+    assert hits("call_rate") == 1
+    with RawHttp(node.http_port) as http:
+        uplink = [http.ask("POST", f"/api/v1/{family.a.token}/telemetry", "{}").status for _ in range(3)]
+    assert uplink == [200, 200, 429]
+    connections = [RawHttp(node.http_port) for _ in range(2)]
+    for connection in connections:
+        body = send_msg(family.a, timeout=20_000, connectTimeout=20_000)
+        connection.send(f"POST {rpc(family.b)} HTTP/1.1\nHost: t\nContent-Length: {len(body)}\n\n{body}")
+    until("both are open", lambda: RawHttp(node.http_port).ask("POST", rpc(family.b), TIME).status == 429)
+    assert hits("caller_in_flight") >= 1
+    for connection in connections:
+        connection.close()
+    # A caller that has gone holds no place.
+    until("there is room again", lambda: RawHttp(node.http_port).ask("POST", rpc(family.b), TIME).status == 200)
+
+
+def test_more_connections_than_there_may_be(new_cluster):
+    cluster = new_cluster(settings={"ingress.max_connections": "4"})
+    node, family = cluster.nodes[0], cluster.accounts.family()
+    kept = [RawHttp(node.http_port) for _ in range(4)]
+    for connection in kept:
+        assert connection.ask("POST", rpc(family.a), TIME).status == 200
+    with RawHttp(node.http_port) as over:
+        response = over.response()
+        assert (response.status, response.headers["retry-after"]) == (503, "1")
+        assert over.expect_closed() == b""
+    assert node.admin.value("switchboard_limits_hit_total", limit="connections") == 1
+    kept.pop().close()
+    until("there is room", lambda: _status(node, family.a) == 200)
+    for connection in kept:
+        connection.close()
+
+
+def _status(node, identity):
+    with RawHttp(node.http_port) as http:
+        return http.send(f"POST {rpc(identity)} HTTP/1.1\nHost: t\nContent-Length: {len(TIME)}\n\n{TIME}").response().status
+
+
+# What no well-behaved client sends.
+
+
+def test_a_body_that_is_too_large(node, http, family):
+    exact = '"' + "x" * 65_534 + '"'
+    assert http.ask("POST", f"/api/v1/{family.a.token}/telemetry", exact).status == 200
+    response = http.ask("POST", rpc(family.a), exact + " ")
+    assert (response.status, response.headers["connection"]) == (413, "close")
+    assert http.expect_closed() == b""
+    with RawHttp(node.http_port) as chunked:
+        chunked.send(f"POST {rpc(family.a)} HTTP/1.1\nHost: test\nTransfer-Encoding: chunked\n\n")
+        for _ in range(5):
+            chunked.send("8000\n" + "x" * 0x8000 + "\n")
+        assert chunked.response().status == 413
+    with RawHttp(node.http_port) as announced:
+        # Nothing is kept free for what is only announced.
+        announced.send(f"POST {rpc(family.a)} HTTP/1.1\nHost: test\nContent-Length: 99999999999999\n\n")
+        assert announced.response().status == 413
+
+
+def test_a_chunked_body_is_one_request(http, family):
+    http.send(f"POST {rpc(family.a)} HTTP/1.1\nHost: test\nTransfer-Encoding: chunked\n\n")
+    for part in TIME:
+        http.send(f"1\n{part}\n")
+    assert http.send("0\n\n").response().status == 200
+
+
+def test_slow_senders_are_cut_off(new_cluster):
+    cluster = new_cluster(settings={"http.header_timeout_ms": "500", "http.request_timeout_ms": "700"})
+    node, family = cluster.nodes[0], cluster.accounts.family()
+    with RawHttp(node.http_port) as silent, RawHttp(node.http_port) as head, RawHttp(node.http_port) as body:
+        started = time.monotonic()
+        head.send(f"POST {rpc(family.a)} HTTP/1.1\nHost: te")
+        body.send(f"POST {rpc(family.a)} HTTP/1.1\nHost: test\nContent-Length: 30\n\n{{")
+        silent.expect_closed()
+        head.expect_closed()
+        response = body.response()
+        assert (response.status, response.headers["connection"]) == (408, "close")
+        body.expect_closed()
+        assert 0.4 < time.monotonic() - started < 10
+
+
+def test_a_client_that_does_not_read_is_cut_off(new_cluster):
+    cluster = new_cluster(settings={"http.request_timeout_ms": "500"})
+    node, family = cluster.nodes[0], cluster.accounts.family()
+    body = json.dumps({"method": "x" * 64})
+    request = f"POST {rpc(family.a)} HTTP/1.1\nHost: t\nContent-Length: {len(body)}\n\n{body}".replace("\n", "\r\n").encode()
+    with RawHttp(node.http_port) as deaf:
+        deaf.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.socket.settimeout(20)
+        with pytest.raises(OSError):  # noqa: PT012
+            for _ in range(200_000):
+                deaf.socket.sendall(request)
+    assert _status(node, family.a) == 200
+
+
+def test_pipelined_requests_are_answered_in_order(node, http, family):
+    one = f"POST {rpc(family.a)} HTTP/1.1\nHost: t\nContent-Length: {len(TIME)}\n\n{TIME}"
+    two = f"POST {rpc(family.a, '/7')} HTTP/1.1\nHost: t\nContent-Length: 1\n\n1"
+    http.send((one + two) * 20)
+    assert [http.response().status for _ in range(40)] == [200, 404] * 20
+
+
+@pytest.mark.parametrize(
+    ("request_text", "status"),
+    [
+        ("GARBAGE\n\n", 400),
+        ("GET / HTTP/9.9\nHost: t\n\n", 400),
+        ("POST /api/v1/t/rpc HTTP/1.1\nHost: t\nContent-Length: -1\n\n", 400),
+        ("POST /api/v1/t/rpc HTTP/1.1\nHost: t\nContent-Length: 1\nContent-Length: 2\n\n1", 400),
+        ("POST /api/v1/t/rpc HTTP/1.1\nHost: t\nContent-Length: 5\nTransfer-Encoding: chunked\n\n0\n\n", 401),
+        ("POST /api/v1/t/rpc HTTP/1.1\nHost: t\nTransfer-Encoding: gzip\n\n", 400),
+        ("GET /api/v1/\xff\xfe/rpc HTTP/1.1\nHost: t\n\n", 400),
+        ("GET /" + "x" * 20_000 + " HTTP/1.1\nHost: t\n\n", 414),
+        ("GET / HTTP/1.1\n" + "X: y\n" * 200 + "\n", 431),
+        ("GET / HTTP/1.1\nX: " + "y" * 20_000 + "\n\n", 431),
+    ],
+    ids=lambda it: repr(it)[:60],
+)
+def test_bytes_that_are_no_request(http, request_text, status):
+    response = http.send(request_text.replace("\n", "\r\n").encode("latin-1")).response()
+    assert response.status in ((status, 431) if status == 414 else (status,)), response
+
+
+def test_a_body_shorter_than_it_says_ends_with_its_connection(node, family):
+    before = node.admin.value("switchboard_calls_total", method="getTime", outcome="answered")
+    with RawHttp(node.http_port) as liar:
+        liar.send(f"POST {rpc(family.a)} HTTP/1.1\nHost: t\nContent-Length: 500\n\n{TIME}")
+        liar.socket.shutdown(socket.SHUT_WR)
+        liar.expect_closed()
+    assert node.admin.value("switchboard_calls_total", method="getTime", outcome="answered") == before
+
+
+def test_a_body_longer_than_it_says_is_a_request_of_its_own_and_none(http, family):
+    http.send(f"POST {rpc(family.a)} HTTP/1.1\nHost: t\nContent-Length: {len(TIME)}\n\n{TIME}{TIME}\n\n")
+    assert http.response().status == 200
+    assert http.response().status == 400
+
+
+def test_head_takes_no_call(node, http, family, device):
+    caller = device(PahoV5, family.a).connect(node)
+    become_callable(http, family.b)
+    with RawHttp(node.http_port) as head:
+        head.send(f"HEAD {rpc(family.b)} HTTP/1.1\nHost: t\n\n")
+        answer = caller.send_msg(family.b, "1")
+        assert head.response("HEAD").status == 200
+    call = http.ask("GET", rpc(family.b)).json
+    http.ask("POST", rpc(family.b, f"/{call['id']}"), "2")
+    assert answer.text() == "2"
+
+
+def test_thousands_of_half_open_requests_disturb_nobody(node, family, device):
+    target = device(HttpDevice, family.b).connect(node).become_callable(echo)
+    caller = device(PahoV5, family.a).connect(node)
+    half = []
+    for number in range(2000):
+        connection = socket.create_connection(("127.0.0.1", node.http_port), 20)
+        connection.sendall(b"POST /api/v1/x/rpc HTTP/1.1\r\nContent-Length: 65536\r\n" + b"\r\n{" * (number % 2))
+        half.append(connection)
+    assert caller.send_msg(family.b, "1").text() == "1"
+    for connection in half:
+        connection.close()
+    assert caller.send_msg(family.b, "2").text() == "2"
+    assert not target.ended.is_set()
+
+
+# The end of a node.
+
+
+def test_a_draining_node_lets_polls_go_and_takes_answers(new_cluster, device):
+    cluster = new_cluster(nodes=2)
+    family = cluster.accounts.family()
+    draining, staying = cluster.nodes
+    caller = device(PahoV5, family.a).connect(staying)
+    with RawHttp(draining.http_port) as http, RawHttp(draining.http_port) as idle:
+        become_callable(http, family.b)
+        become_callable(idle, family.c)
+        answer = caller.send_msg(family.b, "1", timeout=20_000)
+        call = http.ask("GET", rpc(family.b)).json
+        with waiting_polls(draining, 1):
+            waiting = poll(draining, family.c)
+        draining.process.term()
+        response = waiting.response()
+        assert (response.status, response.headers["connection"]) == (408, "close")
+        until("nobody can call", lambda: '"online":true' not in caller.get_devices({"online": True}))
+        # The answer may come on the connection that it has, or, as here, on a new one.
+        with RawHttp(draining.http_port) as late:
+            response = late.ask("POST", rpc(family.b, f"/{call['id']}"), '"in time"')
+            assert (response.status, response.headers["connection"]) == (200, "close")
+        assert answer.text() == '"in time"'
+        assert draining.process.wait() == 0
+        assert not [line for line in draining.process.log_lines() if line["level"] in ("ERROR", "WARN")]
+
+
+def test_what_a_draining_node_still_owes_is_cut_off_in_the_end(new_cluster, device):
+    cluster = new_cluster(nodes=2, settings={"ingress.drain_ms": "700"})
+    family = cluster.accounts.family()
+    draining, staying = cluster.nodes
+    device(PahoV5, family.b).connect(staying).become_callable()
+    caller = device(PahoV5, family.a).connect(staying)
+    with RawHttp(draining.http_port) as http:
+        become_callable(http, family.c)
+        answer = caller.send_msg(family.c, "1", timeout=60_000)
+        http.ask("GET", rpc(family.c))
+        unanswered = device(HttpDevice, family.c).connect(draining).send_msg(family.b, "1", timeout=60_000)
+        until("it is open", lambda: staying.admin.value("switchboard_claims_held") == 1)
+        assert draining.term() == 0
+        assert answer.text() == said.LOST
+        assert "shutting down" in unanswered.text()
