@@ -64,7 +64,8 @@ impl Locator {
         if let Some(found) = self.in_map(device, refuted) {
             return Ok(Some(found));
         }
-        let stored = self.store.look_up(device, wait).await;
+        // Boxed, as all that is awaited rarely: a call's task is copied when it starts.
+        let stored = Box::pin(self.store.look_up(device, wait)).await;
         match &stored {
             Ok(Some(_)) => self.meters.lookups_found.increment(1),
             Ok(None) => self.meters.lookups_none.increment(1),
@@ -128,7 +129,8 @@ impl Locator {
     pub(crate) async fn node_gone(&self, node: NodeId) {
         loop {
             sleep(self.store.lease() / 4).await;
-            if !self.leases.may_live(node) && matches!(self.store.is_leased(node).await, Ok(false)) {
+            if !self.leases.may_live(node) && matches!(Box::pin(self.store.is_leased(node)).await, Ok(false))
+            {
                 return;
             }
         }

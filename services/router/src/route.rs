@@ -60,7 +60,7 @@ impl Router {
             router.meters.ended(&outcome);
             router.meters.call_seconds.record(arrived.elapsed());
             for refuted in refuted {
-                router.locator.clear(call.target, refuted).await;
+                Box::pin(router.locator.clear(call.target, refuted)).await;
             }
         });
     }
@@ -94,7 +94,9 @@ impl Router {
             let wait = deadline.remaining(Instant::now()).as_duration().min(LOOK_UP_WAIT);
             let found = match self.locator.locate(call.target, refuted, wait).await {
                 Ok(Some(found)) => Some(found),
-                Ok(None) => self.locator.await_arrival(call.target, refuted, connect_deadline).await,
+                Ok(None) => {
+                    Box::pin(self.locator.await_arrival(call.target, refuted, connect_deadline)).await
+                }
                 Err(error) => {
                     tracing::warn!(%error, call = %call.call, target = %call.target, "cannot locate the target");
                     return (Outcome::Unavailable, Bytes::new());

@@ -97,14 +97,17 @@ declare::settings! {
         drain_ms: u64 = 10_000, 0..=600_000;
         /// Claims written again a second after NATS came back or lost its memory.
         reclaim_per_second: u32 = 5_000, 1..=1_000_000;
-        /// Threads of the process; 0: one for each core.
-        worker_threads: u16 = 0, 0..=1_024;
+        /// Threads of the process; 0: one for each core. One thread spends the least CPU on a call, and further
+        /// processes share the work as well as further threads do.
+        worker_threads: u16 = 1, 0..=1_024;
     }
 
     /// MQTT 3.1.1 and 5, both on one port.
     [mqtt] Mqtt {
         /// Address to listen on. Loopback unless told: 0.0.0.0:1883 is every IPv4 address of the machine.
         listen: SocketAddr = loopback(1883), Anything;
+        /// Address for MQTT over TLS; not listened on without `tls.certificate_file`.
+        tls_listen: SocketAddr = loopback(8883), Anything;
         /// Bytes of one packet; a larger one closes the connection (v5: 0x95). Stay well below `max_payload` of NATS,
         /// 1 MiB unless set there: it carries a call's body in a message of its own.
         max_packet_bytes: u32 = 65_536, 1_024..=1_048_576;
@@ -128,6 +131,8 @@ declare::settings! {
     [http] Http {
         /// Address to listen on. Loopback unless told: 0.0.0.0:8080 is every IPv4 address of the machine.
         listen: SocketAddr = loopback(8080), Anything;
+        /// Address for HTTPS, and for MQTT over WebSocket under TLS; not listened on without `tls.certificate_file`.
+        tls_listen: SocketAddr = loopback(8443), Anything;
         /// Bytes of one request's body; a larger one is refused (413). Stay well below `max_payload` of NATS, 1 MiB
         /// unless set there.
         max_body_bytes: usize = 65_536, 1_024..=1_048_576;
@@ -150,6 +155,19 @@ declare::settings! {
         /// Milliseconds for which a device is kept in mind after its last request, so that its next one needs no
         /// question to the authorizer. One that changes in the registry is forgotten at once.
         session_idle_ms: u64 = 60_000, 100..=3_600_000;
+    }
+
+    /// The certificate for devices that come over TLS (1.2 and 1.3), MQTT and HTTP alike.
+    [tls] Tls {
+        /// File with the certificate in PEM, and behind it those that it was issued with; empty: no TLS. The files are
+        /// read again when they change.
+        certificate_file: Option<PathBuf> = None, Anything;
+        /// File with the certificate's private key in PEM.
+        key_file: Option<PathBuf> = None, Anything;
+        /// Milliseconds a TLS handshake may take; then the connection is closed.
+        handshake_timeout_ms: u64 = 10_000, 100..=600_000;
+        /// Milliseconds between two looks at whether the files have changed.
+        reload_check_ms: u64 = 10_000, 100..=86_400_000;
     }
 
     /// CoAP over UDP (RFC 7252), with Observe (RFC 7641) and block-wise transfer (RFC 7959).
@@ -199,16 +217,18 @@ declare::settings! {
 
     /// The service that knows devices, and says which call is allowed.
     [authorizer] Authorizer {
-        /// Threads of the process; 0: one for each core.
-        worker_threads: u16 = 0, 0..=1_024;
+        /// Threads of the process; 0: one for each core. One thread spends the least CPU on a call, and further
+        /// processes share the work as well as further threads do.
+        worker_threads: u16 = 1, 0..=1_024;
         /// Milliseconds that questions already received may take to be answered when the service stops.
         drain_ms: u64 = 5_000, 0..=600_000;
     }
 
     /// The service that finds a call's target, and brings the answer back.
     [router] Router {
-        /// Threads of the process; 0: one for each core.
-        worker_threads: u16 = 0, 0..=1_024;
+        /// Threads of the process; 0: one for each core. One thread spends the least CPU on a call, and further
+        /// processes share the work as well as further threads do.
+        worker_threads: u16 = 1, 0..=1_024;
         /// Milliseconds that calls in flight may take to end when the service stops; the rest is cut off.
         drain_ms: u64 = 10_000, 0..=600_000;
         /// Calls that may wait for their target at once; a further one ends as "Too many requests!".
@@ -239,7 +259,7 @@ impl Nats {
 
 /// What no setting can say alone; asked only about settings that are valid by themselves.
 fn check_together(settings: &Settings, checks: &mut Checks<'_>) {
-    let Settings { nats, device_api, ingress, mqtt, http, .. } = settings;
+    let Settings { nats, device_api, ingress, mqtt, http, tls, .. } = settings;
     checks.at_most(
         ("device_api.default_timeout_ms", u64::from(device_api.default_timeout_ms)),
         ("device_api.max_timeout_ms", u64::from(device_api.max_timeout_ms)),
@@ -259,6 +279,17 @@ fn check_together(settings: &Settings, checks: &mut Checks<'_>) {
     checks.at_most(
         ("http.poll_timeout_ms", http.poll_timeout_ms),
         ("http.max_poll_timeout_ms", http.max_poll_timeout_ms),
+    );
+    let (certificate, key) = ("tls.certificate_file", "tls.key_file");
+    checks.holds(
+        &[certificate, key],
+        tls.certificate_file.is_none() || tls.key_file.is_some(),
+        "needs tls.key_file beside it",
+    );
+    checks.holds(
+        &[key, certificate],
+        tls.key_file.is_none() || tls.certificate_file.is_some(),
+        "needs tls.certificate_file beside it",
     );
     let (user, password) = ("nats.user", "nats.password");
     checks.holds(

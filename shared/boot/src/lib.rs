@@ -91,13 +91,16 @@ where
     }
 }
 
-/// A runtime with so many threads, 0 for one for each core.
+/// A runtime with so many threads, 0 for one for each core. With one, everything runs on the thread that waits here.
 ///
 /// # Errors
 /// When the system refuses threads.
 pub fn runtime(worker_threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    if worker_threads > 0 {
+    let mut builder = match worker_threads {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    if worker_threads > 1 {
         builder.worker_threads(worker_threads);
     }
     builder.enable_all().build().context("cannot start the runtime's threads")

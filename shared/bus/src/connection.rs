@@ -11,6 +11,7 @@ use async_nats::connection::State;
 use async_nats::message::OutboundMessage;
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, StatusCode, Subject};
 use bytes::Bytes;
+use futures::FutureExt;
 use futures::StreamExt;
 use rpc::{NodeId, Subjects};
 use tokio::sync::{Notify, watch};
@@ -449,8 +450,14 @@ impl Bus {
         if is_closed.load(Ordering::Relaxed) || client.connection_state() != State::Connected {
             return Err(TellError::Down);
         }
-        let sent = client.publish_message(OutboundMessage { subject, reply, payload, headers });
-        match timeout(wait, sent).await {
+        let message = OutboundMessage { subject, reply, payload, headers };
+        // Nearly always there is room at once. The copy shares the message's memory.
+        let sent = match client.publish_message(message.clone()).now_or_never() {
+            Some(sent) => Ok(sent),
+            // Boxed: whoever asks or tells keeps little while it waits for other things.
+            None => Box::pin(timeout(wait, client.publish_message(message))).await,
+        };
+        match sent {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) if error.kind() == async_nats::PublishErrorKind::Send => Err(TellError::Down),
             Ok(Err(error)) => {
