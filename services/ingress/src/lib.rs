@@ -13,6 +13,7 @@ pub mod mqtt;
 pub mod node;
 pub mod session;
 pub mod sessions;
+pub mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use bus::{Bus, ClaimStore};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::field::display;
 
 use crate::calls::Calls;
 use crate::coap::endpoint::EndpointLimits;
@@ -31,13 +33,16 @@ use crate::mailbox::{EndReason, Mail};
 use crate::mqtt::session::SessionLimits;
 use crate::node::{Inlets, Node};
 use crate::session::Rate;
+use crate::tls::Tls;
 
 /// Ingress with its ports bound. Nothing is accepted until it is served.
 #[derive(Debug)]
 pub struct Ingress {
     mqtt: mqtt::Listener,
+    mqtts: Option<mqtt::Listener>,
     http: http::Listener,
     coap: coap::Listener,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Ingress {
@@ -46,16 +51,33 @@ impl Ingress {
     /// # Errors
     /// When a port cannot be bound; the error names its setting.
     pub async fn bind(settings: &Settings) -> anyhow::Result<Self> {
+        let tls = Tls::load(&settings.tls)?;
+        let mqtts = match &tls {
+            Some(tls) => Some(mqtt::Listener::bind(settings.mqtt.tls_listen, Some(Arc::clone(tls))).await?),
+            None => None,
+        };
         Ok(Ingress {
-            mqtt: mqtt::Listener::bind(settings.mqtt.listen).await?,
-            http: http::Listener::bind(settings.http.listen).await?,
+            mqtt: mqtt::Listener::bind(settings.mqtt.listen, None).await?,
+            mqtts,
+            http: http::Listener::bind(&settings.http, tls.clone()).await?,
             coap: coap::Listener::bind(settings.coap.listen).await?,
+            tls,
         })
     }
 
     /// Where MQTT listens.
     pub fn mqtt_address(&self) -> SocketAddr {
         self.mqtt.address()
+    }
+
+    /// Where MQTT listens under TLS, if it does.
+    pub fn mqtts_address(&self) -> Option<SocketAddr> {
+        self.mqtts.as_ref().map(mqtt::Listener::address)
+    }
+
+    /// Where HTTPS listens, if it does.
+    pub fn https_address(&self) -> Option<SocketAddr> {
+        self.http.tls_address()
     }
 
     /// Where HTTP listens.
@@ -95,14 +117,19 @@ impl Ingress {
         in_background(Box::pin(node::recheck_sessions(Arc::clone(&node), recheck)));
         in_background(Box::pin(node::follow_connection(Arc::clone(&node), ready.clone())));
         let (mqtt, http, coap) = (self.mqtt.address(), self.http.address(), self.coap.address());
-        tracing::info!(node = %node.id, %mqtt, %http, %coap, "ingress serves devices");
+        let (mqtts, https) = (self.mqtts_address().map(display), self.https_address().map(display));
+        tracing::info!(node = %node.id, %mqtt, %http, %coap, mqtts, https, "ingress serves devices");
+        if let Some(tls) = self.tls {
+            in_background(Box::pin(tls.keep_fresh()));
+        }
         let coap_limits = endpoint_limits(&settings, &limits);
         connections.spawn(self.coap.serve(Arc::clone(&node), coap_limits, stop_accepting.clone()));
         let (tracked, stop) = (connections.clone(), stop_accepting.clone());
         in_background(Box::pin(self.http.serve(Arc::clone(&node), Arc::clone(&limits), tracked, stop)));
-        let accepting = connections.clone();
-        let mqtt = self.mqtt.serve(Arc::clone(&node), limits, accepting, stop_accepting.clone());
-        background.spawn(mqtt);
+        for listener in self.mqtts.into_iter().chain([self.mqtt]) {
+            let (tracked, stop) = (connections.clone(), stop_accepting.clone());
+            background.spawn(listener.serve(Arc::clone(&node), Arc::clone(&limits), tracked, stop));
+        }
 
         context.shutdown.cancelled().await;
         ready.not_ready("shutting down");

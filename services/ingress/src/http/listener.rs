@@ -18,6 +18,7 @@ use super::metrics::HttpMetrics;
 use super::routes::{Server, router};
 use crate::mqtt::session::SessionLimits;
 use crate::node::Node;
+use crate::tls::Tls;
 
 /// How many clients over the limit are told so at a time; further ones are closed without a word.
 const MAX_REFUSALS_AT_ONCE: usize = 256;
@@ -33,29 +34,41 @@ const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nC
     Content-Type: application/json\r\nContent-Length: 53\r\n\r\n\
     {\"error\":\"This node has as many devices as it may!\"}\n";
 
-/// A bound port, not yet served.
+/// Bound ports, not yet served.
 #[derive(Debug)]
 pub struct Listener {
+    plain: Bound,
+    secure: Option<(Bound, Arc<Tls>)>,
+}
+
+#[derive(Debug)]
+struct Bound {
     listener: TcpListener,
     address: SocketAddr,
 }
 
 impl Listener {
-    /// Binds `http.listen`.
+    /// Binds `http.listen`, and with `tls` `http.tls_listen` too.
     ///
     /// # Errors
-    /// When the address is taken or not this machine's.
-    pub async fn bind(address: SocketAddr) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind(address)
-            .await
-            .with_context(|| format!("HTTP cannot listen on {address} (setting http.listen)"))?;
-        let address = listener.local_addr()?;
-        Ok(Listener { listener, address })
+    /// When an address is taken or not this machine's.
+    pub async fn bind(settings: &boot::config::Http, tls: Option<Arc<Tls>>) -> anyhow::Result<Self> {
+        let plain = bind(settings.listen, "http.listen").await?;
+        let secure = match tls {
+            Some(tls) => Some((bind(settings.tls_listen, "http.tls_listen").await?, tls)),
+            None => None,
+        };
+        Ok(Listener { plain, secure })
     }
 
-    /// Where it listens: the real port where 0 was asked for.
+    /// Where HTTP listens: the real port where 0 was asked for.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.plain.address
+    }
+
+    /// Where HTTPS listens, if it does.
+    pub fn tls_address(&self) -> Option<SocketAddr> {
+        self.secure.as_ref().map(|(bound, _)| bound.address)
     }
 
     /// Accepts until `stop`, and then for as long as a device may still answer a call that it has taken: its answer
@@ -80,12 +93,12 @@ impl Listener {
         };
         tokio::select! {
             () = stop.cancelled() => {}
-            () = acceptor.accept(&self.listener) => {}
+            () = acceptor.accept_all(&self) => {}
         }
         devices.drain();
         tokio::select! {
             () = devices.drained() => {}
-            () = acceptor.accept(&self.listener) => {}
+            () = acceptor.accept_all(&self) => {}
         }
         acceptor.closing.cancel();
     }
@@ -103,10 +116,20 @@ struct Acceptor {
 
 impl Acceptor {
     /// Without end.
-    async fn accept(&self, listener: &TcpListener) {
+    async fn accept_all(&self, from: &Listener) {
+        let plain = self.accept(&from.plain, None);
+        match &from.secure {
+            Some((bound, tls)) => {
+                tokio::join!(plain, self.accept(bound, Some(tls)));
+            }
+            None => plain.await,
+        }
+    }
+
+    async fn accept(&self, bound: &Bound, tls: Option<&Arc<Tls>>) {
         loop {
-            match listener.accept().await {
-                Ok((stream, _)) => self.begin(stream),
+            match bound.listener.accept().await {
+                Ok((stream, _)) => self.begin(stream, tls.cloned()),
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -115,24 +138,44 @@ impl Acceptor {
         }
     }
 
-    fn begin(&self, stream: TcpStream) {
+    fn begin(&self, stream: TcpStream, tls: Option<Arc<Tls>>) {
         if stream.set_nodelay(true).is_err() {
             return;
         }
         if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
             let (server, router) = (Arc::clone(&self.server), self.router.clone());
             let closing = self.closing.clone();
-            self.tasks.spawn(async move {
-                connection::serve(stream, server, router, closing).await;
-                drop(place);
-            });
+            // A task of its own kind each: one without TLS is not to be as large as one with it.
+            match tls {
+                None => self.tasks.spawn(async move {
+                    connection::serve(stream, server, router, closing).await;
+                    drop(place);
+                }),
+                Some(tls) => self.tasks.spawn(async move {
+                    if let Some(Some(stream)) = closing.run_until_cancelled(tls.accept(stream)).await {
+                        connection::serve(stream, server, router, closing).await;
+                    }
+                    drop(place);
+                }),
+            };
             return;
         }
         self.server.node.metrics.limit_hit(rpc::Limit::Connections);
-        if let Ok(place) = Arc::clone(&self.refusals).try_acquire_owned() {
+        // Under TLS a refusal would cost more than it is worth.
+        if tls.is_none()
+            && let Ok(place) = Arc::clone(&self.refusals).try_acquire_owned()
+        {
             self.tasks.spawn(refuse(stream, place));
         }
     }
+}
+
+async fn bind(address: SocketAddr, setting: &str) -> anyhow::Result<Bound> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("HTTP cannot listen on {address} (setting {setting})"))?;
+    let address = listener.local_addr()?;
+    Ok(Bound { listener, address })
 }
 
 async fn refuse(mut stream: TcpStream, place: OwnedSemaphorePermit) {

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::outbox::Outbox;
+use crate::tls::Secured;
 
 /// How long a closing connection may take to read our last words and close its end. Without it, closing with unread
 /// input resets the connection and can take the last answer with it.
@@ -32,6 +33,13 @@ impl Transport for TcpStream {
             Ok((received, _)) => received == 0,
             Err(error) => error != rustix::io::Errno::AGAIN,
         }
+    }
+}
+
+impl Transport for Secured {
+    /// Behind what TLS has yet to read, it is not seen.
+    fn is_gone(&self) -> bool {
+        self.socket().is_gone()
     }
 }
 

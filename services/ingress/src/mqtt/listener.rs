@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::connection;
 use super::session::SessionLimits;
 use crate::node::Node;
+use crate::tls::Tls;
 
 /// How many devices over the limit are told so at a time; further ones are closed without a word.
 const MAX_REFUSALS_AT_ONCE: usize = 256;
@@ -25,19 +26,21 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Listener {
     listener: TcpListener,
     address: SocketAddr,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Listener {
-    /// Binds `mqtt.listen`.
+    /// Binds `mqtt.listen`, or with `tls` `mqtt.tls_listen`.
     ///
     /// # Errors
     /// When the address is taken or not this machine's.
-    pub async fn bind(address: SocketAddr) -> anyhow::Result<Self> {
+    pub async fn bind(address: SocketAddr, tls: Option<Arc<Tls>>) -> anyhow::Result<Self> {
+        let setting = if tls.is_some() { "mqtt.tls_listen" } else { "mqtt.listen" };
         let listener = TcpListener::bind(address)
             .await
-            .with_context(|| format!("MQTT cannot listen on {address} (setting mqtt.listen)"))?;
+            .with_context(|| format!("MQTT cannot listen on {address} (setting {setting})"))?;
         let address = listener.local_addr()?;
-        Ok(Listener { listener, address })
+        Ok(Listener { listener, address, tls })
     }
 
     /// Where it listens: the real port where 0 was asked for.
@@ -78,12 +81,22 @@ impl Listener {
                 },
             };
             let (node, limits) = (Arc::clone(&node), Arc::clone(&limits));
-            connections.spawn(async move {
-                if prepare(&stream).is_ok() {
+            if prepare(&stream).is_err() {
+                continue;
+            }
+            // A task of its own kind each: one without TLS is not to be as large as one with it.
+            match self.tls.clone() {
+                None => connections.spawn(async move {
                     connection::serve(stream, node, limits, full).await;
-                }
-                drop(place);
-            });
+                    drop(place);
+                }),
+                Some(tls) => connections.spawn(async move {
+                    if let Some(stream) = tls.accept(stream).await {
+                        connection::serve(stream, node, limits, full).await;
+                    }
+                    drop(place);
+                }),
+            };
         }
     }
 }
