@@ -120,6 +120,11 @@ impl Part {
         self.set(Some(why.to_owned()));
     }
 
+    /// It is no part any more: what was waited for has come, and others say how it goes on.
+    pub fn withdraw(self) {
+        self.state.send_if_modified(|state| state.parts.remove(&self.name).is_some());
+    }
+
     fn set(&self, why: Option<String>) {
         self.state.send_if_modified(|state| match state.parts.get_mut(&self.name) {
             Some(part) if *part != why => {
@@ -187,6 +192,18 @@ mod tests {
         assert_eq!(health.unready(), [("bus".to_owned(), "NATS is gone".to_owned())]);
         health.part("bus").ready();
         assert!(health.is_ready(), "a part of the same name is the same part");
+    }
+
+    #[test]
+    fn between_two_parts_nothing_is_ready() {
+        let health = Health::new();
+        let connecting = health.part("nats");
+        connecting.withdraw();
+        assert!(!health.is_ready(), "what comes next has yet to begin");
+        let serving = health.part("calls");
+        assert!(!health.is_ready());
+        serving.ready();
+        assert!(health.is_ready());
     }
 
     #[test]

@@ -38,7 +38,8 @@ impl Bus {
             };
             match connected {
                 Ok(bus) => {
-                    nats.ready();
+                    // Not "ready": until the service has named its own parts, that would be said of the process.
+                    nats.withdraw();
                     return Some(bus);
                 }
                 Err(error) => {
