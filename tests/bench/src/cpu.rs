@@ -41,6 +41,23 @@ fn by_ticks(pid: u32) -> Result<Duration> {
     Ok(Duration::from_nanos(ticks * 1_000_000_000 / ticks_per_s))
 }
 
+/// The processor time that the whole machine has spent, on everybody: all cores, what the hypervisor took included.
+///
+/// # Errors
+/// When /proc/stat cannot be read.
+pub fn used_by_all() -> Result<Duration> {
+    let text = fs::read_to_string("/proc/stat")?;
+    let all =
+        text.lines().find_map(|line| line.strip_prefix("cpu ")).context("no line `cpu` in /proc/stat")?;
+    let mut ticks = 0;
+    // user, nice, system, idle, iowait, irq, softirq, steal (proc(5)).
+    for (position, field) in all.split_ascii_whitespace().take(8).enumerate() {
+        let idle = position == 3 || position == 4;
+        ticks += if idle { 0 } else { field.parse::<u64>()? };
+    }
+    Ok(Duration::from_nanos(ticks * 1_000_000_000 / rustix::param::clock_ticks_per_second()))
+}
+
 /// A process' memory, in bytes.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Memory {

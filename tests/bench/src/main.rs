@@ -85,6 +85,9 @@ fn main() -> Result<ExitCode> {
     })
 }
 
+/// What others may use of one core before the figures need a warning.
+const BUSY_PERCENT: f64 = 10.0;
+
 async fn measure(arguments: &RunArguments) -> Result<ExitCode> {
     let options = options(arguments)?;
     let versions = options
@@ -107,6 +110,13 @@ async fn measure(arguments: &RunArguments) -> Result<ExitCode> {
     if let Some(path) = &arguments.json {
         fs::write(path, serde_json::to_vec_pretty(&report)?)
             .with_context(|| format!("{}", path.display()))?;
+    }
+    let others = report.others_busy_percent();
+    if others > BUSY_PERCENT {
+        eprintln!(
+            "The machine was not quiet: other programs used up to {others:.0} % of a core. That lengthens tails, and \
+             makes messages pile up and be handled in batches, which hides what they cost one by one."
+        );
     }
     let faults = report.faults();
     for fault in &faults {

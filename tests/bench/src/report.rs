@@ -97,6 +97,8 @@ pub struct LoadFigures {
     pub client_cpu_us_a_call: f64,
     /// How much of its one thread's time the bench used: near 100, it was what limited calls a second.
     pub client_busy_percent: f64,
+    /// What everything else on the machine used, in percent of one core: the figures of a busy machine are worth little.
+    pub others_busy_percent: f64,
     /// Resident memory when the window ended.
     pub server_rss_mib: PerProcess<f64>,
 }
@@ -228,6 +230,15 @@ impl Report {
         })
     }
 
+    /// What others used of the machine, at worst and in percent of one core, while calls were measured.
+    pub fn others_busy_percent(&self) -> f64 {
+        let loads = self.samples.iter().filter_map(|sample| match &sample.figures {
+            Some(Figures::Load(load)) => Some(load.others_busy_percent),
+            _ => None,
+        });
+        loads.fold(0.0, f64::max)
+    }
+
     /// What is wrong with the run: empty when every answer was right.
     pub fn faults(&self) -> Vec<String> {
         let faulty = |sample: &Sample| {
@@ -280,6 +291,7 @@ impl Report {
             "max",
             "client µs a call",
             "client busy",
+            "others busy",
             "RSS MiB",
         ];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
@@ -301,6 +313,7 @@ impl Report {
                 figure(2, |load| load.latency.max_ms),
                 figure(1, |load| load.client_cpu_us_a_call),
                 figure(0, |load| load.client_busy_percent) + " %",
+                figure(0, |load| load.others_busy_percent) + " %",
                 figure(1, |load| load.server_rss_mib.sum()),
             ]);
         }

@@ -117,6 +117,7 @@ async fn load(running: &Running, plan: Plan) -> Result<(Figures, Faults)> {
         server_cpu_us_a_call: cpu.map(|used| used.as_secs_f64() * 1e6 / calls),
         client_cpu_us_a_call: client.as_secs_f64() * 1e6 / calls,
         client_busy_percent: client.as_secs_f64() * 100.0 / window_s,
+        others_busy_percent: after.others_since(&before).as_secs_f64() * 100.0 / window_s,
         server_rss_mib: after.memory.map(|memory| count(memory.rss_bytes) / (1024.0 * 1024.0)),
     };
     Ok((Figures::Load(figures), observed.tally.faults()))
@@ -166,6 +167,7 @@ struct Usage {
     cpu: PerProcess<Duration>,
     memory: PerProcess<cpu::Memory>,
     client_cpu: Duration,
+    all_cpu: Duration,
 }
 
 impl Usage {
@@ -174,11 +176,19 @@ impl Usage {
             cpu: PerProcess::of(processes, cpu::used)?,
             memory: PerProcess::of(processes, cpu::memory)?,
             client_cpu: cpu::used(std::process::id())?,
+            all_cpu: cpu::used_by_all()?,
         })
     }
 
     fn cpu_since(&self, before: &Self) -> PerProcess<Duration> {
         self.cpu.zip(&before.cpu, |after, before| after.saturating_sub(*before))
+    }
+
+    /// What everything else on the machine used.
+    fn others_since(&self, before: &Self) -> Duration {
+        let servers = self.cpu_since(before).map(Duration::as_secs_f64).sum();
+        let ours = Duration::from_secs_f64(servers) + self.client_cpu.saturating_sub(before.client_cpu);
+        self.all_cpu.saturating_sub(before.all_cpu).saturating_sub(ours)
     }
 }
 
