@@ -81,6 +81,14 @@ class Ingress(Service):
         return int(self._serves()["coap"].rsplit(":", 1)[1])
 
     @property
+    def mqtts_port(self) -> int:
+        return int(self._serves()["mqtts"].rsplit(":", 1)[1])
+
+    @property
+    def https_port(self) -> int:
+        return int(self._serves()["https"].rsplit(":", 1)[1])
+
+    @property
     def node_id(self) -> str:
         return self._serves()["node"]
 

@@ -9,9 +9,9 @@ const devices = new Map()
 const say = (event) => process.stdout.write(JSON.stringify(event) + '\n')
 
 const commands = {
-  connect: ({ device, port, username }, done) => {
-    const client = mqtt.connect({
-      host: '127.0.0.1', port, username, protocolVersion: 5, clientId: '', clean: true, reconnectPeriod: 0
+  connect: ({ device, url, ca, username }, done) => {
+    const client = mqtt.connect(url, {
+      ca, username, protocolVersion: 5, clientId: '', clean: true, reconnectPeriod: 0
     })
     devices.set(device, client)
     client.once('connect', () => done())

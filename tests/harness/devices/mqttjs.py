@@ -21,6 +21,8 @@ class MqttJs(Device):
     """A device that speaks MQTT 5 with mqtt.js."""
 
     protocol = "mqtt.js-5"
+    # A certificate in PEM that those of servers must be issued with.
+    ca: str | None = None
     _serials: ClassVar = itertools.count(1)
 
     def __init__(self, identity: Identity) -> None:
@@ -33,9 +35,12 @@ class MqttJs(Device):
 
     def connect(self, node: Ingress) -> Self:
         self.is_connected = True
-        self._do("connect", port=node.mqtt_port, username=self.identity.token)
+        self._do("connect", url=self.url(node), ca=self.ca, username=self.identity.token)
         self._do("subscribe", filter=RESPONSES + "+", qos=1)
         return self
+
+    def url(self, node: Ingress) -> str:
+        return f"mqtt://127.0.0.1:{node.mqtt_port}"
 
     def ask(self, request: str) -> Answer:
         serial, answer = next(self._requests), Answer()
@@ -70,6 +75,15 @@ class MqttJs(Device):
                 payload,
                 lambda body: self._driver.tell(do="publish", device=self._number, topic=response, payload=body, qos=1),
             )
+
+
+class MqttJsWebSocket(MqttJs):
+    """The same over WebSocket."""
+
+    protocol = "mqtt.js-ws"
+
+    def url(self, node: Ingress) -> str:
+        return f"ws://127.0.0.1:{node.http_port}/mqtt"
 
 
 class _Driver:
