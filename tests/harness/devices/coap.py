@@ -40,6 +40,8 @@ class CoapDevice(Device):
         super().__init__(identity)
         # The code of the notification that ended the observation, if the server did.
         self.end_code: str | None = None
+        # Of the newest call.
+        self.last_number: int | None = None
         self._base = ""
         self._context: aiocoap.Context | None = None
         self._registration: aiocoap.Message | None = None
@@ -100,7 +102,7 @@ class CoapDevice(Device):
         self.ended.set()
 
     def _take(self, text: str) -> None:
-        number = json.loads(text)["id"]
+        number = self.last_number = json.loads(text)["id"]
         # The number is what CoAP adds; the rest is the same for every protocol.
         self._called(re.sub(rf'^\{{"id":{number},', "{", text), lambda body: self._answer(number, body))
 

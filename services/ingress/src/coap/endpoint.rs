@@ -557,6 +557,10 @@ impl Endpoint {
     }
 
     fn hand_up(&mut self, origin: Origin, device: Key, kind: UplinkKind, body: Bytes, now: Instant) {
+        if !device_api::answer_is_json(&body) {
+            let why = reply::refused(Code::BAD_REQUEST, "The body must be JSON in UTF-8!");
+            return self.respond(&origin, Some(device), why, now);
+        }
         let rate = self.limits.uplink_rate;
         let Some(admitted) = self.caller(device).map(|mut caller| caller.admit_uplink(rate, now)) else {
             return;
@@ -1127,7 +1131,8 @@ impl Endpoint {
                 let id = self.last_request;
                 if !self.messages.begin(origin.source, origin.id, id) {
                     self.effects.push_back(Effect::LimitHit(Limit::Exchanges));
-                    self.respond(&origin, Some(device), reply::full(), now);
+                    let known = (!matches!(doing, Doing::Checking(_))).then_some(device);
+                    self.respond(&origin, known, reply::full(), now);
                     return None;
                 }
                 origin.request = Some(id);

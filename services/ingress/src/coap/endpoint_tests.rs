@@ -481,7 +481,8 @@ fn uplinks_are_acknowledged_once_they_are_taken() {
     let (id, _) = world.uplinks.remove(0);
     world.endpoint.uplinked(id, false, world.now);
     world.settle();
-    assert_eq!(world.sent[0].code, "5.03");
+    assert_eq!(std::mem::take(&mut world.sent)[0].code, "5.03");
+    assert_eq!(world.says(1, &con(3, POST, "api/v1/TOKEN/attributes").body("{"))[0].code, "4.00");
 }
 
 #[test]

@@ -84,7 +84,7 @@ pub fn unavailable() -> Response {
 
 /// A limit of this node is reached.
 pub fn full() -> Response {
-    refused(Code::UNAVAILABLE, "This node has as many devices as it may!")
+    refused(Code::UNAVAILABLE, "This node has as much to do as it may!")
 }
 
 /// The device does something too often.

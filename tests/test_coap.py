@@ -1,0 +1,148 @@
+"""What does a device read over CoAP? Codes, observation and its end, and what libcoap's client makes of it."""
+
+import json
+import subprocess
+
+import pytest
+from aiocoap import GET, POST, PUT, Unreliable
+from harness import said
+from harness.accounts import identity
+from harness.devices import CoapDevice, PahoV5
+from harness.devices.device import answering, echo
+from harness.nats_listener import NatsListener
+from harness.waiting import until
+
+TIME = '{"method":"getTime"}'
+
+
+@pytest.fixture
+def node(shared_cluster):
+    return shared_cluster.nodes[0]
+
+
+@pytest.fixture
+def a(node, family, device):
+    return device(CoapDevice, family.a).connect(node)
+
+
+def send_msg(target, body="1", **params):
+    return json.dumps({"method": "sendMsg", "params": {"deviceId": target.id, "body": json.loads(body)} | params})
+
+
+def test_codes(a, family):
+    for code, path, body, expected in [
+        (POST, "rpc", TIME, "2.05"),
+        (POST, "rpc", send_msg(family.b), "2.05"),
+        (POST, "rpc", send_msg(family.b, timeout=0), "2.05"),
+        (POST, "rpc", '{"method":"getFoo"}', "2.05"),
+        (POST, "rpc", "", "4.00"),
+        (POST, "rpc", "[]", "4.00"),
+        (POST, "rpc", '{"method":"sendMsg","params":{"deviceId":"A2"}}', "4.00"),
+        (GET, "rpc", "", "4.00"),
+        (PUT, "rpc", TIME, "4.05"),
+        (POST, "rpc/1", "1", "4.04"),
+        (POST, "rpc/first", "1", "4.04"),
+        (POST, "rpc/99999999999", "1", "4.04"),
+        (POST, "telemetry", '{"t":1}', "2.04"),
+        (POST, "attributes", "{", "4.00"),
+        (GET, "attributes", "", "4.05"),
+        (POST, "firmware", "", "4.04"),
+        (POST, "rpc", json.dumps("x" * 70_000), "4.13"),
+    ]:
+        assert a.request(code, path, body)[0] == expected, (code, path, body[:80])
+    for options, expected in [({"accept": 50}, "2.05"), ({"accept": 60}, "4.06"), ({"if_none_match": True}, "4.02")]:
+        assert a.request(POST, "rpc", TIME, **options)[0] == expected, options
+    assert a.request(POST, "rpc", TIME, transport_tuning=Unreliable)[0] == "2.05"
+
+
+def test_an_unknown_token(node, device):
+    nobody = device(CoapDevice, identity("Nobody")).connect(node)
+    for path in ("rpc", "rpc/1", "telemetry"):
+        assert nobody.request(POST, path, TIME)[0] == "4.01", path
+
+
+def test_with_libcoap(node, family):
+    base = f"coap://127.0.0.1:{node.coap_port}"
+    url = f"{base}/api/v1/{family.a.token}/rpc"
+
+    def client(*arguments):
+        command = ["coap-client-notls", "-B", "20", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+    assert client("-m", "get", f"{base}/.well-known/core") == '</api/v1>;rt="device-api";ct=50'
+    assert json.loads(client("-m", "post", "-e", TIME, url))["time"] > 1e12
+    # Not to be confirmed, and in blocks of 64 bytes both ways.
+    assert json.loads(client("-N", "-m", "post", "-e", TIME, url))["time"] > 1e12
+    assert client("-b", "64", "-m", "post", "-e", send_msg(family.b, json.dumps("x" * 500)), url) == said.OFFLINE
+
+
+def test_an_answer_must_be_json_and_comes_once(node, a, family, device):
+    target = device(CoapDevice, family.b).connect(node).become_callable()
+    answer = a.send_msg(family.b, "1")
+    target.next_call()
+    path = f"rpc/{target.last_number}"
+    for text in ("", "ok", "{", "1 2"):
+        assert target.request(POST, path, text)[0] == "4.00", text
+    assert not answer.is_there()
+    assert target.request(POST, path, ' {"a" : 1}')[0] == "2.04"
+    assert answer.text() == ' {"a" : 1}'
+    assert target.request(POST, path, "1")[0] == "4.04"
+
+
+@pytest.mark.parametrize("where", ["within", "across"])
+@pytest.mark.parametrize("newer", [CoapDevice, PahoV5], ids=lambda kind: kind.protocol)
+def test_a_newer_session_takes_over(shared_cluster, node, a, family, device, newer, where):
+    older = device(CoapDevice, family.b).connect(node).become_callable(answering('"older"'))
+    assert a.send_msg(family.b, "1").text() == '"older"'
+    other = shared_cluster.nodes[1] if where == "across" else node
+    device(newer, family.b).connect(other).become_callable(answering('"newer"'))
+    assert older.ended.wait(10) and older.end_code == "4.09"
+    assert a.send_msg(family.b, "2").text() == '"newer"'
+
+
+def test_coap_takes_over(node, a, family, device):
+    older = device(PahoV5, family.b).connect(node).become_callable(echo)
+    device(CoapDevice, family.b).connect(node).become_callable(answering('"newer"'))
+    assert older.ended.wait(10)
+    assert a.send_msg(family.b, "1").text() == '"newer"'
+
+
+def test_a_rotated_token_is_void_at_once(shared_cluster, node, a, family, device):
+    target = device(CoapDevice, family.b).connect(node).become_callable(echo)
+    assert a.send_msg(family.b, "1").text() == "1"
+    shared_cluster.accounts.cli("device", "rotate-token", "--yes", family.b.id).ok()
+    assert target.ended.wait(10) and target.end_code == "4.01"
+    until("the old token is unknown", lambda: target.request(POST, "rpc", TIME)[0] == "4.01")
+    assert a.send_msg(family.b, "2").text() == said.OFFLINE
+
+
+def test_telemetry_and_attributes_reach_nats(shared_cluster, a):
+    with NatsListener(shared_cluster.nats.url, f"swb.uplink.*.{a.identity.id}.*") as listener:
+        for kind, body in (("telemetry", '{"t": 1}'), ("attributes", json.dumps("y" * 5_000))):
+            assert a.request(POST, kind, body)[0] == "2.04"
+            subject, message = listener.next()
+            assert subject.endswith(f".{a.identity.id}.{kind}") and message.decode() == body
+
+
+def test_a_draining_node_lets_calls_finish(new_cluster, device):
+    cluster = new_cluster(nodes=2)
+    family = cluster.accounts.family()
+    target = device(CoapDevice, family.b).connect(cluster.nodes[0]).become_callable()
+    caller = device(CoapDevice, family.a).connect(cluster.nodes[1])
+    answer = caller.send_msg(family.b, "1")
+    call = target.next_call()
+    cluster.nodes[0].process.term()
+    until("it begins nothing new", lambda: target.request(POST, "rpc", TIME)[0] == "5.03")
+    call.answer('"last"')
+    assert answer.text() == '"last"'
+    assert cluster.nodes[0].process.wait() == 0
+    assert target.ended.wait(10) and target.end_code == "5.03"
+
+
+def test_limits(new_cluster, device):
+    cluster = new_cluster(settings={"ingress.calls_per_second_per_device": "1", "ingress.call_burst_per_device": "3"})
+    family = cluster.accounts.family()
+    caller = device(CoapDevice, family.a).connect(cluster.nodes[0])
+    codes = [caller.request(POST, "rpc", TIME)[0] for _ in range(6)]
+    assert codes[0] == "2.05" and codes[-1] == "4.29"
+    assert cluster.nodes[0].admin.value("switchboard_limits_hit_total", limit="call_rate") >= 1
