@@ -27,6 +27,11 @@ pub use args::CommonArgs;
 pub use config::Settings;
 pub use health::{Health, Part};
 
+/// A call allocates some dozens of times, a few of them more than a kilobyte: glibc's allocator took a quarter of a
+/// router's time, and much less of it with this one.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Exit status when the configuration is at fault.
 const EXIT_CONFIGURATION: u8 = 2;
 /// What tasks may take to notice that the process ends, after the service itself has.

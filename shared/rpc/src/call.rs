@@ -31,8 +31,8 @@ pub struct Call {
 /// An allowed call on its way from the authorizer to a router (`swb.route`). The body follows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Routed {
-    /// The call, its budgets reduced by the time it has taken.
-    #[serde(flatten)]
+    /// The call, its budgets reduced by the time it has taken. Not flattened into this head: serde would read it
+    /// twice.
     pub call: Call,
     /// The caller's inbox. The NATS reply subject is the authorizer's bounce, which would hear that no router is there.
     pub reply_to: String,
