@@ -28,6 +28,8 @@ def test_without_a_router(single, device, kind):
     device(kind, family.b).connect(single.nodes[0]).become_callable(echo)
     caller = device(kind, family.a).connect(single.nodes[0])
     single.routers[0].kill()
+    # What was sent before NATS noticed went to the dead; afterwards the caller hears at once.
+    assert caller.send_msg(family.b, "0", timeout=500).text() == said.UNAVAILABLE
     assert caller.send_msg(family.b, "1", timeout=60_000).text(within_s=10) == said.UNAVAILABLE
     # What needs no router works.
     assert caller.send_msg(NOBODY, "1").text() == said.UNKNOWN_DEVICE
@@ -42,10 +44,24 @@ def test_without_an_authorizer(single, device, kind):
     device(kind, family.b).connect(single.nodes[0]).become_callable(echo)
     caller = device(kind, family.a).connect(single.nodes[0])
     single.authorizers[0].kill()
+    assert caller.send_msg(family.b, "0", timeout=500).text() == said.UNAVAILABLE
     assert caller.send_msg(family.b, "1", timeout=60_000).text(within_s=10) == said.UNAVAILABLE
     assert caller.get_devices() == said.UNAVAILABLE
     single.authorizers[0].restart()
     assert caller.send_msg(family.b, "2").text() == "2"
+
+
+@pytest.mark.parametrize("service", ["routers", "authorizers"])
+def test_ready_means_ready(single, device, service):
+    family = single.accounts.family()
+    device(PahoV5, family.b).connect(single.nodes[0]).become_callable(echo)
+    caller = device(PahoV5, family.a).connect(single.nodes[0])
+    it = getattr(single, service)[0]
+    for number in range(10):
+        it.kill()
+        it.restart()
+        assert caller.send_msg(family.b, str(number)).text() == str(number)
+        assert it.admin.is_ready(), "once it is, it stays so"
 
 
 @pytest.mark.parametrize("service", ["routers", "authorizers"])

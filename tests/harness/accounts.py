@@ -1,10 +1,10 @@
 """Who are the devices of a test? Customers with three devices each, imported in bulk and given out one by one."""
 
 import itertools
+import json
 import threading
 import uuid
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,12 +43,12 @@ class Family:
 class Accounts:
     """The registry below one NATS, as far as the tests fill it.
 
-    `heard(count)` is entered before so many devices are added, and left when every authorizer has them.
+    `wait_heard(count)` waits until every authorizer knows that many devices.
     """
 
-    def __init__(self, nats_url: str, folder: Path, heard: Callable[[int], AbstractContextManager[None]]) -> None:
+    def __init__(self, nats_url: str, folder: Path, wait_heard: Callable[[int], None]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._nats_url, self._folder, self._heard = nats_url, folder, heard
+        self._nats_url, self._folder, self._wait_heard = nats_url, folder, wait_heard
         self._lock = threading.Lock()
         self._batches = itertools.count(1)
         self._spare: list[Family] = []
@@ -72,10 +72,10 @@ class Accounts:
             TOKENS.add(it.token)
             lines.append(f"{it.tenant},{it.customer},{it.id},{it.name},{it.token}")
         file.write_text("\n".join(lines) + "\n")
+        self.cli("device", "import", "--create", str(file)).ok()
         # One more behind them: who has heard of it has heard of all that was written before.
-        with self._heard(len(identities) + 1):
-            self.cli("device", "import", "--create", str(file)).ok()
-            self.cli("device", "add", f"Last of {file.stem}", "--tenant", identities[-1].tenant).ok()
+        self.cli("device", "add", f"Last of {file.stem}", "--tenant", identities[-1].tenant).ok()
+        self._wait_heard(len(json.loads(self.cli("device", "list", "--json").ok().out)))
 
     def _import_batch(self) -> None:
         batch = next(self._batches)

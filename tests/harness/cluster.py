@@ -1,9 +1,7 @@
 """What does a test run against? Real processes: nats-server, and any number of each service."""
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 from harness.accounts import Accounts
@@ -125,7 +123,7 @@ class Cluster:
         self._services: list[Service] = []
         self.nats = NatsServer(folder / "nats", self.logs)
         try:
-            self.accounts = Accounts(self.nats.url, folder / "accounts", self._heard)
+            self.accounts = Accounts(self.nats.url, folder / "accounts", self._wait_heard)
             self.authorizers = [self._made(Authorizer, number) for number in range(1, authorizers + 1)]
             self.routers = [self._made(Router, number) for number in range(1, routers + 1)]
             self.nodes = [self._made(Ingress, number) for number in range(1, nodes + 1)]
@@ -158,14 +156,11 @@ class Cluster:
         self.nats.stop()
         print(f"stopped in {time.monotonic() - started:.1f} s")
 
-    @contextmanager
-    def _heard(self, count: int) -> Iterator[None]:
+    def _wait_heard(self, count: int) -> None:
         gauge = "switchboard_authorizer_registry_devices"
-        running = [it for it in self.authorizers if it.process.exit_code is None]
-        before = {it: it.admin.value(gauge) for it in running}
-        yield
-        for it in running:
-            until(f"{it.name} has heard of the new devices", lambda it=it: it.admin.value(gauge) >= before[it] + count)
+        for it in self.authorizers:
+            if it.process.exit_code is None:
+                until(f"{it.name} knows {count} devices", lambda it=it: it.admin.value(gauge) == count)
 
     def _made(self, kind: type, number: int):
         service = kind(self.nats, self.logs, number, self._settings)
