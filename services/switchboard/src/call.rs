@@ -1,5 +1,6 @@
 //! What does a device get when it calls another one? `switchboard call`, through authorizer and router as any call.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -8,14 +9,15 @@ use bus::AskError;
 use bus::registry::Registry;
 use bytes::Bytes;
 use clap::Args;
-use rpc::{Budget, Call, CallId, Method, Outcome, wire};
-use serde::Serialize;
+use rpc::{Budget, Call, CallId, DeviceId, Method, Outcome, wire};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use switchboard_ingress::device_api;
 
 use crate::find;
 use crate::output::{note, say, say_json};
 use crate::reach::ReachArgs;
+use crate::via::Via;
 
 /// How much longer than the call itself its outcome is waited for.
 const GRACE: Duration = Duration::from_secs(1);
@@ -26,14 +28,27 @@ Devices are named by id, by name, or by an ending that only one name has: A1 is 
 would read goes to standard output, outcome and time to standard error. The exit status is 0 when the call was \
 answered (or, with --oneway, delivered), else 1.
 
+With --via the call is made as the device itself would make it: with its access token, over its protocol, without NATS. \
+The target is one of those that the device may see.
+
 Examples:
   switchboard call --from A1 --to A2 '{\"x\":1}'
   switchboard call --from A1 --to A2 --timeout-ms 2000 --connect-timeout-ms 2000
-  switchboard call --from A1 --to A2 --json null | jq .outcome")]
+  switchboard call --from A1 --to A2 --json null | jq .outcome
+  switchboard call --via http --token A1_TEST_TOKEN --to A2 '{\"x\":1}'")]
 pub(crate) struct CallArgs {
     /// The device that calls
-    #[arg(long, value_name = "DEVICE")]
-    from: String,
+    #[arg(long, value_name = "DEVICE", required_unless_present = "via")]
+    from: Option<String>,
+    /// Make the call as a device, over this protocol
+    #[arg(long, value_name = "PROTOCOL", value_enum, requires = "token", conflicts_with = "from")]
+    via: Option<Via>,
+    /// Access token of the device that calls, with --via
+    #[arg(long, value_name = "TOKEN", requires = "via")]
+    token: Option<String>,
+    /// Node to connect to, with --via [default: the setting mqtt.listen, http.listen or coap.listen]
+    #[arg(long, value_name = "ADDR", requires = "via")]
+    at: Option<SocketAddr>,
     /// The device that is called
     #[arg(long, value_name = "DEVICE")]
     to: String,
@@ -73,10 +88,14 @@ struct CallView<'a> {
 pub(crate) async fn run(args: CallArgs) -> anyhow::Result<ExitCode> {
     serde_json::from_str::<serde::de::IgnoredAny>(&args.body)
         .with_context(|| format!("the body must be JSON, as '{{\"x\":1}}'; {:?} is not", args.body))?;
+    if let (Some(via), Some(token)) = (args.via, &args.token) {
+        return as_device(&args, via, token).await;
+    }
     let reached = args.reach.bus().await?;
     let registry = Registry::open(&reached.bus).await.context("cannot open the registry")?;
     let known = registry.load().await?;
-    let (caller, from) = find::device_by_ending(&known, &args.from).context("--from")?;
+    let (caller, from) =
+        find::device_by_ending(&known, args.from.as_deref().unwrap_or_default()).context("--from")?;
     let (target, to) = find::device_by_ending(&known, &args.to).context("--to")?;
 
     let limits = &reached.settings.device_api;
@@ -128,4 +147,80 @@ pub(crate) async fn run(args: CallArgs) -> anyhow::Result<ExitCode> {
         Outcome::Answered | Outcome::Delivered => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     })
+}
+
+/// A device of `getDevices`.
+#[derive(Deserialize)]
+struct Listed {
+    id: DeviceId,
+    name: String,
+}
+
+/// The call as the device makes it that has `token`.
+async fn as_device(args: &CallArgs, via: Via, token: &str) -> anyhow::Result<ExitCode> {
+    let settings = args.reach.settings()?;
+    let at = args.at.unwrap_or(via.listen(&settings));
+    let target = match args.to.parse::<DeviceId>() {
+        Ok(id) => id,
+        Err(_) => {
+            let listed = via.ask(at, token, r#"{"method":"getDevices"}"#, LIST_WAIT).await?;
+            listed_target(&listed, &args.to)?
+        }
+    };
+    let timeout_ms = args.timeout_ms.unwrap_or(settings.device_api.default_timeout_ms);
+    let connect = args.connect_timeout_ms.map(|ms| format!(r#""connectTimeout":{ms},"#)).unwrap_or_default();
+    let (oneway, body) = (args.oneway, &args.body);
+    let request = format!(
+        r#"{{"method":"sendMsg","params":{{"deviceId":"{target}","timeout":{timeout_ms},{connect}"oneway":{oneway},"body":{body}}}}}"#
+    );
+    let started = Instant::now();
+    let wait = Duration::from_millis(timeout_ms.into()) + GRACE;
+    let read = via.ask(at, token, &request, wait).await?;
+    let ms = started.elapsed().as_secs_f64() * 1000.0;
+    if args.json {
+        let body: &RawValue = serde_json::from_str(&read).context("the answer is not JSON")?;
+        say_json(&DeviceCallView { ms: (ms * 1000.0).round() / 1000.0, to: target, body })?;
+    } else {
+        note(format_args!("-> {target} in {ms:.1} ms"));
+        say(&read);
+    }
+    // Whether that is an answer or an outcome only the system knows; a device reads the same.
+    let failed = serde_json::from_str::<Failure>(&read).is_ok_and(|failure| !failure.error.is_empty());
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// How long `getDevices` may take.
+const LIST_WAIT: Duration = Duration::from_secs(10);
+
+/// What a device reads when a call fails.
+#[derive(Deserialize)]
+struct Failure {
+    error: String,
+}
+
+/// How a device's call went, as JSON.
+#[derive(Serialize)]
+struct DeviceCallView<'a> {
+    ms: f64,
+    to: DeviceId,
+    /// What the device read.
+    body: &'a RawValue,
+}
+
+/// The device that is meant, by its name or an ending of it, among those that the caller may see.
+fn listed_target(listed: &str, named: &str) -> anyhow::Result<DeviceId> {
+    let Ok(listed) = serde_json::from_str::<Vec<Listed>>(listed) else {
+        bail!("the devices that may be called cannot be told: {listed}");
+    };
+    let by_name = listed.iter().find(|device| device.name == named);
+    let ending = format!(" {named}");
+    let mut by_ending = listed.iter().filter(|device| device.name.ends_with(&ending));
+    match (by_name, by_ending.next(), by_ending.next()) {
+        (Some(device), _, _) | (None, Some(device), None) => Ok(device.id),
+        (None, Some(_), Some(_)) => bail!("--to: several devices have a name that ends in {named:?}"),
+        (None, None, _) => {
+            let names: Vec<_> = listed.iter().map(|device| device.name.as_str()).collect();
+            bail!("--to: there is no device {named:?} among those that may be called: {}", names.join(", "))
+        }
+    }
 }

@@ -19,6 +19,7 @@ mod rows;
 mod table;
 mod tenant;
 mod up;
+mod via;
 
 use std::process::ExitCode;
 

@@ -56,13 +56,21 @@ impl ReachArgs {
     /// # Errors
     /// When the settings are at fault or NATS is not there.
     pub(crate) async fn bus(&self) -> anyhow::Result<Reached> {
-        let ReachArgs { nats, config, set } = self.clone();
-        let args = CommonArgs { config, set, nats, ..CommonArgs::default() };
-        let settings = args.load().map_err(|faults| Usage(faults.to_string()))?.settings;
+        let settings = self.settings()?;
         let mut bus: BusSettings = (&settings.nats).into();
         bus.connect_timeout_ms = bus.connect_timeout_ms.min(MAX_CONNECT_MS);
         let bus = Bus::connect(&bus, "cli").await.map_err(|error| unreachable(&error))?;
         Ok(Reached { bus, settings })
+    }
+
+    /// The settings in force, for commands that need no connection.
+    ///
+    /// # Errors
+    /// When they are at fault.
+    pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
+        let ReachArgs { nats, config, set } = self.clone();
+        let args = CommonArgs { config, set, nats, ..CommonArgs::default() };
+        Ok(args.load().map_err(|faults| Usage(faults.to_string()))?.settings)
     }
 
     /// Connects and opens the registry.

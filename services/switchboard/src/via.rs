@@ -1,0 +1,239 @@
+//! How does the command call as a device does? With an access token alone, over MQTT, HTTP or CoAP: the smallest client
+//! of each that makes one request.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use boot::Settings;
+use bytes::Bytes;
+use clap::ValueEnum;
+use switchboard_ingress::coap::codec::{self, Code, Kind, Reading};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+
+/// A protocol that devices speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Via {
+    /// MQTT 3.1.1
+    Mqtt,
+    /// HTTP
+    Http,
+    /// CoAP, for bodies and answers that fit into one datagram
+    Coap,
+}
+
+/// The longest answer that is read, in bytes.
+const MAX_ANSWER_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Bodies of CoAP that need no blocks (RFC 7959).
+const MAX_DATAGRAM_BODY_BYTES: usize = 1024;
+
+/// RFC 7252 §4.8: ACK_TIMEOUT, and MAX_RETRANSMIT.
+const COAP_ACK_TIMEOUT: Duration = Duration::from_secs(2);
+const COAP_MAX_RETRANSMIT: u32 = 4;
+
+const BLOCK2: u16 = 23;
+
+impl Via {
+    /// Where a node of these settings listens.
+    pub(crate) fn listen(self, settings: &Settings) -> SocketAddr {
+        match self {
+            Via::Mqtt => settings.mqtt.listen,
+            Via::Http => settings.http.listen,
+            Via::Coap => settings.coap.listen,
+        }
+    }
+
+    /// Makes one request as the device that has `token`, and returns the text of its answer.
+    ///
+    /// # Errors
+    /// When nobody is there, the token is refused, or no answer came within `wait`.
+    pub(crate) async fn ask(
+        self,
+        at: SocketAddr,
+        token: &str,
+        request: &str,
+        wait: Duration,
+    ) -> anyhow::Result<String> {
+        let asked = async {
+            match self {
+                Via::Mqtt => mqtt(at, token, request).await,
+                Via::Http => http(at, token, request).await,
+                Via::Coap => coap(at, token, request).await,
+            }
+        };
+        let answer = tokio::time::timeout(wait, asked).await;
+        let answer = answer.context("no answer came in time")?;
+        let answer = answer.with_context(|| format!("the node at {at} could not be asked"))?;
+        String::from_utf8(answer).context("the answer is not text")
+    }
+}
+
+async fn http(at: SocketAddr, token: &str, request: &str) -> anyhow::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(at).await?;
+    let (token, length) = (path_segment(token), request.len());
+    let head = format!(
+        "POST /api/v1/{token}/rpc HTTP/1.1\r\nHost: {at}\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await?;
+    stream.write_all(request.as_bytes()).await?;
+    let mut response = Vec::new();
+    stream.take(MAX_ANSWER_BYTES).read_to_end(&mut response).await?;
+    let end = response.windows(4).position(|bytes| bytes == b"\r\n\r\n").context("no response came")?;
+    let body = response.split_off(end + 4);
+    let status = response.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
+    match status {
+        b"401" => bail!("no device has this access token"),
+        // With a body that says the rest.
+        _ if body.is_empty() => bail!("the response has status {}", String::from_utf8_lossy(status)),
+        _ => Ok(body),
+    }
+}
+
+/// RFC 3986 §2.1: all but the unreserved characters are written as their bytes.
+fn path_segment(text: &str) -> String {
+    let escaped = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(escaped).collect()
+}
+
+const MQTT_REQUEST: &str = "v1/devices/me/rpc/request/1";
+const MQTT_RESPONSE: &str = "v1/devices/me/rpc/response/1";
+
+async fn mqtt(at: SocketAddr, token: &str, request: &str) -> anyhow::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(at).await?;
+    // Clean session, user name, a keep-alive that outlasts any call; no client id.
+    let connect = [&text("MQTT")?[..], &[4, 0x82, 0xff, 0xff], &text("")?, &text(token)?].concat();
+    stream.write_all(&packet(0x10, &connect)).await?;
+    let (kind, connack) = read_packet(&mut stream).await?;
+    match (kind >> 4, connack.as_slice()) {
+        (2, [_, 0]) => {}
+        (2, [_, 4 | 5]) => bail!("no device has this access token"),
+        (2, [_, 3]) => bail!("the node cannot take anybody now"),
+        _ => bail!("this is no MQTT server that takes us"),
+    }
+    let subscribe = [&[0, 1][..], &text(MQTT_RESPONSE)?, &[0]].concat();
+    let publish = [&text(MQTT_REQUEST)?[..], request.as_bytes()].concat();
+    stream.write_all(&[packet(0x82, &subscribe), packet(0x30, &publish)].concat()).await?;
+    loop {
+        let (kind, body) = read_packet(&mut stream).await?;
+        let topic = text(MQTT_RESPONSE)?;
+        if kind >> 4 == 3
+            && let Some(answer) = body.strip_prefix(topic.as_slice())
+        {
+            let answer = answer.to_vec();
+            // Goodbye, which nobody need hear.
+            let _ = stream.write_all(&packet(0xe0, &[])).await;
+            return Ok(answer);
+        }
+    }
+}
+
+/// A string of MQTT, its length in front.
+fn text(text: &str) -> anyhow::Result<Vec<u8>> {
+    let length = u16::try_from(text.len()).context("an access token is no longer than 65535 bytes")?;
+    Ok([&length.to_be_bytes(), text.as_bytes()].concat())
+}
+
+fn packet(first: u8, body: &[u8]) -> Vec<u8> {
+    let mut packet = vec![first];
+    let mut left = body.len();
+    loop {
+        let more = if left > 127 { 0x80 } else { 0 };
+        packet.push((left & 0x7f) as u8 | more);
+        left >>= 7;
+        if left == 0 {
+            break;
+        }
+    }
+    packet.extend_from_slice(body);
+    packet
+}
+
+async fn read_packet(stream: &mut TcpStream) -> anyhow::Result<(u8, Vec<u8>)> {
+    let first = stream.read_u8().await.context("the node closed the connection")?;
+    let mut length = 0u64;
+    for shift in [0, 7, 14, 21] {
+        let byte = stream.read_u8().await?;
+        length |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            break;
+        }
+    }
+    ensure!(length <= MAX_ANSWER_BYTES, "the answer is too long");
+    let mut body = vec![0; usize::try_from(length)?];
+    stream.read_exact(&mut body).await?;
+    Ok((first, body))
+}
+
+async fn coap(at: SocketAddr, token: &str, request: &str) -> anyhow::Result<Vec<u8>> {
+    ensure!(
+        request.len() <= MAX_DATAGRAM_BODY_BYTES,
+        "the request is longer than {MAX_DATAGRAM_BODY_BYTES} bytes: use --via mqtt or http"
+    );
+    let any: SocketAddr = if at.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+    let socket = UdpSocket::bind(any).await?;
+    socket.connect(at).await?;
+    let unique = std::process::id();
+    let (id, mark) = ((unique & 0xffff) as u16, unique.to_be_bytes());
+    let datagram = coap_post(id, mark, &["api", "v1", token, "rpc"], request)?;
+    let (mut sent, mut pause, mut acknowledged) = (0, COAP_ACK_TIMEOUT, false);
+    let mut buffer = vec![0; 65_536];
+    loop {
+        if !acknowledged {
+            ensure!(sent <= COAP_MAX_RETRANSMIT, "nobody acknowledges");
+            socket.send(&datagram).await?;
+            sent += 1;
+            pause *= 2;
+        }
+        let wait = if acknowledged { Duration::MAX } else { pause / 2 };
+        let Ok(received) = tokio::time::timeout(wait, socket.recv(&mut buffer)).await else { continue };
+        let datagram = Bytes::copy_from_slice(buffer.get(..received?).unwrap_or_default());
+        let Reading::Message(message) = codec::read(&datagram) else { continue };
+        if message.code == Code::EMPTY && message.id == id {
+            ensure!(message.kind != Kind::Reset, "the node takes no such message");
+            acknowledged = true;
+            continue;
+        }
+        if message.token.as_slice() != mark {
+            continue;
+        }
+        if message.kind == Kind::Confirmable {
+            socket.send(&codec::empty(Kind::Acknowledgement, message.id)).await?;
+        }
+        let more = message.options().find(|(number, _)| *number == BLOCK2);
+        let more = more.and_then(|(_, value)| codec::Block::read(value)).is_some_and(|block| block.more);
+        ensure!(!more, "the answer is longer than one datagram: use --via mqtt or http");
+        let (class, detail) = (message.code.0 >> 5, message.code.0 & 0x1f);
+        return match (class, detail) {
+            (4, 1) => bail!("no device has this access token"),
+            _ if message.payload.is_empty() => bail!("the response has code {class}.{detail:02}"),
+            _ => Ok(message.payload.to_vec()),
+        };
+    }
+}
+
+/// A confirmable POST (RFC 7252 §3).
+fn coap_post(id: u16, mark: [u8; 4], path: &[&str], body: &str) -> anyhow::Result<Vec<u8>> {
+    const POST: u8 = 2;
+    const URI_PATH: u8 = 11;
+    let mut datagram = vec![0x44, POST];
+    datagram.extend_from_slice(&id.to_be_bytes());
+    datagram.extend_from_slice(&mark);
+    for (index, part) in path.iter().enumerate() {
+        let delta = if index == 0 { URI_PATH << 4 } else { 0 };
+        match part.len() {
+            length @ 0..=12 => datagram.push(delta | length as u8),
+            length @ 13..=255 => datagram.extend_from_slice(&[delta | 13, (length - 13) as u8]),
+            _ => bail!("an access token is no longer than 255 bytes in CoAP"),
+        }
+        datagram.extend_from_slice(part.as_bytes());
+    }
+    datagram.push(0xff);
+    datagram.extend_from_slice(body.as_bytes());
+    Ok(datagram)
+}
