@@ -1,4 +1,5 @@
 //! Does the seed corpus of the fuzz targets still hold? Replayed here, without a fuzzer.
+#![expect(clippy::unwrap_used, reason = "a test ends by panicking")]
 
 #[path = "../../../tests/fuzz/targets.rs"]
 mod targets;
