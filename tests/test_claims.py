@@ -1,5 +1,6 @@
 """Who is connected where, when it is hard to tell? Claims across nodes, sessions that overtake each other, nodes that die."""
 
+import signal
 import threading
 import time
 
@@ -156,6 +157,25 @@ def test_presence_forgets_a_dead_node(new_cluster, device):
         "its claim is removed",
         lambda: all(router.admin.value("switchboard_router_claims") == 0 for router in cluster.routers),
     )
+
+
+def test_a_node_that_slept_too_long_claims_again(new_cluster, device):
+    cluster = new_cluster(nodes=2)
+    family = cluster.accounts.family()
+    sleeping, awake = cluster.nodes
+    target = device(PahoV5, family.b).connect(sleeping).become_callable(echo)
+    device(PahoV5, family.c).connect(sleeping).become_callable(answering('"elsewhere"'))
+    caller = device(PahoV5, family.a).connect(awake)
+    assert caller.send_msg(family.b, "1").text() == "1"
+    sleeping.process.signal(signal.SIGSTOP)
+    claims = "switchboard_router_claims"
+    until("its claims are removed", lambda: all(it.admin.value(claims) == 0 for it in cluster.routers))
+    # One of its devices has meanwhile come back by another node, and stays there.
+    device(PahoV5, family.c).connect(awake).become_callable(answering('"here"'))
+    sleeping.process.signal(signal.SIGCONT)
+    until("it is reachable again", lambda: caller.send_msg(family.b, "2", timeout=2000).text() == "2")
+    assert caller.send_msg(family.c, "3").text() == '"here"'
+    assert not target.ended.is_set()
 
 
 def test_a_router_that_has_just_started_knows_every_claim(new_cluster, device):

@@ -8,6 +8,7 @@ from harness.cluster import Cluster
 from harness.devices import PROTOCOLS, PahoV5
 from harness.devices.device import echo
 from harness.load import Load
+from harness.raw_mqtt import PUBACK, PUBLISH
 from harness.waiting import until
 
 KINDS = pytest.mark.parametrize("kind", PROTOCOLS, ids=lambda kind: kind.protocol)
@@ -79,6 +80,29 @@ def test_one_of_two_dies_under_load(new_cluster, service):
     assert load.outcomes.total() - load.outcomes["answered"] <= 4, "at most one call of each pair was in its hands"
 
 
+def test_nats_dies_under_load(new_cluster):
+    cluster = new_cluster(nodes=2, routers=2, authorizers=2)
+    with Load(cluster, timeout_ms=2_000) as load:
+        cluster.nats.restart()
+        goal = load.outcomes["answered"] + 40
+        until("calls are answered again", lambda: load.outcomes["answered"] >= goal, within_s=40)
+    # Each call said what it knew; none was answered with another's answer, none was called offline.
+    assert set(load.outcomes) <= {"answered", said.UNAVAILABLE, said.TIMED_OUT, said.LOST}, load.outcomes
+
+
+def test_a_node_dies_under_load(new_cluster):
+    cluster = new_cluster(nodes=2)
+    with Load(cluster, timeout_ms=10_000) as load:
+        cluster.nodes[0].kill()
+        load.wait_for(60)
+        cluster.nodes[0].restart()
+        load.wait_for(60)
+    # A call whose target's node died is lost; one that was never delivered waited for its target to come back.
+    taken = "taken and never answered"
+    assert set(load.outcomes) <= {"answered", said.LOST, said.UNAVAILABLE, taken}, load.outcomes
+    assert load.outcomes.total() - load.outcomes["answered"] <= 8, load.outcomes
+
+
 def test_the_only_router_dies_with_a_call_open(new_cluster, device):
     cluster = new_cluster()
     family = cluster.accounts.family()
@@ -94,6 +118,30 @@ def test_the_only_router_dies_with_a_call_open(new_cluster, device):
     again = caller.send_msg(family.b, "2")
     target.next_call().answer("2")
     assert again.text() == "2"
+
+
+@pytest.mark.parametrize("version", [4, 5], ids=["3.1.1", "5"])
+def test_without_nats(new_cluster, raw, version):
+    cluster = new_cluster()
+    family, port = cluster.accounts.family(), cluster.nodes[0].mqtt_port
+    client = raw(port, version)
+    client.connect(family.a.token)
+    client.subscribe("v1/devices/me/rpc/response/+")
+    cluster.nats.process.kill()
+    # The connection stays, and everything that needs NATS says so at once.
+    client.publish("v1/devices/me/rpc/request/1", '{"method":"getDevices"}')
+    assert client.expect(PUBLISH).payload.decode() == said.UNAVAILABLE
+    assert client.subscribe("v1/devices/me/rpc/request/+").codes == [0x80]
+    refused = raw(port, version)
+    assert refused.connect(family.b.token).code == {4: 3, 5: 0x88}[version]
+    refused.expect_closed()
+    # Telemetry is not acknowledged as if somebody had it.
+    client.publish("v1/devices/me/telemetry", "{}", qos=1)
+    if version == 5:
+        assert client.expect(PUBACK).code == 0x80
+        client.ping()
+    else:
+        client.expect_closed()
 
 
 def test_services_wait_for_nats(new_cluster):

@@ -272,6 +272,17 @@ def test_the_clients_receive_maximum_is_kept(connected, family):
     assert answers == {RESPONSES + "1", RESPONSES + "2"}
 
 
+def test_the_clients_largest_packet_is_kept(connected, family):
+    caller, target = connected(family.a, 5, maximum_packet_size=200), connected(family.b, 5, node=1)
+    target.subscribe(REQUESTS + "+")
+    caller.publish(REQUESTS + "1", call(family.b))
+    delivery = target.expect(PUBLISH)
+    target.publish(delivery.properties["response_topic"], f'"{"x" * 300}"')
+    answer = caller.expect(PUBLISH)
+    assert answer.payload.startswith(b'{"error":') and b"Maximum Packet Size" in answer.payload
+    caller.ping()
+
+
 def test_retain_is_refused(connected, family):
     client = connected(family.a, 5)
     client.send(packet(PUBLISH, text("v1/devices/me/telemetry") + properties() + b"{}", 1))
