@@ -16,7 +16,7 @@ use crate::tally::Faults;
 use crate::wire::Dialect;
 use crate::workload::{self, Expected, Pace, Plan};
 
-/// After the last connect: what the system still does about it belongs to it, and its memory comes to rest.
+/// Before the first connect, so that starting is over, and after the last: what the system still does about it belongs to it, and its memory comes to rest.
 const SETTLE: Duration = Duration::from_secs(3);
 
 /// What to measure.
@@ -126,6 +126,7 @@ async fn load(running: &Running, plan: Plan) -> Result<(Figures, Faults)> {
 async fn idle(running: &Running, devices: usize) -> Result<(Figures, Faults)> {
     let scratch = Scratch::new();
     let logins = (0..devices).map(|index| idle_login(running.dialect.as_ref(), index));
+    sleep(SETTLE).await;
     let before = Usage::read(&running.processes)?;
     let started = Instant::now();
     let mut idlers = workload::connect_idlers(running.address, logins, &scratch).await?;
@@ -134,8 +135,9 @@ async fn idle(running: &Running, devices: usize) -> Result<(Figures, Faults)> {
     let after = Usage::read(&running.processes)?;
 
     let connections = count(u64::try_from(idlers.connected)?);
+    // What a process gives back of its start has nothing to do with connections, and must not pay for them.
     let growth = after.memory.zip(&before.memory, |after, before| {
-        (count(after.rss_bytes) - count(before.rss_bytes)) / 1024.0 / connections
+        count(after.rss_bytes.saturating_sub(before.rss_bytes)) / 1024.0 / connections
     });
     let figures = IdleFigures {
         connected: idlers.connected,
