@@ -21,7 +21,13 @@ OK = '{"status":"ok"}'
 
 @pytest.fixture
 def env(demo):
-    return {"MQTT_HOST": "127.0.0.1", "MQTT_PORT": str(demo.mqtt_port), "COAP_PORT": str(demo.coap_port), "NODE_PATH": str(MQTTJS)}
+    return {
+        "MQTT_HOST": "127.0.0.1",
+        "MQTT_PORT": str(demo.mqtt_port),
+        "HTTP_PORT": str(demo.http_port),
+        "COAP_PORT": str(demo.coap_port),
+        "NODE_PATH": str(MQTTJS),
+    }
 
 
 @pytest.fixture
@@ -34,6 +40,10 @@ def emulator(env):
 
 def mosquitto(script, env):
     return run(EXAMPLES / "mosquitto" / script, env=env, within_s=PATIENCE_S).ok().out.strip()
+
+
+def http(script, env):
+    return run(EXAMPLES / "http" / script, env=env, within_s=PATIENCE_S).ok().out.strip()
 
 
 def coap(script, env):
@@ -56,6 +66,20 @@ def test_mosquitto_calls(env, request):
     emulator.wait_for_line(heard, lambda line: line == heard, stream="out")
     emulator.stop()
     until("the emulator has gone", lambda: mosquitto("send-msg.sh", env) == AWAY)
+
+
+def test_http(env):
+    assert http("get-devices.sh", env) == OTHERS
+    assert http("send-msg.sh", env) == AWAY
+    emulator = Process("http-emulator", [EXAMPLES / "http" / "emulator.sh"], None, env=env)
+    try:
+        until("it answers", lambda: http("send-msg.sh", env) == OK)
+        assert mosquitto("send-msg.sh", env) == OK
+        heard = r'\{"id":\d+,"method":"onMsg","params":\{"param1":"value1"\}\}'
+        emulator.wait_for_line(heard, lambda line: re.fullmatch(heard, line) is not None, stream="out")
+    finally:
+        emulator.stop()
+    until("the emulator has gone", lambda: http("send-msg.sh", env) == AWAY)
 
 
 def test_coap(env):
@@ -95,6 +119,16 @@ def test_the_readme_shows_these_very_commands(env):
     scripts = "".join(path.read_text() for path in (EXAMPLES / "mosquitto").glob("*.sh"))
     for body in ('{"method":"getDevices","params":{}}', '"timeout":2000,"oneway":false,"body":{"param1":"value1"}}}'):
         assert body in readme and body in scripts
+
+
+def test_the_readme_shows_these_curl_commands(env):
+    """Every `curl` of the README that has an answer below it, with the port of this run."""
+    readme = (ROOT / "README.md").read_text()
+    shown = re.findall(r"```sh\n((?:#[^\n]*\n)?curl .*?)```\n```json\n(.*?)\n```", readme, re.DOTALL)
+    assert len(shown) >= 2
+    for command, answer in shown:
+        here = command.replace("localhost:8080", f"127.0.0.1:{env['HTTP_PORT']}")
+        assert run("sh", "-c", here, within_s=PATIENCE_S).ok().out.strip() == answer
 
 
 def test_the_readme_shows_these_coap_commands(env):

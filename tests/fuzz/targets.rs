@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use switchboard_ingress::coap::codec::{Reading, read as read_datagram};
 use switchboard_ingress::coap::endpoint::{Effect as CoapEffect, Endpoint, EndpointLimits, Identified};
 use switchboard_ingress::device_api::{self, ApiLimits, Request};
+use switchboard_ingress::http::websocket::frame::{CloseCode, Decoder, MAX_CONTROL_BYTES, Piece};
 use switchboard_ingress::mqtt::codec::{self, Opening};
 use switchboard_ingress::mqtt::session::{Effect, Session, SessionLimits};
 use switchboard_ingress::session::{CallerLimits, Rate};
@@ -42,6 +43,33 @@ pub(crate) fn device_api(data: &[u8]) {
             assert!(device_api::answer_is_json(&read));
         }
     }
+}
+
+/// Frames never panic or pile up, and hold the same however their bytes are cut up on the way.
+pub(crate) fn websocket_frames(data: &[u8]) {
+    let whole = unframe(data, data.len().max(1));
+    for piece in [1, 5] {
+        assert_eq!(unframe(data, piece), whole, "in pieces of {piece}");
+    }
+}
+
+/// The payload, everything else in order, and how it ended.
+fn unframe(data: &[u8], piece: usize) -> (Vec<u8>, Vec<Piece>, Option<CloseCode>) {
+    let (mut decoder, mut inbound) = (Decoder::default(), BytesMut::new());
+    let (mut payload, mut others) = (Vec::new(), Vec::new());
+    for part in data.chunks(piece) {
+        inbound.extend_from_slice(part);
+        loop {
+            match decoder.next(&mut inbound) {
+                Ok(Some(Piece::Payload(part))) => payload.extend_from_slice(&part),
+                Ok(Some(other)) => others.push(other),
+                Ok(None) => break,
+                Err(code) => return (payload, others, Some(code)),
+            }
+        }
+        assert!(inbound.len() < 14 + MAX_CONTROL_BYTES, "{} bytes wait", inbound.len());
+    }
+    (payload, others, None)
 }
 
 /// An endpoint never panics, sends nothing but messages, multiplies no stranger's bytes, and keeps a bounded memory.

@@ -39,6 +39,10 @@ class Up:
         return int(self.addresses["services"][0]["mqtt"].rsplit(":", 1)[1])
 
     @property
+    def http_port(self) -> int:
+        return int(self.addresses["services"][0]["http"].rsplit(":", 1)[1])
+
+    @property
     def coap_port(self) -> int:
         return int(self.addresses["services"][0]["coap"].rsplit(":", 1)[1])
 

@@ -18,6 +18,11 @@ fn device_api() {
 }
 
 #[test]
+fn websocket_frames() {
+    replay("websocket_frames", targets::websocket_frames);
+}
+
+#[test]
 fn coap_endpoint() {
     replay("coap_endpoint", targets::coap_endpoint);
 }
