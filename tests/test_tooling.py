@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 
@@ -12,7 +13,9 @@ LISTS = sorted(path.stem for path in (ROOT / ".taskw").glob("*.txt"))
 
 
 def printed(*command, cwd=None) -> str:
-    return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True, timeout=60).stdout
+    # task colours its output in CI, whether or not a terminal reads it.
+    env = {**os.environ, "NO_COLOR": "1"}
+    return subprocess.run(command, cwd=cwd, env=env, check=True, capture_output=True, text=True, timeout=60).stdout
 
 
 def test_taskw_lists_the_tasks_from_any_folder(tmp_path):
