@@ -55,7 +55,8 @@ fn every_answer_of_the_chain_is_right() {
         assert_eq!(sample.fault(), None, "{system:?} {scenario}");
         let Some(Figures::Load(load)) = &sample.figures else { panic!("no load in {sample:?}") };
         assert!(load.answered >= calls, "{sample:?}");
-        assert!(load.latency.calls >= calls, "{sample:?}");
+        // A call that was due before the window has no place in its percentiles.
+        assert!(load.latency.calls > 0, "{sample:?}");
         assert!(load.server_cpu_us_a_call.sum() > 0.0, "{sample:?}");
     }
 }
