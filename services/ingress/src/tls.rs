@@ -80,9 +80,9 @@ impl Tls {
     /// Shakes hands with a client, within the time that it has. None when it failed: the connection is closed.
     pub async fn accept(&self, stream: TcpStream) -> Option<Secured> {
         let config = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
+        let handshake = async { TlsAcceptor::from(config).accept(stream).await.map(Box::new) };
         // Boxed: the handshake is long over when a connection is counted in kilobytes.
-        let handshake = Box::pin(TlsAcceptor::from(config).accept(stream));
-        match tokio::time::timeout(self.handshake_timeout, handshake).await {
+        match Box::pin(tokio::time::timeout(self.handshake_timeout, handshake)).await {
             Ok(Ok(stream)) => {
                 self.accepted.increment(1);
                 Some(Secured { stream, unacknowledged: 0 })
@@ -191,7 +191,8 @@ fn describe() {
 /// Written bytes are acknowledged when the socket has them all: a record that waits inside TLS would wait for the next
 /// write. Until then, whoever writes must offer the same bytes again, as `write_all`, HTTP and the MQTT loop do.
 pub struct Secured {
-    stream: TlsStream<TcpStream>,
+    /// Boxed: it is large, and handed from one to the other.
+    stream: Box<TlsStream<TcpStream>>,
     /// Bytes of the writer that are inside TLS.
     unacknowledged: usize,
 }

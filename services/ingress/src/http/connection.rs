@@ -61,11 +61,12 @@ pub(super) async fn serve<S: Transport>(
     drop(serving);
     let upgrade = connection.upgrade.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(upgrade) = upgrade
-        && let Ok(upgraded) = upgrade.await
+        && let Ok(upgraded) = Box::pin(upgrade).await
         && let Ok(parts) = upgraded.downcast::<TokioIo<Wire<S>>>()
     {
         drop(connection);
-        websocket::serve(parts.io.into_inner().into_stream(), parts.read_buf, &server).await;
+        let stream = parts.io.into_inner().into_stream();
+        Box::pin(websocket::serve(stream, parts.read_buf, &server)).await;
     }
 }
 

@@ -137,6 +137,9 @@ async fn poll(
         let text = format!("timeout must be whole milliseconds from 0 to {max}!");
         reply::error(StatusCode::BAD_REQUEST, &text)
     })?;
+    let connection = request.extensions().get::<Arc<Connection>>().map(Arc::clone);
+    // A poll that waits need not keep its head's 8 KB.
+    drop(request);
     let mut poll = visit.poll(Instant::now() + timeout).map_err(|why| match why {
         NotPolled::Full => reply::error(StatusCode::TOO_MANY_REQUESTS, "Too many requests!"),
         NotPolled::Over => reply::broken_off(EndReason::ShuttingDown),
@@ -144,7 +147,7 @@ async fn poll(
     let _waiting = Waiting::new(&server);
     match poll.told().await {
         Told::Call(mut handover) => {
-            let Some(connection) = request.extensions().get::<Arc<Connection>>() else {
+            let Some(connection) = connection else {
                 return Err(reply::empty(StatusCode::INTERNAL_SERVER_ERROR));
             };
             let traceparent = handover.traceparent.take();
