@@ -21,6 +21,17 @@ def test_a_service_at_rest_ends_well(new_cluster, number):
         assert not [line for line in service.process.log_lines() if line["level"] in ("ERROR", "WARN")]
 
 
+def test_a_service_ends_without_nats_too(new_cluster):
+    cluster = new_cluster()
+    cluster.nats.process.kill()
+    started = time.monotonic()
+    for service in cluster.services:
+        service.process.term()
+    for service in cluster.services:
+        assert service.process.wait() == 0, service.process.err
+    assert time.monotonic() - started < 5, "nothing is in flight that drain_ms would be for"
+
+
 def test_a_draining_node_says_goodbye(new_cluster, device, raw):
     cluster = new_cluster(nodes=2)
     family = cluster.accounts.family()

@@ -1,4 +1,4 @@
-"""Do calls keep being answered while something happens to the system? Pairs of devices that call without a pause."""
+"""Do calls keep being answered while something happens to the system? Pairs of devices that call all the time."""
 
 import itertools
 import threading
@@ -10,6 +10,9 @@ from harness.cluster import Cluster, Ingress
 from harness.devices import PahoV5
 from harness.devices.device import echo
 from harness.waiting import PATIENCE_S, until
+
+# Between two calls of one caller: a quick machine stays below the calls a second that a device may make.
+PAUSE_S = 0.02
 
 
 class Load:
@@ -96,6 +99,7 @@ class Load:
             except TimeoutError:
                 text = "no answer at all"
             self._count("answered" if text == body else text)
+            self._stopping.wait(PAUSE_S)
         if caller is not None and not caller.ended.is_set():
             caller.close()
 

@@ -52,6 +52,9 @@ struct Drain {
 const DRAIN_STEPS: [(u64, Duration); 3] =
     [(256, Duration::from_millis(200)), (16, Duration::from_millis(200)), (2, Duration::from_millis(300))];
 
+/// How long the server may take to end a drained subscription; one that is away ends none.
+const DRAIN_END: Duration = Duration::from_millis(300);
+
 impl Requests {
     pub(crate) fn new(subscriber: Subscriber) -> Self {
         Requests { subscriber, taken: 0, drain: None }
@@ -64,8 +67,12 @@ impl Requests {
                 return self.take(None).await.flatten();
             };
             let step_ends = drain.step_ends;
+            let is_last = drain.next_step > DRAIN_STEPS.len();
             if let Some(taken) = self.take(Some(step_ends)).await {
                 return taken;
+            }
+            if is_last {
+                return None;
             }
             self.enter_next_drain_step().await;
         }
@@ -99,7 +106,8 @@ impl Requests {
                 let _ = self.subscriber.unsubscribe_after(self.taken + further).await;
             }
             None => {
-                drain.step_ends = Instant::now() + Duration::from_secs(3600);
+                drain.next_step += 1;
+                drain.step_ends = Instant::now() + DRAIN_END;
                 let _ = self.subscriber.drain().await;
             }
         }
