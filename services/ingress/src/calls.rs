@@ -3,12 +3,13 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bus::{AskError, Bus, Subject};
+use bus::{AskError, Asked, Bus, Question, Subject};
 use bytes::Bytes;
 use rpc::{
-    AuthenticateReply, AuthenticateRequest, Budget, Call, CallId, CredentialHash, DeviceId, Identity, Limit,
+    AuthenticateReply, AuthenticateRequest, Call, CallId, CredentialHash, DeviceId, Identity, Limit,
     ListRequest, NodeId, Outcome, wire,
 };
+use tokio::sync::oneshot;
 
 use crate::device_api::{self, Request};
 
@@ -48,50 +49,72 @@ impl Calls {
         }
     }
 
-    /// Performs a request of `caller` and says how it ended.
-    pub async fn perform(
+    /// Performs a request of `caller`, and hands `then` its outcome and the body of an answer, at once or later.
+    /// A question that is asked for it is returned, to be given up when nobody cares any more.
+    pub fn begin(
         &self,
         caller: DeviceId,
         request: Request,
         traceparent: Option<String>,
-    ) -> (Outcome, Bytes) {
-        let asked = match request {
-            Request::GetTime => return (Outcome::Answered, device_api::get_time(now_ms())),
-            Request::GetSessionLimits => return (Outcome::Answered, self.session_limits.clone()),
+        then: impl FnOnce(Outcome, Bytes) + Send + 'static,
+    ) -> Option<Asked> {
+        let (subject, message, wait, call) = match request {
+            Request::GetTime => {
+                then(Outcome::Answered, device_api::get_time(now_ms()));
+                return None;
+            }
+            Request::GetSessionLimits => {
+                then(Outcome::Answered, self.session_limits.clone());
+                return None;
+            }
             Request::GetDevices { limit, after, online } => {
                 let head = ListRequest { caller, limit, after, online };
-                let Ok(message) = wire::encode(&head, b"") else { return unavailable() };
-                self.bus.ask(self.list.clone(), message, LIST_WAIT).await
+                (self.list.clone(), wire::encode(&head, b""), LIST_WAIT, None)
             }
             Request::SendMsg { target, timeout, connect_timeout, oneway, body } => {
                 let call =
                     CallId { node: self.node, serial: self.last_serial.fetch_add(1, Ordering::Relaxed) + 1 };
                 let (budget_ms, connect_budget_ms) = (timeout, connect_timeout);
                 let head = Call { call, caller, target, budget_ms, connect_budget_ms, oneway, traceparent };
-                let Ok(message) = wire::encode(&head, &body) else { return unavailable() };
-                drop((head, body));
-                let asked = self.ask_call(message, timeout).await;
-                log_call(call, caller, target, &asked);
-                asked
+                let wait = timeout.as_duration() + OUTCOME_GRACE;
+                (self.call.clone(), wire::encode(&head, &body), wait, Some((call, target)))
             }
         };
-        match asked {
-            Ok(message) => match wire::decode::<Outcome>(&message) {
-                Ok(ended) => ended,
-                Err(error) => {
-                    tracing::error!(%error, "an outcome could not be read");
-                    unavailable()
-                }
-            },
-            Err(AskError::Full) => (Outcome::Busy(Limit::PendingAsks), Bytes::new()),
-            Err(AskError::NoResponders | AskError::Expired | AskError::Down | AskError::Unsendable) => {
-                unavailable()
+        let Ok(message) = message else {
+            then(Outcome::Unavailable, Bytes::new());
+            return None;
+        };
+        let question = Question { subject, message, wait, asked: None };
+        Some(self.bus.ask_then(question, move |asked| {
+            if let Some((call, target)) = call {
+                log_call(call, caller, target, &asked);
             }
-        }
+            let (outcome, body) = ended(asked);
+            then(outcome, body);
+        }))
     }
 
-    async fn ask_call(&self, message: Bytes, budget: Budget) -> Result<Bytes, AskError> {
-        self.bus.ask(self.call.clone(), message, budget.as_duration() + OUTCOME_GRACE).await
+    /// Nobody cares any more how a request ends.
+    pub fn give_up(&self, asked: Asked) {
+        self.bus.give_up(asked);
+    }
+
+    /// Performs a request of `caller` and says how it ended. Nothing is left behind when the future is dropped.
+    pub async fn perform(
+        &self,
+        caller: DeviceId,
+        request: Request,
+        traceparent: Option<String>,
+    ) -> (Outcome, Bytes) {
+        let (ended_tx, ended) = oneshot::channel();
+        let asked = self.begin(caller, request, traceparent, move |outcome, body| {
+            // Without a receiver the request was given up.
+            let _ = ended_tx.send((outcome, body));
+        });
+        let mut given_up = GiveUp { calls: self, asked };
+        let ended = ended.await;
+        given_up.asked = None;
+        ended.unwrap_or_else(|_| (Outcome::Unavailable, Bytes::new()))
     }
 
     /// Who holds this credential? None when nobody does.
@@ -124,8 +147,39 @@ pub fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn unavailable() -> (Outcome, Bytes) {
-    (Outcome::Unavailable, Bytes::new())
+/// Gives a question up when it is dropped with one.
+struct GiveUp<'a> {
+    calls: &'a Calls,
+    asked: Option<Asked>,
+}
+
+impl Drop for GiveUp<'_> {
+    fn drop(&mut self) {
+        if let Some(asked) = self.asked.take() {
+            self.calls.give_up(asked);
+        }
+    }
+}
+
+fn ended(asked: Result<Bytes, AskError>) -> (Outcome, Bytes) {
+    let outcome = match asked {
+        Ok(message) => match wire::decode::<Outcome>(&message) {
+            Ok(ended) => return ended,
+            Err(error) => {
+                tracing::error!(%error, "an outcome could not be read");
+                Outcome::Unavailable
+            }
+        },
+        Err(AskError::Full) => Outcome::Busy(Limit::PendingAsks),
+        Err(
+            AskError::NoResponders
+            | AskError::Expired
+            | AskError::Down
+            | AskError::Gone
+            | AskError::Unsendable,
+        ) => Outcome::Unavailable,
+    };
+    (outcome, Bytes::new())
 }
 
 fn log_call(call: CallId, caller: DeviceId, target: DeviceId, asked: &Result<Bytes, AskError>) {

@@ -117,6 +117,10 @@ async fn run(context: &Context, bus: &Bus, known: Known, asked: Asked) -> anyhow
 
     let ended = CancellationToken::new();
     let sweeping = tokio::spawn(sweep::sweep(known.clone(), Arc::clone(&meters), ended.clone()));
+    let watching_nodes = tokio::spawn({
+        let router = router.clone();
+        async move { router.watch_nodes().await }
+    });
     let counting = tokio::spawn(count(known.clone(), router.clone(), ended.clone()));
     let shutdown = &context.shutdown;
     // In tasks of their own: what they start then runs where they do, not on the thread that waits here.
@@ -125,7 +129,7 @@ async fn run(context: &Context, bus: &Bus, known: Known, asked: Asked) -> anyhow
         let (router, shutdown) = (router.clone(), shutdown.clone());
         async move {
             while let Some(request) = next(&mut calls, &shutdown).await {
-                router.take(request);
+                router.take(&request);
             }
         }
     });
@@ -154,6 +158,7 @@ async fn run(context: &Context, bus: &Bus, known: Known, asked: Asked) -> anyhow
         finished = finishing => finished?,
         () = time_is_up => tracing::warn!(calls = router.in_flight(), "calls are cut off: drain_ms is over"),
     }
+    watching_nodes.abort();
     ended.cancel();
     sweeping.await.context("the task that removes dead nodes' claims failed")?;
     counting.await.context("the task that counts claims failed")?;

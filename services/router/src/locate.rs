@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bus::{ClaimError, ClaimMap, ClaimStore, LeaseMap};
 use rpc::{Claim, Deadline, DeviceId, NodeId};
-use tokio::time::{sleep, timeout_at};
+use tokio::time::timeout_at;
 
 use crate::Known;
 use crate::meters::Meters;
@@ -61,11 +61,10 @@ impl Locator {
         refuted: &mut [Refuted],
         wait: Duration,
     ) -> Result<Option<Found>, ClaimError> {
-        if let Some(found) = self.in_map(device, refuted) {
+        if let Some(found) = self.on_map(device, refuted) {
             return Ok(Some(found));
         }
-        // Boxed, as all that is awaited rarely: a call's task is copied when it starts.
-        let stored = Box::pin(self.store.look_up(device, wait)).await;
+        let stored = self.store.look_up(device, wait).await;
         match &stored {
             Ok(Some(_)) => self.meters.lookups_found.increment(1),
             Ok(None) => self.meters.lookups_none.increment(1),
@@ -95,7 +94,7 @@ impl Locator {
         }
         let mut arrivals = self.claims.arrivals(device);
         loop {
-            if let Some(found) = self.in_map(device, refuted) {
+            if let Some(found) = self.on_map(device, refuted) {
                 return Some(found);
             }
             timeout_at(deadline.instant().into(), arrivals.next()).await.ok()?;
@@ -125,18 +124,18 @@ impl Locator {
         }
     }
 
-    /// Resolves once `node` is certainly gone: its lease is over, as heard here and as the store says.
-    pub(crate) async fn node_gone(&self, node: NodeId) {
-        loop {
-            sleep(self.store.lease() / 4).await;
-            if !self.leases.may_live(node) && matches!(Box::pin(self.store.is_leased(node)).await, Ok(false))
-            {
-                return;
-            }
-        }
+    /// Whether `node` is certainly gone: its lease is over, as heard here and as the store says.
+    pub(crate) async fn is_gone(&self, node: NodeId) -> bool {
+        !self.leases.may_live(node) && matches!(self.store.is_leased(node).await, Ok(false))
     }
 
-    fn in_map(&self, device: DeviceId, refuted: &[Refuted]) -> Option<Found> {
+    /// How long a node's lease lasts after its last renewal.
+    pub(crate) fn lease(&self) -> Duration {
+        self.store.lease()
+    }
+
+    /// As [`locate`](Self::locate), out of the map alone.
+    pub(crate) fn on_map(&self, device: DeviceId, refuted: &[Refuted]) -> Option<Found> {
         let (claim, revision) = self.claims.get(device)?;
         let is_refuted = refuted.iter().any(|refuted| refuted.found.revision == revision);
         (!is_refuted).then_some(Found { claim, revision })

@@ -1,12 +1,17 @@
 //! How does a call end? It is delivered to the node that holds its target, and its caller is answered.
+//!
+//! A call whose target is on the map costs no task: it waits in the bus's table of questions, and goes on where its
+//! reply comes in. Only what has to look a claim up, or to wait for one, is a task of its own.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bus::{AskError, Bus, Request};
+use bus::{AskError, Bus, Question, Request};
 use bytes::Bytes;
-use rpc::{Call, Deadline, Delivery, DeliveryReply, Limit, Outcome, Routed, wire};
+use futures::FutureExt;
+use rpc::{Deadline, Delivery, DeliveryReply, Limit, Outcome, Routed, wire};
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::locate::{Found, Locator, Refutation, Refuted};
 use crate::meters::Meters;
@@ -18,7 +23,9 @@ const LOOK_UP_WAIT: Duration = Duration::from_secs(2);
 
 /// Takes calls. Clones share everything.
 #[derive(Clone)]
-pub(crate) struct Router {
+pub(crate) struct Router(Arc<Inner>);
+
+struct Inner {
     bus: Bus,
     locator: Locator,
     meters: Arc<Meters>,
@@ -26,152 +33,206 @@ pub(crate) struct Router {
     max_in_flight: usize,
 }
 
-/// How a delivery ended.
-enum Delivered {
-    Ended(Outcome, Bytes),
-    Refuted(Refutation),
+/// A call that is in the router's hands.
+struct Underway {
+    routed: Routed,
+    body: Bytes,
+    arrived: Instant,
+    deadline: Deadline,
+    refuted: Vec<Refuted>,
+    /// Counts it as in flight.
+    _in_flight: TaskTrackerToken,
 }
 
 impl Router {
     pub(crate) fn new(bus: Bus, locator: Locator, meters: Arc<Meters>, max_in_flight: usize) -> Self {
-        Router { bus, locator, meters, in_flight: TaskTracker::new(), max_in_flight }
+        Router(Arc::new(Inner { bus, locator, meters, in_flight: TaskTracker::new(), max_in_flight }))
     }
 
-    /// Begins with a call, in a task of its own; one too many is refused.
-    pub(crate) fn take(&self, request: Request) {
+    /// Begins with a call; one too many is refused.
+    pub(crate) fn take(&self, request: &Request) {
         let arrived = Instant::now();
-        let is_full = self.in_flight.len() >= self.max_in_flight;
-        let router = self.clone();
-        self.in_flight.spawn(async move {
-            let Request { message, .. } = request;
-            let Ok((Routed { call, reply_to }, body)) = wire::decode::<Routed>(&message) else {
-                // Without a caller that could be answered.
-                tracing::warn!("a message was no call");
-                return router.meters.unreadable.increment(1);
-            };
-            let mut refuted = Vec::new();
-            let (outcome, answer) = if is_full {
-                router.meters.limit_hit(Limit::RouterInFlight);
-                (Outcome::Busy(Limit::RouterInFlight), Bytes::new())
-            } else {
-                router.route(&call, &body, arrived, &mut refuted).await
-            };
-            router.answer(&call, &reply_to, &outcome, &answer).await;
-            router.meters.ended(&outcome);
-            router.meters.call_seconds.record(arrived.elapsed());
-            for refuted in refuted {
-                Box::pin(router.locator.clear(call.target, refuted)).await;
-            }
-        });
+        let Ok((routed, body)) = wire::decode::<Routed>(&request.message) else {
+            // Without a caller that could be answered.
+            tracing::warn!("a message was no call");
+            return self.0.meters.unreadable.increment(1);
+        };
+        let is_full = self.in_flight() >= self.0.max_in_flight;
+        let deadline = routed.call.budget_ms.starting(arrived);
+        let in_flight = self.0.in_flight.token();
+        let call = Underway { routed, body, arrived, deadline, refuted: Vec::new(), _in_flight: in_flight };
+        if is_full {
+            self.0.meters.limit_hit(Limit::RouterInFlight);
+            return self.end(call, &Outcome::Busy(Limit::RouterInFlight), &Bytes::new());
+        }
+        if deadline.has_passed(arrived) {
+            // Its caller's node has given up. Nothing was delivered, and nothing is said of the target.
+            return self.end(call, &Outcome::Unavailable, &Bytes::new());
+        }
+        self.proceed(call);
     }
 
     /// How many calls are in flight.
     pub(crate) fn in_flight(&self) -> usize {
-        self.in_flight.len()
+        self.0.in_flight.len()
     }
 
     /// Waits for the calls in flight.
     pub(crate) async fn finish(&self) {
-        self.in_flight.close();
-        self.in_flight.wait().await;
+        self.0.in_flight.close();
+        self.0.in_flight.wait().await;
     }
 
-    /// The call's outcome, and the body of an answer.
-    async fn route(
-        &self,
-        call: &Call,
-        body: &Bytes,
-        arrived: Instant,
-        refuted: &mut Vec<Refuted>,
-    ) -> (Outcome, Bytes) {
-        let deadline = call.budget_ms.starting(arrived);
-        let connect_deadline = call.connect_budget_ms.min(call.budget_ms).starting(arrived);
-        if deadline.has_passed(arrived) {
-            // Its caller's node has given up. Nothing was delivered, and nothing is said of the target.
-            return (Outcome::Unavailable, Bytes::new());
-        }
-        while refuted.len() < MAX_DELIVERIES {
-            let wait = deadline.remaining(Instant::now()).as_duration().min(LOOK_UP_WAIT);
-            let found = match self.locator.locate(call.target, refuted, wait).await {
-                Ok(Some(found)) => Some(found),
-                Ok(None) => {
-                    Box::pin(self.locator.await_arrival(call.target, refuted, connect_deadline)).await
-                }
-                Err(error) => {
-                    tracing::warn!(%error, call = %call.call, target = %call.target, "cannot locate the target");
-                    return (Outcome::Unavailable, Bytes::new());
-                }
-            };
-            let Some(found) = found else { break };
-            match self.deliver(call, body, found, deadline).await {
-                Delivered::Ended(outcome, answer) => return (outcome, answer),
-                Delivered::Refuted(by) => {
-                    self.meters.refuted.increment(1);
-                    refuted.push(Refuted { found, by, still_stands: false });
+    /// Ends calls whose node died with them in its hands: their callers need not wait the budget out.
+    pub(crate) async fn watch_nodes(&self) {
+        loop {
+            tokio::time::sleep(self.0.locator.lease() / 4).await;
+            for node in self.0.bus.asked_nodes() {
+                if self.0.locator.is_gone(node).await {
+                    self.0.bus.no_reply_from(node);
                 }
             }
         }
-        (Outcome::Offline, Bytes::new())
+    }
+
+    /// Delivers the call to where its target is.
+    fn proceed(&self, call: Underway) {
+        if call.refuted.len() >= MAX_DELIVERIES {
+            return self.end(call, &Outcome::Offline, &Bytes::new());
+        }
+        match self.0.locator.on_map(call.routed.call.target, &call.refuted) {
+            Some(found) => self.deliver(call, found),
+            None => {
+                let router = self.clone();
+                tokio::spawn(async move { router.seek(call).await });
+            }
+        }
+    }
+
+    /// Looks its target up where the map does not have it, and waits for it if its caller does.
+    async fn seek(&self, mut call: Underway) {
+        let Underway { routed: Routed { call: head, .. }, arrived, deadline, refuted, .. } = &mut call;
+        let connect_deadline = head.connect_budget_ms.min(head.budget_ms).starting(*arrived);
+        let wait = deadline.remaining(Instant::now()).as_duration().min(LOOK_UP_WAIT);
+        let locator = &self.0.locator;
+        let found = match locator.locate(head.target, refuted, wait).await {
+            Ok(Some(found)) => Some(found),
+            Ok(None) => locator.await_arrival(head.target, refuted, connect_deadline).await,
+            Err(error) => {
+                tracing::warn!(%error, call = %head.call, target = %head.target, "cannot locate the target");
+                return self.end(call, &Outcome::Unavailable, &Bytes::new());
+            }
+        };
+        match found {
+            Some(found) => self.deliver(call, found),
+            None => self.end(call, &Outcome::Offline, &Bytes::new()),
+        }
     }
 
     /// Asks the node that holds the claim, for what is left of the call's time.
-    async fn deliver(&self, call: &Call, body: &Bytes, found: Found, deadline: Deadline) -> Delivered {
-        let unavailable = || Delivered::Ended(Outcome::Unavailable, Bytes::new());
+    fn deliver(&self, call: Underway, found: Found) {
         let started = Instant::now();
-        let budget_ms = deadline.remaining(started);
-        let head = Delivery {
-            call: call.call,
+        let head = &call.routed.call;
+        let budget_ms = call.deadline.remaining(started);
+        let delivery = Delivery {
+            call: head.call,
             session: found.claim.session,
-            target: call.target,
+            target: head.target,
             budget_ms,
-            oneway: call.oneway,
-            traceparent: call.traceparent.clone(),
+            oneway: head.oneway,
+            traceparent: head.traceparent.clone(),
         };
-        let Ok(message) = wire::encode(&head, body) else { return unavailable() };
-        let node = self.bus.subjects().node(found.claim.node);
-        let asked = tokio::select! {
-            biased;
-            asked = self.bus.ask(node, message, budget_ms.as_duration()) => asked,
-            // It died with the call in its hands: the caller need not wait the budget out.
-            () = self.locator.node_gone(found.claim.node) => {
-                return Delivered::Ended(Outcome::Lost, Bytes::new());
-            }
+        let Ok(message) = wire::encode(&delivery, &call.body) else {
+            return self.end(call, &Outcome::Unavailable, &Bytes::new());
         };
-        self.meters.deliver_seconds.record(started.elapsed());
-        match asked {
+        let question = Question {
+            subject: self.0.bus.subjects().node(found.claim.node).into(),
+            message,
+            wait: budget_ms.as_duration(),
+            asked: Some(found.claim.node),
+        };
+        let router = self.clone();
+        self.0.bus.ask_then(question, move |asked| {
+            router.0.meters.deliver_seconds.record(started.elapsed());
+            router.delivered(call, found, asked);
+        });
+    }
+
+    fn delivered(&self, mut call: Underway, found: Found, asked: Result<Bytes, AskError>) {
+        let ended = |outcome| Ok((outcome, Bytes::new()));
+        let ended = match asked {
             Ok(reply) => match wire::decode::<DeliveryReply>(&reply) {
-                Ok((DeliveryReply::Ended(outcome), answer)) => Delivered::Ended(outcome, answer),
-                Ok((DeliveryReply::NotHere, _)) => Delivered::Refuted(Refutation::NoSession),
+                Ok((DeliveryReply::Ended(outcome), answer)) => Ok((outcome, answer)),
+                Ok((DeliveryReply::NotHere, _)) => Err(Refutation::NoSession),
                 Err(error) => {
                     tracing::error!(%error, node = %found.claim.node, "a node's reply cannot be read");
-                    self.meters.unreadable.increment(1);
-                    unavailable()
+                    self.0.meters.unreadable.increment(1);
+                    ended(Outcome::Unavailable)
                 }
             },
-            Err(AskError::NoResponders) => Delivered::Refuted(Refutation::NoNode),
-            Err(AskError::Expired) => Delivered::Ended(Outcome::TimedOut, Bytes::new()),
+            Err(AskError::NoResponders) => Err(Refutation::NoNode),
+            Err(AskError::Expired) => ended(Outcome::TimedOut),
+            Err(AskError::Gone) => ended(Outcome::Lost),
             Err(AskError::Full) => {
-                self.meters.limit_hit(Limit::PendingAsks);
-                Delivered::Ended(Outcome::Busy(Limit::PendingAsks), Bytes::new())
+                self.0.meters.limit_hit(Limit::PendingAsks);
+                ended(Outcome::Busy(Limit::PendingAsks))
             }
-            Err(AskError::Down | AskError::Unsendable) => unavailable(),
+            Err(AskError::Down | AskError::Unsendable) => ended(Outcome::Unavailable),
+        };
+        match ended {
+            Ok((outcome, answer)) => self.end(call, &outcome, &answer),
+            Err(by) => {
+                self.0.meters.refuted.increment(1);
+                call.refuted.push(Refuted { found, by, still_stands: false });
+                self.proceed(call);
+            }
         }
     }
 
-    async fn answer(&self, call: &Call, reply_to: &str, outcome: &Outcome, answer: &Bytes) {
+    /// Answers the caller, and clears away what was found out about its target on the way.
+    fn end(&self, mut call: Underway, outcome: &Outcome, answer: &Bytes) {
+        let head = &call.routed.call;
         tracing::debug!(
-            call = %call.call,
-            caller = %call.caller,
-            target = %call.target,
+            call = %head.call,
+            caller = %head.caller,
+            target = %head.target,
             outcome = outcome.as_str(),
             "routed"
         );
-        let sent = match wire::encode(outcome, answer) {
-            Ok(message) => self.bus.tell(reply_to, message).await.map_err(|error| error.to_string()),
-            Err(error) => Err(error.to_string()),
-        };
-        if let Err(error) = sent {
-            tracing::warn!(error, call = %call.call, "the outcome cannot be sent");
+        match wire::encode(outcome, answer) {
+            // Nearly always the connection takes it at once.
+            Ok(message) => match self.answer(&call, message.clone()).now_or_never() {
+                Some(()) => self.ended(&mut call, outcome),
+                None => {
+                    let (router, outcome) = (self.clone(), outcome.clone());
+                    tokio::spawn(async move {
+                        router.answer(&call, message).await;
+                        router.ended(&mut call, &outcome);
+                    });
+                }
+            },
+            Err(error) => tracing::error!(%error, call = %head.call, "the outcome cannot be written"),
         }
+    }
+
+    async fn answer(&self, call: &Underway, message: Bytes) {
+        if let Err(error) = self.0.bus.tell(call.routed.reply_to.as_str(), message).await {
+            tracing::warn!(%error, call = %call.routed.call.call, "the outcome cannot be sent");
+        }
+    }
+
+    fn ended(&self, call: &mut Underway, outcome: &Outcome) {
+        self.0.meters.ended(outcome);
+        self.0.meters.call_seconds.record(call.arrived.elapsed());
+        if call.refuted.is_empty() {
+            return;
+        }
+        let (router, target, refuted) =
+            (self.clone(), call.routed.call.target, std::mem::take(&mut call.refuted));
+        self.0.in_flight.spawn(async move {
+            for refuted in refuted {
+                router.0.locator.clear(target, refuted).await;
+            }
+        });
     }
 }

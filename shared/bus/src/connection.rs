@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_nats::client::traits::Publisher;
 use async_nats::connection::State;
 use async_nats::message::OutboundMessage;
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, StatusCode, Subject};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, Subject};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::StreamExt;
@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use crate::bucket::StoreError;
 use crate::meters::Meters;
-use crate::pending::Pending;
+use crate::pending::{NoReply, Pending};
 use crate::serve::Requests;
 
 /// Messages that one subscription may queue before further ones are dropped and counted.
@@ -122,6 +122,9 @@ pub enum AskError {
     /// There is no connection, or it took no message in time, or it was closed while the reply was waited for.
     #[error("not connected to NATS")]
     Down,
+    /// The node that was asked is gone, as [`Bus::no_reply_from`] was told; it may have received the question.
+    #[error("the node that was asked is gone")]
+    Gone,
     /// `max_pending_asks` questions are open; nothing was sent.
     #[error("too many questions are open")]
     Full,
@@ -129,6 +132,23 @@ pub enum AskError {
     #[error("the message cannot be sent")]
     Unsendable,
 }
+
+/// A question whose reply a handler takes.
+#[derive(Debug)]
+pub struct Question {
+    /// Where to.
+    pub subject: Subject,
+    /// What is asked.
+    pub message: Bytes,
+    /// How long a reply is waited for; that it is over is noticed up to 10 ms later.
+    pub wait: Duration,
+    /// The node that is asked, if it is one: see [`Bus::no_reply_from`].
+    pub asked: Option<NodeId>,
+}
+
+/// A question that a handler waits for: what [`Bus::give_up`] takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked(u64);
 
 /// Why a message was not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -217,6 +237,10 @@ impl Bus {
                 Arc::clone(&pending),
                 Arc::clone(&meters),
             )),
+            tokio::spawn({
+                let pending = Arc::clone(&pending);
+                async move { pending.expire().await }
+            }),
         ];
         Ok(Bus {
             inner: Arc::new(Inner {
@@ -269,6 +293,59 @@ impl Bus {
     ) -> Result<Bytes, AskError> {
         let reply = self.exchange(subject.into(), None, message, wait).await?;
         Ok(reply.payload)
+    }
+
+    /// Asks, and has `then` take the reply, or the reason why there is none. It runs once, unless the question is
+    /// given up: now, when nothing could be sent, or later, where replies come in, which it must not hold up.
+    /// Costs no task and no timer of its own: for what is asked with every call.
+    pub fn ask_then(
+        &self,
+        question: Question,
+        then: impl FnOnce(Result<Bytes, AskError>) + Send + 'static,
+    ) -> Asked {
+        let Inner { pending, meters, send_timeout, .. } = &*self.inner;
+        let Question { subject, message, wait, asked } = question;
+        let handler = {
+            let meters = Arc::clone(meters);
+            move |reply| then(meters.counted(reply).map(|reply| reply.payload))
+        };
+        let number = match pending.open_handled(Instant::now() + wait, asked, Box::new(handler)) {
+            Ok(number) => number,
+            Err(refused) => {
+                refused(Err(NoReply::Full));
+                return Asked(u64::MAX);
+            }
+        };
+        let reply_to = Some(self.inbox_of(number));
+        let wait = wait.min(*send_timeout);
+        match self.publish_now(subject, reply_to, None, message) {
+            Published::Done(Ok(())) => {}
+            Published::Done(Err(error)) => pending.fail(number, error.into()),
+            Published::NoRoom(message) => {
+                let bus = self.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = bus.publish_later(message, wait).await {
+                        bus.inner.pending.fail(number, error.into());
+                    }
+                });
+            }
+        }
+        Asked(number)
+    }
+
+    /// Nobody cares for the reply any more: the handler does not run, if it has not yet.
+    pub fn give_up(&self, asked: Asked) {
+        self.inner.pending.give_up(asked.0);
+    }
+
+    /// The nodes that [`ask_then`](Self::ask_then) waits for.
+    pub fn asked_nodes(&self) -> Vec<NodeId> {
+        self.inner.pending.asked()
+    }
+
+    /// `node` is gone: ends every question that was put to it, with [`AskError::Gone`].
+    pub fn no_reply_from(&self, node: NodeId) {
+        self.inner.pending.fail_all_to(node);
     }
 
     /// Publishes.
@@ -398,44 +475,22 @@ impl Bus {
         let Inner { pending, meters, send_timeout, .. } = &*self.inner;
         let deadline = Instant::now() + wait;
         let Some((ticket, arrival)) = pending.open() else {
-            meters.full.increment(1);
-            return Err(AskError::Full);
+            return meters.counted(Err(NoReply::Full));
         };
         let reply_to = Some(self.inbox_of(ticket.number()));
-        match self.publish(subject, reply_to, headers, message, wait.min(*send_timeout)).await {
-            Ok(()) => {}
-            Err(TellError::Down) => {
-                ticket.given_up();
-                meters.down.increment(1);
-                return Err(AskError::Down);
-            }
-            Err(TellError::Unsendable) => {
-                ticket.given_up();
-                meters.unsendable.increment(1);
-                return Err(AskError::Unsendable);
-            }
+        let sent = self.publish(subject, reply_to, headers, message, wait.min(*send_timeout)).await;
+        let reply = match sent {
+            Ok(()) => match timeout_at(deadline, arrival).await {
+                Ok(reply) => reply.map_err(|_| NoReply::Down),
+                Err(_) => Err(NoReply::Expired),
+            },
+            Err(error) => Err(error.into()),
+        };
+        match reply {
+            Ok(_) => ticket.answered(),
+            Err(_) => ticket.given_up(),
         }
-        match timeout_at(deadline, arrival).await {
-            Ok(Ok(reply)) => {
-                ticket.answered();
-                if reply.status == Some(StatusCode::NO_RESPONDERS) {
-                    meters.no_responders.increment(1);
-                    return Err(AskError::NoResponders);
-                }
-                meters.answered.increment(1);
-                Ok(reply)
-            }
-            Ok(Err(_)) => {
-                ticket.given_up();
-                meters.down.increment(1);
-                Err(AskError::Down)
-            }
-            Err(_) => {
-                ticket.given_up();
-                meters.expired.increment(1);
-                Err(AskError::Expired)
-            }
-        }
+        meters.counted(reply)
     }
 
     async fn publish(
@@ -446,26 +501,36 @@ impl Bus {
         payload: Bytes,
         wait: Duration,
     ) -> Result<(), TellError> {
+        match self.publish_now(subject, reply, headers, payload) {
+            Published::Done(sent) => sent,
+            // Boxed: whoever asks or tells keeps little while it waits for other things.
+            Published::NoRoom(message) => Box::pin(self.publish_later(message, wait)).await,
+        }
+    }
+
+    /// Publishes without waiting: nearly always there is room.
+    fn publish_now(
+        &self,
+        subject: Subject,
+        reply: Option<Subject>,
+        headers: Option<HeaderMap>,
+        payload: Bytes,
+    ) -> Published {
         let Inner { client, is_closed, .. } = &*self.inner;
         if is_closed.load(Ordering::Relaxed) || client.connection_state() != State::Connected {
-            return Err(TellError::Down);
+            return Published::Done(Err(TellError::Down));
         }
         let message = OutboundMessage { subject, reply, payload, headers };
-        // Nearly always there is room at once. The copy shares the message's memory.
-        let sent = match client.publish_message(message.clone()).now_or_never() {
-            Some(sent) => Ok(sent),
-            // Boxed: whoever asks or tells keeps little while it waits for other things.
-            None => Box::pin(timeout(wait, client.publish_message(message))).await,
-        };
-        match sent {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) if error.kind() == async_nats::PublishErrorKind::Send => Err(TellError::Down),
-            Ok(Err(error)) => {
-                warn!(%error, "a message cannot be sent");
-                Err(TellError::Unsendable)
-            }
-            Err(_) => Err(TellError::Down),
+        // The copy shares the message's memory.
+        match client.publish_message(message.clone()).now_or_never() {
+            Some(sent) => Published::Done(sent.map_err(|error| unsent(&error))),
+            None => Published::NoRoom(message),
         }
+    }
+
+    async fn publish_later(&self, message: OutboundMessage, wait: Duration) -> Result<(), TellError> {
+        let sent = timeout(wait, self.inner.client.publish_message(message)).await;
+        sent.map_err(|_| TellError::Down)?.map_err(|error| unsent(&error))
     }
 
     fn inbox_of(&self, number: u64) -> Subject {
@@ -497,6 +562,30 @@ impl Bus {
     /// How many asks are open, for tests and gauges.
     pub fn pending_asks(&self) -> usize {
         self.inner.pending.len()
+    }
+}
+
+/// What became of a message that was to be published without waiting.
+enum Published {
+    Done(Result<(), TellError>),
+    /// The connection is behind: the message, to wait with.
+    NoRoom(OutboundMessage),
+}
+
+fn unsent(error: &async_nats::PublishError) -> TellError {
+    if error.kind() == async_nats::PublishErrorKind::Send {
+        return TellError::Down;
+    }
+    warn!(%error, "a message cannot be sent");
+    TellError::Unsendable
+}
+
+impl From<TellError> for NoReply {
+    fn from(error: TellError) -> Self {
+        match error {
+            TellError::Down => NoReply::Down,
+            TellError::Unsendable => NoReply::Unsendable,
+        }
     }
 }
 

@@ -20,7 +20,7 @@ pub use async_nats::Subject;
 pub use bucket::StoreError;
 pub use claim_map::{Arrivals, ClaimMap};
 pub use claims::{ClaimError, ClaimStore, Claimed, Reclaimed};
-pub use connection::{AskError, Bus, BusError, BusSettings, Connection, TellError};
+pub use connection::{AskError, Asked, Bus, BusError, BusSettings, Connection, Question, TellError};
 pub use leases::LeaseMap;
 pub use meters::describe;
 pub use serve::{Request, Requests};

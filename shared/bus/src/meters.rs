@@ -1,6 +1,10 @@
 //! What does the bus count? Every handle is looked up once, when the bus connects.
 
+use async_nats::{Message, StatusCode};
 use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
+
+use crate::connection::AskError;
+use crate::pending::NoReply;
 
 /// Gives every metric of this crate its help text, as connecting does.
 pub fn describe() {
@@ -32,6 +36,7 @@ pub(crate) struct Meters {
     pub(crate) down: Counter,
     pub(crate) full: Counter,
     pub(crate) unsendable: Counter,
+    pub(crate) gone: Counter,
     pub(crate) cancelled: Counter,
     pub(crate) unclaimed: Counter,
     pub(crate) dropped: Counter,
@@ -52,10 +57,28 @@ impl Meters {
             down: asks("down"),
             full: asks("full"),
             unsendable: asks("unsendable"),
+            gone: asks("gone"),
             cancelled: asks("cancelled"),
             unclaimed: counter!("switchboard_bus_replies_unclaimed_total"),
             dropped: counter!("switchboard_bus_dropped_messages_total"),
             watch_reloads: counter!("switchboard_bus_watch_reloads_total"),
         }
+    }
+
+    /// Counts how a question ended.
+    pub(crate) fn counted(&self, reply: Result<Message, NoReply>) -> Result<Message, AskError> {
+        let (counter, ended) = match reply {
+            Ok(reply) if reply.status == Some(StatusCode::NO_RESPONDERS) => {
+                (&self.no_responders, Err(AskError::NoResponders))
+            }
+            Ok(reply) => (&self.answered, Ok(reply)),
+            Err(NoReply::Expired) => (&self.expired, Err(AskError::Expired)),
+            Err(NoReply::Down) => (&self.down, Err(AskError::Down)),
+            Err(NoReply::Unsendable) => (&self.unsendable, Err(AskError::Unsendable)),
+            Err(NoReply::Full) => (&self.full, Err(AskError::Full)),
+            Err(NoReply::Gone) => (&self.gone, Err(AskError::Gone)),
+        };
+        counter.increment(1);
+        ended
     }
 }

@@ -1,58 +1,238 @@
 //! Who waits for which reply? Numbered questions; a question leaves the table however it ends.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_nats::Message;
 use metrics::Counter;
-use tokio::sync::oneshot;
+use rpc::NodeId;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+/// How exactly the end of a question with a handler is kept: it comes up to this much late.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Why a question will have no reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoReply {
+    /// Its time is over.
+    Expired,
+    /// It could not be sent, or the connection was closed.
+    Down,
+    /// It cannot be sent.
+    Unsendable,
+    /// Too many questions are open.
+    Full,
+    /// Whoever was asked is gone.
+    Gone,
+}
+
+/// What is done with a reply, or for want of one.
+pub(crate) type Handler = Box<dyn FnOnce(Result<Message, NoReply>) + Send>;
 
 /// The questions of one process that have no reply yet.
 pub(crate) struct Pending {
-    waiting: Mutex<HashMap<u64, oneshot::Sender<Message>, BuildHasherDefault<NumberHasher>>>,
+    table: Mutex<Table>,
     next_number: AtomicU64,
     max_waiting: usize,
     cancelled: Counter,
+    /// Ticks are counted from here.
+    started: Instant,
+    /// An earlier end than the one slept for has come up.
+    sooner: Notify,
+}
+
+#[derive(Default)]
+struct Table {
+    waiting: HashMap<u64, Waiter, BuildHasherDefault<NumberHasher>>,
+    /// How many questions with a handler end at which tick. A question that is answered leaves nothing behind here.
+    ends: BTreeMap<u64, usize>,
+    /// The tick that is slept for.
+    sleeps_until: Option<u64>,
+}
+
+enum Waiter {
+    Task(oneshot::Sender<Message>),
+    Handler { handler: Handler, ends: u64, asked: Option<NodeId> },
+}
+
+impl Table {
+    fn remove(&mut self, number: u64) -> Option<Waiter> {
+        let waiter = self.waiting.remove(&number)?;
+        if let Waiter::Handler { ends, .. } = &waiter
+            && let Some(count) = self.ends.get_mut(ends)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.ends.remove(ends);
+            }
+        }
+        Some(waiter)
+    }
+
+    /// Takes out the handlers of the questions that `is_over` says yes to. Looks through the whole table: for what
+    /// is rare.
+    fn take(&mut self, is_over: impl Fn(u64, Option<NodeId>) -> bool) -> Vec<Handler> {
+        let over = self.waiting.iter().filter_map(|(number, waiter)| match waiter {
+            Waiter::Handler { ends, asked, .. } if is_over(*ends, *asked) => Some(*number),
+            Waiter::Handler { .. } | Waiter::Task(_) => None,
+        });
+        let over: Vec<u64> = over.collect();
+        let handlers = over.into_iter().filter_map(|number| match self.remove(number) {
+            Some(Waiter::Handler { handler, .. }) => Some(handler),
+            Some(Waiter::Task(_)) | None => None,
+        });
+        handlers.collect()
+    }
 }
 
 impl Pending {
     pub(crate) fn new(max_waiting: usize, cancelled: Counter) -> Self {
-        Pending { waiting: Mutex::default(), next_number: AtomicU64::new(0), max_waiting, cancelled }
+        Pending {
+            table: Mutex::default(),
+            next_number: AtomicU64::new(0),
+            max_waiting,
+            cancelled,
+            started: Instant::now(),
+            sooner: Notify::new(),
+        }
     }
 
     /// A new number and where its reply will arrive; none when `max_waiting` questions are open.
     pub(crate) fn open(&self) -> Option<(Ticket<'_>, oneshot::Receiver<Message>)> {
         let (reply, arrival) = oneshot::channel();
-        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
-        let mut waiting = self.lock();
-        if waiting.len() >= self.max_waiting {
+        let number = self.next_number();
+        let mut table = self.lock();
+        if table.waiting.len() >= self.max_waiting {
             return None;
         }
-        waiting.insert(number, reply);
+        table.waiting.insert(number, Waiter::Task(reply));
         Some((Ticket { pending: self, number, is_open: true }, arrival))
+    }
+
+    /// A new number for a question to `asked` whose reply `handler` takes, or that it has none by `deadline`.
+    ///
+    /// # Errors
+    /// Hands the handler back when `max_waiting` questions are open.
+    pub(crate) fn open_handled(
+        &self,
+        deadline: Instant,
+        asked: Option<NodeId>,
+        handler: Handler,
+    ) -> Result<u64, Handler> {
+        let number = self.next_number();
+        let ends = self.tick_after(deadline);
+        let mut table = self.lock();
+        if table.waiting.len() >= self.max_waiting {
+            return Err(handler);
+        }
+        table.waiting.insert(number, Waiter::Handler { handler, ends, asked });
+        *table.ends.entry(ends).or_default() += 1;
+        if table.sleeps_until.is_none_or(|tick| ends < tick) {
+            table.sleeps_until = Some(ends);
+            drop(table);
+            self.sooner.notify_one();
+        }
+        Ok(number)
     }
 
     /// Hands a reply to whoever waits for it; false when nobody does any more.
     pub(crate) fn answer(&self, number: u64, message: Message) -> bool {
-        let waiter = self.lock().remove(&number);
-        waiter.is_some_and(|waiter| waiter.send(message).is_ok())
+        let waiter = self.lock().remove(number);
+        match waiter {
+            Some(Waiter::Task(waiter)) => waiter.send(message).is_ok(),
+            Some(Waiter::Handler { handler, .. }) => {
+                handler(Ok(message));
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Ends a question that has a handler, if it is still open.
+    pub(crate) fn fail(&self, number: u64, why: NoReply) {
+        let waiter = self.lock().remove(number);
+        if let Some(Waiter::Handler { handler, .. }) = waiter {
+            handler(Err(why));
+        }
+    }
+
+    /// Nobody cares for the reply any more: no handler runs.
+    pub(crate) fn give_up(&self, number: u64) {
+        if self.lock().remove(number).is_some() {
+            self.cancelled.increment(1);
+        }
+    }
+
+    /// Whom the open questions with a handler were put to.
+    pub(crate) fn asked(&self) -> Vec<NodeId> {
+        let asked = |waiter: &Waiter| match waiter {
+            Waiter::Handler { asked, .. } => *asked,
+            Waiter::Task(_) => None,
+        };
+        let mut asked: Vec<NodeId> = self.lock().waiting.values().filter_map(asked).collect();
+        asked.sort_unstable();
+        asked.dedup();
+        asked
+    }
+
+    /// Ends all questions that were put to `gone`.
+    pub(crate) fn fail_all_to(&self, gone: NodeId) {
+        let handlers = self.lock().take(|_, asked| asked == Some(gone));
+        handlers.into_iter().for_each(|handler| handler(Err(NoReply::Gone)));
+    }
+
+    /// Ends questions whose time is over, for as long as it is polled.
+    pub(crate) async fn expire(&self) {
+        loop {
+            let next = {
+                let mut table = self.lock();
+                table.sleeps_until = table.ends.first_key_value().map(|(tick, _)| *tick);
+                table.sleeps_until
+            };
+            let Some(next) = next else {
+                self.sooner.notified().await;
+                continue;
+            };
+            tokio::select! {
+                () = sleep_until(self.started + TICK * u32::try_from(next).unwrap_or(u32::MAX)) => {}
+                () = self.sooner.notified() => continue,
+            }
+            let handlers = self.lock().take(|ends, _| ends <= next);
+            handlers.into_iter().for_each(|handler| handler(Err(NoReply::Expired)));
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.lock().len()
+        self.lock().waiting.len()
     }
 
     /// Nobody will answer any more: every waiter learns it at once.
     pub(crate) fn abandon_all(&self) {
-        self.lock().clear();
+        let handlers = {
+            let mut table = self.lock();
+            let handlers = table.take(|_, _| true);
+            table.waiting.clear();
+            handlers
+        };
+        handlers.into_iter().for_each(|handler| handler(Err(NoReply::Down)));
     }
 
-    fn lock(
-        &self,
-    ) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Message>, BuildHasherDefault<NumberHasher>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn next_number(&self) -> u64 {
+        self.next_number.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The first tick that is not before `moment`.
+    fn tick_after(&self, moment: Instant) -> u64 {
+        let since = moment.saturating_duration_since(self.started).as_nanos();
+        u64::try_from(since.div_ceil(TICK.as_nanos())).unwrap_or(u64::MAX)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -76,14 +256,14 @@ impl Ticket<'_> {
     /// No reply is waited for any more.
     pub(crate) fn given_up(mut self) {
         self.is_open = false;
-        self.pending.lock().remove(&self.number);
+        self.pending.lock().remove(self.number);
     }
 }
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
         if self.is_open {
-            self.pending.lock().remove(&self.number);
+            self.pending.lock().remove(self.number);
             self.pending.cancelled.increment(1);
         }
     }
@@ -108,5 +288,132 @@ impl Hasher for NumberHasher {
         // hashbrown takes the top bits for its tags and the low bits for the place: the product's high half is
         // the well-mixed one.
         self.0.rotate_left(32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+    use super::*;
+
+    fn pending(max_waiting: usize) -> Arc<Pending> {
+        Arc::new(Pending::new(max_waiting, Counter::noop()))
+    }
+
+    type Ended = (&'static str, Result<(), NoReply>);
+
+    /// Opens questions and tells how each ended.
+    struct Asker {
+        pending: Arc<Pending>,
+        ended_tx: tokio::sync::mpsc::UnboundedSender<Ended>,
+        ended: UnboundedReceiver<Ended>,
+    }
+
+    impl Asker {
+        fn new(pending: &Arc<Pending>) -> Self {
+            let (ended_tx, ended) = unbounded_channel();
+            Asker { pending: Arc::clone(pending), ended_tx, ended }
+        }
+
+        fn ask(&self, name: &'static str, wait_ms: u64, asked: u64) -> Option<u64> {
+            let ended = self.ended_tx.clone();
+            let deadline = Instant::now() + Duration::from_millis(wait_ms);
+            let handler = move |reply: Result<Message, NoReply>| {
+                let _ = ended.send((name, reply.map(|_| ())));
+            };
+            self.pending.open_handled(deadline, Some(NodeId(asked)), Box::new(handler)).ok()
+        }
+
+        async fn next(&mut self) -> Ended {
+            self.ended.recv().await.unwrap()
+        }
+    }
+
+    fn message() -> Message {
+        Message {
+            subject: "it".into(),
+            reply: None,
+            payload: bytes::Bytes::new(),
+            headers: None,
+            status: None,
+            description: None,
+            length: 0,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_question_ends_when_its_time_is_over_and_not_before() {
+        let pending = pending(10);
+        let mut asker = Asker::new(&pending);
+        let started = Instant::now();
+        let expiring = tokio::spawn({
+            let pending = Arc::clone(&pending);
+            async move { pending.expire().await }
+        });
+        asker.ask("late", 60_000, 1);
+        tokio::task::yield_now().await;
+        // Sooner than what is slept for.
+        asker.ask("soon", 25, 1);
+        assert_eq!(asker.next().await, ("soon", Err(NoReply::Expired)));
+        assert!((25..=35).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
+        assert_eq!(asker.next().await, ("late", Err(NoReply::Expired)));
+        assert!((60_000..=60_010).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
+        assert_eq!(pending.len(), 0);
+        expiring.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_answered_leaves_nothing_behind() {
+        let pending = pending(10);
+        let mut asker = Asker::new(&pending);
+        let number = asker.ask("it", 1_000, 1).unwrap();
+        assert!(pending.answer(number, message()));
+        assert_eq!(asker.next().await, ("it", Ok(())));
+        assert!(!pending.answer(number, message()), "nobody waits any more");
+        assert_eq!((pending.len(), pending.lock().ends.len()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_question_that_is_given_up_is_never_answered() {
+        let pending = pending(10);
+        let mut asker = Asker::new(&pending);
+        let number = asker.ask("it", 1_000, 1).unwrap();
+        pending.give_up(number);
+        assert!(!pending.answer(number, message()));
+        assert_eq!((pending.len(), pending.lock().ends.len()), (0, 0));
+        drop(asker.ended_tx);
+        assert_eq!(asker.ended.recv().await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_gone_answers_nobody() {
+        let pending = pending(10);
+        let mut asker = Asker::new(&pending);
+        asker.ask("gone", 1_000, 1);
+        let alive = asker.ask("alive", 1_000, 2).unwrap();
+        assert_eq!(pending.asked(), [NodeId(1), NodeId(2)]);
+        pending.fail_all_to(NodeId(1));
+        assert_eq!(asker.next().await, ("gone", Err(NoReply::Gone)));
+        assert_eq!(pending.asked(), [NodeId(2)]);
+        pending.fail(alive, NoReply::Down);
+        assert_eq!(asker.next().await, ("alive", Err(NoReply::Down)));
+        assert_eq!(pending.lock().ends.len(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_question_too_many_is_refused_and_the_end_is_told_to_all() {
+        let pending = pending(2);
+        let mut asker = Asker::new(&pending);
+        let (_ticket, arrival) = pending.open().unwrap();
+        asker.ask("it", 1_000, 1).unwrap();
+        assert_eq!(asker.ask("one too many", 1_000, 1), None);
+        assert!(pending.open().is_none());
+        pending.abandon_all();
+        assert_eq!(asker.next().await, ("it", Err(NoReply::Down)));
+        assert!(arrival.await.is_err());
+        assert_eq!((pending.len(), pending.lock().ends.len()), (0, 0));
     }
 }

@@ -1,6 +1,7 @@
 //! Who and what is meant? One type for each kind of id, so that they cannot be confused.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -68,7 +69,7 @@ macro_rules! hex_id {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{:016x}", self.0)
+                f.write_str(hex_text(&hex_digits(self.0)))
             }
         }
 
@@ -92,17 +93,61 @@ macro_rules! hex_id {
 
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
+                serializer.serialize_str(hex_text(&hex_digits(self.0)))
             }
         }
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-                text.parse().map_err(de::Error::custom)
+                deserializer.deserialize_str(Text::new($kind))
             }
         }
     };
+}
+
+const HEX_DIGITS: usize = 16;
+
+/// Ids are written and read several times for each call: without the formatter and without a copy of the text.
+fn hex_digits(number: u64) -> [u8; HEX_DIGITS] {
+    let mut left = number;
+    let mut digits = [b'0'; HEX_DIGITS];
+    for digit in digits.iter_mut().rev() {
+        *digit = match (left & 0xf) as u8 {
+            value @ 0..10 => b'0' + value,
+            value => b'a' + (value - 10),
+        };
+        left >>= 4;
+    }
+    digits
+}
+
+fn hex_text(digits: &[u8]) -> &str {
+    // Digits are ASCII.
+    std::str::from_utf8(digits).unwrap_or_default()
+}
+
+/// Reads a type out of JSON text by its `FromStr`.
+struct Text<T> {
+    kind: &'static str,
+    parsed: PhantomData<T>,
+}
+
+impl<T> Text<T> {
+    fn new(kind: &'static str) -> Self {
+        Text { kind, parsed: PhantomData }
+    }
+}
+
+impl<T: FromStr<Err = ParseIdError>> de::Visitor<'_> for Text<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
+    }
 }
 
 hex_id!(
@@ -125,9 +170,26 @@ pub struct CallId {
     pub serial: u64,
 }
 
+impl CallId {
+    const MAX_BYTES: usize = 2 * HEX_DIGITS + 1;
+
+    fn text<'a>(&self, room: &'a mut [u8; Self::MAX_BYTES]) -> &'a str {
+        let serial = hex_digits(self.serial);
+        let zeros = (self.serial.leading_zeros() / 4).min(HEX_DIGITS as u32 - 1) as usize;
+        let (node, rest) = room.split_at_mut(HEX_DIGITS);
+        node.copy_from_slice(&hex_digits(self.node.0));
+        let mut written = HEX_DIGITS;
+        for (place, byte) in rest.iter_mut().zip(std::iter::once(&b'-').chain(serial.iter().skip(zeros))) {
+            *place = *byte;
+            written += 1;
+        }
+        hex_text(room.get(..written).unwrap_or_default())
+    }
+}
+
 impl fmt::Display for CallId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{:x}", self.node, self.serial)
+        f.write_str(self.text(&mut [0; CallId::MAX_BYTES]))
     }
 }
 
@@ -144,14 +206,13 @@ impl FromStr for CallId {
 
 impl Serialize for CallId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        serializer.serialize_str(self.text(&mut [0; CallId::MAX_BYTES]))
     }
 }
 
 impl<'de> Deserialize<'de> for CallId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-        text.parse().map_err(de::Error::custom)
+        deserializer.deserialize_str(Text::new("call id"))
     }
 }
 
@@ -176,6 +237,7 @@ mod tests {
         #[test]
         fn ids_survive_their_text(node in any::<u64>(), serial in any::<u64>()) {
             let call = CallId { node: NodeId(node), serial };
+            prop_assert_eq!(call.to_string(), format!("{node:016x}-{serial:x}"));
             prop_assert_eq!(call.to_string().parse::<CallId>().unwrap(), call);
             let json = serde_json::to_string(&call).unwrap();
             prop_assert_eq!(serde_json::from_str::<CallId>(&json).unwrap(), call);

@@ -34,7 +34,7 @@ pub fn encode(head: &impl Serialize, body: &[u8]) -> Result<Bytes, serde_json::E
 /// # Errors
 /// When the first line is not JSON of the head's type.
 pub fn decode<H: DeserializeOwned>(message: &Bytes) -> Result<(H, Bytes), DecodeError> {
-    let end = message.iter().position(|&byte| byte == b'\n');
+    let end = memchr::memchr(b'\n', message);
     let (head, body) = match end {
         Some(end) => (message.slice(..end), message.slice(end + 1..)),
         None => (message.clone(), Bytes::new()),

@@ -10,8 +10,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bus::Asked;
 use bytes::{Buf, Bytes, BytesMut};
 use futures::Stream;
+use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures::stream::FuturesUnordered;
 use rpc::{DeliveryReply, DeviceId, Outcome, UplinkKind};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -61,11 +63,69 @@ enum Wake {
 
 /// What was being done for the session is done.
 enum Done {
-    Asked(Ticket, Outcome, Bytes),
+    Asked(Answered),
     Uplinked(NonZeroU16, bool),
 }
 
-type Jobs = FuturesUnordered<Pin<Box<dyn Future<Output = Done> + Send>>>;
+/// How a request of the device ended.
+struct Answered {
+    number: u32,
+    ticket: Ticket,
+    outcome: Outcome,
+    body: Bytes,
+}
+
+/// What is being done for a session.
+struct InHand {
+    answered_tx: UnboundedSender<Answered>,
+    answered: UnboundedReceiver<Answered>,
+    /// Questions by our number for each.
+    asked: Vec<(u32, Asked)>,
+    last_number: u32,
+    uplinks: FuturesUnordered<Pin<Box<dyn Future<Output = Done> + Send>>>,
+}
+
+impl InHand {
+    fn new() -> Self {
+        let (answered_tx, answered) = unbounded();
+        InHand { answered_tx, answered, asked: Vec::new(), last_number: 0, uplinks: FuturesUnordered::new() }
+    }
+
+    fn ask(
+        &mut self,
+        node: &Node,
+        caller: DeviceId,
+        ticket: Ticket,
+        request: Request,
+        traceparent: Option<String>,
+    ) {
+        self.last_number = self.last_number.wrapping_add(1);
+        let (number, answered) = (self.last_number, self.answered_tx.clone());
+        let asked = node.calls.begin(caller, request, traceparent, move |outcome, body| {
+            // Without a receiver the session is over.
+            let _ = answered.unbounded_send(Answered { number, ticket, outcome, body });
+        });
+        self.asked.extend(asked.map(|asked| (number, asked)));
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Done> {
+        if let Poll::Ready(Some(answered)) = Pin::new(&mut self.answered).poll_next(cx) {
+            if let Some(place) = self.asked.iter().position(|(number, _)| *number == answered.number) {
+                self.asked.swap_remove(place);
+            }
+            return Poll::Ready(Done::Asked(answered));
+        }
+        match Pin::new(&mut self.uplinks).poll_next(cx) {
+            Poll::Ready(Some(done)) => Poll::Ready(done),
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Nobody reads the answers any more.
+    fn give_up(self, node: &Node) {
+        self.asked.into_iter().for_each(|(_, asked)| node.calls.give_up(asked));
+    }
+}
 
 async fn run<S>(stream: &mut S, connected: Connected, node: &Arc<Node>)
 where
@@ -75,7 +135,7 @@ where
     let max_packet_bytes = node.settings.mqtt.max_packet_bytes;
     let max_outbound_bytes = node.settings.ingress.max_outbound_bytes;
     // Made with the first request: a device that is only called never has one.
-    let mut jobs: Option<Jobs> = None;
+    let mut in_hand: Option<Box<InHand>> = None;
     let mut timer = pin!(tokio::time::sleep_until(session.next_tick().into()));
     let mut mail_first = true;
 
@@ -84,7 +144,7 @@ where
         if session.asks_for_something()
             && let Some(ended) =
                 // Boxed: an idle connection does not keep the room that this takes.
-                Box::pin(perform(&mut session, &mut inbound, &handle, node, &mut jobs)).await
+                Box::pin(perform(&mut session, &mut inbound, &handle, node, &mut in_hand)).await
         {
             break ended;
         }
@@ -99,7 +159,7 @@ where
         let reads = session.wants_input();
         let wake = poll_fn(|cx| {
             let out = session.out();
-            poll_wake(cx, &handle, &mut jobs, timer.as_mut(), stream, &mut inbound, out, reads, mail_first)
+            poll_wake(cx, &handle, &mut in_hand, timer.as_mut(), stream, &mut inbound, out, reads, mail_first)
         });
         match wake.await {
             Wake::Mail(Mail::Deliver(call)) => session.deliver(*call, Instant::now()),
@@ -108,7 +168,7 @@ where
                 Box::pin(node.release(&handle)).await;
                 session.drain();
             }
-            Wake::Done(Done::Asked(ticket, outcome, body)) => {
+            Wake::Done(Done::Asked(Answered { ticket, outcome, body, .. })) => {
                 session.answered(&ticket, &outcome, body);
                 node.metrics.call_ended(ticket.method, &outcome, ticket.started.elapsed());
             }
@@ -135,6 +195,9 @@ where
         }
     };
     tracing::debug!(device = %handle.device, session = %handle.id, ?ended, "a session ends");
+    if let Some(in_hand) = in_hand {
+        in_hand.give_up(node);
+    }
     Box::pin(end(stream, session, &handle, node)).await;
 }
 
@@ -144,7 +207,7 @@ where
 fn poll_wake<S>(
     cx: &mut Context<'_>,
     handle: &SessionHandle,
-    jobs: &mut Option<Jobs>,
+    in_hand: &mut Option<Box<InHand>>,
     timer: Pin<&mut Sleep>,
     stream: &mut S,
     inbound: &mut BytesMut,
@@ -158,8 +221,8 @@ where
     if mail_first && let Poll::Ready(mail) = handle.mailbox.poll_next(cx) {
         return Poll::Ready(Wake::Mail(mail));
     }
-    if let Some(jobs) = jobs
-        && let Poll::Ready(Some(done)) = Pin::new(jobs).poll_next(cx)
+    if let Some(in_hand) = in_hand
+        && let Poll::Ready(done) = in_hand.poll_next(cx)
     {
         return Poll::Ready(Wake::Done(done));
     }
@@ -200,25 +263,25 @@ async fn perform(
     inbound: &mut BytesMut,
     handle: &Arc<SessionHandle>,
     node: &Arc<Node>,
-    jobs: &mut Option<Jobs>,
+    in_hand: &mut Option<Box<InHand>>,
 ) -> Option<Ended> {
     let max_packet_bytes = node.settings.mqtt.max_packet_bytes;
     while let Some(effect) = session.next_effect() {
         match effect {
             Effect::Ask(ticket, request, traceparent) => {
                 let traceparent = traceparent.map(|text| text.to_string());
-                jobs.get_or_insert_default().push(Box::pin(ask(
-                    Arc::clone(node),
+                in_hand.get_or_insert_with(|| Box::new(InHand::new())).ask(
+                    node,
                     handle.device,
                     ticket,
                     request,
                     traceparent,
-                )));
+                );
             }
             Effect::Uplink(kind, payload, packet_id) => match packet_id {
                 Some(packet_id) => {
                     let job = uplink(Arc::clone(node), Arc::clone(handle), kind, payload, packet_id);
-                    jobs.get_or_insert_default().push(Box::pin(job));
+                    in_hand.get_or_insert_with(|| Box::new(InHand::new())).uplinks.push(Box::pin(job));
                 }
                 None => {
                     let subject = node.bus.subjects().uplink(handle.tenant, handle.device, kind);
@@ -249,17 +312,6 @@ async fn perform(
 async fn send_reply(node: &Node, reply: Reply) {
     node.metrics.delivery_ended(reply.arrived.elapsed());
     node.reply(reply.to, &reply.reply, &reply.body).await;
-}
-
-async fn ask(
-    node: Arc<Node>,
-    caller: DeviceId,
-    ticket: Ticket,
-    request: Request,
-    traceparent: Option<String>,
-) -> Done {
-    let (outcome, body) = node.calls.perform(caller, request, traceparent).await;
-    Done::Asked(ticket, outcome, body)
 }
 
 /// Hands a message up and waits until NATS has it.
