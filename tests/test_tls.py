@@ -2,12 +2,12 @@
 
 import socket
 import ssl
-import subprocess
 import time
 from http.client import HTTPSConnection
 from types import SimpleNamespace
 
 import pytest
+from harness.authority import Authority
 from harness.cluster import Cluster
 from harness.devices import HttpDevice, MqttJsWebSocket, PahoV5, PahoV311
 from harness.devices.device import echo
@@ -16,39 +16,6 @@ from harness.programs import built
 from harness.waiting import until
 
 BIG = '"' + "x" * 60_000 + '"'
-
-
-class Authority:
-    """Issues certificates for 127.0.0.1."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.certificate = folder / "ca.pem"
-        self._openssl(
-            *"req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=Tests".split(),
-            *("-keyout", folder / "ca.key", "-out", self.certificate),
-        )
-
-    def issue(self, name):
-        """Certificate and key of a server."""
-        files = [self.folder / f"{name}.{end}" for end in ("pem", "key", "csr", "ext")]
-        certificate, key, request, extensions = files
-        extensions.write_text("subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth\n")
-        self._openssl(
-            *"req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes".split(),
-            *("-subj", f"/CN={name}", "-keyout", key, "-out", request),
-        )
-        self._openssl(
-            *("x509", "-req", "-in", request, "-days", "1", "-CA", self.certificate, "-CAkey", self.folder / "ca.key"),
-            *("-CAcreateserial", "-extfile", extensions, "-out", certificate),
-        )
-        return certificate, key
-
-    def context(self):
-        return ssl.create_default_context(cafile=str(self.certificate))
-
-    def _openssl(self, *arguments):
-        subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")
