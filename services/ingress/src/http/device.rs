@@ -5,6 +5,7 @@
 //! is not served once more.
 
 use std::future::{Future, poll_fn};
+use std::hash::{BuildHasher, RandomState};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -139,8 +140,10 @@ impl Visit {
 impl Device {
     /// A device that was just added to the node's sessions.
     pub(super) fn new(handle: Arc<SessionHandle>, limits: LeaseLimits, now: Instant) -> Self {
+        // Keyed at random by the operating system.
+        let first_number = (RandomState::new().hash_one(handle.id) >> 33) as u32;
         let state = State {
-            lease: Lease::new(limits, now),
+            lease: Lease::new(limits, first_number, now),
             requests: 0,
             last_request_at: now,
             draining: false,

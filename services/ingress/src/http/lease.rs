@@ -141,8 +141,9 @@ pub struct Lease<P> {
 }
 
 impl<P> Lease<P> {
-    /// Nothing waits, and nobody can call.
-    pub fn new(limits: LeaseLimits, now: Instant) -> Self {
+    /// Nothing waits, and nobody can call. `first_number` must not be guessable: an answer says no more than its
+    /// call's number, and one that comes from before a restart must not meet another call.
+    pub fn new(limits: LeaseLimits, first_number: u32, now: Instant) -> Self {
         Lease {
             limits,
             standing: Standing::Silent,
@@ -150,7 +151,7 @@ impl<P> Lease<P> {
             last_poll: 0,
             waiting: VecDeque::new(),
             in_hand: 0,
-            open: OpenCalls::default(),
+            open: OpenCalls::starting_at(first_number),
             quiet_since: now,
             over: false,
             handovers: VecDeque::new(),
@@ -451,7 +452,7 @@ mod tests {
     impl Bench {
         fn new() -> Self {
             let now = Instant::now();
-            Bench { lease: Lease::new(LIMITS, now), now, polls: BTreeMap::new(), numbers: BTreeMap::new() }
+            Bench { lease: Lease::new(LIMITS, 1, now), now, polls: BTreeMap::new(), numbers: BTreeMap::new() }
         }
 
         fn poll(&mut self, name: char, timeout_ms: u64) -> String {
@@ -747,7 +748,7 @@ mod tests {
         #[test]
         fn no_call_is_swallowed_and_none_is_heard_twice(steps in steps()) {
             let mut now = Instant::now();
-            let mut lease: Lease<u64> = Lease::new(LIMITS, now);
+            let mut lease: Lease<u64> = Lease::new(LIMITS, 1, now);
             let (mut serial, mut poll_serial) = (0u64, 0u64);
             let mut polls: BTreeMap<u64, PollId> = BTreeMap::new();
             // By number: the call, while a poll has it in hand.
