@@ -1,12 +1,13 @@
 """What does a test run against? Real processes: nats-server, and any number of each service."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from harness.accounts import Accounts
 from harness.admin import Admin
-from harness.nats_server import NatsServer
+from harness.nats_server import NatsCluster, NatsServer
 from harness.ports import any_ports
 from harness.processes import Process
 from harness.programs import built
@@ -21,7 +22,7 @@ class Service:
 
     program: str
 
-    def __init__(self, nats: NatsServer, logs: Path, number: int, settings: dict[str, str]) -> None:
+    def __init__(self, nats: NatsServer | NatsCluster, logs: Path, number: int, settings: dict[str, str]) -> None:
         self.name = f"{self.program.removeprefix('switchboard-')}-{number}"
         self._nats, self._logs = nats, logs
         self.settings = SETTINGS | settings
@@ -117,11 +118,12 @@ class Cluster:
         authorizers: int = 1,
         routers: int = 1,
         settings: dict[str, str] | None = None,
+        nats: Callable[[Path, Path], NatsServer | NatsCluster] = NatsServer,
     ) -> None:
         self.logs = folder / "logs"
         self._settings = settings or {}
         self._services: list[Service] = []
-        self.nats = NatsServer(folder / "nats", self.logs)
+        self.nats = nats(folder / "nats", self.logs)
         try:
             self.accounts = Accounts(self.nats.url, folder / "accounts", self._wait_heard)
             self.authorizers = [self._made(Authorizer, number) for number in range(1, authorizers + 1)]

@@ -1,8 +1,10 @@
 """How is a NATS server started for a test, and started again with its memory lost?"""
 
 import json
+import urllib.request
 from pathlib import Path
 
+from harness.ports import free_ports
 from harness.processes import Process
 from harness.programs import tool
 from harness.waiting import until
@@ -11,9 +13,10 @@ from harness.waiting import until
 class NatsServer:
     """nats-server with JetStream on a port of its own choice, which it keeps when it is started again."""
 
-    def __init__(self, folder: Path, logs: Path) -> None:
-        self._folder, self._logs = folder, logs
+    def __init__(self, folder: Path, logs: Path, *flags: str, name: str = "nats-server") -> None:
+        self._folder, self._logs, self._flags, self._name = folder, logs, flags, name
         self._port: int | None = None
+        self._monitoring = ""
         self.start()
 
     @property
@@ -30,21 +33,56 @@ class NatsServer:
         ports = self._folder / "ports"
         ports.mkdir(parents=True, exist_ok=True)
         port = str(self._port or -1)
-        command = [tool("nats-server"), "--addr", "127.0.0.1", "--port", port, "--ports_file_dir", ports]
+        command = [tool("nats-server"), "--addr", "127.0.0.1", "--port", port, "--ports_file_dir", ports, "-m", "-1"]
         store = ["--jetstream", "--store_dir", self._folder / "store"]
-        self.process = Process("nats-server", [*command, *store], self._logs)
+        self.process = Process(self._name, [*command, *store, *self._flags], self._logs)
         self.process.wait_for_line("Server is ready", lambda line: "Server is ready" in line)
-        if self._port is None:
-            file = ports / f"nats-server_{self.process.pid}.ports"
-            listening = until("nats-server writes its port", lambda: _parsed(file))
-            self._port = int(listening["nats"][0].rsplit(":", 1)[1])
+        file = ports / f"nats-server_{self.process.pid}.ports"
+        listening = until("nats-server writes its ports", lambda: _parsed(file))
+        self._port = int(listening["nats"][0].rsplit(":", 1)[1])
+        self._monitoring = listening["monitoring"][0]
 
     def restart(self) -> None:
         self.process.kill()
         self.start()
 
+    def is_whole(self) -> bool:
+        """Whether its copies of the streams are what the others' are."""
+        try:
+            with urllib.request.urlopen(self._monitoring + "/healthz", timeout=5) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
     def stop(self) -> None:
         self.process.stop()
+
+
+class NatsCluster:
+    """Three servers that keep three copies of everything."""
+
+    def __init__(self, folder: Path, logs: Path) -> None:
+        ports = free_ports(3)
+        routes = ",".join(f"nats://127.0.0.1:{port}" for port in ports)
+        self.servers: list[NatsServer] = []
+        for number, port in enumerate(ports, 1):
+            name = f"nats-{number}"
+            flags = ("--name", name, "--cluster_name", "tests", "--cluster", f"nats://127.0.0.1:{port}", "--routes", routes)
+            self.servers.append(NatsServer(folder / name, logs, *flags, name=name))
+        self.wait_whole()
+
+    @property
+    def url(self) -> str:
+        return ",".join(server.url for server in self.servers)
+
+    def wait_whole(self) -> None:
+        """Until the next server may go."""
+        for server in self.servers:
+            until("a server has caught up with the others", server.is_whole)
+
+    def stop(self) -> None:
+        for server in self.servers:
+            server.stop()
 
 
 def _parsed(file: Path) -> dict[str, list[str]] | None:

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import socket
 
 from harness.processes import run
 from harness.programs import built
@@ -19,3 +20,12 @@ def any_ports() -> dict[str, str]:
         elif match := re.match(r'#? ?(\w*listen) = "[^"]+"', line):
             settings[f"{section}.{match[1]}"] = ANY
     return settings
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody has just now: for programs that must know each other's before either runs."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [it.getsockname()[1] for it in sockets]
+    for it in sockets:
+        it.close()
+    return ports
