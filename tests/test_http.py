@@ -2,6 +2,7 @@
 
 import json
 import random
+import resource
 import socket
 import subprocess
 import time
@@ -517,19 +518,25 @@ def test_head_takes_no_call(node, http, family, device):
     assert answer.text() == "2"
 
 
-def test_thousands_of_half_open_requests_disturb_nobody(node, family, device):
+def test_ten_thousand_half_open_requests_disturb_nobody(node, family, device):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    before = node.admin.value("process_resident_memory_bytes")
     target = device(HttpDevice, family.b).connect(node).become_callable(echo)
     caller = device(PahoV5, family.a).connect(node)
     half = []
-    for number in range(2000):
+    for number in range(10_000):
         connection = socket.create_connection(("127.0.0.1", node.http_port), 20)
         connection.sendall(b"POST /api/v1/x/rpc HTTP/1.1\r\nContent-Length: 65536\r\n" + b"\r\n{" * (number % 2))
         half.append(connection)
     assert caller.send_msg(family.b, "1").text() == "1"
+    # What a length says is not set aside before it has come.
+    assert node.admin.value("process_resident_memory_bytes") - before < 10_000 * 40_000
     for connection in half:
         connection.close()
     assert caller.send_msg(family.b, "2").text() == "2"
     assert not target.ended.is_set()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 # The end of a node.

@@ -1,4 +1,4 @@
-"""How is `switchboard up` started for a test?"""
+"""How are `switchboard up` and `switchboard cluster` started for a test?"""
 
 import json
 import socket
@@ -17,13 +17,15 @@ FREE_PORTS = ["--mqtt", ANY, "--admin", ANY, "--nats-port", "0"]
 class Up:
     """The whole system in one process, with a nats-server of its own."""
 
+    command = "up"
+
     def __init__(self, folder: Path, *flags: str, ports: list[str] = FREE_PORTS, env: dict[str, str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._addresses = folder / "addresses.json"
-        command = [built("switchboard"), "up", "--addresses", self._addresses, "--nats-server", tool("nats-server")]
+        command = [built("switchboard"), self.command, "--addresses", self._addresses, "--nats-server", tool("nats-server")]
         # Weaker than the flags with names of their own.
         settings = [f"--set={setting}={value}" for setting, value in any_ports().items()]
-        self.process = Process("up", [*command, *settings, *ports, *flags], folder / "logs", env=env)
+        self.process = Process(self.command, [*command, *settings, *ports, *flags], folder / "logs", env=env)
 
     def wait_ready(self) -> "Up":
         self.process.wait_for_line("Switchboard is ready", lambda line: "Switchboard is ready" in line, stream="out")
@@ -57,6 +59,36 @@ class Up:
         """Its nats-server listens no more."""
         port = int(self.nats_url.rsplit(":", 1)[1])
         until("its nats-server is gone", lambda: not listens(port), PATIENCE_S)
+
+
+class UpCluster(Up):
+    """Two processes of each service, with a nats-server of their own."""
+
+    command = "cluster"
+
+    @property
+    def nodes(self) -> list["UpNode"]:
+        return [UpNode(it) for it in self.addresses["services"] if "mqtt" in it]
+
+    def pids_of(self, program: str) -> list[int]:
+        """Of its children that run this program."""
+        pids = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                parent = int(stat.read_text().rpartition(")")[2].split()[1])
+                name = Path((stat.parent / "cmdline").read_bytes().split(b"\0")[0].decode()).name
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if parent == self.process.pid and name == program:
+                pids.append(int(stat.parent.name))
+        return sorted(pids)
+
+
+class UpNode:
+    """One node of it."""
+
+    def __init__(self, addresses: dict[str, Any]) -> None:
+        self.mqtt_port = int(addresses["mqtt"].rsplit(":", 1)[1])
 
 
 def listens(port: int) -> bool:

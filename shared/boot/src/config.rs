@@ -63,7 +63,7 @@ declare::settings! {
     /// The node that devices connect to.
     [ingress] Ingress {
         /// Connections of this node, authenticated or not; a further one is refused (MQTT 3 / 0x9F). Each takes a file
-        /// descriptor: the limit of the process (`ulimit -n`) must be above.
+        /// descriptor: what the system allows a process of them (`ulimit -Hn`) must be above.
         max_connections: usize = 100_000, 1..=10_000_000;
         /// Milliseconds from the accepted connection to its complete CONNECT; then it is closed.
         connect_timeout_ms: u64 = 10_000, 100..=600_000;

@@ -97,10 +97,12 @@ where
 }
 
 /// A runtime with so many threads, 0 for one for each core. With one, everything runs on the thread that waits here.
+/// The process may then open as many files as the system allows it.
 ///
 /// # Errors
 /// When the system refuses threads.
 pub fn runtime(worker_threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
+    process::lift_open_files();
     let mut builder = match worker_threads {
         1 => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),

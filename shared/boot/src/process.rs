@@ -1,6 +1,9 @@
-//! What does this process use of its machine? Read from `/proc` when somebody asks; elsewhere nothing is shown.
+//! What does this process use of its machine, and what may it? Read from `/proc` when somebody asks; elsewhere
+//! nothing is shown.
 
 use std::fs;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Entries of the auxiliary vector (`getauxval(3)`).
 const AT_CLKTCK: u64 = 17;
@@ -29,6 +32,15 @@ pub(crate) fn render(out: &mut String) {
         if let Some(value) = value {
             out.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n\n"));
         }
+    }
+}
+
+/// Lets this process open as many files as the system allows it: a connection takes one, and the usual limit of 1024
+/// is there for programs that use `select(2)`. Where that is refused, the old limit stays.
+pub(crate) fn lift_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     }
 }
 
@@ -113,6 +125,15 @@ mod tests {
         assert!(usage.max_fds.is_some_and(|fds| fds > 3.0), "{usage:?}");
         let age_seconds = usage.start_time_seconds.map(|start| now_seconds - start);
         assert!(age_seconds.is_some_and(|age| (-5.0..3_600.0).contains(&age)), "{usage:?}");
+    }
+
+    #[test]
+    fn open_files_are_lifted() {
+        let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+        let lower = maximum.map(|maximum| maximum - 1).or(Some(1_024));
+        setrlimit(Resource::Nofile, Rlimit { current: lower, maximum }).unwrap();
+        lift_open_files();
+        assert_eq!(getrlimit(Resource::Nofile).current, maximum);
     }
 
     #[test]
