@@ -358,15 +358,24 @@ impl Report {
     }
 }
 
-/// Each process' median, when there are several processes.
+/// The median of each role, its copies together, when there are several processes.
 fn breakdown(rounds: &[&PerProcess<f64>], decimals: usize) -> String {
     let Some(first) = rounds.first().filter(|first| first.0.len() > 1) else { return String::new() };
-    let each = first.0.iter().enumerate().filter_map(|(position, (role, _))| {
-        let values =
-            rounds.iter().filter_map(|round| round.0.get(position)).map(|(_, value)| *value).collect();
-        median(values).map(|value| format!("{role} {value:.decimals$}"))
+    let mut roles: Vec<&str> = first.0.iter().map(|(name, _)| role(name)).collect();
+    roles.dedup();
+    let each = roles.iter().filter_map(|wanted| {
+        let copies = |round: &&PerProcess<f64>| {
+            let copies = round.0.iter().filter(|(name, _)| role(name) == *wanted);
+            copies.map(|(_, value)| *value).sum()
+        };
+        median(rounds.iter().map(copies).collect()).map(|value| format!("{wanted} {value:.decimals$}"))
     });
     each.collect::<Vec<_>>().join(", ")
+}
+
+/// What a process does: `ingress` of `ingress-2`.
+fn role(name: &str) -> &str {
+    name.rsplit_once('-').filter(|(_, number)| number.parse::<u32>().is_ok()).map_or(name, |(role, _)| role)
 }
 
 /// A Markdown table that can be read as it stands: text to the left, numbers to the right.
@@ -416,6 +425,16 @@ mod tests {
         assert_eq!(median(vec![]), None);
         assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), Some(2.5));
+    }
+
+    #[test]
+    fn copies_of_a_service_are_one_entry() {
+        let round = |router| {
+            let each = [("nats-server", 3.0), ("router-1", router), ("router-2", 0.5), ("ingress-1", 2.0)];
+            PerProcess(each.map(|(name, value)| (name.to_owned(), value)).to_vec())
+        };
+        assert_eq!(breakdown(&[&round(1.0), &round(1.5)], 2), "nats-server 3.00, router 1.75, ingress 2.00");
+        assert_eq!(breakdown(&[], 2), "");
     }
 
     #[test]

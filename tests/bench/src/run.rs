@@ -101,7 +101,7 @@ async fn measure(
 
 async fn load(running: &Running, plan: Plan) -> Result<(Figures, Faults)> {
     let scratch = Scratch::new();
-    let crew = workload::connect(running.address, running.dialect.as_ref(), &plan, &scratch).await?;
+    let crew = workload::connect(&running.addresses, running.dialect.as_ref(), &plan, &scratch).await?;
     let (observed, before, after) = crew.run(&plan, || Usage::read(&running.processes)).await?;
     ensure!(observed.answered > 0, "not one right answer: {:?}", observed.tally.faults());
 
@@ -129,7 +129,7 @@ async fn idle(running: &Running, devices: usize) -> Result<(Figures, Faults)> {
     sleep(SETTLE).await;
     let before = Usage::read(&running.processes)?;
     let started = Instant::now();
-    let mut idlers = workload::connect_idlers(running.address, logins, &scratch).await?;
+    let mut idlers = workload::connect_idlers(&running.addresses, logins, &scratch).await?;
     let connecting_s = started.elapsed().as_secs_f64();
     sleep(SETTLE).await;
     let after = Usage::read(&running.processes)?;

@@ -32,6 +32,14 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 pub enum System {
     /// Ingress, authorizer, router and nats-server, each a process of its own, all checks on.
     Switchboard,
+    /// The same with two processes of each service, every call from one node to the other.
+    #[value(name = "switchboard-2")]
+    #[serde(rename = "switchboard-2")]
+    SwitchboardTwice,
+    /// The same with four.
+    #[value(name = "switchboard-4")]
+    #[serde(rename = "switchboard-4")]
+    SwitchboardFourfold,
     /// The same hops over the same NATS with nothing in them: what such a chain costs at least.
     Chain,
     /// The chain as nested requests: each service waits for the next one's answer.
@@ -47,6 +55,8 @@ impl System {
     pub fn name(self) -> &'static str {
         match self {
             Self::Switchboard => "switchboard",
+            Self::SwitchboardTwice => "switchboard-2",
+            Self::SwitchboardFourfold => "switchboard-4",
             Self::Chain => "chain",
             Self::ChainNested => "chain-nested",
             Self::Mosquitto => "mosquitto",
@@ -56,7 +66,7 @@ impl System {
 
     /// Whether it can tell a caller that its target is offline; a bare broker cannot.
     pub fn knows_offline(self) -> bool {
-        self == Self::Switchboard
+        matches!(self, Self::Switchboard | Self::SwitchboardTwice | Self::SwitchboardFourfold)
     }
 
     /// Starts its processes, ready for the devices of `scenario`. Their files and logs go to `folder`.
@@ -65,7 +75,9 @@ impl System {
     /// When a program is missing or does not become ready; the message ends with what it logged.
     pub async fn start(self, tools: &Tools, scenario: Scenario, folder: &Path) -> Result<Running> {
         let started = match self {
-            Self::Switchboard => switchboard::start(tools, scenario, folder).await,
+            Self::Switchboard => switchboard::start(tools, 1, scenario, folder).await,
+            Self::SwitchboardTwice => switchboard::start(tools, 2, scenario, folder).await,
+            Self::SwitchboardFourfold => switchboard::start(tools, 4, scenario, folder).await,
             Self::Chain => chain::start(tools, chain::Shape::Forwarding, folder).await,
             Self::ChainNested => chain::start(tools, chain::Shape::Nested, folder).await,
             Self::Mosquitto => mosquitto::start(tools, folder).await,
@@ -80,7 +92,9 @@ impl System {
     /// When a program that it needs is missing.
     pub fn version(self, tools: &Tools) -> Result<String> {
         match self {
-            Self::Switchboard => switchboard::version(tools),
+            Self::Switchboard | Self::SwitchboardTwice | Self::SwitchboardFourfold => {
+                switchboard::version(tools)
+            }
             Self::Chain | Self::ChainNested => chain::version(tools),
             Self::Mosquitto => mosquitto::version(tools),
             Self::Rumqttd => rumqttd::version(tools),
@@ -90,8 +104,8 @@ impl System {
 
 /// A started system. Dropping it kills its processes.
 pub struct Running {
-    /// Where devices connect.
-    pub address: SocketAddr,
+    /// Where devices connect: one address for each node.
+    pub addresses: Vec<SocketAddr>,
     /// How they talk.
     pub dialect: Box<dyn Dialect>,
     /// Every server process.

@@ -89,12 +89,12 @@ pub struct Observed {
     pub tally: Tally,
 }
 
-/// Connects the devices of `plan`.
+/// Connects the devices of `plan`: with several nodes, caller and target of each pair to different ones.
 ///
 /// # Errors
 /// When a device cannot connect.
 pub async fn connect(
-    address: SocketAddr,
+    nodes: &[SocketAddr],
     dialect: &dyn Dialect,
     plan: &Plan,
     scratch: &Scratch,
@@ -105,10 +105,10 @@ pub async fn connect(
     let wires = (0..plan.pairs).map(|index| (index, dialect.pair(index)));
     let mut pairs = stream::iter(wires.map(|(index, wire)| async move {
         let target = match plan.expected {
-            Expected::Answer => Some(link::connect(address, &wire.target, scratch).await?),
+            Expected::Answer => Some(link::connect(node(nodes, index + 1)?, &wire.target, scratch).await?),
             Expected::Offline => None,
         };
-        let caller = link::connect(address, &wire.caller, scratch).await?;
+        let caller = link::connect(node(nodes, index)?, &wire.caller, scratch).await?;
         Ok::<_, Error>((index, wire, caller, target))
     }))
     .buffer_unordered(CONNECTS_AT_ONCE);
@@ -127,6 +127,11 @@ pub async fn connect(
     }
     drop(pairs);
     Ok(Crew { board, callers, _devices: devices })
+}
+
+/// Devices take the nodes in turn.
+fn node(nodes: &[SocketAddr], turn: usize) -> Result<SocketAddr> {
+    nodes.get(turn % nodes.len().max(1)).copied().context("there is no node to connect to")
 }
 
 impl Crew {
@@ -473,13 +478,14 @@ impl Idlers {
 /// # Errors
 /// When not even one can connect.
 pub async fn connect_idlers(
-    address: SocketAddr,
+    nodes: &[SocketAddr],
     logins: impl Iterator<Item = Login>,
     scratch: &Scratch,
 ) -> Result<Idlers> {
     let mut idlers = Idlers { connected: 0, failed: 0, first_failure: None, connections: JoinSet::new() };
-    let mut connecting = stream::iter(logins.map(|login| async move {
-        timeout(CONNECT_TIMEOUT, link::connect(address, &login, scratch)).await.context("it took too long")?
+    let mut connecting = stream::iter(logins.enumerate().map(|(index, login)| async move {
+        let connect = link::connect(node(nodes, index)?, &login, scratch);
+        timeout(CONNECT_TIMEOUT, connect).await.context("it took too long")?
     }))
     .buffer_unordered(CONNECTS_AT_ONCE);
     while let Some(outcome) = connecting.next().await {

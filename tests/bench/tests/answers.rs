@@ -130,7 +130,7 @@ async fn call_liar(fault: Fault) -> Observed {
         calls_max: None,
     };
     let dialect = DeviceApi { username: device_id };
-    let crew = workload::connect(address, &dialect, &plan, &Scratch::new()).await.unwrap();
+    let crew = workload::connect(&[address], &dialect, &plan, &Scratch::new()).await.unwrap();
     crew.run(&plan, || Ok(())).await.unwrap().0
 }
 

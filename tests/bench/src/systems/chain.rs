@@ -37,7 +37,7 @@ pub async fn start(tools: &Tools, shape: Shape, folder: &Path) -> Result<Running
         processes.push(process);
     }
     let address = front_at.parse().with_context(|| format!("the front's address `{front_at}`"))?;
-    Ok(Running { address, dialect: Box::new(DeviceApi { username: device_id }), processes })
+    Ok(Running { addresses: vec![address], dialect: Box::new(DeviceApi { username: device_id }), processes })
 }
 
 /// Which one that is.

@@ -27,7 +27,11 @@ pub async fn start(tools: &Tools, folder: &Path) -> Result<Running> {
         Process::start("mosquitto", Command::new(program(tools)?).arg("-c").arg(&settings), folder)?;
     let address = ([127, 0, 0, 1], port).into();
     process.until_listening(address).await?;
-    Ok(Running { address, dialect: Box::new(BareBroker { ids: 1024 }), processes: vec![process] })
+    Ok(Running {
+        addresses: vec![address],
+        dialect: Box::new(BareBroker { ids: 1024 }),
+        processes: vec![process],
+    })
 }
 
 /// Which one that is.

@@ -18,7 +18,11 @@ pub async fn start(tools: &Tools, folder: &Path) -> Result<Running> {
         Process::start("rumqttd", Command::new(program(tools)?).arg(format!("{address}")), folder)?;
     process.until_listening(address).await?;
     // It keeps a log for every topic it has ever seen, so each pair gets few: 16 calls at a time is all they need.
-    Ok(Running { address, dialect: Box::new(BareBroker { ids: 16 }), processes: vec![process] })
+    Ok(Running {
+        addresses: vec![address],
+        dialect: Box::new(BareBroker { ids: 16 }),
+        processes: vec![process],
+    })
 }
 
 /// Which one that is.

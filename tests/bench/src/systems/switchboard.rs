@@ -1,5 +1,5 @@
-//! How is Switchboard run? One ingress, one authorizer and one router, each a process, over nats-server; with devices
-//! imported into its registry, and authorization, claims, limits, logs and metrics as they are by default.
+//! How is Switchboard run? So many ingresses, authorizers and routers, each a process, over one nats-server; with
+//! devices imported into its registry, and authorization, claims, limits, logs and metrics as they are by default.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::{Process, Running, Tools, nats, printed_version};
 use crate::scenario::Scenario;
@@ -30,11 +30,11 @@ const SETTINGS: [&str; 5] = [
 /// Devices of one customer: both of a pair are always of the same.
 const CUSTOMER_DEVICES: usize = 200;
 
-/// Starts one, with the devices of `scenario` in its registry.
+/// Starts one with `copies` of each service, and with the devices of `scenario` in its registry.
 ///
 /// # Errors
 /// When a program is missing, refuses the devices or does not become ready.
-pub async fn start(tools: &Tools, scenario: Scenario, folder: &Path) -> Result<Running> {
+pub async fn start(tools: &Tools, copies: usize, scenario: Scenario, folder: &Path) -> Result<Running> {
     let services = ["router", "authorizer", "ingress"]
         .map(|role| Ok((role, tools.own(&format!("switchboard-{role}"), BUILD)?)))
         .into_iter()
@@ -44,21 +44,23 @@ pub async fn start(tools: &Tools, scenario: Scenario, folder: &Path) -> Result<R
 
     let mut processes = vec![server];
     for (role, program) in services {
-        let mut command = Command::new(program);
-        command.args(["--nats", &url, "--admin", "127.0.0.1:0", "--log-format", "json"]);
-        command.args(SETTINGS.iter().flat_map(|setting| ["--set", setting]));
-        processes.push(Process::start(role, &mut command, folder)?);
+        for number in 1..=copies {
+            let name = if copies == 1 { role.to_owned() } else { format!("{role}-{number}") };
+            let mut command = Command::new(&program);
+            command.args(["--nats", &url, "--admin", "127.0.0.1:0", "--log-format", "json"]);
+            command.args(SETTINGS.iter().flat_map(|setting| ["--set", setting]));
+            processes.push(Process::start(&name, &mut command, folder)?);
+        }
     }
-    let mut devices_at = None;
+    let mut addresses = Vec::new();
     for process in processes.iter_mut().skip(1) {
         let admin = process.until("its admin address", |log| logged_address(log, "admin")).await?;
         process.until("readiness", |_| is_ready(admin)).await?;
-        if process.role == "ingress" {
-            devices_at = Some(process.until("its MQTT address", |log| logged_address(log, "mqtt")).await?);
+        if process.role.starts_with("ingress") {
+            addresses.push(process.until("its MQTT address", |log| logged_address(log, "mqtt")).await?);
         }
     }
-    let address = devices_at.context("no ingress")?;
-    Ok(Running { address, dialect: Box::new(DeviceApi { username: token }), processes })
+    Ok(Running { addresses, dialect: Box::new(DeviceApi { username: token }), processes })
 }
 
 /// Which one that is.
