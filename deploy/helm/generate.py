@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""What in the chart follows from other files? Its README, the schema of `config`, and its copies of what lies in deploy/.
+
+`./taskw chart` writes them anew; a test says when that has been forgotten.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "deploy" / "helm" / "switchboard"
+# What the chart sets itself, from values of its own.
+CHARTS_OWN = re.compile(r"nats\.(url|user|password|credentials_file)|\w+\.(tls_)?listen|tls\.(certificate|key)_file")
+# Folder of the chart's files: where their originals are. Charts cannot reach outside of themselves.
+COPIES = {
+    "files": ["services/switchboard/demo-account.json"],
+    "files/nats": ["deploy/nats/permissions.conf"],
+    "files/prometheus": ["deploy/prometheus/*.yaml"],
+    "files/grafana": ["deploy/grafana/*.json"],
+}
+
+
+def main() -> None:
+    for path in stale():
+        path.unlink()
+    for path, text in generated().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def generated() -> dict[Path, str]:
+    """Every generated file, and what it should hold."""
+    files = {
+        CHART / "README.md": (CHART.parent / "README.in.md").read_text().replace("{{values}}\n", "".join(value_rows())),
+        CHART / "values.schema.json": schema(),
+    }
+    for folder, patterns in COPIES.items():
+        for original in (path for pattern in patterns for path in sorted(ROOT.glob(pattern))):
+            files[CHART / folder / original.name] = original.read_text()
+    return files
+
+
+def stale() -> list[Path]:
+    """Copies whose original has gone."""
+    kept = generated()
+    return [path for folder in list(COPIES)[1:] for path in (CHART / folder).glob("*") if path not in kept]
+
+
+def value_rows() -> Iterator[str]:
+    """The values as rows of a table: path, default, and the comment above."""
+    parents: list[str] = []
+    comment: list[str] = []
+    for line in (CHART / "values.yaml").read_text().splitlines():
+        indent = len(line) - len(line.lstrip())
+        if line.lstrip().startswith("#"):
+            comment.append(line.strip("# "))
+        elif match := re.fullmatch(r"( *)([\w.-]+): ?(.*)", line):
+            del parents[indent // 2 :]
+            parents.append(match[2])
+            default = f"`{match[3]}`" if match[3] else ""
+            if default or comment:
+                yield f"| `{'.'.join(parents)}` | {default} | {' '.join(comment)} |\n".replace("|  |", "| |")
+            comment = []
+        elif not line.strip():
+            comment = []
+
+
+def schema() -> str:
+    """The values' schema, hand-kept but for `config`, which has the settings of the sample configuration."""
+    values = json.loads((CHART / "values.schema.json").read_text())
+    sections: dict[str, dict] = {}
+    expects = ""
+    for line in (ROOT / "deploy" / "switchboard.toml").read_text().splitlines():
+        if section := re.fullmatch(r"\[(\w+)\]", line):
+            settings = sections.setdefault(section[1], {})
+            prefix = section[1]
+        elif line.startswith("# Expects "):
+            expects = line
+        elif (setting := re.fullmatch(r"#(\w+) = (.+)", line)) and not CHARTS_OWN.fullmatch(f"{prefix}.{setting[1]}"):
+            settings[setting[1]] = setting_schema(setting[2], expects)
+    values["properties"]["config"]["properties"] = {
+        name: {"type": "object", "additionalProperties": False, "properties": settings}
+        for name, settings in sections.items()
+        if settings
+    }
+    return json.dumps(values, indent=2) + "\n"
+
+
+def setting_schema(default: str, expects: str) -> dict:
+    kind = {str: "string", bool: "boolean", int: "integer", float: "number"}[type(json.loads(default))]
+    if bounds := re.search(r"a whole number, (\d+) to (\d+)", expects):
+        return {"type": kind, "minimum": int(bounds[1]), "maximum": int(bounds[2])}
+    return {"type": kind}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+{{/* What things are called, and which labels they have. */}}
+
+{{- define "switchboard.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels that select: of a release, or with a component, of its pods. Takes (list $ "component"). */}}
+{{- define "switchboard.selector" -}}
+{{- $ := index . 0 -}}
+app.kubernetes.io/name: {{ default $.Chart.Name $.Values.nameOverride }}
+app.kubernetes.io/instance: {{ $.Release.Name }}
+{{- with index . 1 }}
+app.kubernetes.io/component: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{/* All labels. Takes (list $ "component"). */}}
+{{- define "switchboard.labels" -}}
+{{- $ := index . 0 -}}
+{{ include "switchboard.selector" . }}
+app.kubernetes.io/version: {{ $.Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: switchboard
+app.kubernetes.io/managed-by: {{ $.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{/* metadata of an object. Takes (list $ "suffix of its name" "component"). */}}
+{{- define "switchboard.metadata" -}}
+{{- $ := index . 0 -}}
+{{- $suffix := index . 1 -}}
+name: {{ include "switchboard.fullname" $ }}{{ with $suffix }}-{{ . }}{{ end }}
+namespace: {{ $.Release.Namespace }}
+labels:
+  {{- include "switchboard.labels" (list $ (index . 2)) | nindent 2 }}
+{{- end -}}
+
+{{- define "switchboard.serviceAccountName" -}}
+{{- if .Values.serviceAccount.name -}}
+{{- .Values.serviceAccount.name -}}
+{{- else if .Values.serviceAccount.create -}}
+{{- include "switchboard.fullname" . -}}
+{{- else -}}
+default
+{{- end -}}
+{{- end -}}
+
+{{/* An image's full name. Takes an `image` of the values. */}}
+{{- define "switchboard.imageName" -}}
+{{- if .digest -}}
+{{ .repository }}@{{ .digest }}
+{{- else -}}
+{{ .repository }}:{{ .tag }}
+{{- end -}}
+{{- end -}}
+
+{{- define "switchboard.image" -}}
+{{- include "switchboard.imageName" (merge (dict "tag" (default .Chart.AppVersion .Values.image.tag)) .Values.image) -}}
+{{- end -}}
+
+{{- define "switchboard.tls.enabled" -}}
+{{- if or .Values.tls.secretName .Values.tls.certManager.enabled }}true{{ end -}}
+{{- end -}}
+
+{{- define "switchboard.tls.secretName" -}}
+{{- default (printf "%s-tls" (include "switchboard.fullname" .)) .Values.tls.secretName -}}
+{{- end -}}
+
+{{- define "switchboard.nats.passwordsSecret" -}}
+{{- if .Values.nats.passwordsSecret -}}
+{{- .Values.nats.passwordsSecret -}}
+{{- else if .Values.nats.enabled -}}
+{{- include "switchboard.fullname" . }}-nats-users
+{{- end -}}
+{{- end -}}
+
+{{- define "switchboard.nats.url" -}}
+{{- if .Values.nats.enabled -}}
+{{- $nats := printf "%s-nats" (include "switchboard.fullname" .) -}}
+{{- $urls := list -}}
+{{- range until 3 -}}
+{{- $urls = append $urls (printf "nats://%s-%d.%s:4222" $nats . $nats) -}}
+{{- end -}}
+{{- join "," $urls -}}
+{{- else -}}
+{{- required "nats.url is missing: where is NATS? Or set nats.enabled to try things out with one of this chart's." .Values.nats.url -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Are there devices for `helm test`, and HTTP for them to use? */}}
+{{- define "switchboard.test.enabled" -}}
+{{- if and (or .Values.test.devicesSecret .Values.demo.enabled) .Values.ingress.service.ports.http }}true{{ end -}}
+{{- end -}}

@@ -1,0 +1,188 @@
+{{/* What the pods have in common. */}}
+
+{{/* The pod of a service. Takes (list $ "component"). */}}
+{{- define "switchboard.pod" -}}
+{{- $ := index . 0 -}}
+{{- $component := index . 1 -}}
+{{- $values := index $.Values $component -}}
+{{- $preStopSeconds := default 0 $values.preStopSleepSeconds -}}
+{{- $drainMs := dig $component "drain_ms" 10000 $.Values.config | int64 -}}
+metadata:
+  labels:
+    {{- include "switchboard.labels" (list $ $component) | nindent 4 }}
+    {{- with $values.podLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  annotations:
+    checksum/config: {{ include "switchboard.toml" $ | sha256sum }}
+    {{- with $values.podAnnotations }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+spec:
+  {{- include "switchboard.podSecurity" $ | nindent 2 }}
+  {{- with $values.priorityClassName }}
+  priorityClassName: {{ . }}
+  {{- end }}
+  # preStop, then drain_ms, then a reserve.
+  terminationGracePeriodSeconds: {{ add $preStopSeconds (div (add $drainMs 999) 1000) 5 }}
+  containers:
+    - name: {{ $component }}
+      {{- include "switchboard.container" $ | nindent 6 }}
+      command: [/usr/bin/switchboard-{{ $component }}, --config, /etc/switchboard/switchboard.toml]
+      {{- with include "switchboard.natsEnv" (list $ $component) }}
+      env:
+        {{- . | nindent 8 }}
+      {{- end }}
+      ports:
+        {{- if eq $component "ingress" }}
+        {{- include "switchboard.devicePorts" $ | nindent 8 }}
+        {{- end }}
+        - name: admin
+          containerPort: 9100
+      startupProbe:
+        httpGet: {path: /livez, port: admin}
+        periodSeconds: 2
+        failureThreshold: 30
+      readinessProbe:
+        httpGet: {path: /readyz, port: admin}
+        periodSeconds: 5
+        timeoutSeconds: 2
+        failureThreshold: 2
+      livenessProbe:
+        httpGet: {path: /livez, port: admin}
+        periodSeconds: 10
+        timeoutSeconds: 5
+      {{- if $preStopSeconds }}
+      lifecycle:
+        preStop:
+          sleep: {seconds: {{ $preStopSeconds }}}
+      {{- end }}
+      resources:
+        {{- toYaml $values.resources | nindent 8 }}
+      volumeMounts:
+        {{- include "switchboard.volumeMounts" $ | nindent 8 }}
+        {{- if and (eq $component "ingress") (include "switchboard.tls.enabled" $) }}
+        - name: tls
+          mountPath: /run/switchboard/tls
+          readOnly: true
+        {{- end }}
+  volumes:
+    {{- include "switchboard.volumes" (list $ $component) | nindent 4 }}
+    {{- if and (eq $component "ingress") (include "switchboard.tls.enabled" $) }}
+    - name: tls
+      secret:
+        secretName: {{ include "switchboard.tls.secretName" $ }}
+        defaultMode: 0440
+    {{- end }}
+  topologySpreadConstraints:
+    {{- range $key, $when := dict "topology.kubernetes.io/zone" $.Values.topologySpread.zone "kubernetes.io/hostname" $.Values.topologySpread.node }}
+    - topologyKey: {{ $key }}
+      maxSkew: 1
+      whenUnsatisfiable: {{ $when }}
+      labelSelector:
+        matchLabels:
+          {{- include "switchboard.selector" (list $ $component) | nindent 10 }}
+      # Each version of a rolling update is spread for itself.
+      matchLabelKeys: [pod-template-hash]
+    {{- end }}
+  {{- with include "switchboard.placement" $values | trim }}
+  {{- . | nindent 2 }}
+  {{- end }}
+{{- end -}}
+
+{{/* No rights, neither in the cluster nor on the node. The image's user is 65532. */}}
+{{- define "switchboard.podSecurity" -}}
+serviceAccountName: {{ include "switchboard.serviceAccountName" . }}
+automountServiceAccountToken: false
+# No variables for each service of the namespace: settings are what the environment is for.
+enableServiceLinks: false
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  fsGroup: 65532
+  fsGroupChangePolicy: OnRootMismatch
+  seccompProfile: {type: RuntimeDefault}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "switchboard.containerSecurity" -}}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{/* A container of Switchboard's image. */}}
+{{- define "switchboard.container" -}}
+image: {{ include "switchboard.image" . }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+{{ include "switchboard.containerSecurity" . }}
+{{- end -}}
+
+{{/* Who this is to NATS, by password. Takes (list $ "user's role"). */}}
+{{- define "switchboard.natsEnv" -}}
+{{- $ := index . 0 -}}
+{{- $role := index . 1 -}}
+{{- if not $.Values.nats.credentialsSecret -}}
+{{- with include "switchboard.nats.passwordsSecret" $ -}}
+- name: SWITCHBOARD_NATS__USER
+  value: {{ index $.Values.nats.users $role }}
+- name: SWITCHBOARD_NATS__PASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: {{ $role }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "switchboard.volumeMounts" -}}
+- name: config
+  mountPath: /etc/switchboard
+  readOnly: true
+{{- if .Values.nats.credentialsSecret }}
+- name: nats
+  mountPath: /run/switchboard/nats
+  readOnly: true
+{{- end }}
+{{- end -}}
+
+{{/* Takes (list $ "user's role"). */}}
+{{- define "switchboard.volumes" -}}
+{{- $ := index . 0 -}}
+{{- $role := index . 1 -}}
+- name: config
+  configMap:
+    name: {{ include "switchboard.fullname" $ }}
+{{- with $.Values.nats.credentialsSecret }}
+- name: nats
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+    items:
+      - key: {{ $role }}.creds
+        path: nats.creds
+{{- end }}
+{{- end -}}
+
+{{/* Where a pod may run. Takes the values of its component. */}}
+{{- define "switchboard.placement" -}}
+{{- with .nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,28 @@
+{{/* Where devices are listened to. */}}
+
+{{/* Names of the TCP ports that devices are offered, as YAML. */}}
+{{- define "switchboard.tcpPorts" -}}
+{{- $names := list -}}
+{{- range $name, $port := .Values.ingress.service.ports -}}
+{{- if and $port (or (include "switchboard.tls.enabled" $) (not (has $name (list "mqtts" "https")))) -}}
+{{- $names = append $names $name -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $names -}}
+{{- end -}}
+
+{{/* Port that an ingress pod listens on. Takes its name. */}}
+{{- define "switchboard.containerPort" -}}
+{{- index (dict "mqtt" 1883 "mqtts" 8883 "http" 8080 "https" 8443 "coap" 5683) . -}}
+{{- end -}}
+
+{{/* `ports` of an ingress pod. */}}
+{{- define "switchboard.devicePorts" -}}
+- name: coap
+  containerPort: {{ include "switchboard.containerPort" "coap" }}
+  protocol: UDP
+{{- range ternary (list "mqtt" "mqtts" "http" "https") (list "mqtt" "http") (eq "true" (include "switchboard.tls.enabled" .)) }}
+- name: {{ . }}
+  containerPort: {{ include "switchboard.containerPort" . }}
+{{- end }}
+{{- end -}}

