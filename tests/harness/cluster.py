@@ -13,6 +13,9 @@ from harness.processes import Process
 from harness.programs import built
 from harness.waiting import PATIENCE_S, until
 
+# How a program of ours is called: the beginning of a command.
+Launch = Callable[[str], list[str | Path]]
+
 # Leases short enough that a test can wait one out, and debug logs so that all they say is looked through.
 SETTINGS = {"ingress.lease_ms": "3000", "http.poll_grace_ms": "1000", "log.level": "debug,async_nats=warn,hyper=warn"}
 
@@ -22,15 +25,17 @@ class Service:
 
     program: str
 
-    def __init__(self, nats: NatsServer | NatsCluster, logs: Path, number: int, settings: dict[str, str]) -> None:
+    def __init__(
+        self, nats: NatsServer | NatsCluster, logs: Path, number: int, settings: dict[str, str], launch: Launch
+    ) -> None:
         self.name = f"{self.program.removeprefix('switchboard-')}-{number}"
-        self._nats, self._logs = nats, logs
+        self._nats, self._logs, self._launch = nats, logs, launch
         self.settings = SETTINGS | settings
         self.start()
 
     def start(self) -> None:
         """Starts it; `wait_ready` waits for it."""
-        command: list[str | Path] = [built(self.program), "--nats", self._nats.url]
+        command = [*self._launch(self.program), "--nats", self._nats.url]
         for setting, value in (any_ports() | self.settings).items():
             command += ["--set", f"{setting}={value}"]
         self.process = Process(self.name, command, self._logs)
@@ -119,9 +124,10 @@ class Cluster:
         routers: int = 1,
         settings: dict[str, str] | None = None,
         nats: Callable[[Path, Path], NatsServer | NatsCluster] = NatsServer,
+        launch: Launch = lambda program: [built(program)],
     ) -> None:
         self.logs = folder / "logs"
-        self._settings = settings or {}
+        self._settings, self._launch = settings or {}, launch
         self._services: list[Service] = []
         self.nats = nats(folder / "nats", self.logs)
         try:
@@ -165,6 +171,6 @@ class Cluster:
                 until(f"{it.name} knows {count} devices", lambda it=it: it.admin.value(gauge) == count)
 
     def _made(self, kind: type, number: int):
-        service = kind(self.nats, self.logs, number, self._settings)
+        service = kind(self.nats, self.logs, number, self._settings, self._launch)
         self._services.append(service)
         return service
