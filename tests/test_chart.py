@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 from harness.chart import CHART, TOOLS, Rendered, helm, lint, refusal, render, values_file
+from harness.chart_system import ChartSystem
 from harness.processes import run
 from harness.programs import ROOT, built, pins
-from harness.up import Up
+from harness.waiting import until
 
 import kubernetes_validate
 from cloudcoil.models.cert_manager.v1 import Certificate
@@ -282,14 +283,21 @@ def test_the_chart_can_be_packed(tmp_path):
         assert not any(name.startswith("ci/") for name in names)
 
 
-def test_the_helm_test_makes_its_call(demo: Up, tried, tmp_path):
-    script = tmp_path / "call.sh"
-    script.write_text(tried.one("ConfigMap", "test")["data"]["call.sh"])
-    env = {it["name"]: it["value"] for it in container(tried, "test")["env"]}
-    env["URL"] = f"http://127.0.0.1:{demo.http_port}"
-    assert 'the caller read: {"status":"ok"}' in run("sh", script, env=env).ok().out
-    # Where nobody answers, it fails.
-    assert run("sh", script, env={**env, "TARGET_TOKEN": "NONE", "WAIT_MS": "500"}).code != 0
+def test_what_is_rendered_carries_a_call(tried, tmp_path):
+    """Three servers, a pod of each service, the demo account's job and the pod of `helm test`, as processes of this machine."""
+    system = ChartSystem(tried, tmp_path)
+    try:
+        until("the demo account is imported", lambda: system.run("demo").code == 0)
+        system.wait_ready()
+        (call,) = (it["data"]["call.sh"] for it in tried.all("ConfigMap").values() if "call.sh" in it["data"])
+        (tmp_path / "call.sh").write_text(call)
+        env = {it["name"]: it["value"] for it in container(tried, "test")["env"]}
+        env["URL"] = f"http://127.0.0.1:{system.http_port}"
+        assert 'the caller read: {"status":"ok"}' in run("sh", tmp_path / "call.sh", env=env).ok().out
+        # Where nobody answers, it fails.
+        assert run("sh", tmp_path / "call.sh", env={**env, "TARGET_TOKEN": "NONE", "WAIT_MS": "500"}).code != 0
+    finally:
+        system.stop()
 
 
 def settings_text(rendered: Rendered) -> str:

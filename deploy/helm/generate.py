@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """What in the chart follows from other files? Its README, the schema of `config`, and its copies of what lies in deploy/.
 
 `./taskw chart` writes them anew; a test says when that has been forgotten.
@@ -17,7 +16,7 @@ CHARTS_OWN = re.compile(r"nats\.(url|user|password|credentials_file)|\w+\.(tls_)
 COPIES = {
     "files": ["services/switchboard/demo-account.json"],
     "files/nats": ["deploy/nats/permissions.conf"],
-    "files/prometheus": ["deploy/prometheus/*.yaml"],
+    "files/prometheus": ["deploy/prometheus/recording.yaml", "deploy/prometheus/alerts.yaml"],
     "files/grafana": ["deploy/grafana/*.json"],
 }
 

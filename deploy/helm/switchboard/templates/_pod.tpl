@@ -132,7 +132,7 @@ imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{- if not $.Values.nats.credentialsSecret -}}
 {{- with include "switchboard.nats.passwordsSecret" $ -}}
 - name: SWITCHBOARD_NATS__USER
-  value: {{ index $.Values.nats.users $role }}
+  value: {{ ternary $role (index $.Values.nats.users $role) $.Values.nats.enabled }}
 - name: SWITCHBOARD_NATS__PASSWORD
   valueFrom:
     secretKeyRef:

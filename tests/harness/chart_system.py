@@ -1,0 +1,99 @@
+"""How do the containers of the rendered chart run without Kubernetes? As processes here, with their own commands, files and variables.
+
+What a container finds by name, address or path is put in its place: other pods, ports, mounted files, programs.
+"""
+
+import base64
+import re
+from pathlib import Path
+
+from harness.admin import Admin
+from harness.chart import Rendered
+from harness.ports import free_ports
+from harness.processes import Process, Ran, run
+from harness.programs import built, tool
+from harness.waiting import until
+
+SERVERS = 3
+MOUNT = re.compile(r"/(?:etc|run)/(?:switchboard|nats|demo)(?=/)|/data\b")
+
+
+class ChartSystem:
+    """Its NATS servers, and one pod of each service."""
+
+    def __init__(self, rendered: Rendered, folder: Path) -> None:
+        self._rendered, self._folder = rendered, folder
+        self._secrets = {name: it["data"] for name, it in rendered.all("Secret").items()}
+        self._ports = {port: free_ports(SERVERS) for port in (4222, 6222, 8222)}
+        self._nats = rendered.one("StatefulSet")["metadata"]["name"]
+        self._processes: list[Process] = []
+        try:
+            for number in range(SERVERS):
+                self._start("nats", f"{self._nats}-{number}", number)
+            for server in self._processes:
+                server.wait_for_line("Server is ready", lambda line: "Server is ready" in line)
+            self.services = {name: self._start(name, name) for name in ("authorizer", "router", "ingress")}
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait_ready(self) -> None:
+        for name, process in self.services.items():
+            admin = Admin(process.wait_for_message("starting")["admin"])
+            until(f"{name} is ready", admin.is_ready)
+
+    @property
+    def http_port(self) -> int:
+        serves = self.services["ingress"].wait_for_message("ingress serves devices")
+        return int(serves["http"].rsplit(":", 1)[1])
+
+    def run(self, component: str) -> Ran:
+        """A container to its end."""
+        command, env = self._container(component, component)
+        return run(*command, env=env)
+
+    def stop(self) -> None:
+        for process in reversed(self._processes):
+            process.stop()
+
+    def _start(self, component: str, pod: str, number: int = 0) -> Process:
+        command, env = self._container(component, pod, number)
+        process = Process(pod, command, self._folder / "logs", env=env)
+        self._processes.append(process)
+        return process
+
+    def _container(self, component: str, pod: str, number: int = 0) -> tuple[list[str], dict[str, str]]:
+        """A container's command and environment, once the files that it mounts are there."""
+        spec = self._rendered.pods()[component]["spec"]
+        (container,) = spec["containers"]
+        root = self._folder / pod
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        for mount in container["volumeMounts"]:
+            folder = root / mount["mountPath"].lstrip("/")
+            folder.mkdir(parents=True, exist_ok=True)
+            if name := volumes.get(mount["name"], {}).get("configMap", {}).get("name"):
+                for file, text in self._rendered.one("ConfigMap", name)["data"].items():
+                    (folder / file).write_text(self._here(text, root, number))
+        program, *arguments = container["command"]
+        here = tool("nats-server") if component == "nats" else built(Path(program).name)
+        command = [str(here), *(self._here(argument, root, number) for argument in arguments)]
+        return command, {it["name"]: self._value(it, pod) for it in container.get("env", [])}
+
+    def _here(self, text: str, root: Path, number: int) -> str:
+        for server in range(SERVERS):
+            for port, ports in self._ports.items():
+                text = text.replace(f"{self._nats}-{server}.{self._nats}:{port}", f"127.0.0.1:{ports[server]}")
+        for port, ports in self._ports.items():
+            text = text.replace(f"0.0.0.0:{port}", f"127.0.0.1:{ports[number]}")
+        text = re.sub(r"0\.0\.0\.0:\d+", "127.0.0.1:0", text)
+        return MOUNT.sub(lambda found: f"{root}{found[0]}", text)
+
+    def _value(self, variable: dict, pod: str) -> str:
+        match variable:
+            case {"value": value}:
+                return value
+            case {"valueFrom": {"secretKeyRef": {"name": name, "key": key}}}:
+                return base64.b64decode(self._secrets[name][key]).decode()
+            case {"valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}:
+                return pod
+        raise AssertionError(f"what is {variable}?")
