@@ -1,10 +1,11 @@
 //! How is a device's request performed? The node asks the bus, and what comes back is an outcome and its body.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bus::{AskError, Asked, Bus, Question, Subject};
 use bytes::Bytes;
+use metrics::{Histogram, histogram};
 use rpc::{
     AuthenticateReply, AuthenticateRequest, Call, CallId, CredentialHash, DeviceId, Identity, Limit,
     ListRequest, NodeId, Outcome, wire,
@@ -29,6 +30,7 @@ pub struct Calls {
     list: Subject,
     authenticate: Subject,
     session_limits: Bytes,
+    offline_seconds: Histogram,
 }
 
 impl Calls {
@@ -46,6 +48,7 @@ impl Calls {
             list: list.into(),
             authenticate: authenticate.into(),
             session_limits,
+            offline_seconds: histogram!("switchboard_offline_seconds"),
         }
     }
 
@@ -58,6 +61,7 @@ impl Calls {
         traceparent: Option<String>,
         then: impl FnOnce(Outcome, Bytes) + Send + 'static,
     ) -> Option<Asked> {
+        let mut prompt = None;
         let (subject, message, wait, call) = match request {
             Request::GetTime => {
                 then(Outcome::Answered, device_api::get_time(now_ms()));
@@ -75,6 +79,8 @@ impl Calls {
                 let call =
                     CallId { node: self.node, serial: self.last_serial.fetch_add(1, Ordering::Relaxed) + 1 };
                 let (budget_ms, connect_budget_ms) = (timeout, connect_timeout);
+                prompt =
+                    (connect_timeout.as_ms() == 0).then(|| (Instant::now(), self.offline_seconds.clone()));
                 let head = Call { call, caller, target, budget_ms, connect_budget_ms, oneway, traceparent };
                 let wait = timeout.as_duration() + OUTCOME_GRACE;
                 (self.call.clone(), wire::encode(&head, &body), wait, Some((call, target)))
@@ -90,6 +96,9 @@ impl Calls {
                 log_call(call, caller, target, &asked);
             }
             let (outcome, body) = ended(asked);
+            if let (Outcome::Offline, Some((started, seconds))) = (&outcome, prompt) {
+                seconds.record(started.elapsed());
+            }
             then(outcome, body);
         }))
     }

@@ -45,6 +45,8 @@ pub struct Metrics {
     connects: Vec<Counter>,
     sessions: [Gauge; 3],
     delivery_seconds: Histogram,
+    connections: Gauge,
+    max_connections: Gauge,
     /// Callable sessions whose claim stands.
     pub claims: Gauge,
     claim_seconds: Histogram,
@@ -84,6 +86,8 @@ impl Metrics {
             sessions: [Protocol::Mqtt, Protocol::Http, Protocol::Coap]
                 .map(|protocol| gauge!("switchboard_sessions", "protocol" => protocol.as_str())),
             delivery_seconds: histogram!("switchboard_delivery_seconds"),
+            connections: gauge!("switchboard_connections"),
+            max_connections: gauge!("switchboard_connections_max"),
             claims: gauge!("switchboard_claims_held"),
             claim_seconds: histogram!("switchboard_claim_seconds"),
             claims_failed: counter!("switchboard_claims_failed_total"),
@@ -129,6 +133,12 @@ impl Metrics {
         }
     }
 
+    /// This many connections there are, of so many that there may be.
+    pub fn connections(&self, open: usize, max: usize) {
+        self.connections.set(open as f64);
+        self.max_connections.set(max as f64);
+    }
+
     /// The gauge of sessions of one protocol.
     pub fn sessions(&self, protocol: Protocol) -> &Gauge {
         let [mqtt, http, coap] = &self.sessions;
@@ -156,6 +166,11 @@ fn describe() {
         "Time from a device's request to its answer at the caller's node, by method."
     );
     describe_histogram!(
+        "switchboard_offline_seconds",
+        Unit::Seconds,
+        "Time from a call that did not want to wait for its target to the answer that it is offline."
+    );
+    describe_histogram!(
         "switchboard_delivery_seconds",
         Unit::Seconds,
         "Time from a call's arrival at the target's node to the end of its delivery there."
@@ -167,6 +182,12 @@ fn describe() {
         "Connection attempts of devices, by result."
     );
     describe_gauge!("switchboard_sessions", Unit::Count, "Sessions on this node, by protocol.");
+    describe_gauge!(
+        "switchboard_connections",
+        Unit::Count,
+        "Connections of devices to this node, authenticated or not, as of its last lease."
+    );
+    describe_gauge!("switchboard_connections_max", Unit::Count, "Connections that this node may have.");
     describe_gauge!(
         "switchboard_claims_held",
         Unit::Count,

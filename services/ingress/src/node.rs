@@ -236,8 +236,11 @@ impl Inlets {
 pub async fn keep_lease(node: Arc<Node>) {
     let mut renewals = tokio::time::interval(Duration::from_millis(node.settings.ingress.lease_ms / 3));
     renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let max_connections = node.settings.ingress.max_connections;
     loop {
         renewals.tick().await;
+        let open = max_connections.saturating_sub(node.places.available_permits());
+        node.metrics.connections(open, max_connections);
         if let Err(error) = node.claims.renew_lease(node.id).await {
             tracing::warn!(%error, "the node's lease was not renewed");
         }

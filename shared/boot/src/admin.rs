@@ -123,11 +123,13 @@ async fn answer(stream: TcpStream, router: Router, until: CancellationToken) {
 }
 
 fn router(health: Health, metrics: Metrics) -> Router {
+    let ready = health.clone();
     let readyz = async move || {
         let status = if health.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         (status, plain(), health.to_string())
     };
-    let metrics = async move || ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.render());
+    let metrics =
+        async move || ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.render(ready.is_ready()));
     Router::new()
         .route("/livez", get(async || (plain(), "alive\n")))
         .route("/readyz", get(readyz))
@@ -179,6 +181,7 @@ mod tests {
         let response = get(address, "/metrics").await;
         assert!(response.to_lowercase().contains("content-type: text/plain; version=0.0.4"), "{response}");
         assert!(response.contains("process_open_fds "), "{response}");
+        assert!(response.contains("\nswitchboard_ready 0\n"), "{response}");
         let response = get(address, "/health").await;
         assert!(response.starts_with("HTTP/1.1 404 ") && response.contains("/readyz"), "{response}");
         let response = ask(address, "POST /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;

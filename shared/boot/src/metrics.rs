@@ -61,8 +61,10 @@ pub fn install(service: &'static str) -> Result<Metrics, MetricsError> {
 
 impl Metrics {
     /// All metrics in Prometheus' text format ([`CONTENT_TYPE`]), those of the process and the build included.
-    pub fn render(&self) -> String {
+    pub fn render(&self, ready: bool) -> String {
         let mut out = self.recorder.render();
+        out.push_str("# HELP switchboard_ready 1 while this process is ready for work, as /readyz says, otherwise 0.\n");
+        out.push_str(&format!("# TYPE switchboard_ready gauge\nswitchboard_ready {}\n\n", u8::from(ready)));
         out.push_str("# HELP switchboard_build_info Always 1; which version runs as which service.\n");
         out.push_str("# TYPE switchboard_build_info gauge\n");
         let (version, service) = (crate::args::version(), self.service);
@@ -127,7 +129,7 @@ mod tests {
         ::metrics::gauge!("switchboard_forgotten").set(1.0);
         metrics.upkeep();
 
-        let text = install("again").unwrap().render();
+        let text = install("again").unwrap().render(true);
         for line in [
             "# HELP switchboard_calls_total Calls by outcome.",
             "# TYPE switchboard_calls_total counter",
@@ -136,6 +138,7 @@ mod tests {
             "switchboard_call_seconds_bucket{le=\"0.001\"} 0",
             "switchboard_packet_bytes_bucket{le=\"256\"} 1",
             "# TYPE process_cpu_seconds_total counter",
+            "switchboard_ready 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} not in:\n{text}");
         }
