@@ -88,7 +88,7 @@ def schema() -> str:
 
 
 def setting_schema(default: str, expects: str) -> dict:
-    kind = {str: "string", bool: "boolean", int: "integer", float: "number"}[type(json.loads(default))]
+    kind = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array"}[type(json.loads(default))]
     if bounds := re.search(r"a whole number, (\d+) to (\d+)", expects):
         return {"type": kind, "minimum": int(bounds[1]), "maximum": int(bounds[2])}
     return {"type": kind}
