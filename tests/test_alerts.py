@@ -1,0 +1,53 @@
+"""Can an operator rely on the alerts? Each fires and stays silent in a case of promtool's, and has its entry in the runbook."""
+
+import re
+
+import pytest
+from harness.processes import run
+from harness.programs import ROOT
+
+FOLDER = ROOT / "deploy" / "prometheus"
+RULES = (FOLDER / "alerts.yaml").read_text()
+RUNBOOK = (FOLDER / "runbook.md").read_text()
+CASES = sorted((FOLDER / "tests").glob("*.yaml"))
+ALERTS = re.findall(r"- alert: (\w+)", RULES)
+
+
+def test_the_rules_and_the_sample_configuration_are_valid():
+    run("promtool", "check", "rules", "--lint=all", "--lint-fatal", FOLDER / "recording.yaml", FOLDER / "alerts.yaml").ok()
+    # It looks at the rule files that it names, too.
+    run("promtool", "check", "config", FOLDER / "prometheus.yaml").ok()
+
+
+@pytest.mark.parametrize("file", CASES, ids=lambda file: file.stem)
+def test_the_cases(file):
+    run("promtool", "test", "rules", file).ok()
+
+
+def test_every_alert_fires_in_a_case_and_stays_silent_in_one():
+    cases = re.findall(r"alertname: (\w+)\n +eval_time: \w+\n +exp_alerts:( \[\])?", "".join(file.read_text() for file in CASES))
+    fires, silent = ({name for name, none in cases if bool(none) == is_silent} for is_silent in (False, True))
+    assert fires == silent == set(ALERTS)
+    assert len(ALERTS) == len(set(ALERTS)) > 30
+
+
+def test_every_alert_says_how_bad_it_is_and_where_to_read_on():
+    for name, rule in re.findall(r"- alert: (\w+)(.*?)(?=\n      - alert:|\n  #|\Z)", RULES, re.DOTALL):
+        assert re.search(r"severity: (critical|warning)\b", rule), name
+        assert re.search(r"\n +summary: .+\n +description: .+\n", rule), name
+        assert f"runbook_url: deploy/prometheus/runbook.md#{name.lower()}" in rule, name
+
+
+def test_the_runbook_has_an_entry_for_every_alert_and_no_other():
+    entries = re.findall(r"^### (\w+)\n\n(.*?)(?=^##|\Z)", RUNBOOK, re.MULTILINE | re.DOTALL)
+    assert [name for name, _ in entries] == ALERTS, "in the order of the rules"
+    for name, text in entries:
+        for part in ("**Callers see:**", "**Look at:**", "**Do:**"):
+            assert part in text, (name, part)
+
+
+def test_the_runbook_quotes_what_callers_read():
+    """Word for word: somebody will search for it."""
+    said = (ROOT / "tests" / "harness" / "said.py").read_text()
+    quoted = set(re.findall(r"`([A-Z][^`]+!)`", RUNBOOK))
+    assert quoted and all(text in said for text in quoted), quoted
