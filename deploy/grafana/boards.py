@@ -1,0 +1,550 @@
+#!/usr/bin/env python3
+"""What do the Grafana boards show? This writes them as the JSON files beside it; with --check it only says whether they are up to date."""
+
+import json
+import sys
+from pathlib import Path
+
+from panels import ORANGE, GREEN, PROCESS, RED, YELLOW, Json, Panel, Query, board, each, graph, heatmap, increase, quantile, quantiles
+from panels import rate, rates, share_of, stat, states, table, total
+
+# The SLOs; their objectives and their burn rates are in deploy/prometheus/recording.yaml.
+REACHED = 'method="sendMsg",outcome=~"answered|delivered|timed_out|lost|unavailable"'
+MISSED = 'method="sendMsg",outcome=~"timed_out|lost|unavailable"'
+SERVED = share_of(increase("switchboard_calls_total", 'outcome="unavailable"'), increase("switchboard_calls_total"))
+ANSWERED = share_of(increase("switchboard_calls_total", MISSED), increase("switchboard_calls_total", REACHED))
+PROMPT = increase("switchboard_offline_seconds_bucket", 'le="0.05"') + " / " + increase("switchboard_offline_seconds_count")
+
+HOPS = {
+    "caller waits": ("switchboard_call_seconds", 'method="sendMsg"'),
+    "authorizer judges": ("switchboard_authorizer_answer_seconds", 'question="call"'),
+    "router, all of it": ("switchboard_router_call_seconds", ""),
+    "router waits for node": ("switchboard_router_deliver_seconds", ""),
+    "target's node and target": ("switchboard_delivery_seconds", ""),
+}
+
+PROCESSES = table(
+    "Processes",
+    "Who runs, as which version, since when. A short uptime is a restart; two versions for longer than a rollout are a rollout that stopped.",
+    "(time() - process_start_time_seconds{@}) * on (job, namespace, pod, instance) group_left (version) switchboard_build_info{@}",
+    {"job": "Job", "namespace": "Namespace", "pod": "Pod", "instance": "Instance", "version": "Version", "Value": "Up since"},
+    unit="dtdurations",
+    width=24,
+)
+
+
+def hop_latency(share: float) -> Panel:
+    title = f"Latency by hop, p{share * 100:g}"
+    text = "The hop whose own line rises is the slow one. Of the calls that got so far: refused and offline ones are quick, and only the caller's and the authorizer's."
+    return graph(title, text, *(Query(quantile(share, *hop), name) for name, hop in HOPS.items()), unit="s")
+
+
+def burn(errors: str, budget: float, name: str) -> Query:
+    """What deploy/prometheus/recording.yaml records, over the share of errors that the objective leaves."""
+    return Query(f'job:{errors}:ratio_rate1h{{job=~"$job",namespace=~"$namespace"}} / {budget}', name)
+
+
+def connections() -> Panel:
+    text = "Share of ingress.max_connections that each node has open: MQTT and HTTP. At 1 it refuses devices: add nodes before 0.85."
+    query = Query("switchboard_connections{@} / switchboard_connections_max{@}", PROCESS)
+    return graph("Connections in use", text, query, unit="percentunit", thresholds={0.85: ORANGE, 0.95: RED}, width=6)
+
+
+def resources() -> list[Panel]:
+    return [
+        graph(
+            "CPU", "Cores that each process uses. With one worker thread, the default, 1 is all there is: add copies before 0.8.",
+            Query("rate(process_cpu_seconds_total{@}[$__rate_interval])", PROCESS), thresholds={0.8: ORANGE}, width=6,
+        ),
+        graph(
+            "Memory", "Resident memory of each process. It follows sessions and claims; growth without them is a leak.",
+            each("process_resident_memory_bytes"), unit="bytes", width=6,
+        ),
+        graph(
+            "File descriptors in use", "Share of what the system allows the process. A connection takes one; at 1 nobody can connect.",
+            Query("process_open_fds{@} / process_max_fds{@}", PROCESS), unit="percentunit", thresholds={0.85: ORANGE, 0.95: RED}, width=6,
+        ),
+        states(
+            "Ready", "1 while /readyz of the process says yes. 0 for longer than a start or a stop: read /readyz, it gives the reason.",
+            each("switchboard_ready"), width=6,
+        ),
+    ]  # fmt: skip
+
+
+def nats() -> list[Panel]:
+    return [
+        states(
+            "Connected to NATS", "1 while the process has its connection. 0: it can do nothing.",
+            each("switchboard_bus_connected"), width=6,
+        ),
+        graph(
+            "Questions over NATS by result",
+            "no_responders: nobody of that service listens. expired: no reply in time. down, full, unsendable: NATS does not take it.",
+            rates("switchboard_bus_asks_total", "result"), unit="reqps", width=6,
+        ),
+        graph(
+            "Questions in flight",
+            "Questions that wait for a reply. A rise that does not end is a service behind that hangs; nats.max_pending_asks is the end.",
+            each("switchboard_bus_asks_in_flight"), width=6,
+        ),
+        graph(
+            "Lost touch",
+            "Reconnects, full loads of a watched bucket, messages dropped by a full queue, replies too late. All are 0 in health but for the loads at a start.",
+            Query(rate("switchboard_bus_reconnects_total"), "reconnects"),
+            Query(rate("switchboard_bus_watch_reloads_total"), "bucket loads"),
+            Query(rate("switchboard_bus_dropped_messages_total"), "messages dropped"),
+            Query(rate("switchboard_bus_replies_unclaimed_total"), "replies too late"), unit="cps", width=6,
+        ),
+    ]  # fmt: skip
+
+
+def overview() -> Json:
+    return board(
+        "switchboard-overview", "Switchboard: overview", "For the person on call: is it well, and if not, where to look.", "switchboard_bus_connected",
+        {
+            "Now": [
+                stat(
+                    "Alerts firing",
+                    "Alerts of Switchboard that fire. Which they are stands at the end of this page; what to do, in the runbook.",
+                    Query('count(ALERTS{alertstate="firing",alertname=~"Switchboard.+"}) or vector(0)', instant=True), thresholds={0: GREEN, 1: RED}, width=3,
+                ),
+                stat(
+                    "Requests", "Requests of devices a second, all methods and outcomes.",
+                    Query(rate("switchboard_calls_total")), unit="reqps", width=3,
+                ),
+                stat(
+                    "Served", "Share of requests in the chosen time that did not end as Unavailable. Objective: 99.9 %.",
+                    Query(SERVED, instant=True), unit="percentunit", decimals=3, thresholds={0: RED, 0.999: GREEN}, width=3,
+                ),
+                stat(
+                    "Answered in time",
+                    "Share of calls to a device that was there which it answered in time. Objective: 99 %. Devices that do not answer count too.",
+                    Query(ANSWERED, instant=True), unit="percentunit", decimals=2, thresholds={0: RED, 0.99: GREEN}, width=3,
+                ),
+                stat(
+                    "Offline within 50 ms", "Share of \"No active connection\" answers that took at most 50 ms. Objective: 99 %.",
+                    Query(PROMPT, instant=True), unit="percentunit", decimals=2, thresholds={0: RED, 0.99: GREEN}, width=3,
+                ),
+                stat("Sessions", "Devices connected, over all protocols.", Query(total("switchboard_sessions")), width=3),
+                stat("Callable", "Devices that a call reaches: their claim stands.", Query(total("switchboard_claims_held")), width=3),
+                stat(
+                    "Ready", "Processes that are ready, of each service. 0: nothing works.",
+                    Query("sum by (job) (switchboard_ready{@})", "{{job}}"), thresholds={0: RED, 1: ORANGE, 2: GREEN}, width=3,
+                ),
+            ],
+            "Calls": [
+                graph(
+                    "Requests by outcome",
+                    "Green is well; blue, purple and grey are the callers' own business; yellow to red is ours or the targets'.",
+                    rates("switchboard_calls_total", "outcome"), stacked=True, unit="reqps", width=12,
+                ),
+                graph(
+                    "Calls that failed",
+                    "Calls without an answer, by outcome. Unavailable: a service or NATS. Busy: a limit, see below. TimedOut, Lost: the target, or the way to it.",
+                    rates("switchboard_calls_total", "outcome", 'outcome=~"busy|timed_out|lost|unavailable"'), unit="reqps",
+                ),
+                graph(
+                    "Error budget burn, 1 h",
+                    "How many times faster than allowed the error budget of each SLO is spent. Above 1 it will not last; at 14.4 two percent of a month go in an hour.",
+                    burn("switchboard_calls_unserved", 0.001, "served"),
+                    burn("switchboard_calls_unanswered", 0.01, "answered in time"),
+                    burn("switchboard_offline_answers_late", 0.01, "offline within 50 ms"),
+                    thresholds={1: YELLOW, 14.4: RED}, width=4,
+                ),
+            ],
+            "Latency": [
+                hop_latency(0.5), hop_latency(0.95), hop_latency(0.99),
+                graph(
+                    "Whole calls", "From a device's sendMsg to its answer at its node. Targets' own time is in it.",
+                    *quantiles("switchboard_call_seconds", 'method="sendMsg"'), unit="s",
+                ),
+                graph(
+                    "Offline answers",
+                    "How long callers who do not want to wait are left without the answer that the target is not there. The objective is 50 ms for 99 %.",
+                    *quantiles("switchboard_offline_seconds"), unit="s", thresholds={0.05: RED},
+                ),
+                heatmap(
+                    "Whole calls, all of them", "Two bands are two kinds of targets; a band that moves up is the system.",
+                    "switchboard_call_seconds", 'method="sendMsg"',
+                ),
+            ],
+            "Devices": [
+                graph(
+                    "Sessions by protocol",
+                    "A step down of one protocol is a node or a listener that went; a sawtooth is devices that come and go.",
+                    Query(total("switchboard_sessions", "protocol"), "{{protocol}}"), stacked=True, width=6,
+                ),
+                graph(
+                    "Sessions by node", "Should be even. A node far below the others is new, or devices cannot reach it.",
+                    Query(total("switchboard_sessions", "pod, instance"), PROCESS), stacked=True, width=6,
+                ),
+                graph(
+                    "Callable devices", "Claims that nodes hold, and claims that routers know. They should be the same but for a moment.",
+                    Query(total("switchboard_claims_held"), "held by nodes"),
+                    Query("max(switchboard_router_claims{@})", "known to routers"), width=6,
+                ),
+                graph(
+                    "Connection attempts by result",
+                    "unavailable: no authorizer or no NATS. unknown_token: tokens changed, or somebody tries. limit: a node is full.",
+                    rates("switchboard_connects_total", "result"), unit="cps", width=6,
+                ),
+            ],
+            "Limits and saturation": [
+                graph(
+                    "Limits hit",
+                    "Which named limit refused something. Node-wide ones (connections, pending_asks, sessions, exchanges, observers) mean: add nodes.",
+                    rates("switchboard_limits_hit_total", "limit"),
+                    Query(rate("switchboard_router_limits_hit_total", "limit"), "router {{limit}}"), unit="cps", width=6,
+                ),
+                connections(),
+                graph(
+                    "Calls in flight at routers",
+                    "Calls that wait for their target. It follows load and targets' slowness; router.max_calls_in_flight is the end.",
+                    each("switchboard_router_calls_in_flight"), width=6,
+                ),
+                graph(
+                    "Telemetry and attributes", "Messages handed to NATS; failed ones were not acknowledged to their device.",
+                    rates("switchboard_uplinks_total", "result"), unit="cps", width=6,
+                ),
+                *resources(),
+            ],
+            "NATS and what is known": [
+                *nats(),
+                graph(
+                    "Nodes seen by routers",
+                    "Nodes with a lease, as each router sees them. Routers must agree, and with the number of nodes ready.",
+                    each("switchboard_router_nodes"), Query("count(switchboard_connections_max{@})", "nodes that run"),
+                ),
+                graph(
+                    "Age of what is known",
+                    "Seconds since the registry (authorizers) and the claims (routers) were known to be up to date. A few are well; a rise is a process that NATS does not reach.",
+                    each("switchboard_authorizer_registry_age_seconds", "registry {{pod}} {{instance}}"),
+                    each("switchboard_router_claims_age_seconds", "claims {{pod}} {{instance}}"), unit="s", thresholds={30: RED},
+                ),
+                graph(
+                    "Allowed calls that no router took", "Above 0: no router runs, or none is connected.",
+                    Query(rate("switchboard_authorizer_bounces_total"), "bounces"), unit="cps",
+                ),
+            ],
+            "Processes": [
+                PROCESSES,
+                table(
+                    "Alerts that fire or are about to", "Pending ones have not lasted long enough yet. The runbook has an entry for each.",
+                    'ALERTS{alertname=~"Switchboard.+"}',
+                    {"alertname": "Alert", "alertstate": "State", "severity": "Severity", "job": "Job", "namespace": "Namespace", "instance": "Instance", "limit": "Limit"}, width=24, height=6,
+                ),
+            ],
+        },
+    )  # fmt: skip
+
+
+def ingress() -> Json:
+    return board(
+        "switchboard-ingress", "Switchboard: ingress", "The nodes that devices connect to: MQTT, HTTP, CoAP, TLS.", "switchboard_sessions",
+        {
+            "Requests of devices": [
+                graph(
+                    "Requests by outcome", "Choose one node above: one that differs from the others has a trouble of its own.",
+                    rates("switchboard_calls_total", "outcome"), stacked=True, unit="reqps",
+                ),
+                graph(
+                    "Requests by method", "What devices ask. other: methods that there are not.",
+                    rates("switchboard_calls_total", "method"), stacked=True, unit="reqps",
+                ),
+                graph(
+                    "Unavailable by node", "All nodes: authorizer, router or NATS. One node: its own connection to NATS.",
+                    Query(rate("switchboard_calls_total", "pod, instance", 'outcome="unavailable"'), PROCESS), unit="reqps", thresholds={0.1: RED},
+                ),
+                graph(
+                    "Time of sendMsg", "From the request to its answer; the target's own time is in it.",
+                    *quantiles("switchboard_call_seconds", 'method="sendMsg"'), unit="s", width=6,
+                ),
+                graph(
+                    "Time of getDevices", "From the request to its answer. It asks an authorizer, and routers for who is online.",
+                    *quantiles("switchboard_call_seconds", 'method="getDevices"'), unit="s", width=6,
+                ),
+                graph(
+                    "Time of a delivery",
+                    "From the call's arrival at the target's node to its end there: nearly all of it is the target's.",
+                    *quantiles("switchboard_delivery_seconds"), unit="s", width=6,
+                ),
+                graph(
+                    "Time of offline answers", "How long a caller who does not want to wait is left without \"No active connection\".",
+                    *quantiles("switchboard_offline_seconds"), unit="s", thresholds={0.05: RED}, width=6,
+                ),
+                heatmap(
+                    "sendMsg, all of them", "Two bands are two kinds of targets; a band that moves up is the system.",
+                    "switchboard_call_seconds", 'method="sendMsg"', width=12,
+                ),
+                heatmap(
+                    "Deliveries, all of them", "What targets take. A band at the callers' timeout is targets that never answer.",
+                    "switchboard_delivery_seconds", width=12,
+                ),
+            ],
+            "Sessions and claims": [
+                graph(
+                    "Sessions by protocol", "Devices connected.",
+                    Query(total("switchboard_sessions", "protocol"), "{{protocol}}"), stacked=True, width=6,
+                ),
+                graph(
+                    "Sessions by node", "Should be even over the nodes.",
+                    Query(total("switchboard_sessions", "pod, instance"), PROCESS), stacked=True, width=6,
+                ),
+                graph(
+                    "Connection attempts", "MQTT, by result. unavailable: no authorizer or no NATS. malformed: no MQTT, or too slow.",
+                    rates("switchboard_connects_total", "result"), unit="cps", width=6,
+                ),
+                graph(
+                    "Sessions ended from here",
+                    "takeover: the device became callable elsewhere; the same one for ever is two devices with one token. revocation: the registry changed.",
+                    Query(rate("switchboard_takeovers_total"), "takeovers"),
+                    Query(rate("switchboard_revocations_total"), "revocations"), unit="cps", width=6,
+                ),
+                graph("Claims held", "Callable devices by node.", each("switchboard_claims_held"), stacked=True),
+                graph(
+                    "Time to write a claim", "What a device waits for its SUBACK. It is JetStream's time: look at NATS when it rises.",
+                    *quantiles("switchboard_claim_seconds"), unit="s", thresholds={1: RED},
+                ),
+                graph(
+                    "Claims not written", "Devices that could not become callable. Above 0: JetStream has no leader, or is slow.",
+                    Query(rate("switchboard_claims_failed_total"), "failed"), unit="cps",
+                ),
+            ],
+            "Limits": [
+                graph(
+                    "Limits hit", "By limit; the runbook says which setting it is and whether it is one device's or the node's.",
+                    rates("switchboard_limits_hit_total", "limit"), unit="cps", width=6,
+                ),
+                connections(),
+                graph(
+                    "Answers nobody heard", "Answers whose caller had no subscription for them: the caller's fault.",
+                    Query(rate("switchboard_answers_unheard_total"), "unheard"), unit="cps", width=6,
+                ),
+                graph(
+                    "Telemetry and attributes", "failed: NATS did not take it, and the device was told so or got no acknowledgement.",
+                    rates("switchboard_uplinks_total", "result"), unit="cps", width=6,
+                ),
+            ],
+            "HTTP and TLS": [
+                graph(
+                    "HTTP by route", "Polls that end are requests too: devices waiting make a steady base.",
+                    rates("switchboard_http_requests_total", "route"), stacked=True, unit="reqps", width=6,
+                ),
+                graph(
+                    "HTTP by status",
+                    "401 unknown token, 408 poll without a call, 409 a newer session, 429 a limit, 503 a service is missing.",
+                    rates("switchboard_http_requests_total", "status"), stacked=True, unit="reqps", width=6,
+                ),
+                graph(
+                    "Polls that wait", "Connections kept open by polls, by node.",
+                    each("switchboard_http_polls"), stacked=True, width=6,
+                ),
+                graph(
+                    "TLS",
+                    "Handshakes by result, and certificate files read again. refused: the new files make no sense, the old certificate runs out one day.",
+                    Query(rate("switchboard_tls_handshakes_total", "result"), "handshake {{result}}"),
+                    Query(rate("switchboard_tls_reloads_total", "result"), "reload {{result}}"), unit="cps", width=6,
+                ),
+            ],
+            "CoAP": [
+                graph(
+                    "Messages received", "By kind. foreign, malformed: not CoAP; much of it is a scan or a flood.",
+                    rates("switchboard_coap_messages_received_total", "kind"), unit="pps", width=6,
+                ),
+                graph(
+                    "Responses by code", "4.01 unknown token, 4.29 a limit, 5.03 a service is missing.",
+                    rates("switchboard_coap_responses_total", "code"), unit="pps", width=6,
+                ),
+                graph(
+                    "Calls to observers",
+                    "notifications: calls sent. rejected and given up end an observation: the device has gone or its address changed.",
+                    Query(rate("switchboard_coap_notifications_total"), "notifications"),
+                    Query(rate("switchboard_coap_notifications_rejected_total"), "rejected"),
+                    Query(rate("switchboard_coap_given_up_total"), "given up"), unit="pps", width=6,
+                ),
+                graph(
+                    "Datagrams lost",
+                    "retransmissions: ours, unacknowledged in time. duplicates: theirs, whose answer got lost or was slow. unsent: the socket did not take it.",
+                    Query(rate("switchboard_coap_retransmissions_total"), "retransmissions"),
+                    Query(rate("switchboard_coap_duplicates_total"), "duplicates"),
+                    Query(rate("switchboard_coap_unsent_total"), "unsent"), unit="pps", width=6,
+                ),
+                graph(
+                    "Observers", "Devices that observe their calls, by node.",
+                    each("switchboard_coap_observers"), stacked=True, width=6,
+                ),
+                graph(
+                    "Requests remembered", "For deduplication; each lasts four minutes. coap.max_exchanges is the end.",
+                    each("switchboard_coap_exchanges"), stacked=True, width=6,
+                ),
+                graph(
+                    "Waiting for an acknowledgement",
+                    "Confirmable messages under way. A rise is devices that are gone, or a network that loses.",
+                    each("switchboard_coap_unacknowledged"), stacked=True, width=6,
+                ),
+                graph(
+                    "Bodies in transfer", "Block by block; coap.max_block_transfers is the end.",
+                    each("switchboard_coap_block_transfers"), stacked=True, width=6,
+                ),
+            ],
+            "NATS": nats(),
+            "Processes": [*resources(), PROCESSES],
+        },
+    )  # fmt: skip
+
+
+def authorizer() -> Json:
+    return board(
+        "switchboard-authorizer", "Switchboard: authorizer", "Who knows devices, and says which call is allowed.", "switchboard_authorizer_registry_devices",
+        {
+            "Questions": [
+                graph(
+                    "Calls judged",
+                    "not_allowed: another customer's device. unknown_target, unknown_caller: no such device. expired: it came too late, the process or NATS is behind.",
+                    rates("switchboard_authorizer_decisions_total", "result"), stacked=True, unit="reqps", width=6,
+                ),
+                graph(
+                    "Credentials",
+                    "refused: nobody has that token. Many after a rotation are devices with old tokens; many at all times are somebody who tries.",
+                    rates("switchboard_authorizer_authentications_total", "result"), stacked=True, unit="reqps", width=6,
+                ),
+                graph(
+                    "getDevices", "By result. unavailable: no router said who is online.",
+                    rates("switchboard_authorizer_lists_total", "result"), stacked=True, unit="reqps", width=6,
+                ),
+                graph(
+                    "Allowed calls that no router took",
+                    "Above 0: no router runs, or none is connected. Their callers read \"Internal server error!\".",
+                    Query(rate("switchboard_authorizer_bounces_total", "pod, instance"), PROCESS), unit="reqps", thresholds={0.1: RED}, width=6,
+                ),
+            ],
+            "Time": [
+                graph(
+                    "Time of a question, p99",
+                    "From its arrival to its end here. calls and credentials are looked up in memory: above a millisecond the process has no CPU.",
+                    Query(quantile(0.99, "switchboard_authorizer_answer_seconds", by="question"), "{{question}}"), unit="s",
+                ),
+                graph(
+                    "Time to judge a call", "Memory alone: it should be at the lowest bucket, 0.5 ms.",
+                    *quantiles("switchboard_authorizer_answer_seconds", 'question="call"'), unit="s",
+                ),
+                heatmap(
+                    "All questions", "A second band is getDevices, which asks routers who is online.",
+                    "switchboard_authorizer_answer_seconds",
+                ),
+            ],
+            "Registry": [
+                graph(
+                    "Devices", "As each authorizer knows them: all must agree but for a moment.",
+                    each("switchboard_authorizer_registry_devices"), width=6,
+                ),
+                graph(
+                    "Customers and tenants", "As each authorizer knows them.",
+                    each("switchboard_authorizer_registry_customers", "customers {{pod}} {{instance}}"),
+                    each("switchboard_authorizer_registry_tenants", "tenants {{pod}} {{instance}}"), width=6,
+                ),
+                graph(
+                    "Age of the registry",
+                    "Seconds since it was known to be up to date. A rise: the process does not hear NATS, and judges by old knowledge.",
+                    each("switchboard_authorizer_registry_age_seconds"), unit="s", thresholds={30: RED}, width=6,
+                ),
+                graph(
+                    "Changes told to nodes", "Devices changed: their sessions are checked. A burst is an import.",
+                    Query(rate("switchboard_authorizer_device_events_total"), "changed devices"), unit="cps", width=6,
+                ),
+            ],
+            "NATS": nats(),
+            "Processes": [*resources(), PROCESSES],
+        },
+    )  # fmt: skip
+
+
+def router() -> Json:
+    return board(
+        "switchboard-router", "Switchboard: router", "Who finds a call's target, and brings the answer back.", "switchboard_router_nodes",
+        {
+            "Calls": [
+                graph(
+                    "Calls by outcome", "As routers say it to callers. unavailable: a node or the claim store failed.",
+                    rates("switchboard_router_calls_total", "outcome"), stacked=True, unit="reqps",
+                ),
+                graph(
+                    "Calls in flight",
+                    "Calls that wait for their target, by router. It follows load and targets' slowness; router.max_calls_in_flight is the end.",
+                    each("switchboard_router_calls_in_flight"), stacked=True,
+                ),
+                graph(
+                    "Limits hit and unreadable messages",
+                    "router_in_flight, pending_asks: add routers. unreadable: copies of versions that do not fit.",
+                    rates("switchboard_router_limits_hit_total", "limit"),
+                    Query(rate("switchboard_router_unreadable_total"), "unreadable"), unit="cps",
+                ),
+            ],
+            "Time": [
+                graph(
+                    "Time of a call in the router", "The delivery is in it, hence the target's own time.",
+                    *quantiles("switchboard_router_call_seconds"), unit="s",
+                ),
+                graph(
+                    "Time of a delivery", "From the question to the target's node until its reply.",
+                    *quantiles("switchboard_router_deliver_seconds"), unit="s",
+                ),
+                heatmap(
+                    "Deliveries, all of them", "A band at the callers' timeout is targets that never answer.",
+                    "switchboard_router_deliver_seconds",
+                ),
+            ],
+            "Claims": [
+                graph(
+                    "Claims known", "Callable devices, as each router knows them: all must agree but for a moment.",
+                    each("switchboard_router_claims"), width=6,
+                ),
+                graph(
+                    "Nodes seen", "Nodes that have a lease. One that goes missing for a lease's time loses its claims.",
+                    each("switchboard_router_nodes"), width=6,
+                ),
+                graph(
+                    "Age of the claims",
+                    "Seconds since the store was last heard; it speaks every two. A rise: the router does not hear NATS, and asks the store for each miss.",
+                    each("switchboard_router_claims_age_seconds"), unit="s", thresholds={10: RED}, width=6,
+                ),
+                graph(
+                    "Looked up in the store",
+                    "Misses of the map, checked before Offline is said. found: the map lags. failed: JetStream, and callers read \"Internal server error!\".",
+                    rates("switchboard_router_lookups_total", "result"), unit="reqps", width=6,
+                ),
+                graph(
+                    "Deliveries refuted",
+                    "The node said that the session is not there. Many: claims of sessions that ended are not removed.",
+                    Query(rate("switchboard_router_refuted_deliveries_total"), "refuted"), unit="cps", width=12,
+                ),
+                graph(
+                    "Claims removed",
+                    "node_gone: a node died and its devices must come again. session_gone: one session, after a refuted delivery.",
+                    rates("switchboard_router_stale_claims_removed_total", "reason"), unit="cps", width=12,
+                ),
+            ],
+            "NATS": nats(),
+            "Processes": [*resources(), PROCESSES],
+        },
+    )  # fmt: skip
+
+
+BOARDS = {"overview": overview, "ingress": ingress, "authorizer": authorizer, "router": router}
+
+
+def main() -> int:
+    stale = []
+    for name, made in BOARDS.items():
+        file = Path(__file__).with_name(f"{name}.json")
+        text = json.dumps(made(), indent=2, ensure_ascii=False) + "\n"
+        if not file.exists() or file.read_text() != text:
+            stale.append(file.name)
+            if "--check" not in sys.argv:
+                file.write_text(text)
+    print(f"stale: {stale}" if stale else "all are up to date")
+    return 1 if stale and "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
