@@ -43,7 +43,7 @@ def test_a_password_is_not_needed_and_does_no_harm(port, family, raw, version):
 
 @VERSIONS
 def test_without_an_authorizer_nobody_can_say(new_cluster, raw, version):
-    cluster = new_cluster(authorizers=0, routers=0)
+    cluster = new_cluster(authorizers=0)
     client = raw(cluster.nodes[0].mqtt_port, version)
     assert client.connect("some token").code == {4: 3, 5: 0x88}[version]
     client.expect_closed()
@@ -173,7 +173,7 @@ def test_more_connections_than_a_node_may_have(new_cluster, raw):
 
 
 def test_a_connection_that_says_nothing_is_closed(new_cluster, raw):
-    cluster = new_cluster(settings={"ingress.connect_timeout_ms": "300"}, authorizers=0, routers=0)
+    cluster = new_cluster(settings={"ingress.connect_timeout_ms": "300"}, authorizers=0)
     raw(cluster.nodes[0].mqtt_port).expect_closed()
 
 

@@ -46,16 +46,18 @@ class Accounts:
     `wait_heard(count)` waits until every authorizer knows that many devices.
     """
 
-    def __init__(self, nats_url: str, folder: Path, wait_heard: Callable[[int], None]) -> None:
+    def __init__(
+        self, nats_url: str, folder: Path, wait_heard: Callable[[int], None], env: dict[str, str] | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._nats_url, self._folder, self._wait_heard = nats_url, folder, wait_heard
+        self._nats_url, self._folder, self._wait_heard, self._env = nats_url, folder, wait_heard, env
         self._lock = threading.Lock()
         self._batches = itertools.count(1)
         self._spare: list[Family] = []
 
     def cli(self, *arguments: str, stdin: str = "") -> Ran:
         """Runs `switchboard ARGUMENTS` against this registry."""
-        return run(built("switchboard"), *arguments, "--nats", self._nats_url, stdin=stdin)
+        return run(built("switchboard"), *arguments, "--nats", self._nats_url, stdin=stdin, env=self._env)
 
     def family(self) -> Family:
         """A customer that no other test has."""

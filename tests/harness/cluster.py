@@ -125,13 +125,14 @@ class Cluster:
         settings: dict[str, str] | None = None,
         nats: Callable[[Path, Path], NatsServer | NatsCluster] = NatsServer,
         launch: Launch = lambda program: [built(program)],
+        operator: dict[str, str] | None = None,
     ) -> None:
         self.logs = folder / "logs"
         self._settings, self._launch = settings or {}, launch
         self._services: list[Service] = []
         self.nats = nats(folder / "nats", self.logs)
         try:
-            self.accounts = Accounts(self.nats.url, folder / "accounts", self._wait_heard)
+            self.accounts = Accounts(self.nats.url, folder / "accounts", self._wait_heard, operator)
             self.authorizers = [self._made(Authorizer, number) for number in range(1, authorizers + 1)]
             self.routers = [self._made(Router, number) for number in range(1, routers + 1)]
             self.nodes = [self._made(Ingress, number) for number in range(1, nodes + 1)]

@@ -13,8 +13,10 @@ from harness.waiting import until
 class NatsServer:
     """nats-server with JetStream on a port of its own choice, which it keeps when it is started again."""
 
-    def __init__(self, folder: Path, logs: Path, *flags: str, name: str = "nats-server") -> None:
-        self._folder, self._logs, self._flags, self._name = folder, logs, flags, name
+    def __init__(
+        self, folder: Path, logs: Path, *flags: str, name: str = "nats-server", env: dict[str, str] | None = None
+    ) -> None:
+        self._folder, self._logs, self._flags, self._name, self._env = folder, logs, flags, name, env
         self._port: int | None = None
         self._monitoring = ""
         self.start()
@@ -35,7 +37,7 @@ class NatsServer:
         port = str(self._port or -1)
         command = [tool("nats-server"), "--addr", "127.0.0.1", "--port", port, "--ports_file_dir", ports, "-m", "-1"]
         store = ["--jetstream", "--store_dir", self._folder / "store"]
-        self.process = Process(self._name, [*command, *store, *self._flags], self._logs)
+        self.process = Process(self._name, [*command, *store, *self._flags], self._logs, env=self._env)
         self.process.wait_for_line("Server is ready", lambda line: "Server is ready" in line)
         file = ports / f"nats-server_{self.process.pid}.ports"
         listening = until("nats-server writes its ports", lambda: _parsed(file))

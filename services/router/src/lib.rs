@@ -80,7 +80,7 @@ struct Asked {
 async fn open(context: &Context, bus: &Bus) -> Known {
     let lease = Duration::from_millis(context.settings.ingress.lease_ms);
     let store = loop {
-        match ClaimStore::open(bus, lease).await {
+        match ClaimStore::make(bus, lease).await {
             Ok(store) => break store,
             Err(error) => tracing::warn!(%error, "cannot open the claims yet; trying again"),
         }

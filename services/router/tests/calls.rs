@@ -50,7 +50,7 @@ impl Bench {
         settings.ingress.lease_ms = LEASE_MS;
         settings.nats.url = nats.url();
         let bus = connect(&nats).await;
-        let store = ClaimStore::open(&bus, Duration::from_millis(LEASE_MS)).await.unwrap();
+        let store = ClaimStore::make(&bus, Duration::from_millis(LEASE_MS)).await.unwrap();
         let (context, router) = start_router(settings).await;
         Bench { nats, bus, store, context, router }
     }

@@ -93,7 +93,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         meter.report(what, count);
     }
 
-    let store = ClaimStore::open(&asker, Duration::from_secs(15)).await?;
+    let store = ClaimStore::make(&asker, Duration::from_secs(15)).await?;
     let meter = Meter::start(&nats);
     futures::stream::iter(0..claims)
         .for_each_concurrent(IN_FLIGHT, async |number| {

@@ -34,8 +34,8 @@ pub enum StoreError {
     /// NATS did not answer, or not in time; the write may have happened.
     #[error("the store cannot be reached: {0}")]
     Unreachable(#[from] AskError),
-    /// The bucket is gone and could not be made again.
-    #[error("the bucket {0} is missing")]
+    /// The bucket is not there, and is not ours to make.
+    #[error("the bucket {0} is missing: a router makes it when it starts")]
     Missing(String),
     /// Something else stands there than was expected.
     #[error("another write came first")]
@@ -59,6 +59,15 @@ pub(crate) enum Expected {
     Anything,
     Nothing,
     Revision(u64),
+}
+
+/// What happens when a bucket is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// It is made, and follows this process's settings.
+    Maker,
+    /// It is waited for: NATS permissions may allow nothing else.
+    User,
 }
 
 /// What stands under a key.
@@ -85,14 +94,20 @@ struct Inner {
     direct_get_prefix: String,
     leader_get: String,
     max_age: Option<Duration>,
+    role: Role,
     /// Counts re-creations, so that many who find the bucket missing make it once.
     made: AtomicU64,
     making: Mutex<()>,
 }
 
 impl Bucket {
-    /// The bucket `<prefix>_<name>`, made if it is missing. Keys older than `max_age` vanish.
-    pub(crate) async fn open(bus: &Bus, name: &str, max_age: Option<Duration>) -> Result<Self, StoreError> {
+    /// The bucket `<prefix>_<name>`. Keys older than `max_age` vanish.
+    pub(crate) async fn open(
+        bus: &Bus,
+        name: &str,
+        max_age: Option<Duration>,
+        role: Role,
+    ) -> Result<Self, StoreError> {
         let name = format!("{}_{name}", bus.subjects().prefix());
         let stream = format!("KV_{name}");
         let bucket = Bucket {
@@ -104,6 +119,7 @@ impl Bucket {
                 name,
                 stream,
                 max_age,
+                role,
                 made: AtomicU64::new(0),
                 making: Mutex::new(()),
             }),
@@ -177,7 +193,7 @@ impl Bucket {
         }
     }
 
-    /// Makes the bucket unless somebody has done so since `made` was read.
+    /// Looks for the bucket, and makes it if it is ours to make, unless somebody has done so since `made` was read.
     async fn make_again(&self, made: u64) -> Result<(), StoreError> {
         let _one_at_a_time = self.inner.making.lock().await;
         if self.inner.made.load(Ordering::Acquire) != made {
@@ -186,7 +202,7 @@ impl Bucket {
         self.make_if_missing_unlocked().await
     }
 
-    /// Makes the bucket if it is missing, and returns when it was made, in JetStream's words.
+    /// Makes the bucket if it is missing and ours to make, and returns when it was made, in JetStream's words.
     pub(crate) async fn make_if_missing(&self) -> Result<String, StoreError> {
         let _one_at_a_time = self.inner.making.lock().await;
         self.make_if_missing_unlocked().await?;
@@ -195,7 +211,7 @@ impl Bucket {
     }
 
     async fn make_if_missing_unlocked(&self) -> Result<(), StoreError> {
-        let Inner { stream, name, bus, max_age, .. } = &*self.inner;
+        let Inner { stream, name, bus, max_age, role, .. } = &*self.inner;
         let found = self.administer(&format!("STREAM.INFO.{stream}"), &Value::Null).await;
         let standing = match found {
             Ok(info) => Some(info),
@@ -204,6 +220,7 @@ impl Bucket {
         };
         let max_age_ns = max_age.map_or(0, |age| u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
         match standing {
+            None if *role == Role::User => return Err(StoreError::Missing(name.clone())),
             None => {
                 let config = json!({
                     "name": stream,
@@ -233,6 +250,7 @@ impl Bucket {
                     Err(error) => return Err(error),
                 }
             }
+            Some(_) if *role == Role::User => {}
             Some(mut info) => self.bring_up_to_date(info.get_mut("config"), max_age_ns).await,
         }
         self.inner.made.fetch_add(1, Ordering::AcqRel);

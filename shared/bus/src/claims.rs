@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rpc::{Claim, DeviceId, NodeId};
 
-use crate::bucket::{Bucket, Entry, Expected, StoreError};
+use crate::bucket::{Bucket, Entry, Expected, Role, StoreError};
 use crate::claim_map::ClaimMap;
 use crate::connection::{Bus, BusError};
 use crate::leases::LeaseMap;
@@ -58,15 +58,28 @@ pub enum ClaimError {
 }
 
 impl ClaimStore {
-    /// Opens the buckets `<prefix>_claims` and `<prefix>_nodes`, and makes them if they are missing. A node whose
-    /// lease is not renewed for `lease` counts as gone; every process must be given the same.
+    /// Opens the buckets `<prefix>_claims` and `<prefix>_nodes`. A node whose lease is not renewed for `lease` counts
+    /// as gone; every process must be given the same.
+    ///
+    /// # Errors
+    /// When they are not there yet, and when JetStream does not answer or refuses.
+    pub async fn open(bus: &Bus, lease: Duration) -> Result<ClaimStore, BusError> {
+        Self::open_as(Role::User, bus, lease).await
+    }
+
+    /// Opens them for a router, which makes them when they are missing, also after NATS has lost its memory: a node
+    /// needs no right to say what JetStream keeps.
     ///
     /// # Errors
     /// When JetStream does not answer or refuses.
-    pub async fn open(bus: &Bus, lease: Duration) -> Result<ClaimStore, BusError> {
+    pub async fn make(bus: &Bus, lease: Duration) -> Result<ClaimStore, BusError> {
+        Self::open_as(Role::Maker, bus, lease).await
+    }
+
+    async fn open_as(role: Role, bus: &Bus, lease: Duration) -> Result<ClaimStore, BusError> {
         Ok(ClaimStore {
-            claims: Bucket::open(bus, "claims", None).await?,
-            leases: Bucket::open(bus, "nodes", Some(lease)).await?,
+            claims: Bucket::open(bus, "claims", None, role).await?,
+            leases: Bucket::open(bus, "nodes", Some(lease), role).await?,
             lease,
         })
     }

@@ -33,6 +33,9 @@ const SEND_CAPACITY: usize = 8_192;
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
 /// How often the connection is looked at without an event, and gauges are brought up to date.
 const MONITOR_INTERVAL: Duration = Duration::from_secs(1);
+/// Between a process's inbox and the number of a message to itself. Apart from replies, so that NATS permissions can
+/// allow the one without the other.
+const ECHO: &str = "echo.";
 
 /// How to reach NATS.
 #[derive(Clone)]
@@ -440,16 +443,16 @@ impl Bus {
 
     /// Sends itself a message: when it is back, the server has seen all that was sent before it.
     async fn round_trip(&self, wait: Duration) -> Result<(), AskError> {
-        let (ticket, arrival) = self.inner.pending.open().ok_or(AskError::Full)?;
-        let subject = self.inbox_of(ticket.number());
+        let (ticket, arrival) = self.inner.pending.open_echo().ok_or(AskError::Full)?;
+        let subject = format!("{}{ECHO}{}", self.inner.inbox, ticket.number());
         let deadline = Instant::now() + wait;
-        let sent = self.publish(subject, None, None, Bytes::new(), wait).await;
+        let sent = self.publish(subject.into(), None, None, Bytes::new(), wait).await;
         let back = match sent {
             Ok(()) => timeout_at(deadline, arrival).await.map_err(|_| AskError::Expired),
             Err(_) => Err(AskError::Down),
         };
         match back {
-            Ok(Ok(_)) => {
+            Ok(Ok(())) => {
                 ticket.answered();
                 Ok(())
             }
@@ -722,8 +725,13 @@ async fn hand_out_replies(
     meters: Arc<Meters>,
 ) {
     while let Some(reply) = replies.next().await {
-        let number = reply.subject.get(number_starts..).and_then(|number| number.parse().ok());
-        if !number.is_some_and(|number| pending.answer(number, reply)) {
+        let rest = reply.subject.get(number_starts..).unwrap_or_default();
+        let is_claimed = match (rest.parse(), rest.strip_prefix(ECHO).map(str::parse)) {
+            (Ok(number), _) => pending.answer(number, reply),
+            (_, Some(Ok(number))) => pending.echo(number),
+            _ => false,
+        };
+        if !is_claimed {
             meters.unclaimed.increment(1);
         }
     }

@@ -56,6 +56,7 @@ struct Table {
 
 enum Waiter {
     Task(oneshot::Sender<Message>),
+    Echo(oneshot::Sender<()>),
     Handler { handler: Handler, ends: u64, asked: Option<NodeId> },
 }
 
@@ -78,12 +79,12 @@ impl Table {
     fn take(&mut self, is_over: impl Fn(u64, Option<NodeId>) -> bool) -> Vec<Handler> {
         let over = self.waiting.iter().filter_map(|(number, waiter)| match waiter {
             Waiter::Handler { ends, asked, .. } if is_over(*ends, *asked) => Some(*number),
-            Waiter::Handler { .. } | Waiter::Task(_) => None,
+            Waiter::Handler { .. } | Waiter::Task(_) | Waiter::Echo(_) => None,
         });
         let over: Vec<u64> = over.collect();
         let handlers = over.into_iter().filter_map(|number| match self.remove(number) {
             Some(Waiter::Handler { handler, .. }) => Some(handler),
-            Some(Waiter::Task(_)) | None => None,
+            Some(Waiter::Task(_) | Waiter::Echo(_)) | None => None,
         });
         handlers.collect()
     }
@@ -104,13 +105,23 @@ impl Pending {
     /// A new number and where its reply will arrive; none when `max_waiting` questions are open.
     pub(crate) fn open(&self) -> Option<(Ticket<'_>, oneshot::Receiver<Message>)> {
         let (reply, arrival) = oneshot::channel();
+        Some((self.open_as(Waiter::Task(reply))?, arrival))
+    }
+
+    /// The same for a message of our own that is to come back.
+    pub(crate) fn open_echo(&self) -> Option<(Ticket<'_>, oneshot::Receiver<()>)> {
+        let (back, arrival) = oneshot::channel();
+        Some((self.open_as(Waiter::Echo(back))?, arrival))
+    }
+
+    fn open_as(&self, waiter: Waiter) -> Option<Ticket<'_>> {
         let number = self.next_number();
         let mut table = self.lock();
         if table.waiting.len() >= self.max_waiting {
             return None;
         }
-        table.waiting.insert(number, Waiter::Task(reply));
-        Some((Ticket { pending: self, number, is_open: true }, arrival))
+        table.waiting.insert(number, waiter);
+        Some(Ticket { pending: self, number, is_open: true })
     }
 
     /// A new number for a question to `asked` whose reply `handler` takes, or that it has none by `deadline`.
@@ -148,7 +159,19 @@ impl Pending {
                 handler(Ok(message));
                 true
             }
-            None => false,
+            Some(Waiter::Echo(_)) | None => false,
+        }
+    }
+
+    /// Takes a message of our own that came back. It answers nothing else: whoever may send one can forge no reply.
+    pub(crate) fn echo(&self, number: u64) -> bool {
+        let mut table = self.lock();
+        if !matches!(table.waiting.get(&number), Some(Waiter::Echo(_))) {
+            return false;
+        }
+        match table.remove(number) {
+            Some(Waiter::Echo(waiter)) => waiter.send(()).is_ok(),
+            _ => false,
         }
     }
 
@@ -171,7 +194,7 @@ impl Pending {
     pub(crate) fn asked(&self) -> Vec<NodeId> {
         let asked = |waiter: &Waiter| match waiter {
             Waiter::Handler { asked, .. } => *asked,
-            Waiter::Task(_) => None,
+            Waiter::Task(_) | Waiter::Echo(_) => None,
         };
         let mut asked: Vec<NodeId> = self.lock().waiting.values().filter_map(asked).collect();
         asked.sort_unstable();
@@ -342,6 +365,21 @@ mod tests {
             description: None,
             length: 0,
         }
+    }
+
+    #[test]
+    fn an_echo_is_no_reply() {
+        let pending = pending(9);
+        let (asked, mut reply) = pending.open().unwrap();
+        assert!(!pending.echo(asked.number()), "whoever may send echoes can forge no reply");
+        assert!(reply.try_recv().is_err());
+        let (sent, mut back) = pending.open_echo().unwrap();
+        assert!(pending.echo(sent.number()));
+        assert_eq!(back.try_recv(), Ok(()));
+        assert!(!pending.echo(sent.number()));
+        sent.answered();
+        asked.given_up();
+        assert_eq!(pending.len(), 0);
     }
 
     #[tokio::test(start_paused = true)]

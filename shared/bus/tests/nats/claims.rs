@@ -14,7 +14,7 @@ const LEASE: Duration = Duration::from_secs(2);
 
 async fn open(nats: &NatsServer) -> (Bus, ClaimStore) {
     let bus = connect(nats).await;
-    let store = ClaimStore::open(&bus, LEASE).await.unwrap();
+    let store = ClaimStore::make(&bus, LEASE).await.unwrap();
     (bus, store)
 }
 
@@ -221,7 +221,7 @@ async fn a_lease_ends_unless_it_is_renewed() {
 async fn a_changed_lease_is_followed() {
     let nats = start_nats().await;
     let (bus, _store) = open(&nats).await;
-    ClaimStore::open(&bus, Duration::from_secs(7)).await.unwrap();
+    ClaimStore::make(&bus, Duration::from_secs(7)).await.unwrap();
     let info = bus.ask("$JS.API.STREAM.INFO.KV_swb_nodes", bytes::Bytes::new(), PATIENCE).await.unwrap();
     assert!(String::from_utf8_lossy(&info).contains(r#""max_age":7000000000"#));
 }
@@ -231,7 +231,7 @@ async fn two_systems_share_a_server_unnoticed() {
     let nats = start_nats().await;
     let (_bus, ours) = open(&nats).await;
     let settings = BusSettings { prefix: "other".into(), ..settings(&nats) };
-    let other = ClaimStore::open(&Bus::connect(&settings, "test").await.unwrap(), LEASE).await.unwrap();
+    let other = ClaimStore::make(&Bus::connect(&settings, "test").await.unwrap(), LEASE).await.unwrap();
     ours.claim(device(1), &claim(1, 1, 100), PATIENCE).await.unwrap();
     assert_eq!(other.look_up(device(1), PATIENCE).await.unwrap(), None);
 }
@@ -242,7 +242,7 @@ async fn where_copies_may_lag_the_leader_is_asked() {
     let (_bus, single) = open(&nats).await;
     // One server cannot keep three copies, so the bucket stays as it is; it is asked as if it had them.
     let settings = BusSettings { replicas: 3, ..settings(&nats) };
-    let copied = ClaimStore::open(&Bus::connect(&settings, "test").await.unwrap(), LEASE).await.unwrap();
+    let copied = ClaimStore::make(&Bus::connect(&settings, "test").await.unwrap(), LEASE).await.unwrap();
     assert_eq!(copied.look_up(device(1), PATIENCE).await.unwrap(), None);
     let claimed = single.claim(device(1), &claim(1, 1, 100), PATIENCE).await.unwrap();
     let found = copied.look_up(device(1), PATIENCE).await.unwrap();
