@@ -1,25 +1,33 @@
 """Is the container image what an operator runs? Built as `./taskw image` builds it, run by podman without a right to write."""
 
+import base64
 import io
 import json
 import os
 import re
+import secrets
 import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 from harness import said
+from harness.accounts import TOKENS, Accounts
 from harness.authority import Authority
+from harness.chart import render
 from harness.cluster import Cluster
 from harness.containers import Podman
 from harness.devices import PROTOCOLS, PahoV5
 from harness.devices.device import answering
 from harness.nats_server import NatsServer
+from harness.pods import Pods
 from harness.ports import ANY
 from harness.processes import Process, run
 from harness.programs import ROOT, TOOLS, tool
 from harness.waiting import until
+
+# The first test waits until the programs are linked.
+pytestmark = pytest.mark.timeout(600)
 
 IMAGE = "localhost/switchboard:test"
 PROGRAMS = ["switchboard", "switchboard-ingress", "switchboard-authorizer", "switchboard-router"]
@@ -134,12 +142,7 @@ def test_it_is_small(files):
 
 @pytest.mark.parametrize("kind", PROTOCOLS, ids=lambda kind: kind.protocol)
 def test_the_seed_scenario(containers, device, kind):
-    family = containers.accounts.family()
-    caller = device(kind, family.a).connect(containers.nodes[0])
-    assert [it["id"] for it in json.loads(caller.get_devices())] == [family.b.id, family.c.id]
-    assert caller.send_msg(family.b, "1").text() == said.OFFLINE
-    device(kind, family.b).connect(containers.nodes[1]).become_callable(answering('{"status":"ok"}'))
-    assert caller.send_msg(family.b, '{"param1":"value1"}').text() == '{"status":"ok"}'
+    play_seed_scenario(device, kind, containers.accounts.family(), *containers.nodes)
 
 
 def test_a_service_has_no_rights(podman, containers):
@@ -206,6 +209,44 @@ def test_nats_is_believed_by_the_authorities_of_the_image(podman, image, tmp_pat
     nats.stop()
 
 
+@pytest.fixture(scope="module")
+def pods(podman, image, tmp_path_factory):
+    """The chart's pods, at a NATS that knows each service by its password."""
+    folder = tmp_path_factory.mktemp("pods")
+    passwords = {user: f"of-{user}-{secrets.token_hex(8)}" for user in ("ingress", "authorizer", "router")}
+    TOKENS.update(passwords.values())
+    users = [f"{{user: {user}, password: {password}}}" for user, password in passwords.items()]
+    text = "authorization {{ users: [\n{}\n{{user: tests, password: none}}\n] }}\nno_auth_user: tests\n"
+    (folder / "nats.conf").write_text(text.format("\n".join(users)))
+    nats = NatsServer(folder / "nats", folder, "--config", str(folder / "nats.conf"))
+    encoded = {user: base64.b64encode(password.encode()).decode() for user, password in passwords.items()}
+    values = {
+        "image": dict(zip(("repository", "tag"), image.split(":"), strict=True)),
+        "config": {"nats": {"replicas": 1}, "http": {"poll_grace_ms": 1000}, "log": {"level": "debug"}},
+        "nats": {"url": nats.url, "passwordsSecret": "nats-users"},
+    }
+    pods = Pods(podman, render(values), {"nats-users": encoded}, folder)
+
+    def wait_heard(count: int) -> None:
+        gauge = "switchboard_authorizer_registry_devices"
+        until(f"it knows {count} devices", lambda: pods.services["authorizer"].admin.value(gauge) == count)
+
+    yield pods, Accounts(nats.url, folder / "accounts", wait_heard)
+    pods.close()
+    nats.stop()
+
+
+def test_the_pods_of_the_chart(pods, device):
+    pods, accounts = pods
+    assert set(pods.services) == {"ingress", "authorizer", "router"}
+    for pod in pods.services.values():
+        pod.wait_ready()
+    for kind in PROTOCOLS:
+        play_seed_scenario(device, kind, accounts.family(), pods.node, pods.node)
+    for pod in pods.services.values():
+        assert pod.end() == 0, pod.log.err
+
+
 def test_the_bill_of_materials_names_what_is_linked_in(image):
     with layer() as it:
         text = it.extractfile("usr/share/doc/switchboard/sbom.cdx.json").read()
@@ -219,6 +260,14 @@ def test_the_bill_of_materials_names_what_is_linked_in(image):
     tree = run("cargo", "tree", "--locked", "--edges=normal,no-proc-macro", "--prefix=none", "--format={p}", *packages).ok()
     assert crates == {" ".join(line.split()[:2]) for line in tree.out.splitlines() if line}
     assert {"rust-std", "glibc", "ca-certificates"} <= {it["name"] for it in components}
+
+
+def play_seed_scenario(device, kind, family, node, other):
+    caller = device(kind, family.a).connect(node)
+    assert [it["id"] for it in json.loads(caller.get_devices())] == [family.b.id, family.c.id]
+    assert caller.send_msg(family.b, "1").text() == said.OFFLINE
+    device(kind, family.b).connect(other).become_callable(answering('{"status":"ok"}'))
+    assert caller.send_msg(family.b, '{"param1":"value1"}').text() == '{"status":"ok"}'
 
 
 def layer() -> tarfile.TarFile:

@@ -53,14 +53,19 @@ class Podman:
         """Runs `podman ARGUMENTS` to its end."""
         return run("podman", *arguments, env=self.env, within_s=within_s)
 
+    @property
+    def command(self) -> list[str | Path]:
+        """`podman`, for a process."""
+        return ["env", *(f"{name}={value}" for name, value in self.env.items()), "podman"]
+
     def launch(self, image: str, *flags: str | Path, network: str = "host") -> list[str | Path]:
         """The beginning of a command that runs in a container, with as few rights as Kubernetes can leave it."""
         bare = ["--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges"]
-        return [*self._env_command(), "podman", "run", "--rm", f"--network={network}", *bare, *flags, image]
+        return [*self.command, "run", "--rm", f"--network={network}", *bare, *flags, image]
 
     def beside(self, pid: int) -> list[str | Path]:
         """The beginning of a command that runs in the network of a container's process."""
-        own = [*self._env_command(), "podman", "unshare"] if os.geteuid() else []
+        own = [*self.command, "unshare"] if os.geteuid() else []
         return [*own, "nsenter", f"--net=/proc/{pid}/ns/net", "--"]
 
     def inspect(self, image: str) -> dict[str, Any]:
@@ -71,9 +76,6 @@ class Podman:
         self("rm", "--force", "--time=0", "--all")
         self("rmi", "--force", "--all")
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _env_command(self) -> list[str | Path]:
-        return ["env", *(f"{name}={value}" for name, value in self.env.items())]
 
 
 def lower(limit: int, most: int) -> int:

@@ -1,0 +1,98 @@
+"""How do the pods of the rendered chart run without Kubernetes? By `podman play kube`, on this host's network."""
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from harness.admin import Admin
+from harness.chart import Rendered, yaml
+from harness.cluster import Ingress
+from harness.containers import Podman
+from harness.processes import Process
+from harness.waiting import until
+
+
+class Pods:
+    """One pod of each service, of the image that podman has."""
+
+    def __init__(self, podman: Podman, rendered: Rendered, secrets: dict[str, dict[str, str]], folder: Path) -> None:
+        self._podman = podman
+        services = {it["metadata"]["name"] for it in rendered.objects if it["kind"] == "Deployment"}
+        templates = rendered.pods()
+        self.services = {
+            name: Pod(podman, name, template)
+            for name, template in templates.items()
+            if any(it.endswith(f"-{name}") for it in services)
+        }
+        for name, data in secrets.items():
+            # podman 4.3 takes a Secret's data alone.
+            file = folder / f"{name}.json"
+            file.write_text(json.dumps(data))
+            podman("secret", "create", name, file).ok()
+        objects = [*rendered.all("ConfigMap").values(), *(it.manifest for it in self.services.values())]
+        # Several pods share the host's ports: each takes what is free.
+        manifest = re.sub(r"0\.0\.0\.0:\d+", "127.0.0.1:0", yaml.safe_dump_all(objects))
+        (folder / "pods.yaml").write_text(manifest)
+        podman("play", "kube", folder / "pods.yaml").ok()
+        for it in self.services.values():
+            it.follow(folder)
+
+    @property
+    def node(self) -> "Node":
+        return Node(self.services["ingress"].log)
+
+    def close(self) -> None:
+        for it in self.services.values():
+            it.log.stop()
+        self._podman("pod", "rm", "--force", "--time=0", *self.services)
+
+
+class Pod:
+    """One pod, made of a template of the chart."""
+
+    log: Process
+
+    def __init__(self, podman: Podman, name: str, template: dict[str, Any]) -> None:
+        self.name = name
+        self._podman = podman
+        self._spec = template["spec"]
+        self._container = f"{name}-{name}"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What podman 4.3 can make of it: no annotations of more than 63 characters, and on the host's network no ports, hence no
+        probes, which are asked by `curl` from inside of the container besides."""
+        spec = copy.deepcopy(self._spec) | {"hostNetwork": True}
+        for container in spec["containers"]:
+            for part in ("ports", "startupProbe", "readinessProbe", "livenessProbe"):
+                container.pop(part)
+        return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": self.name}, "spec": spec}
+
+    @property
+    def admin(self) -> Admin:
+        return Admin(self.log.wait_for_message("starting")["admin"])
+
+    def follow(self, folder: Path) -> None:
+        """Reads its log."""
+        self.log = Process(self.name, [*self._podman.command, "logs", "--follow", self._container], folder)
+
+    def wait_ready(self) -> None:
+        """As the kubelet sees it: each probe is asked for its path."""
+        (container,) = self._spec["containers"]
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            path = container[probe]["httpGet"]["path"]
+            until(f"{self.name} answers {path}", lambda path=path: self.admin.get(path)[0] == 200)
+
+    def end(self) -> int:
+        """Asks it to end within the time that the chart grants; gives its exit code."""
+        self._podman("stop", f"--time={self._spec['terminationGracePeriodSeconds']}", self._container).ok()
+        return int(self._podman("inspect", "--format={{.State.ExitCode}}", self._container).ok().out)
+
+
+class Node(Ingress):
+    """The node in its pod, as devices see it."""
+
+    def __init__(self, log: Process) -> None:
+        self.process = log
