@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -327,6 +328,10 @@ def test_what_is_rendered_carries_a_call(tried, tmp_path):
         assert 'the caller read: {"status":"ok"}' in run("sh", tmp_path / "call.sh", env=env).ok().out
         # Where nobody answers, it fails.
         assert run("sh", tmp_path / "call.sh", env={**env, "TARGET_TOKEN": "NONE", "WAIT_MS": "500"}).code != 0
+        # What the notes tell the operator to type, the shell's part of it done.
+        (command,) = re.findall(r"exec deploy/sb-switchboard-authorizer -- \\\n(.*?)\n\n", tried.notes, re.DOTALL)
+        typed = re.sub(r'"\$\(kubectl .*?\)"', system.password("operator"), command.replace("\\\n", " "))
+        assert "Test Device A1" in system.exec("authorizer", *shlex.split(typed)).ok().out
     finally:
         system.stop()
 

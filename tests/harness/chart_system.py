@@ -52,6 +52,17 @@ class ChartSystem:
         command, env = self._container(component, component)
         return run(*command, env=env)
 
+    def exec(self, component: str, *command: str) -> Ran:
+        """As `kubectl exec`: a command of the image beside a running container, with its files and variables."""
+        root = self._folder / component
+        _, env = self._container(component, component)
+        program, *arguments = command
+        return run(built(Path(program).name), *(self._here(argument, root, 0) for argument in arguments), env=env)
+
+    def password(self, user: str) -> str:
+        (secret,) = self._secrets.values()
+        return base64.b64decode(secret[user]).decode()
+
     def stop(self) -> None:
         for process in reversed(self._processes):
             process.stop()
