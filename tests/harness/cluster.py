@@ -148,6 +148,12 @@ class Cluster:
         node.wait_ready()
         return node
 
+    def add_authorizer(self) -> Authorizer:
+        authorizer = self._made(Authorizer, len(self.authorizers) + 1)
+        self.authorizers.append(authorizer)
+        authorizer.wait_ready()
+        return authorizer
+
     def add_router(self) -> Router:
         router = self._made(Router, len(self.routers) + 1)
         self.routers.append(router)

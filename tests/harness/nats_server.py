@@ -56,6 +56,11 @@ class NatsServer:
         except OSError:
             return False
 
+    def messages(self) -> int:
+        """How many messages it has been sent so far."""
+        with urllib.request.urlopen(self._monitoring + "/varz", timeout=5) as answer:
+            return json.load(answer)["in_msgs"]
+
     def stop(self) -> None:
         self.process.stop()
 
