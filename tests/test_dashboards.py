@@ -7,6 +7,9 @@ import sys
 import time
 
 import pytest
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from harness.authority import Authority
 from harness.cluster import Cluster
 from harness.everything import Everything
@@ -15,6 +18,7 @@ from harness.programs import ROOT
 from harness.prometheus import Prometheus
 from harness.waiting import until
 
+register_default_plugins()
 BOARDS = {file.stem: json.loads(file.read_text()) for file in sorted((ROOT / "deploy" / "grafana").glob("*.json"))}
 EACH_BOARD = pytest.mark.parametrize("name", BOARDS)
 # What Grafana makes of its own variables when the datasource says that everybody is scraped once a second.
@@ -63,6 +67,13 @@ def test_panels_have_a_place_and_say_what_they_show(name):
     ids = [panel["id"] for panel in BOARDS[name]["panels"]]
     assert len(set(ids)) == len(ids)
     assert BOARDS[name]["uid"] == f"switchboard-{name}"
+
+
+@EACH_BOARD
+def test_grafana_knows_every_field(name):
+    """By its own types: what it does not know, it would leave out."""
+    read = json.loads(JSONEncoder().encode(Dashboard.from_json(BOARDS[name])))
+    assert list(lost(BOARDS[name], read)) == []
 
 
 @EACH_BOARD
@@ -120,7 +131,7 @@ def all_chosen(prometheus, board):
 
 def variable(board, name):
     """The selector of the series that a variable takes its values from."""
-    (query,) = (it["definition"] for it in board["templating"]["list"] if it["name"] == name)
+    (query,) = (it["query"]["query"] for it in board["templating"]["list"] if it["name"] == name)
     return re.fullmatch(rf"label_values\((.+), {name}\)", query)[1]
 
 
@@ -133,6 +144,18 @@ def has_data(prometheus, expr, instant):
     series = prometheus.query(expr) if instant else prometheus.query_range(expr, now - 15, now, 1)
     values = [value for it in series for _, value in ([it["value"]] if instant else it["values"])]
     return any(math.isfinite(float(value)) for value in values)
+
+
+def lost(ours, read, path=""):
+    """Where a value of ours is not what was read. What is empty says nothing."""
+    if isinstance(ours, dict) and isinstance(read, dict):
+        for key, value in ours.items():
+            yield from lost(value, read.get(key), f"{path}.{key}")
+    elif isinstance(ours, list) and isinstance(read, list) and len(ours) == len(read):
+        for index, (one, other) in enumerate(zip(ours, read, strict=True)):
+            yield from lost(one, other, f"{path}[{index}]")
+    elif ours != read and (ours or read):
+        yield path
 
 
 def exprs_of_boards():

@@ -218,7 +218,6 @@ def variable(label: str, query: str, all_value: str | None) -> Json:
         "type": "query",
         "datasource": DATASOURCE,
         "query": {"query": query, "refId": label},
-        "definition": query,
         "refresh": 2,
         "sort": 1,
         "multi": True,

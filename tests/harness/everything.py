@@ -40,7 +40,7 @@ class Everything:
         impatient = self._device(PahoV5, self._mute.a, next(nodes))
         for caller, target, family in zip(callers, targets, self._families, strict=True):
             elsewhere = targets[targets.index(target) - 1]
-            self._repeat(lambda *it: self._round(*it), caller, target, family.c, elsewhere)
+            self._repeat(self._round, caller, target, family.c, elsewhere)
         self._repeat(lambda: impatient.send_msg(self._mute.b, "1", timeout=150).text())
         self._repeat(self._telemetry, callers[0])
         self._repeat(self._connections)
