@@ -128,7 +128,7 @@ def overview() -> Json:
                 stat("Sessions", "Devices connected, over all protocols.", Query(total("switchboard_sessions")), width=3),
                 stat("Callable", "Devices that a call reaches: their claim stands.", Query(total("switchboard_claims_held")), width=3),
                 stat(
-                    "Ready", "Processes that are ready, of each service. 0: nothing works.",
+                    "Ready", "Processes that are ready, of each service. 1: nobody could take over. 0: nothing works.",
                     Query("sum by (job) (switchboard_ready{@})", "{{job}}"), thresholds={0: RED, 1: ORANGE, 2: GREEN}, width=3,
                 ),
             ],
@@ -218,8 +218,8 @@ def overview() -> Json:
                 graph(
                     "Age of what is known",
                     "Seconds since the registry (authorizers) and the claims (routers) were known to be up to date. A few are well; a rise is a process that NATS does not reach.",
-                    each("switchboard_authorizer_registry_age_seconds", "registry {{pod}} {{instance}}"),
-                    each("switchboard_router_claims_age_seconds", "claims {{pod}} {{instance}}"), unit="s", thresholds={30: RED},
+                    each("switchboard_authorizer_registry_age_seconds", "registry {{instance}}"),
+                    each("switchboard_router_claims_age_seconds", "claims {{instance}}"), unit="s", thresholds={30: RED},
                 ),
                 graph(
                     "Allowed calls that no router took", "Above 0: no router runs, or none is connected.",
@@ -440,8 +440,8 @@ def authorizer() -> Json:
                 ),
                 graph(
                     "Customers and tenants", "As each authorizer knows them.",
-                    each("switchboard_authorizer_registry_customers", "customers {{pod}} {{instance}}"),
-                    each("switchboard_authorizer_registry_tenants", "tenants {{pod}} {{instance}}"), width=6,
+                    each("switchboard_authorizer_registry_customers", "customers {{instance}}"),
+                    each("switchboard_authorizer_registry_tenants", "tenants {{instance}}"), width=6,
                 ),
                 graph(
                     "Age of the registry",

@@ -12,7 +12,7 @@ SCHEMA_VERSION = 41
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 # What the variables chose. A label that is missing everywhere matches too: "All" is `.*`.
 CHOSEN = 'job=~"$job",namespace=~"$namespace",pod=~"$pod",instance=~"$instance"'
-PROCESS = "{{pod}} {{instance}}"
+PROCESS = "{{instance}}"
 
 COLUMNS = 24
 GREEN, YELLOW, ORANGE, RED, BLUE, PURPLE, GREY = "green", "yellow", "orange", "red", "blue", "purple", "text"

@@ -1,4 +1,7 @@
-"""What does an operator's Prometheus see? A real one, scraping the services of a cluster once a second."""
+"""What does an operator's Prometheus see? A real one, scraping the services of a cluster once a second.
+
+Routers have the labels that Kubernetes adds, the others have not: boards and rules must do with both.
+"""
 
 import json
 import shutil
@@ -8,7 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from harness.cluster import Cluster
+from harness.cluster import Cluster, Router, Service
 from harness.ports import free_ports
 from harness.processes import Process
 from harness.programs import ROOT
@@ -29,7 +32,7 @@ class Prometheus:
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "rule_files": ["recording.yaml", "alerts.yaml"],
             "scrape_configs": [
-                {"job_name": f"switchboard-{name}", "static_configs": [{"targets": [it.admin.address for it in group]}]}
+                {"job_name": f"switchboard-{name}", "static_configs": [_target(it) for it in group]}
                 for name, group in services.items()
             ],
         }
@@ -88,3 +91,8 @@ class Prometheus:
                 return json.load(response)["data"]
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{parameters}: {error.read().decode()}") from None
+
+
+def _target(service: Service) -> dict[str, Any]:
+    labels = {"namespace": "tests", "pod": service.name} if isinstance(service, Router) else {}
+    return {"targets": [service.admin.address], "labels": labels}
