@@ -5,6 +5,8 @@ import re
 import pytest
 from harness.processes import run
 from harness.programs import ROOT
+from harness.prometheus import Prometheus
+from harness.waiting import until
 
 FOLDER = ROOT / "deploy" / "prometheus"
 RULES = (FOLDER / "alerts.yaml").read_text()
@@ -22,6 +24,26 @@ def test_the_rules_and_the_sample_configuration_are_valid():
 @pytest.mark.parametrize("file", CASES, ids=lambda file: file.stem)
 def test_the_cases(file):
     run("promtool", "test", "rules", file).ok()
+
+
+def test_faults_are_seen(new_cluster, tmp_path):
+    """In what services really say: what must last for a while before it alarms is pending at once."""
+    cluster = new_cluster()
+    cluster.accounts.family()
+    prometheus = Prometheus(cluster, tmp_path / "prometheus")
+    try:
+        until("all is well", lambda: not pending(prometheus))
+        cluster.routers[0].kill()
+        until("the router is missed", lambda: pending(prometheus) >= {"SwitchboardDown", "SwitchboardNoRouter"})
+        cluster.nats.stop()
+        no_nats = {"SwitchboardNatsDisconnected", "SwitchboardNotReady", "SwitchboardNoIngress", "SwitchboardNoAuthorizer"}
+        until("NATS is missed", lambda: pending(prometheus) >= no_nats)
+    finally:
+        prometheus.stop()
+
+
+def pending(prometheus):
+    return {it["metric"]["alertname"] for it in prometheus.query("ALERTS")}
 
 
 def test_every_alert_fires_in_a_case_and_stays_silent_in_one():
