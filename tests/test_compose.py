@@ -1,0 +1,221 @@
+"""Does the compose file do what its README says? Held to its specification, then run by podman-compose and asked as devices ask."""
+
+import json
+import re
+import time
+import urllib.parse
+import urllib.request
+
+import pytest
+from harness.compose import FILE, FOLDER, Compose, ComposeSystem, module, yaml
+from harness.ports import any_ports
+from harness.processes import Process, run
+from harness.programs import ROOT, built
+from harness.waiting import until
+
+README = (FOLDER / "README.md").read_text()
+EXAMPLES = ROOT / "tests" / "examples"
+SERVERS = ["nats-1", "nats-2", "nats-3"]
+SERVICES = ["ingress-1", "ingress-2", "authorizer-1", "authorizer-2", "router-1", "router-2"]
+RUN = [*SERVERS, *SERVICES, "prometheus"]
+# The linter's rules that are not followed.
+EXCEPTIONS = {
+    "CL-0019": "the digest is the operator's to give: his registry may be another",
+    "CL-0026": "docker refuses a limit above the processors that there are, and how many there are is not known",
+}
+OTHERS = [
+    {"id": "aa435e80-9fce-11e6-8080-808080808080", "name": "Test Device A2"},
+    {"id": "86801880-9fce-11e6-8080-808080808080", "name": "Test Device A3"},
+]
+AWAY = {"error": "No active connection to the remote device!"}
+OK = {"status": "ok"}
+
+
+@pytest.fixture(scope="module")
+def passwords(tmp_path_factory) -> str:
+    """What the README's command makes."""
+    file = tmp_path_factory.mktemp("passwords") / "env"
+    (command,) = re.findall(r"^\(umask.*?^done .*?\)$", README, re.MULTILINE | re.DOTALL)
+    run("sh", "-c", command.replace("deploy/compose/.env", str(file))).ok()
+    assert file.stat().st_mode & 0o777 == 0o600
+    return file.read_text()
+
+
+@pytest.fixture(scope="module")
+def config(passwords, tmp_path_factory) -> dict:
+    file = tmp_path_factory.mktemp("config") / "env"
+    file.write_text(passwords)
+    return Compose(file).config()
+
+
+@pytest.fixture(scope="module")
+def services(config) -> dict[str, dict]:
+    return config["services"]
+
+
+@pytest.fixture(scope="module")
+def system(passwords, services, tmp_path_factory):
+    system = ComposeSystem(tmp_path_factory.mktemp("system"), passwords)
+    try:
+        system.build(tmp_path_factory.mktemp("images"), {name: it["image"] for name, it in services.items()})
+        system.compose("up", "--detach", *RUN).ok()
+        system.compose("--profile", "demo", "up", "--detach", "demo").ok()
+        until("the demo account is there", lambda: "7 devices added" in system.logs("demo"))
+        yield system
+    finally:
+        system.close()
+
+
+def test_it_follows_the_specification(tmp_path):
+    module("check_jsonschema", "--builtin-schema", "vendor.compose-spec", FILE).ok()
+    faulty = tmp_path / "compose.yaml"
+    faulty.write_text(FILE.read_text().replace("cap_drop:", "cap_dropped:"))
+    assert module("check_jsonschema", "--builtin-schema", "vendor.compose-spec", faulty).code == 1
+
+
+def test_a_linter_finds_no_fault():
+    report = json.loads(module("compose_lint", "check", "--format", "json", FILE).out)
+    assert {it["rule_id"] for it in report["findings"]} == set(EXCEPTIONS)
+
+
+def test_without_passwords_it_does_not_start(passwords, tmp_path):
+    for line in passwords.splitlines():
+        (tmp_path / "env").write_text(passwords.replace(line, ""))
+        refused = Compose(tmp_path / "env")("config")
+        assert refused.code != 0
+        assert "README.md" in refused.err, refused
+
+
+def test_a_password_is_known_to_whom_it_is_for(passwords, services):
+    secrets = dict(line.split("=") for line in passwords.splitlines())
+    assert len(set(secrets.values())) == len(secrets) == 7
+    for variable, password in secrets.items():
+        knows = {name for name, it in services.items() if password in json.dumps(it)}
+        user = variable.removesuffix("_PASSWORD").removeprefix("SWITCHBOARD_").lower()
+        own = {name for name in services if name.removesuffix("-1").removesuffix("-2") == user}
+        own |= {"demo"} if user == "operator" else set()
+        assert knows == own | (set(SERVERS) if user != "grafana" else set())
+
+
+def test_every_file_that_is_mounted_is_there(config, services):
+    volumes = {volume for it in services.values() for volume in it.get("volumes", [])}
+    sources = [volume.split(":")[0] for volume in volumes]
+    for source in sources:
+        assert source in config["volumes"] or (FOLDER / source).exists(), source
+    assert {source for source in sources if not source.startswith(".")} == set(config["volumes"])
+
+
+def test_every_setting_is_one(services):
+    for name in [*SERVICES, "demo", "operator"]:
+        run(built("switchboard"), "config", "check", env=services[name]["environment"]).ok()
+
+
+def test_every_service_is_given_the_time_that_it_drains(services):
+    printed = run(built("switchboard"), "config", "print").ok().out
+    for name in SERVICES:
+        section = name.split("-")[0]
+        drain_ms = int(re.search(rf"^\[{section}\].*?^drain_ms = (\d+)", printed, re.MULTILINE | re.DOTALL)[1])
+        reserve_s = int(services[name]["stop_grace_period"].removesuffix("s")) - drain_ms / 1_000
+        assert 5 <= reserve_s < 7
+
+
+def test_the_image_is_the_one_that_is_built(services):
+    version = re.search(r'^version = "(.+)"', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)[1]
+    assert {services[name]["image"] for name in [*SERVICES, "demo", "operator"]} == {f"localhost/switchboard:{version}"}
+
+
+def test_every_address_is_listened_on_and_let_through(services):
+    sections = {setting.split(".")[0] for setting in any_ports() if not setting.endswith("tls_listen")} - {"admin"}
+    for name in ("ingress-1", "ingress-2"):
+        env = services[name]["environment"]
+        listens = {env[f"SWITCHBOARD_{section.upper()}__LISTEN"].split(":")[1] for section in sections}
+        assert {port.removesuffix("/udp").split(":")[2] for port in services[name]["ports"]} == listens
+
+
+def test_prometheus_is_told_of_everybody():
+    file = ROOT / "deploy" / "prometheus" / "prometheus.yaml"
+    run("promtool", "check", "config", file).ok()
+    jobs = yaml.safe_load(file.read_text())["scrape_configs"]
+    targets = [target for job in jobs for static in job["static_configs"] for target in static["targets"]]
+    assert sorted(targets) == sorted(f"{name}:9100" for name in SERVICES)
+
+
+def test_grafana_finds_prometheus_and_the_boards(services):
+    mounts = dict(reversed(volume.removesuffix(":ro").split(":")) for volume in services["grafana"]["volumes"])
+    (source,) = provisioned(mounts, "datasources")["datasources"]
+    assert (source["type"], source["url"]) == ("prometheus", "http://prometheus:9090")
+    (provider,) = provisioned(mounts, "dashboards")["providers"]
+    folder = provider["options"]["path"]
+    boards = {f"{folder}/{it.name}" for it in (FOLDER / mounts[folder]).glob("*.json")}
+    assert services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] in boards
+
+
+def provisioned(mounts: dict[str, str], kind: str) -> dict:
+    return yaml.safe_load((FOLDER / mounts[f"/etc/grafana/provisioning/{kind}/switchboard.yaml"]).read_text())
+
+
+def test_devices_call_each_other_through_both_nodes(system):
+    here = {"HTTP_HOST": system.address, "HTTP_PORT": "8080", "MQTT_HOST": system.address, "MQTT_PORT": "1883"}
+    there = here | {"HTTP_PORT": "8081", "MQTT_PORT": "1884"}
+    for env in (here, there):
+        until("the devices are listed", lambda env=env: said("mosquitto/get-devices.sh", env) == OTHERS)
+        assert said("http/get-devices.sh", env) == OTHERS
+        assert said("mosquitto/send-msg.sh", env) == AWAY
+    emulator = Process("http-emulator", [EXAMPLES / "http" / "emulator.sh"], None, env=there)
+    try:
+        until("it answers", lambda: said("mosquitto/send-msg.sh", here) == OK)
+        assert said("http/send-msg.sh", here) == OK
+    finally:
+        emulator.stop()
+    coap = run(EXAMPLES / "coap" / "get-devices.sh", env={"COAP_HOST": system.address, "COAP_PORT": "5684"})
+    assert json.loads(coap.ok().out) == OTHERS
+
+
+def said(script: str, env: dict[str, str]) -> object:
+    ran = run(EXAMPLES / script, env=env, within_s=10)
+    return json.loads(ran.out) if ran.out else ran.err
+
+
+def test_an_operator_sees_the_devices(system):
+    listed = system.compose("--profile", "operator", "run", "--rm", "-T", "operator", "device", "list")
+    assert "Test Device A1" in listed.ok().out
+
+
+def test_the_servers_are_one_cluster(system):
+    for server in SERVERS:
+        jetstream = json.loads(system.podman("exec", system.container(server), "wget", "-q", "-O-", "http://127.0.0.1:8222/jsz").ok().out)
+        assert jetstream["meta_cluster"]["cluster_size"] == 3
+        assert jetstream["streams"] == 3
+        assert "iolation" not in system.logs(server)
+
+
+def test_the_health_checks_are_content(system):
+    for name in [*SERVERS, "prometheus"]:
+        until(f"{name} is healthy", lambda name=name: system.podman("healthcheck", "run", system.container(name)).code == 0)
+
+
+def test_prometheus_scrapes_everybody(system):
+    def up() -> set[str]:
+        url = f"http://{system.address}:9090/api/v1/query?" + urllib.parse.urlencode({"query": "up == 1"})
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return {it["metric"]["instance"] for it in json.load(answer)["data"]["result"]}
+
+    until("everybody is scraped", lambda: up() == {f"{name}:9100" for name in SERVICES}, within_s=40)
+
+
+def test_nobody_has_rights(system):
+    for name in RUN:
+        facts = json.loads(system.podman("inspect", system.container(name)).ok().out)[0]
+        assert facts["HostConfig"]["ReadonlyRootfs"], name
+        assert facts["EffectiveCaps"] in (None, []), name
+        assert "no-new-privileges" in " ".join(facts["HostConfig"]["SecurityOpt"]), name
+
+
+def test_everybody_drains(system):
+    """The last: nothing runs behind it."""
+    began = time.monotonic()
+    system.compose("stop", within_s=100).ok()
+    print(f"stopped in {time.monotonic() - began:.1f} s")
+    ended = {line.split()[0]: line for line in system.podman("ps", "--all", "--format", "{{.Names}} {{.ExitCode}}").ok().out.splitlines()}
+    for name in [*SERVICES, *SERVERS]:
+        assert ended[system.container(name)].endswith(" 0"), system.logs(name)[-2_000:]
