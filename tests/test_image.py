@@ -1,6 +1,5 @@
 """Is the container image what an operator runs? Built as `./taskw image` builds it, run by podman without a right to write."""
 
-import base64
 import io
 import json
 import os
@@ -8,6 +7,7 @@ import re
 import secrets
 import sys
 import tarfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from harness import said
 from harness.accounts import TOKENS, Accounts
 from harness.authority import Authority
 from harness.chart import render
-from harness.cluster import Cluster
+from harness.cluster import SETTINGS, Cluster
 from harness.containers import Podman
 from harness.devices import PROTOCOLS, PahoV5
 from harness.devices.device import answering
@@ -32,8 +32,8 @@ pytestmark = pytest.mark.timeout(600)
 IMAGE = "localhost/switchboard:test"
 PROGRAMS = ["switchboard", "switchboard-ingress", "switchboard-authorizer", "switchboard-router"]
 VERSION = re.search(r'^version = "(.+)"', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)[1]
-# For a service that nobody asks.
-ANY_ADMIN = ("--admin", ANY)
+# What a router says once it has read the buckets of its NATS.
+CONNECTED = "the claims are loaded"
 NAME_SERVER = ROOT / "tests" / "harness" / "name_server.py"
 BUILT = ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "image"
 
@@ -106,6 +106,11 @@ def test_every_program_says_its_version(in_container, revision, program):
     assert in_container(program, "--version").ok().out.strip() == f"{program} {VERSION} ({revision})"
 
 
+def test_every_service_measures_its_version(containers, revision):
+    for service in containers.services:
+        assert service.admin.value("switchboard_build_info", version=f"{VERSION} ({revision})") == 1
+
+
 def test_without_a_command_it_says_what_there_is(podman, image):
     assert "Usage: switchboard" in run(*podman.launch(image)).ok().out
 
@@ -169,44 +174,55 @@ def test_sigterm_drains(podman, image, new_cluster, device):
         assert service.term() == 0, service.process.err
 
 
-def test_nats_is_found_by_a_name_of_the_hosts_file(podman, image, tmp_path):
-    nats = NatsServer(tmp_path / "nats", tmp_path)
-    command = podman.launch(image, "--add-host=nats.example:127.0.0.1")
-    router = Process("router", [*command, "switchboard-router", "--nats", f"nats://nats.example:{nats.port}", *ANY_ADMIN], None)
-    router.wait_for_message("the claims are loaded")
-    assert router.stop() == 0
-    nats.stop()
+@pytest.fixture
+def started():
+    """Ends after the test what is given to it, the last first."""
+    with ExitStack() as stack:
+
+        def started(it):
+            stack.callback(it.stop)
+            return it
+
+        yield started
 
 
-def test_nats_is_found_by_a_name_of_the_dns(podman, image, tmp_path):
+@pytest.fixture
+def router(started, podman, image):
+    """Starts a router in a container."""
+
+    def router(nats_url, *flags, network="host"):
+        command = [*podman.launch(image, *flags, network=network), "switchboard-router", "--nats", nats_url, "--admin", ANY]
+        return started(Process("router", command, None))
+
+    return router
+
+
+def test_nats_is_found_by_a_name_of_the_hosts_file(started, router, tmp_path):
+    nats = started(NatsServer(tmp_path / "nats", tmp_path))
+    router(f"nats://nats.example:{nats.port}", "--add-host=nats.example:127.0.0.1").wait_for_message(CONNECTED)
+
+
+def test_nats_is_found_by_a_name_of_the_dns(started, router, podman, tmp_path):
     """In a network of the container's own, where the tests may be the name server."""
     (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\nsearch example\n")
     flags = [f"--volume={tmp_path}/resolv.conf:/etc/resolv.conf:ro", f"--pidfile={tmp_path}/pid"]
-    command = podman.launch(image, *flags, network="none")
-    router = Process("router", [*command, "switchboard-router", "--nats", "nats://nats:4222"], None)
-    router.wait_for_message("starting")
+    waiting = router("nats://nats:4222", *flags, network="none")
+    waiting.wait_for_message("starting")
     beside = podman.beside(int((tmp_path / "pid").read_text()))
     server = [tool("nats-server"), "--addr=127.0.0.1", "--jetstream", f"--store_dir={tmp_path}/store"]
-    nats = Process("nats-server", [*beside, *server], None)
-    names = Process("name-server", [*beside, sys.executable, NAME_SERVER, "nats.example"], None)
-    router.wait_for_message("the claims are loaded")
-    for it in (router, names, nats):
-        it.stop()
+    started(Process("nats-server", [*beside, *server], None))
+    started(Process("name-server", [*beside, sys.executable, NAME_SERVER, "nats.example"], None))
+    waiting.wait_for_message(CONNECTED)
 
 
-def test_nats_is_believed_by_the_authorities_of_the_image(podman, image, tmp_path):
+def test_nats_is_believed_by_the_authorities_of_the_image(started, router, tmp_path):
     authority = Authority(tmp_path)
     certificate, key = authority.issue("nats")
-    nats = NatsServer(tmp_path / "nats", tmp_path, "--tls", f"--tlscert={certificate}", f"--tlskey={key}")
+    nats = started(NatsServer(tmp_path / "nats", tmp_path, "--tls", f"--tlscert={certificate}", f"--tlskey={key}"))
     url = f"tls://127.0.0.1:{nats.port}"
+    router(url).wait_for_line("UnknownIssuer", lambda line: "UnknownIssuer" in line)
     ours = f"--volume={authority.certificate}:/etc/ssl/certs/ca-certificates.crt:ro"
-    stranger = Process("router", [*podman.launch(image), "switchboard-router", "--nats", url, *ANY_ADMIN], None)
-    stranger.wait_for_line("UnknownIssuer", lambda line: "UnknownIssuer" in line)
-    stranger.stop()
-    router = Process("router", [*podman.launch(image, ours), "switchboard-router", "--nats", url, *ANY_ADMIN], None)
-    router.wait_for_message("the claims are loaded")
-    assert router.stop() == 0
-    nats.stop()
+    router(url, ours).wait_for_message(CONNECTED)
 
 
 @pytest.fixture(scope="module")
@@ -218,22 +234,24 @@ def pods(podman, image, tmp_path_factory):
     users = [f"{{user: {user}, password: {password}}}" for user, password in passwords.items()]
     text = "authorization {{ users: [\n{}\n{{user: tests, password: none}}\n] }}\nno_auth_user: tests\n"
     (folder / "nats.conf").write_text(text.format("\n".join(users)))
-    nats = NatsServer(folder / "nats", folder, "--config", str(folder / "nats.conf"))
-    encoded = {user: base64.b64encode(password.encode()).decode() for user, password in passwords.items()}
+    nats = NatsServer(folder / "nats", folder / "logs", "--config", str(folder / "nats.conf"))
     values = {
         "image": dict(zip(("repository", "tag"), image.split(":"), strict=True)),
-        "config": {"nats": {"replicas": 1}, "http": {"poll_grace_ms": 1000}, "log": {"level": "debug"}},
+        "config": {"nats": {"replicas": 1}, "http": {"poll_grace_ms": 1000}, "log": {"level": SETTINGS["log.level"]}},
         "nats": {"url": nats.url, "passwordsSecret": "nats-users"},
     }
-    pods = Pods(podman, render(values), {"nats-users": encoded}, folder)
+    pods = Pods(podman, render(values), folder)
 
     def wait_heard(count: int) -> None:
         gauge = "switchboard_authorizer_registry_devices"
         until(f"it knows {count} devices", lambda: pods.services["authorizer"].admin.value(gauge) == count)
 
-    yield pods, Accounts(nats.url, folder / "accounts", wait_heard)
-    pods.close()
-    nats.stop()
+    try:
+        pods.play({"nats-users": passwords})
+        yield pods, Accounts(nats.url, folder / "accounts", wait_heard)
+    finally:
+        pods.close()
+        nats.stop()
 
 
 def test_the_pods_of_the_chart(pods, device):

@@ -33,6 +33,8 @@ class Podman:
     """One store of images and containers, apart from the person's own."""
 
     def __init__(self) -> None:
+        if not shutil.which("podman"):
+            raise FileNotFoundError("podman is missing; run the tests with ./taskw test-system")
         # pytest's folders are longer than podman takes.
         self._folder = Path(tempfile.mkdtemp(prefix="podman-"))
         # By default podman raises the limits, which a sandbox may forbid; it has lowered its own to these.

@@ -1,5 +1,6 @@
 """How do the pods of the rendered chart run without Kubernetes? By `podman play kube`, on this host's network."""
 
+import base64
 import copy
 import json
 import re
@@ -17,42 +18,43 @@ from harness.waiting import until
 class Pods:
     """One pod of each service, of the image that podman has."""
 
-    def __init__(self, podman: Podman, rendered: Rendered, secrets: dict[str, dict[str, str]], folder: Path) -> None:
-        self._podman = podman
-        services = {it["metadata"]["name"] for it in rendered.objects if it["kind"] == "Deployment"}
-        templates = rendered.pods()
-        self.services = {
-            name: Pod(podman, name, template)
-            for name, template in templates.items()
-            if any(it.endswith(f"-{name}") for it in services)
-        }
-        for name, data in secrets.items():
+    def __init__(self, podman: Podman, rendered: Rendered, folder: Path) -> None:
+        self._podman, self._folder = podman, folder
+        self._maps = list(rendered.all("ConfigMap").values())
+        services = {it["metadata"]["labels"]["app.kubernetes.io/component"] for it in rendered.all("Deployment").values()}
+        self.services = {name: Pod(podman, name, pod) for name, pod in rendered.pods().items() if name in services}
+
+    def play(self, secrets: dict[str, dict[str, str]]) -> None:
+        """Starts them, once their Secrets are there."""
+        for name, texts in secrets.items():
             # podman 4.3 takes a Secret's data alone.
-            file = folder / f"{name}.json"
-            file.write_text(json.dumps(data))
-            podman("secret", "create", name, file).ok()
-        objects = [*rendered.all("ConfigMap").values(), *(it.manifest for it in self.services.values())]
-        # Several pods share the host's ports: each takes what is free.
-        manifest = re.sub(r"0\.0\.0\.0:\d+", "127.0.0.1:0", yaml.safe_dump_all(objects))
-        (folder / "pods.yaml").write_text(manifest)
-        podman("play", "kube", folder / "pods.yaml").ok()
+            file = self._folder / f"{name}.json"
+            file.write_text(json.dumps({key: base64.b64encode(text.encode()).decode() for key, text in texts.items()}))
+            self._podman("secret", "create", name, file).ok()
+        manifests = [*self._maps, *(it.manifest for it in self.services.values())]
+        file = self._folder / "pods.yaml"
+        # They share the host's ports: each takes what is free.
+        file.write_text(re.sub(r"0\.0\.0\.0:\d+", "127.0.0.1:0", yaml.safe_dump_all(manifests)))
+        self._podman("play", "kube", file).ok()
         for it in self.services.values():
-            it.follow(folder)
+            it.follow(self._folder / "logs")
 
     @property
     def node(self) -> "Node":
         return Node(self.services["ingress"].log)
 
     def close(self) -> None:
-        for it in self.services.values():
-            it.log.stop()
         self._podman("pod", "rm", "--force", "--time=0", *self.services)
+        for it in self.services.values():
+            if it.log:
+                it.log.stop()
 
 
 class Pod:
     """One pod, made of a template of the chart."""
 
-    log: Process
+    # None before it runs.
+    log: Process | None = None
 
     def __init__(self, podman: Podman, name: str, template: dict[str, Any]) -> None:
         self.name = name
