@@ -1,13 +1,16 @@
 """What happens at a limit? The caller reads that it is busy, the operator sees which limit it was, nobody else notices."""
 
 import json
+import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from harness import said
 from harness.cluster import Cluster
 from harness.devices import MqttJs, PahoV5, PahoV311
 from harness.devices.device import ABSENT, answering
+from harness.devices.paho import REQUESTS
 from harness.raw_mqtt import PUBACK
 from harness.waiting import until
 
@@ -139,3 +142,20 @@ def test_a_device_that_does_not_read_is_dropped(new_cluster, device, raw):
     until("it is offline", lambda: caller.send_msg(family.b, "1").text() == said.OFFLINE)
     assert device(PahoV311, family.b).connect(node).become_callable(answering("1"))
     assert caller.send_msg(family.b, "1").text() == "1"
+
+
+def test_claims_wait_for_each_other_at_their_node(new_cluster, device):
+    cluster = new_cluster(settings={"ingress.max_claims_in_flight": "1", "ingress.claim_timeout_ms": "2000"})
+    family = cluster.accounts.family()
+    devices = [device(PahoV5, identity).connect(cluster.nodes[0]) for identity in (family.a, family.b, family.c)]
+    # While the store is silent the first claim keeps the place for two seconds, and the others give up after one.
+    cluster.nats.process.signal(signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(len(devices)) as pool:
+            codes = list(pool.map(lambda it: it.subscribe(REQUESTS + "+"), devices))
+    finally:
+        cluster.nats.process.signal(signal.SIGCONT)
+    assert all(code >= 0x80 for code in codes), codes
+    assert hits(cluster, "claims_in_flight") == 2
+    for it in devices:
+        until("it is callable", lambda it=it: it.subscribe(REQUESTS + "+") == it.qos)

@@ -9,11 +9,11 @@ use boot::config::Settings;
 use bus::{Bus, ClaimStore, Connection, Reclaimed, Request, Subject};
 use bytes::Bytes;
 use rpc::{
-    Claim, CredentialHash, Delivery, DeliveryReply, DeviceStanding, DeviceState, Eviction, NodeId, Outcome,
-    SessionEvent, UplinkKind, wire,
+    Claim, CredentialHash, Delivery, DeliveryReply, DeviceStanding, DeviceState, Eviction, Limit, NodeId,
+    Outcome, SessionEvent, UplinkKind, wire,
 };
 use tokio::sync::Semaphore;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{MissedTickBehavior, timeout};
 
 use crate::calls::{Calls, now_ms};
 use crate::mailbox::{EndReason, Incoming, Refused};
@@ -37,6 +37,7 @@ pub struct Node {
     /// One for each connection that it may have, whatever its protocol.
     pub places: Arc<Semaphore>,
     claims: ClaimStore,
+    claim_places: Semaphore,
     changes: AtomicU64,
 }
 
@@ -45,8 +46,10 @@ impl Node {
     pub fn new(settings: Arc<Settings>, bus: Bus, claims: ClaimStore, calls: Calls) -> Self {
         let id = bus.process();
         let places = Arc::new(Semaphore::new(settings.ingress.max_connections.min(Semaphore::MAX_PERMITS)));
+        let claim_places = Semaphore::new(settings.ingress.max_claims_in_flight);
         let (sessions, metrics) = (Sessions::default(), Metrics::register());
-        Node { id, settings, bus, sessions, calls, metrics, places, claims, changes: AtomicU64::new(0) }
+        let changes = AtomicU64::new(0);
+        Node { id, settings, bus, sessions, calls, metrics, places, claims, claim_places, changes }
     }
 
     /// Makes a session callable: writes its claim, and ends the session that held one before.
@@ -55,7 +58,15 @@ impl Node {
         let since_ms = now_ms();
         let claim = session.claim(self.id, since_ms);
         let started = Instant::now();
-        let claimed = self.claims.claim(session.device, &claim, self.claim_timeout()).await;
+        // Who waits here for too long is refused without having cost the store anything; who is let in has time left.
+        let Ok(_place) = timeout(self.claim_timeout() / 2, self.claim_places.acquire()).await else {
+            self.metrics.limit_hit(Limit::ClaimsInFlight);
+            self.metrics.claimed(false, started.elapsed());
+            tracing::warn!(device = %session.device, session = %session.id, "too many claims wait to be written");
+            return false;
+        };
+        let wait = self.claim_timeout().saturating_sub(started.elapsed());
+        let claimed = self.claims.claim(session.device, &claim, wait).await;
         self.metrics.claimed(claimed.is_ok(), started.elapsed());
         match claimed {
             Ok(claimed) => {

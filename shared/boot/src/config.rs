@@ -91,6 +91,9 @@ declare::settings! {
         max_outbound_bytes: usize = 1_048_576, 4_096..=1_073_741_824;
         /// Milliseconds that writing a claim may take; then the SUBSCRIBE behind it is answered as failed.
         claim_timeout_ms: u64 = 5_000, 10..=600_000;
+        /// Claims that this node has the store write at once; further ones wait for half of `claim_timeout_ms`. When more
+        /// devices come back than the store keeps up with, what it writes is then never in vain.
+        max_claims_in_flight: usize = 256, 1..=65_535;
         /// Milliseconds without renewal after which this node counts as dead and its claims as void; renewed at a third.
         lease_ms: u64 = 15_000, 1_000..=600_000;
         /// Milliseconds that calls in flight may take to end when the node stops; the rest is cut off.

@@ -25,8 +25,10 @@ use crate::meters::Meters;
 use crate::pending::{NoReply, Pending};
 use crate::serve::Requests;
 
-/// Messages that one subscription may queue before further ones are dropped and counted.
-const SUBSCRIPTION_CAPACITY: usize = 65_536;
+/// Messages that one subscription may queue before further ones are dropped and counted. A load of many claims, or of
+/// the registry, must fit: JetStream sends up to 32 MiB ahead of a watch's flow control, in messages of 128 bytes and
+/// more. A smaller queue would drop some, and the load would begin anew for ever.
+const SUBSCRIPTION_CAPACITY: usize = 262_144;
 /// Messages that may wait for the connection before a sender waits too.
 const SEND_CAPACITY: usize = 8_192;
 /// The longest pause between two attempts to reconnect.

@@ -75,11 +75,13 @@ pub enum Limit {
     BlockTransfers,
     /// `coap.max_unauthenticated`.
     Unauthenticated,
+    /// `ingress.max_claims_in_flight`.
+    ClaimsInFlight,
 }
 
 impl Limit {
     /// Every limit, for tables.
-    pub const ALL: [Limit; 17] = [
+    pub const ALL: [Limit; 18] = [
         Limit::Connections,
         Limit::PacketBytes,
         Limit::CallerInFlight,
@@ -97,6 +99,7 @@ impl Limit {
         Limit::Observers,
         Limit::BlockTransfers,
         Limit::Unauthenticated,
+        Limit::ClaimsInFlight,
     ];
 
     /// The limit's name in metrics and logs.
@@ -119,6 +122,7 @@ impl Limit {
             Limit::Observers => "observers",
             Limit::BlockTransfers => "block_transfers",
             Limit::Unauthenticated => "unauthenticated",
+            Limit::ClaimsInFlight => "claims_in_flight",
         }
     }
 }

@@ -43,7 +43,8 @@ pub fn ended(method: Method, outcome: &Outcome, body: Bytes) -> Response {
             | Limit::Exchanges
             | Limit::Observers
             | Limit::BlockTransfers
-            | Limit::Unauthenticated => Code::TOO_MANY_REQUESTS,
+            | Limit::Unauthenticated
+            | Limit::ClaimsInFlight => Code::TOO_MANY_REQUESTS,
         },
         Outcome::Unavailable => Code::UNAVAILABLE,
     };

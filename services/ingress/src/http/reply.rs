@@ -45,7 +45,8 @@ pub(super) fn ended(method: Method, outcome: &Outcome, body: Bytes) -> Response 
             | Limit::Exchanges
             | Limit::Observers
             | Limit::BlockTransfers
-            | Limit::Unauthenticated => StatusCode::TOO_MANY_REQUESTS,
+            | Limit::Unauthenticated
+            | Limit::ClaimsInFlight => StatusCode::TOO_MANY_REQUESTS,
         },
         Outcome::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
     };
