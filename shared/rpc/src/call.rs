@@ -4,9 +4,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Budget, CallId, DeviceId, NodeId, Outcome, Protocol, SessionId};
 
-/// The longest `traceparent` that is carried along, in bytes (W3C Trace Context §3.2.2: version 00 has 55).
-pub const MAX_TRACEPARENT_BYTES: usize = 128;
-
 /// A `sendMsg` on its way from the caller's node to the authorizer (`swb.call`). Its body follows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Call {
@@ -23,7 +20,7 @@ pub struct Call {
     /// The caller wants no answer, only to know that the target's connection took the message.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub oneway: bool,
-    /// W3C trace context, as the caller gave it.
+    /// W3C trace context: as the caller gave it, or of the last hop that recorded a span.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
 }

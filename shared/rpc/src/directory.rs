@@ -79,6 +79,9 @@ pub struct ListRequest {
     /// Say of each device whether it is online.
     #[serde(default)]
     pub online: bool,
+    /// As in [`Call`](crate::Call).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
 }
 
 /// The authorizer asks a router which of these devices are online (`swb.presence`).

@@ -9,10 +9,11 @@ mod directory;
 mod ids;
 mod outcome;
 mod subjects;
+mod trace;
 pub mod wire;
 
 pub use budget::{Budget, Deadline};
-pub use call::{Call, Delivery, DeliveryReply, Eviction, MAX_TRACEPARENT_BYTES, Routed, SessionEvent};
+pub use call::{Call, Delivery, DeliveryReply, Eviction, Routed, SessionEvent};
 pub use claim::{Claim, Protocol};
 pub use directory::{
     AuthenticateReply, AuthenticateRequest, CredentialHash, DeviceStanding, DeviceState, Identity,
@@ -21,3 +22,4 @@ pub use directory::{
 pub use ids::{CallId, CustomerId, DeviceId, NodeId, ParseIdError, SessionId, TenantId};
 pub use outcome::{Limit, Method, Outcome};
 pub use subjects::{Subjects, UplinkKind};
+pub use trace::{MAX_TRACEPARENT_BYTES, ParseTraceError, Sampling, TraceContext};
