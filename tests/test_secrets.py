@@ -1,9 +1,9 @@
-"""Did any token or payload of this whole run reach a log or a metric? Runs last, and looks back on all of them."""
+"""Did any token or payload of this whole run reach a log, a metric or a span? Runs last, and looks back on all of them."""
 
 import re
 
 import pytest
-from harness import admin
+from harness import admin, collector
 from harness.accounts import TOKENS
 
 # Bodies that tests sent, and that nothing but a test has a reason to say.
@@ -18,6 +18,10 @@ def test_no_log_holds_a_token_or_a_payload(tmp_path_factory: pytest.TempPathFact
 
 def test_no_metric_holds_a_token() -> None:
     assert not [found for text in admin.FETCHED if (found := secrets_in(text))]
+
+
+def test_no_span_holds_a_token_or_a_payload() -> None:
+    assert not [found for text in collector.RECEIVED if (found := secrets_in(text))]
 
 
 def secrets_in(text: str) -> set[str]:

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use boot::traces::{Hop, Span, Tracer};
 use bus::{Bus, BusError, Request, Requests, Subject};
 use rpc::{
     AuthenticateReply, AuthenticateRequest, Call, Limit, ListRequest, Outcome, PresenceReply,
@@ -29,9 +30,17 @@ pub(crate) struct Answers {
     rules: Rules,
     max_devices_per_list: usize,
     meters: Meters,
+    tracer: Tracer,
     route: Subject,
     /// The bounce subject up to where the caller's inbox follows.
     bounce_prefix: String,
+}
+
+/// A `getDevices` that waits for its answer.
+struct AskedList {
+    inbox: Subject,
+    arrived: Instant,
+    span: Span,
 }
 
 /// The subscriptions.
@@ -62,10 +71,12 @@ impl Answers {
         directory: Arc<Directory>,
         rules: Rules,
         max_devices_per_list: usize,
+        tracer: Tracer,
     ) -> Self {
         let route = bus.subjects().route().into();
         let bounce_prefix = bus.subjects().bounce(bus.process(), "");
-        Answers { bus, directory, rules, max_devices_per_list, meters: Meters::new(), route, bounce_prefix }
+        let meters = Meters::new();
+        Answers { bus, directory, rules, max_devices_per_list, meters, tracer, route, bounce_prefix }
     }
 
     /// Answers until `stop`, then what is still asked until other authorizers have taken over.
@@ -96,7 +107,7 @@ impl Answers {
     async fn answer_call(&self, request: Request, arrived: Instant) {
         let Some(inbox) = request.reply_to else { return };
         let meters = &self.meters.calls;
-        let (call, body) = match wire::decode::<Call>(&request.message) {
+        let (mut call, body) = match wire::decode::<Call>(&request.message) {
             Ok(call) => call,
             Err(error) => {
                 tracing::warn!(%error, "a call cannot be read");
@@ -104,11 +115,14 @@ impl Answers {
                 return self.say(inbox, &Outcome::Unavailable, &[]).await;
             }
         };
+        let mut span = self.tracer.follow("decide", Hop::Taken, &mut call.traceparent);
+        span.note("switchboard.call", call.call);
         let deadline = call.budget_ms.starting(arrived);
         let connect_deadline = call.connect_budget_ms.starting(arrived);
         if call.budget_ms.is_spent() {
             // Its caller has given up, and says so itself.
             tracing::debug!(call = %call.call, "expired on its way");
+            span.end_as("expired", false);
             return meters.expired.increment(1);
         }
         let (caller, target) = self.directory.standings(call.caller, call.target);
@@ -117,7 +131,10 @@ impl Answers {
                 tracing::debug!(call = %call.call, caller = %call.caller, target = %call.target,
                     reason = refusal.as_str(), "refused");
                 meters.refused(refusal).increment(1);
-                self.say(inbox, &refusal.outcome(), &[]).await;
+                let outcome = refusal.outcome();
+                span.note("switchboard.refusal", refusal.as_str());
+                span.end(&outcome);
+                self.say(inbox, &outcome, &[]).await;
             }
             Decision::Allow => {
                 tracing::debug!(call = %call.call, caller = %call.caller, target = %call.target, "allowed");
@@ -139,10 +156,14 @@ impl Answers {
                     Err(error) => Err(error.to_string()),
                 };
                 match sent {
-                    Ok(()) => meters.allowed.increment(1),
+                    Ok(()) => {
+                        meters.allowed.increment(1);
+                        span.end_as("allowed", false);
+                    }
                     Err(error) => {
                         tracing::warn!(call = %id, error, "an allowed call cannot be sent on");
                         meters.unsent.increment(1);
+                        span.end(&Outcome::Unavailable);
                         self.say(inbox, &Outcome::Unavailable, &[]).await;
                     }
                 }
@@ -200,22 +221,25 @@ impl Answers {
             let arrived = Instant::now();
             while asking.try_join_next().is_some() {}
             let Some(inbox) = request.reply_to else { continue };
-            let Ok((list, _)) = wire::decode::<ListRequest>(&request.message) else {
+            let Ok((mut list, _)) = wire::decode::<ListRequest>(&request.message) else {
                 tracing::warn!("a list question cannot be read");
-                self.end_list(inbox, arrived, Err(Outcome::Unavailable)).await;
+                let asked = AskedList { inbox, arrived, span: Span::default() };
+                self.end_list(asked, Err(Outcome::Unavailable)).await;
                 continue;
             };
+            let span = self.tracer.follow("list", Hop::Taken, &mut list.traceparent);
+            let asked = AskedList { inbox, arrived, span };
             match self.peers(&list) {
-                Err(outcome) => self.end_list(inbox, arrived, Err(outcome)).await,
-                Ok(peers) if !list.online => self.end_list(inbox, arrived, Ok(render(&peers, None))).await,
+                Err(outcome) => self.end_list(asked, Err(outcome)).await,
+                Ok(peers) if !list.online => self.end_list(asked, Ok(render(&peers, None))).await,
                 Ok(_) if asking.len() >= MAX_PRESENCE_QUESTIONS => {
-                    self.end_list(inbox, arrived, Err(Outcome::Busy(Limit::PendingAsks))).await;
+                    self.end_list(asked, Err(Outcome::Busy(Limit::PendingAsks))).await;
                 }
                 Ok(peers) => {
                     let answers = Arc::clone(&self);
                     asking.spawn(async move {
                         let list = answers.with_presence(&peers).await;
-                        answers.end_list(inbox, arrived, list).await;
+                        answers.end_list(asked, list).await;
                     });
                 }
             }
@@ -251,7 +275,8 @@ impl Answers {
         }
     }
 
-    async fn end_list(&self, inbox: Subject, arrived: Instant, list: Result<Vec<u8>, Outcome>) {
+    async fn end_list(&self, asked: AskedList, list: Result<Vec<u8>, Outcome>) {
+        let AskedList { inbox, arrived, span } = asked;
         // The head of an answer is a few bytes; 64 leave room for it.
         let list = list.and_then(|list| match list.len() + 64 > self.bus.max_payload_bytes() {
             true => Err(too_long()),
@@ -262,6 +287,7 @@ impl Answers {
             Err(outcome) => (outcome, Vec::new()),
         };
         self.meters.list(outcome.as_str());
+        span.end(&outcome);
         self.say(inbox, &outcome, &body).await;
         self.meters.list_seconds.record(arrived.elapsed());
     }

@@ -61,7 +61,9 @@ pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
     if let Some(questions) = questions {
         subscribed.ready();
         asked.send_replace(true);
-        let answers = Answers::new(bus.clone(), directory, rules, device_api.max_devices_per_customer);
+        let tracer = context.traces.tracer(context.service, bus.process());
+        let answers =
+            Answers::new(bus.clone(), directory, rules, device_api.max_devices_per_customer, tracer);
         let answering = tokio::spawn(Arc::new(answers).all(questions, context.shutdown.clone()));
         finish(answering, &context).await?;
     }

@@ -113,6 +113,7 @@ async fn start(world: &World, change: impl FnOnce(&mut Settings)) -> Running {
         shutdown: CancellationToken::new(),
         health: Health::new(),
         admin_addr: ([127, 0, 0, 1], 0).into(),
+        traces: boot::Traces::default(),
     };
     let bus = connect(&world.server).await;
     let ended = tokio::spawn(switchboard_authorizer::serve(context.clone(), bus));
@@ -140,7 +141,7 @@ fn call(caller: DeviceId, target: DeviceId) -> Call {
 }
 
 fn list(caller: DeviceId) -> ListRequest {
-    ListRequest { caller, limit: None, after: None, online: false }
+    ListRequest { caller, limit: None, after: None, online: false, traceparent: None }
 }
 
 #[tokio::test]

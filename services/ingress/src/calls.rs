@@ -3,16 +3,18 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use boot::traces::{Hop, Span, Tracer};
 use bus::{AskError, Asked, Bus, Question, Subject};
 use bytes::Bytes;
 use metrics::{Histogram, histogram};
 use rpc::{
     AuthenticateReply, AuthenticateRequest, Call, CallId, CredentialHash, DeviceId, Identity, Limit,
-    ListRequest, NodeId, Outcome, wire,
+    ListRequest, Method, NodeId, Outcome, wire,
 };
 use tokio::sync::oneshot;
 
 use crate::device_api::{self, Request};
+use crate::sessions::SessionHandle;
 
 /// How much longer than the budget a node waits for an outcome. The router is the one to say `TimedOut`, at the
 /// end of the budget; only when it says nothing at all does the node.
@@ -31,11 +33,12 @@ pub struct Calls {
     authenticate: Subject,
     session_limits: Bytes,
     offline_seconds: Histogram,
+    tracer: Tracer,
 }
 
 impl Calls {
     /// For the devices of `node`; `session_limits` is the answer to `getSessionLimits`.
-    pub fn new(bus: Bus, node: NodeId, session_limits: Bytes) -> Self {
+    pub fn new(bus: Bus, node: NodeId, session_limits: Bytes, tracer: Tracer) -> Self {
         let (call, list, authenticate) = {
             let subjects = bus.subjects();
             (subjects.call(), subjects.list(), subjects.authenticate())
@@ -49,6 +52,7 @@ impl Calls {
             authenticate: authenticate.into(),
             session_limits,
             offline_seconds: histogram!("switchboard_offline_seconds"),
+            tracer,
         }
     }
 
@@ -56,13 +60,14 @@ impl Calls {
     /// A question that is asked for it is returned, to be given up when nobody cares any more.
     pub fn begin(
         &self,
-        caller: DeviceId,
+        caller: &SessionHandle,
         request: Request,
-        traceparent: Option<String>,
+        mut traceparent: Option<String>,
         then: impl FnOnce(Outcome, Bytes) + Send + 'static,
     ) -> Option<Asked> {
+        let (by, caller) = (caller, caller.device);
         let mut prompt = None;
-        let (subject, message, wait, call) = match request {
+        let (subject, message, wait, span, call) = match request {
             Request::GetTime => {
                 then(Outcome::Answered, device_api::get_time(now_ms()));
                 return None;
@@ -72,21 +77,26 @@ impl Calls {
                 return None;
             }
             Request::GetDevices { limit, after, online } => {
-                let head = ListRequest { caller, limit, after, online };
-                (self.list.clone(), wire::encode(&head, b""), LIST_WAIT, None)
+                let span = self.trace(Method::GetDevices, by, &mut traceparent);
+                let head = ListRequest { caller, limit, after, online, traceparent };
+                (self.list.clone(), wire::encode(&head, b""), LIST_WAIT, span, None)
             }
             Request::SendMsg { target, timeout, connect_timeout, oneway, body } => {
                 let call =
                     CallId { node: self.node, serial: self.last_serial.fetch_add(1, Ordering::Relaxed) + 1 };
+                let mut span = self.trace(Method::SendMsg, by, &mut traceparent);
+                span.note("switchboard.call", call);
+                span.note("switchboard.target", target);
                 let (budget_ms, connect_budget_ms) = (timeout, connect_timeout);
                 prompt =
                     (connect_timeout.as_ms() == 0).then(|| (Instant::now(), self.offline_seconds.clone()));
                 let head = Call { call, caller, target, budget_ms, connect_budget_ms, oneway, traceparent };
                 let wait = timeout.as_duration() + OUTCOME_GRACE;
-                (self.call.clone(), wire::encode(&head, &body), wait, Some((call, target)))
+                (self.call.clone(), wire::encode(&head, &body), wait, span, Some((call, target)))
             }
         };
         let Ok(message) = message else {
+            span.end(&Outcome::Unavailable);
             then(Outcome::Unavailable, Bytes::new());
             return None;
         };
@@ -96,6 +106,7 @@ impl Calls {
                 log_call(call, caller, target, &asked);
             }
             let (outcome, body) = ended(asked);
+            span.end(&outcome);
             if let (Outcome::Offline, Some((started, seconds))) = (&outcome, prompt) {
                 seconds.record(started.elapsed());
             }
@@ -111,7 +122,7 @@ impl Calls {
     /// Performs a request of `caller` and says how it ended. Nothing is left behind when the future is dropped.
     pub async fn perform(
         &self,
-        caller: DeviceId,
+        caller: &SessionHandle,
         request: Request,
         traceparent: Option<String>,
     ) -> (Outcome, Bytes) {
@@ -124,6 +135,15 @@ impl Calls {
         let ended = ended.await;
         given_up.asked = None;
         ended.unwrap_or_else(|_| (Outcome::Unavailable, Bytes::new()))
+    }
+
+    /// The request as the first hop of a trace, if it is traced.
+    fn trace(&self, method: Method, caller: &SessionHandle, traceparent: &mut Option<String>) -> Span {
+        let mut span = self.tracer.begin(method.as_str(), Hop::Asked, traceparent);
+        span.note("switchboard.protocol", caller.protocol.as_str());
+        span.note("switchboard.caller", caller.device);
+        span.unless_told("given_up");
+        span
     }
 
     /// Who holds this credential? None when nobody does.

@@ -103,8 +103,10 @@ impl Ingress {
         let opened = context.shutdown.run_until_cancelled(open(&bus, &settings)).await;
         let Some((claims, inlets)) = opened else { return Ok(()) };
         let limits = Arc::new(session_limits(&settings));
-        let calls = Calls::new(bus.clone(), bus.process(), announced_limits(&settings, &limits));
-        let node = Arc::new(Node::new(Arc::clone(&settings), bus.clone(), claims, calls));
+        let tracer = context.traces.tracer(context.service, bus.process());
+        let announced = announced_limits(&settings, &limits);
+        let calls = Calls::new(bus.clone(), bus.process(), announced, tracer.clone());
+        let node = Arc::new(Node::new(Arc::clone(&settings), bus.clone(), claims, calls, tracer));
 
         let recheck = Arc::new(Notify::new());
         let (background, connections) = (TaskTracker::new(), TaskTracker::new());

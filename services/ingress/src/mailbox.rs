@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use boot::traces::Span;
 use bus::Subject;
 use bytes::Bytes;
 use rpc::{Deadline, Delivery, Limit};
@@ -33,6 +34,8 @@ pub struct Incoming {
     pub deadline: Deadline,
     /// The router's inbox, where the answer goes.
     pub reply_to: Subject,
+    /// The delivery as a hop of the call's trace: it is over with the call here, however that ends.
+    pub span: Span,
 }
 
 /// Why the node ends a session.

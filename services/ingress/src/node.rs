@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use boot::config::Settings;
+use boot::traces::{Hop, Span, Tracer};
 use bus::{Bus, ClaimStore, Connection, Reclaimed, Request, Subject};
 use bytes::Bytes;
 use rpc::{
@@ -39,17 +40,18 @@ pub struct Node {
     claims: ClaimStore,
     claim_places: Semaphore,
     changes: AtomicU64,
+    tracer: Tracer,
 }
 
 impl Node {
     /// A node without sessions.
-    pub fn new(settings: Arc<Settings>, bus: Bus, claims: ClaimStore, calls: Calls) -> Self {
+    pub fn new(settings: Arc<Settings>, bus: Bus, claims: ClaimStore, calls: Calls, tracer: Tracer) -> Self {
         let id = bus.process();
         let places = Arc::new(Semaphore::new(settings.ingress.max_connections.min(Semaphore::MAX_PERMITS)));
         let claim_places = Semaphore::new(settings.ingress.max_claims_in_flight);
         let (sessions, metrics) = (Sessions::default(), Metrics::register());
         let changes = AtomicU64::new(0);
-        Node { id, settings, bus, sessions, calls, metrics, places, claims, claim_places, changes }
+        Node { id, settings, bus, sessions, calls, metrics, places, claims, claim_places, changes, tracer }
     }
 
     /// Makes a session callable: writes its claim, and ends the session that held one before.
@@ -95,7 +97,8 @@ impl Node {
     }
 
     /// Tells the router how a delivery ended.
-    pub async fn reply(&self, reply_to: Subject, reply: &DeliveryReply, body: &[u8]) {
+    pub async fn reply(&self, reply_to: Subject, span: Span, reply: &DeliveryReply, body: &[u8]) {
+        span.end_delivery(reply);
         let Ok(message) = wire::encode(reply, body) else { return };
         if let Err(error) = self.bus.tell(reply_to, message).await {
             tracing::warn!(%error, "an answer could not be handed on");
@@ -151,11 +154,15 @@ impl Node {
     async fn take_delivery(&self, request: Request) {
         let Some(reply_to) = request.reply_to else { return };
         let refused = match wire::decode::<Delivery>(&request.message) {
-            Ok((delivery, body)) => {
+            Ok((mut delivery, body)) => {
                 let call = delivery.call;
+                let mut span = self.tracer.follow("deliver", Hop::Asks, &mut delivery.traceparent);
+                span.note("switchboard.call", call);
+                span.note("switchboard.target", delivery.target);
+                span.unless_told(Outcome::TimedOut.as_str());
                 let arrived = Instant::now();
                 let deadline = delivery.budget_ms.starting(arrived);
-                let incoming = Box::new(Incoming { delivery, body, arrived, deadline, reply_to });
+                let incoming = Box::new(Incoming { delivery, body, arrived, deadline, reply_to, span });
                 let Err((refused, incoming)) =
                     self.sessions.deliver(incoming, self.settings.ingress.max_mailbox_calls)
                 else {
@@ -163,20 +170,20 @@ impl Node {
                 };
                 tracing::debug!(%call, ?refused, "the delivery was not taken");
                 match refused {
-                    Refused::Closed => (incoming.reply_to, DeliveryReply::NotHere),
+                    Refused::Closed => (incoming.reply_to, incoming.span, DeliveryReply::NotHere),
                     Refused::Busy(limit) => {
                         self.metrics.limit_hit(limit);
-                        (incoming.reply_to, DeliveryReply::Ended(Outcome::Busy(limit)))
+                        (incoming.reply_to, incoming.span, DeliveryReply::Ended(Outcome::Busy(limit)))
                     }
                 }
             }
             Err(error) => {
                 tracing::error!(%error, "a delivery could not be read");
-                (reply_to, DeliveryReply::Ended(Outcome::Unavailable))
+                (reply_to, Span::default(), DeliveryReply::Ended(Outcome::Unavailable))
             }
         };
-        let (reply_to, reply) = refused;
-        self.reply(reply_to, &reply, b"").await;
+        let (reply_to, span, reply) = refused;
+        self.reply(reply_to, span, &reply, b"").await;
     }
 
     fn take_eviction(&self, message: &Bytes) {

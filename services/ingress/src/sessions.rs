@@ -156,11 +156,14 @@ impl Sessions {
     /// Hands the call back when there is no such session of that device, or its mailbox is full.
     pub fn deliver(
         &self,
-        call: Box<Incoming>,
+        mut call: Box<Incoming>,
         max_mailbox_calls: usize,
     ) -> Result<(), (Refused, Box<Incoming>)> {
         match self.find(call.delivery.target, call.delivery.session) {
-            Some(session) => session.mailbox.deliver(call, max_mailbox_calls),
+            Some(session) => {
+                call.span.note("switchboard.protocol", session.protocol.as_str());
+                session.mailbox.deliver(call, max_mailbox_calls)
+            }
             None => Err((Refused::Closed, call)),
         }
     }

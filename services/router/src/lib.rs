@@ -113,7 +113,8 @@ async fn run(context: &Context, bus: &Bus, known: Known, asked: Asked) -> anyhow
     let meters = Arc::new(Meters::new());
     let locator = Locator::new(known.clone(), Arc::clone(&meters));
     let max_in_flight = context.settings.router.max_calls_in_flight;
-    let router = Router::new(bus.clone(), locator, Arc::clone(&meters), max_in_flight);
+    let tracer = context.traces.tracer(context.service, bus.process());
+    let router = Router::new(bus.clone(), locator, Arc::clone(&meters), tracer, max_in_flight);
 
     let ended = CancellationToken::new();
     let sweeping = tokio::spawn(sweep::sweep(known.clone(), Arc::clone(&meters), ended.clone()));

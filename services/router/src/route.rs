@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use boot::traces::{Hop, Span, Tracer};
 use bus::{AskError, Bus, Question, Request};
 use bytes::Bytes;
 use futures::FutureExt;
@@ -29,6 +30,7 @@ struct Inner {
     bus: Bus,
     locator: Locator,
     meters: Arc<Meters>,
+    tracer: Tracer,
     in_flight: TaskTracker,
     max_in_flight: usize,
 }
@@ -40,27 +42,39 @@ struct Underway {
     arrived: Instant,
     deadline: Deadline,
     refuted: Vec<Refuted>,
+    span: Span,
     /// Counts it as in flight.
     _in_flight: TaskTrackerToken,
 }
 
 impl Router {
-    pub(crate) fn new(bus: Bus, locator: Locator, meters: Arc<Meters>, max_in_flight: usize) -> Self {
-        Router(Arc::new(Inner { bus, locator, meters, in_flight: TaskTracker::new(), max_in_flight }))
+    pub(crate) fn new(
+        bus: Bus,
+        locator: Locator,
+        meters: Arc<Meters>,
+        tracer: Tracer,
+        max_in_flight: usize,
+    ) -> Self {
+        let in_flight = TaskTracker::new();
+        Router(Arc::new(Inner { bus, locator, meters, tracer, in_flight, max_in_flight }))
     }
 
     /// Begins with a call; one too many is refused.
     pub(crate) fn take(&self, request: &Request) {
         let arrived = Instant::now();
-        let Ok((routed, body)) = wire::decode::<Routed>(&request.message) else {
+        let Ok((mut routed, body)) = wire::decode::<Routed>(&request.message) else {
             // Without a caller that could be answered.
             tracing::warn!("a message was no call");
             return self.0.meters.unreadable.increment(1);
         };
         let is_full = self.in_flight() >= self.0.max_in_flight;
         let deadline = routed.call.budget_ms.starting(arrived);
+        let mut span = self.0.tracer.follow("route", Hop::Taken, &mut routed.call.traceparent);
+        span.note("switchboard.call", routed.call.call);
+        span.unless_told("cut_off");
         let in_flight = self.0.in_flight.token();
-        let call = Underway { routed, body, arrived, deadline, refuted: Vec::new(), _in_flight: in_flight };
+        let call =
+            Underway { routed, body, arrived, deadline, refuted: Vec::new(), span, _in_flight: in_flight };
         if is_full {
             self.0.meters.limit_hit(Limit::RouterInFlight);
             return self.end(call, &Outcome::Busy(Limit::RouterInFlight), &Bytes::new());
@@ -130,8 +144,9 @@ impl Router {
     }
 
     /// Asks the node that holds the claim, for what is left of the call's time.
-    fn deliver(&self, call: Underway, found: Found) {
+    fn deliver(&self, mut call: Underway, found: Found) {
         let started = Instant::now();
+        call.span.note("switchboard.node", found.claim.node);
         let head = &call.routed.call;
         let budget_ms = call.deadline.remaining(started);
         let delivery = Delivery {
@@ -199,6 +214,7 @@ impl Router {
             outcome = outcome.as_str(),
             "routed"
         );
+        std::mem::take(&mut call.span).end(outcome);
         match wire::encode(outcome, answer) {
             // Nearly always the connection takes it at once.
             Ok(message) => match self.answer(&call, message.clone()).now_or_never() {

@@ -145,6 +145,7 @@ async fn up(own: OwnArgs, mut settings: Settings, uses_other_nats: bool) -> anyh
     };
 
     let metrics = boot::metrics::install("switchboard")?;
+    let (traces, exporter) = boot::traces::start(&settings.traces);
     let health = Health::new();
     let base = Context {
         service: "switchboard",
@@ -152,10 +153,12 @@ async fn up(own: OwnArgs, mut settings: Settings, uses_other_nats: bool) -> anyh
         shutdown: shutdown.clone(),
         health: health.clone(),
         admin_addr: admin.local_addr(),
+        traces,
     };
     let closing = CancellationToken::new();
     let answering_admin = tokio::spawn(admin.serve(health, metrics, closing.clone()));
     let ended = serve(&own, &base, ingress, nats.as_ref().map(|(nats, data)| (nats, data))).await;
+    exporter.close().await;
     closing.cancel();
     let _ = answering_admin.await;
     if let Some((nats, data)) = nats {

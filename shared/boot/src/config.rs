@@ -17,7 +17,7 @@ pub use value::{LogFormat, Secret};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use limit::{Anything, LogFilter, NatsServers, SubjectToken};
+use limit::{Anything, HttpEndpoint, LogFilter, NatsServers, SubjectToken};
 use load::Checks;
 
 declare::settings! {
@@ -250,6 +250,29 @@ declare::settings! {
         level: String = "info".to_owned(), LogFilter;
         /// How a line is written: auto is pretty on a terminal and json otherwise.
         format: LogFormat = LogFormat::Auto, Anything;
+    }
+
+    /// OpenTelemetry traces: one span for each hop of a call, sent to a collector. The variables OTEL_… are not read.
+    [traces] Traces {
+        /// A collector's OTLP receiver over HTTP, to whose address /v1/traces is added. In plain text, so one nearby: TLS,
+        /// credentials and the way to a vendor are the collector's part. Empty: nothing is traced, and `traceparent` goes
+        /// from device to device as it is.
+        endpoint: Option<String> = None, HttpEndpoint;
+        /// Of a million calls that come without a `traceparent`, how many are traced. One that comes with it is traced if
+        /// its sampled flag says so.
+        calls_sampled_per_million: u32 = 10_000, 0..=1_000_000;
+        /// Calls traced a second at the node where they come in, whoever asked for it; a further one goes on untraced,
+        /// its flag taken away. 0: no limit.
+        max_calls_per_second: u32 = 100, 0..=1_000_000;
+        /// Spans that may wait to be sent; a further one is dropped and counted. Each takes about a kilobyte.
+        max_queued_spans: usize = 8_192, 1..=1_000_000;
+        /// Spans of one request to the collector; as soon as so many have come, it is sent.
+        max_batch_spans: usize = 512, 1..=100_000;
+        /// Milliseconds after which spans are sent though their batch is not full. Also the pause before a batch is sent
+        /// again that the collector did not take, doubled each time up to half a minute.
+        export_interval_ms: u64 = 1_000, 10..=600_000;
+        /// Milliseconds that the collector may take over one request.
+        export_timeout_ms: u64 = 10_000, 10..=600_000;
     }
 }
 

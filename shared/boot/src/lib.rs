@@ -1,8 +1,8 @@
 //! What does every binary do first and last? Configuration, logs, metrics, the admin endpoint and shutdown.
 //!
 //! A service's `main` is [`run`] with its own `serve`. A process of several services takes the pieces itself:
-//! [`CommonArgs::load`], [`logs::init`], [`metrics::install`], [`admin::bind`], [`shutdown::signals`], and one
-//! [`Context::for_service`] each.
+//! [`CommonArgs::load`], [`logs::init`], [`metrics::install`], [`traces::start`], [`admin::bind`],
+//! [`shutdown::signals`], and one [`Context::for_service`] each.
 
 pub mod admin;
 pub mod args;
@@ -12,6 +12,7 @@ pub mod logs;
 pub mod metrics;
 mod process;
 pub mod shutdown;
+pub mod traces;
 
 use std::future::Future;
 use std::io::Write;
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 pub use args::CommonArgs;
 pub use config::Settings;
 pub use health::{Health, Part};
+pub use traces::Traces;
 
 /// A call allocates some dozens of times, a few of them more than a kilobyte: glibc's allocator took a quarter of a
 /// router's time, and much less of it with this one.
@@ -50,6 +52,8 @@ pub struct Context {
     pub health: Health,
     /// Where `/readyz` and `/metrics` are served.
     pub admin_addr: SocketAddr,
+    /// What the process traces; a service records its hops through a tracer of its own.
+    pub traces: Traces,
 }
 
 impl Context {
@@ -131,9 +135,10 @@ where
     let shutdown = shutdown::signals().context("cannot listen for SIGTERM and SIGINT")?;
     let metrics = metrics::install(service)?;
     let admin = admin::bind(settings.admin.listen).await?;
-    let context =
-        Context { service, settings, shutdown, health: Health::new(), admin_addr: admin.local_addr() };
-    tracing::info!(service, version = args::version(), admin = %context.admin_addr, "starting");
+    let admin_addr = admin.local_addr();
+    tracing::info!(service, version = args::version(), admin = %admin_addr, "starting");
+    let (traces, exporter) = traces::start(&settings.traces);
+    let context = Context { service, settings, shutdown, health: Health::new(), admin_addr, traces };
 
     let closing = CancellationToken::new();
     let serving = tokio::spawn(admin.serve(context.health.clone(), metrics, closing.clone()));
@@ -145,6 +150,7 @@ where
     });
 
     let ended = serve(context).await;
+    exporter.close().await;
     unready.abort();
     closing.cancel();
     let _ = serving.await;

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use boot::config::Coap;
+use boot::traces::Span;
 use bus::Subject;
 use bytes::Bytes;
 use rpc::{DeliveryReply, Limit, Method, Outcome, UplinkKind};
@@ -94,11 +95,13 @@ pub struct Reply {
     pub body: Bytes,
     /// When the delivery came to this node.
     pub arrived: Instant,
+    /// Ends with it.
+    pub span: Span,
 }
 
 impl Reply {
     fn of(open: OpenDelivery, reply: DeliveryReply, body: Bytes) -> Effect {
-        Effect::Reply(Reply { to: open.reply_to, reply, body, arrived: open.arrived })
+        Effect::Reply(Reply { to: open.reply_to, reply, body, arrived: open.arrived, span: open.span })
     }
 }
 
@@ -700,13 +703,13 @@ impl Endpoint {
         }
     }
 
-    fn deliver(&mut self, key: Key, call: Box<Incoming>, now: Instant) {
+    fn deliver(&mut self, key: Key, mut call: Box<Incoming>, now: Instant) {
         if call.deadline.has_passed(now) {
             // The router has told the caller.
             return;
         }
         let Some(observer) = self.observers.get_mut(&key).filter(|it| it.over.is_none()) else {
-            let not_here = Reply::of(OpenDelivery::of(&call), DeliveryReply::NotHere, Bytes::new());
+            let not_here = Reply::of(OpenDelivery::of(&mut call), DeliveryReply::NotHere, Bytes::new());
             return self.effects.push_back(not_here);
         };
         if observer.waiting.len() >= self.limits.max_mailbox_calls {
@@ -715,7 +718,7 @@ impl Endpoint {
         if observer.waiting.len() >= self.limits.max_mailbox_calls {
             let busy = DeliveryReply::Ended(Outcome::Busy(Limit::Mailbox));
             self.effects.push_back(Effect::LimitHit(Limit::Mailbox));
-            return self.effects.push_back(Reply::of(OpenDelivery::of(&call), busy, Bytes::new()));
+            return self.effects.push_back(Reply::of(OpenDelivery::of(&mut call), busy, Bytes::new()));
         }
         observer.waiting.push_back(call);
         self.advance(key, now);
@@ -728,14 +731,14 @@ impl Endpoint {
             if !observer.live || observer.is_notifying() {
                 return;
             }
-            let Some(call) = observer.waiting.pop_front() else {
+            let Some(mut call) = observer.waiting.pop_front() else {
                 return self.close_when_drained(key, now);
             };
             if call.deadline.has_passed(now) {
                 continue;
             }
             let max = self.limits.max_calls_per_target;
-            let number = match observer.open.open(OpenDelivery::of(&call), call.deadline, max) {
+            let number = match observer.open.open(OpenDelivery::of(&mut call), call.deadline, max) {
                 Ok(number) => number,
                 Err(open) => {
                     let busy = DeliveryReply::Ended(Outcome::Busy(Limit::TargetInFlight));
@@ -930,8 +933,12 @@ impl Endpoint {
         if let Some(id) = observer.unacknowledged() {
             self.messages.settled(source, id);
         }
-        for call in observer.waiting.drain(..) {
-            self.effects.push_back(Reply::of(OpenDelivery::of(&call), DeliveryReply::NotHere, Bytes::new()));
+        for mut call in observer.waiting.drain(..) {
+            self.effects.push_back(Reply::of(
+                OpenDelivery::of(&mut call),
+                DeliveryReply::NotHere,
+                Bytes::new(),
+            ));
         }
         for open in observer.open.drain() {
             let lost = DeliveryReply::Ended(Outcome::Lost);

@@ -270,6 +270,7 @@ impl World {
             arrived: self.now,
             deadline: budget.starting(self.now),
             reply_to: format!("reply.{}", self.calls).into(),
+            span: Default::default(),
         })
     }
 

@@ -180,7 +180,7 @@ impl Loop {
                     let Some(handle) = self.handle(key) else { continue };
                     let (node, started, method) = (Arc::clone(&self.node), Instant::now(), asked.method());
                     self.job(async move {
-                        let (outcome, body) = node.calls.perform(handle.device, asked, None).await;
+                        let (outcome, body) = node.calls.perform(&handle, asked, None).await;
                         Done::Asked(request, method, outcome, body, started)
                     });
                 }
@@ -205,7 +205,7 @@ impl Loop {
                     self.node.metrics.delivery_ended(reply.arrived.elapsed());
                     let node = Arc::clone(&self.node);
                     self.job(async move {
-                        node.reply(reply.to, &reply.reply, &reply.body).await;
+                        node.reply(reply.to, reply.span, &reply.reply, &reply.body).await;
                         Done::Nothing
                     });
                 }
@@ -318,7 +318,7 @@ impl Loop {
         self.job(async move {
             node.release(&handle).await;
             for call in handle.mailbox.close() {
-                node.reply(call.reply_to, &DeliveryReply::NotHere, b"").await;
+                node.reply(call.reply_to, call.span, &DeliveryReply::NotHere, b"").await;
             }
             node.sessions.remove(&handle);
             node.announce(&handle, "down").await;

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use boot::traces::Span;
 use bus::Subject;
 
 use super::codec::Token;
@@ -23,12 +24,19 @@ pub struct OpenDelivery {
     pub arrived: Instant,
     /// Whether no answer is wanted.
     pub oneway: bool,
+    /// The call's hop here.
+    pub span: Span,
 }
 
 impl OpenDelivery {
-    /// Of a call that has come.
-    pub fn of(call: &Incoming) -> Self {
-        OpenDelivery { reply_to: call.reply_to.clone(), arrived: call.arrived, oneway: call.delivery.oneway }
+    /// Of a call that has come. Takes its span.
+    pub fn of(call: &mut Incoming) -> Self {
+        OpenDelivery {
+            reply_to: call.reply_to.clone(),
+            arrived: call.arrived,
+            oneway: call.delivery.oneway,
+            span: std::mem::take(&mut call.span),
+        }
     }
 }
 

@@ -316,7 +316,7 @@ impl Device {
                 }
                 Effect::Reply(reply) => {
                     node.metrics.delivery_ended(reply.arrived.elapsed());
-                    node.reply(reply.to, &reply.reply, &reply.body).await;
+                    node.reply(reply.to, reply.span, &reply.reply, &reply.body).await;
                 }
                 Effect::LimitHit(limit) => node.metrics.limit_hit(limit),
             }
@@ -354,6 +354,6 @@ async fn end_callable(node: &Node, session: &SessionHandle) {
 
 async fn refuse_unread(node: &Node, session: &SessionHandle) {
     for call in session.mailbox.close() {
-        node.reply(call.reply_to, &DeliveryReply::NotHere, b"").await;
+        node.reply(call.reply_to, call.span, &DeliveryReply::NotHere, b"").await;
     }
 }

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use boot::traces::Span;
 use bus::Subject;
 use bytes::Bytes;
 use rpc::{DeliveryReply, Limit, Outcome};
@@ -85,6 +86,8 @@ pub struct Reply {
     pub body: Bytes,
     /// When the delivery came to this node.
     pub arrived: Instant,
+    /// Ends with it.
+    pub span: Span,
 }
 
 /// What became of a target's answer.
@@ -402,7 +405,7 @@ impl<P> Lease<P> {
     }
 
     fn reply(&mut self, call: Incoming, reply: DeliveryReply, body: Bytes) {
-        let reply = Reply { to: call.reply_to, reply, body, arrived: call.arrived };
+        let reply = Reply { to: call.reply_to, reply, body, arrived: call.arrived, span: call.span };
         self.effects.push_back(Effect::Reply(reply));
     }
 }
@@ -438,6 +441,7 @@ mod tests {
             arrived: now,
             deadline: budget_ms.starting(now),
             reply_to: Subject::from(format!("to.{serial}")),
+            span: Default::default(),
         })
     }
 

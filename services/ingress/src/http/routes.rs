@@ -118,7 +118,7 @@ async fn call(
         .and_then(|value| value.to_str().ok())
         .map(str::to_owned);
     let (outcome, body) = tokio::select! {
-        ended = node.calls.perform(visit.handle().device, request, traceparent) => ended,
+        ended = node.calls.perform(visit.handle(), request, traceparent) => ended,
         why = visit.broken_off() => return Err(reply::broken_off(why)),
     };
     node.metrics.call_ended(method, &outcome, started.elapsed());

@@ -15,7 +15,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures::Stream;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures::stream::FuturesUnordered;
-use rpc::{DeliveryReply, DeviceId, Outcome, UplinkKind};
+use rpc::{DeliveryReply, Outcome, UplinkKind};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Sleep;
 
@@ -94,7 +94,7 @@ impl InHand {
     fn ask(
         &mut self,
         node: &Node,
-        caller: DeviceId,
+        caller: &SessionHandle,
         ticket: Ticket,
         request: Request,
         traceparent: Option<String>,
@@ -272,7 +272,7 @@ async fn perform(
                 let traceparent = traceparent.map(|text| text.to_string());
                 in_hand.get_or_insert_with(|| Box::new(InHand::new())).ask(
                     node,
-                    handle.device,
+                    handle,
                     ticket,
                     request,
                     traceparent,
@@ -311,7 +311,7 @@ async fn perform(
 
 async fn send_reply(node: &Node, reply: Reply) {
     node.metrics.delivery_ended(reply.arrived.elapsed());
-    node.reply(reply.to, &reply.reply, &reply.body).await;
+    node.reply(reply.to, reply.span, &reply.reply, &reply.body).await;
 }
 
 /// Hands a message up and waits until NATS has it.
@@ -345,7 +345,7 @@ where
         }
     }
     for call in unread {
-        node.reply(call.reply_to, &DeliveryReply::NotHere, b"").await;
+        node.reply(call.reply_to, call.span, &DeliveryReply::NotHere, b"").await;
     }
     let out = std::mem::take(session.out());
     let _ = tokio::time::timeout(LINGER, stream.write_all(&out)).await;

@@ -6,6 +6,7 @@ use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use boot::traces::Span;
 use bus::Subject;
 use bytes::{Bytes, BytesMut};
 use bytestring::ByteString;
@@ -75,6 +76,8 @@ pub struct Reply {
     pub body: Bytes,
     /// When the delivery came to this node.
     pub arrived: Instant,
+    /// Ends with it.
+    pub span: Span,
 }
 
 /// How a session ended.
@@ -133,6 +136,7 @@ struct OpenDelivery {
     reply_to: Subject,
     arrived: Instant,
     oneway: bool,
+    span: Span,
 }
 
 /// A message that waits for the client's Receive Maximum.
@@ -527,12 +531,21 @@ impl Session {
             return;
         }
         if self.closed || !self.subscriptions.callable() {
-            let open = OpenDelivery { reply_to: call.reply_to, arrived: call.arrived, oneway: false };
+            let open = OpenDelivery {
+                reply_to: call.reply_to,
+                arrived: call.arrived,
+                oneway: false,
+                span: call.span,
+            };
             return self.reply(open, DeliveryReply::NotHere, Bytes::new());
         }
         let max = self.limits.max_calls_per_target;
-        let open =
-            OpenDelivery { reply_to: call.reply_to, arrived: call.arrived, oneway: call.delivery.oneway };
+        let open = OpenDelivery {
+            reply_to: call.reply_to,
+            arrived: call.arrived,
+            oneway: call.delivery.oneway,
+            span: call.span,
+        };
         let opened = if self.subscriptions.hears_any_call() {
             self.open.open(open, call.deadline, max)
         } else {
@@ -746,6 +759,7 @@ impl Session {
             reply,
             body,
             arrived: open.arrived,
+            span: open.span,
         }));
     }
 
@@ -878,6 +892,7 @@ mod tests {
             arrived: now,
             deadline: budget_ms.starting(now),
             reply_to: "swb.reply.1.1".into(),
+            span: Default::default(),
         }
     }
 

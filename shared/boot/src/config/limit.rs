@@ -2,6 +2,8 @@
 
 use std::ops::RangeInclusive;
 
+use hyper::Uri;
+use hyper::http::uri::Authority;
 use tracing_subscriber::EnvFilter;
 
 use super::value::{Number, Value};
@@ -84,6 +86,23 @@ fn is_nats_server(server: &str) -> bool {
         && host.chars().all(is_host_char)
         && (host.starts_with('[') || !host.contains(':'))
         && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
+}
+
+/// Where HTTP is spoken, in plain text.
+pub(super) struct HttpEndpoint;
+
+impl Limit<Option<String>> for HttpEndpoint {
+    fn admits(&self, value: &Option<String>) -> bool {
+        let is_plain = |uri: &Uri| {
+            let authority = uri.authority().map(Authority::as_str).unwrap_or_default();
+            uri.scheme_str() == Some("http") && !authority.contains('@') && uri.query().is_none()
+        };
+        value.as_ref().is_none_or(|value| value.parse().is_ok_and(|uri| is_plain(&uri)))
+    }
+
+    fn expected(&self) -> String {
+        "http://host:port, with a path where there is one; empty: none".to_owned()
+    }
 }
 
 /// A `tracing` filter whose every part says a level: a lone word would be taken as a target, and a
