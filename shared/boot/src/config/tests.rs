@@ -304,7 +304,7 @@ fn what_is_empty_takes_back() {
 }
 
 #[test]
-fn servers_and_filters() {
+fn servers_filters_and_endpoints() {
     let valid =
         ["nats://127.0.0.1:4222", "a:1, tls://b.example:2/", "localhost", "nats://[::1]:4222", "ws://[::1]"];
     for url in valid {
@@ -331,6 +331,14 @@ fn servers_and_filters() {
     }
     for level in ["", "inof", "loud", "info,", "async_nats", "a=b", "info,[call"] {
         assert_eq!(faults("", &[], &[&format!("log.level={level}")]).len(), 1, "{level:?}");
+    }
+    for endpoint in ["", "http://127.0.0.1:4318", "http://[::1]:4318/", "http://collector/behind/a/path"] {
+        let endpoint = format!("traces.endpoint={endpoint}");
+        assert_eq!(faults("", &[], &[&endpoint]), Vec::<String>::new());
+    }
+    for endpoint in ["https://a:4318", "a:4318", "/v1/traces", "http://", "http://u:p@a", "http://a/?b=c"] {
+        let endpoint = format!("traces.endpoint={endpoint}");
+        assert_eq!(faults("", &[], &[&endpoint]).len(), 1, "{endpoint}");
     }
 }
 

@@ -253,3 +253,37 @@ async fn post(collector: &str, message: Bytes) -> anyhow::Result<(StatusCode, By
         never = carry => match never {},
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTracePartialSuccess;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_means_what_otlp_says() {
+        let partial = ExportTracePartialSuccess { rejected_spans: 3, error_message: "too old".to_owned() };
+        let partial = ExportTraceServiceResponse { partial_success: Some(partial) }.encode_to_vec();
+        for (status, answer, expected) in [
+            (200, &b""[..], "taken but for 0"),
+            (200, &partial, "taken but for 3"),
+            (200, b"\xff", "taken but for 0"),
+            (400, b"", "refused"),
+            (401, b"", "refused"),
+            (404, b"", "refused"),
+            (413, b"", "refused"),
+            (500, b"", "refused"),
+            (429, b"", "later"),
+            (502, b"", "later"),
+            (503, b"", "later"),
+            (504, b"", "later"),
+        ] {
+            let meant = match judged(StatusCode::from_u16(status).unwrap(), &Bytes::copy_from_slice(answer)) {
+                Attempt::Taken { rejected } => format!("taken but for {rejected}"),
+                Attempt::Refused(_) => "refused".to_owned(),
+                Attempt::Later(_) => "later".to_owned(),
+            };
+            assert_eq!(meant, expected, "{status}");
+        }
+    }
+}
