@@ -12,6 +12,7 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from harness.authority import Authority
 from harness.cluster import Cluster
+from harness.collector import Collector
 from harness.everything import Everything
 from harness.processes import run
 from harness.programs import ROOT
@@ -27,10 +28,12 @@ BUILT_IN = {"__rate_interval": "4s", "__range": "60s"}
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory):
-    """Scrapes a cluster in use, whose certificate was then replaced by nonsense."""
+    """Scrapes a cluster in use and traced, whose certificate was then replaced by nonsense."""
     folder = tmp_path_factory.mktemp("monitored")
     certificate, key = Authority(tmp_path_factory.mktemp("authority")).issue("node")
+    collector = Collector()
     settings = {
+        "traces.endpoint": collector.endpoint,
         "tls.certificate_file": str(certificate),
         "tls.key_file": str(key),
         "tls.reload_check_ms": "100",
@@ -48,6 +51,7 @@ def prometheus(tmp_path_factory):
                 it.stop()
     finally:
         cluster.stop()
+        collector.close()
 
 
 def test_the_files_are_what_the_script_writes():

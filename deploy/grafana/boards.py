@@ -98,6 +98,19 @@ def nats() -> list[Panel]:
     ]  # fmt: skip
 
 
+def traces() -> list[Panel]:
+    return [
+        graph(
+            "Spans", "What became of recorded spans, where traces are on. queue_full, cut_off: the collector did not take them in time; refused: it does not want them.",
+            rates("switchboard_trace_spans_total", "result"), unit="cps", width=12,
+        ),
+        graph(
+            "Calls over the limit of traces", "Calls that were not traced because traces.max_calls_per_second was reached.",
+            Query(rate("switchboard_trace_calls_over_limit_total"), "calls"), unit="reqps", width=12,
+        ),
+    ]  # fmt: skip
+
+
 def overview() -> Json:
     return board(
         "switchboard-overview", "Switchboard: overview", "For the person on call: is it well, and if not, where to look.", "switchboard_bus_connected",
@@ -388,6 +401,7 @@ def ingress() -> Json:
                 ),
             ],
             "NATS": nats(),
+            "Traces": traces(),
             "Processes": [*resources(), PROCESSES],
         },
     )  # fmt: skip
@@ -454,6 +468,7 @@ def authorizer() -> Json:
                 ),
             ],
             "NATS": nats(),
+            "Traces": traces(),
             "Processes": [*resources(), PROCESSES],
         },
     )  # fmt: skip
@@ -525,6 +540,7 @@ def router() -> Json:
                 ),
             ],
             "NATS": nats(),
+            "Traces": traces(),
             "Processes": [*resources(), PROCESSES],
         },
     )  # fmt: skip
