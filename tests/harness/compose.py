@@ -116,6 +116,6 @@ class ComposeSystem:
 
 
 def libraries(program: Path) -> list[Path]:
-    """What the dynamic linker would load for it, and itself."""
+    """What the dynamic linker would load for it, and that linker."""
     words = run("ldd", program).out.split()
     return [Path(word) for word in words if word.startswith("/")]
