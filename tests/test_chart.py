@@ -218,7 +218,7 @@ def test_nothing_is_let_through_between_services(rendered):
         ports = {port["port"] for it in own for rule in it.get("ingress", []) for port in rule["ports"]}
         assert ports <= ({9100, 1883, 8883, 8080, 8443, 5683} if service == "ingress" else {9100})
         reached = {port["port"] for it in own for rule in it.get("egress", []) for port in rule["ports"]}
-        assert reached - {4317} == {53, 4222}
+        assert reached - {4318} == {53, 4222}
         for other in SERVICES:
             admitted = rendered.pods()[other]["metadata"]["labels"]
             rules = [rule for it in own for rule in it.get("ingress", []) if "from" in rule]
