@@ -227,6 +227,23 @@ async fn a_watch_loads_an_empty_bucket_and_follows_every_change() {
 }
 
 #[tokio::test]
+async fn a_watch_opens_although_nobody_waits_for_it_for_long() {
+    let server = server(ServerOptions::default()).await;
+    let bus = connect(&server).await;
+    account(&bus).await;
+    let mut watch = Registry::watch(&bus);
+    // Over a large registry JetStream takes longer to begin than an authorizer waits for at a time.
+    let patience = tokio::time::Instant::now() + Duration::from_secs(20);
+    let mut loaded = false;
+    while !loaded {
+        assert!(tokio::time::Instant::now() < patience, "each wait begins anew");
+        loaded = tokio::time::timeout(Duration::ZERO, watch.next()).await == Ok(Change::Loaded);
+        tokio::task::yield_now().await;
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_watch_survives_a_restart_of_nats_and_forgets_what_vanished_meanwhile() {
     let store = tempfile::tempdir().unwrap();
     let options =

@@ -51,6 +51,8 @@ pub struct RegistryWatch {
     bus: Bus,
     connection: Receiver<Connection>,
     feed: Option<Feed>,
+    /// Kept here, so that a wait that is dropped does not begin it anew: over a large registry it takes its time.
+    opening: Option<BoxFuture<'static, Result<Feed, RegistryError>>>,
     pause: Duration,
     retry_at: Instant,
 }
@@ -61,6 +63,7 @@ impl RegistryWatch {
             bus: bus.clone(),
             connection: bus.connection(),
             feed: None,
+            opening: None,
             pause: FIRST_PAUSE,
             retry_at: Instant::now(),
         }
@@ -71,7 +74,9 @@ impl RegistryWatch {
     pub async fn next(&mut self) -> Change {
         loop {
             let Some(feed) = &mut self.feed else {
-                tokio::time::sleep_until(self.retry_at).await;
+                if self.opening.is_none() {
+                    tokio::time::sleep_until(self.retry_at).await;
+                }
                 if self.open().await {
                     return Change::Loading;
                 }
@@ -108,16 +113,22 @@ impl RegistryWatch {
     }
 
     async fn open(&mut self) -> bool {
-        let Connection::Up { epoch } = *self.connection.borrow_and_update() else {
-            // Woken by the connection: asking a server that is not there would only take its time out.
-            let _ = self.connection.changed().await;
-            return false;
-        };
-        self.pause_longer();
-        let feed = match Bucket::open(&self.bus).await {
-            Ok(bucket) => Feed::open(&bucket, epoch, &KINDS).await,
-            Err(error) => Err(error),
-        };
+        if self.opening.is_none() {
+            let Connection::Up { epoch } = *self.connection.borrow_and_update() else {
+                // Woken by the connection: asking a server that is not there would only take its time out.
+                let _ = self.connection.changed().await;
+                return false;
+            };
+            self.pause_longer();
+            let bus = self.bus.clone();
+            self.opening = Some(Box::pin(async move {
+                let bucket = Bucket::open(&bus).await?;
+                Feed::open(&bucket, epoch, &KINDS).await
+            }));
+        }
+        let Some(opening) = &mut self.opening else { return false };
+        let feed = opening.await;
+        self.opening = None;
         match feed {
             Ok(feed) => {
                 self.feed = Some(feed);
