@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use boot::config::Settings;
-use bus::{Bus, ClaimStore};
+use bus::{Bus, BusError, ClaimStore, StoreError};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -159,10 +159,17 @@ async fn open(bus: &Bus, settings: &Settings) -> (ClaimStore, Inlets) {
         .await;
         match opened {
             Ok(opened) => return opened,
+            // Whoever starts first waits for the other: that is no fault.
+            Err(error) if is_missing(&error) => tracing::info!(%error, "devices cannot be served yet"),
             Err(error) => tracing::warn!(%error, "devices cannot be served yet; trying again"),
         }
         tokio::time::sleep(RETRY_PAUSE).await;
     }
+}
+
+/// Whether no router has made the claims' buckets yet.
+fn is_missing(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(BusError::Store(StoreError::Missing(_))))
 }
 
 /// Between two attempts to begin, while NATS is away.
