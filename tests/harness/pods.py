@@ -35,7 +35,9 @@ class Pods:
         file = self._folder / "pods.yaml"
         # They share the host's ports: each takes what is free.
         file.write_text(re.sub(r"0\.0\.0\.0:\d+", "127.0.0.1:0", yaml.safe_dump_all(manifests)))
-        self._podman("play", "kube", file).ok()
+        # podman writes the ConfigMap's file anew for each pod: one that ran already could read it empty.
+        self._podman("play", "kube", "--start=false", file).ok()
+        self._podman("pod", "start", *self.services).ok()
         for it in self.services.values():
             it.follow(self._folder / "logs")
 
