@@ -1,4 +1,5 @@
-//! What does every binary do first and last? Configuration, logs, metrics, the admin endpoint and shutdown.
+//! What does every binary do first and last? Configuration, logs, metrics, traces, the admin
+//! endpoint and shutdown.
 //!
 //! A service's `main` is [`run`] with its own `serve`. A process of several services takes the pieces itself:
 //! [`CommonArgs::load`], [`logs::init`], [`metrics::install`], [`traces::start`], [`admin::bind`],

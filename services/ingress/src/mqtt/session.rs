@@ -530,22 +530,16 @@ impl Session {
             // The router has told the caller.
             return;
         }
-        if self.closed || !self.subscriptions.callable() {
-            let open = OpenDelivery {
-                reply_to: call.reply_to,
-                arrived: call.arrived,
-                oneway: false,
-                span: call.span,
-            };
-            return self.reply(open, DeliveryReply::NotHere, Bytes::new());
-        }
-        let max = self.limits.max_calls_per_target;
         let open = OpenDelivery {
             reply_to: call.reply_to,
             arrived: call.arrived,
             oneway: call.delivery.oneway,
             span: call.span,
         };
+        if self.closed || !self.subscriptions.callable() {
+            return self.reply(open, DeliveryReply::NotHere, Bytes::new());
+        }
+        let max = self.limits.max_calls_per_target;
         let opened = if self.subscriptions.hears_any_call() {
             self.open.open(open, call.deadline, max)
         } else {

@@ -74,9 +74,6 @@ impl RegistryWatch {
     pub async fn next(&mut self) -> Change {
         loop {
             let Some(feed) = &mut self.feed else {
-                if self.opening.is_none() {
-                    tokio::time::sleep_until(self.retry_at).await;
-                }
                 if self.open().await {
                     return Change::Loading;
                 }
@@ -113,20 +110,19 @@ impl RegistryWatch {
     }
 
     async fn open(&mut self) -> bool {
-        if self.opening.is_none() {
-            let Connection::Up { epoch } = *self.connection.borrow_and_update() else {
-                // Woken by the connection: asking a server that is not there would only take its time out.
-                let _ = self.connection.changed().await;
-                return false;
-            };
-            self.pause_longer();
-            let bus = self.bus.clone();
-            self.opening = Some(Box::pin(async move {
-                let bucket = Bucket::open(&bus).await?;
-                Feed::open(&bucket, epoch, &KINDS).await
-            }));
-        }
-        let Some(opening) = &mut self.opening else { return false };
+        let opening = match &mut self.opening {
+            Some(opening) => opening,
+            None => {
+                tokio::time::sleep_until(self.retry_at).await;
+                let Connection::Up { epoch } = *self.connection.borrow_and_update() else {
+                    // Woken by the connection: asking a server that is not there would only take its time out.
+                    let _ = self.connection.changed().await;
+                    return false;
+                };
+                self.pause_longer();
+                self.opening.insert(Box::pin(open_feed(self.bus.clone(), epoch)))
+            }
+        };
         let feed = opening.await;
         self.opening = None;
         match feed {
@@ -150,6 +146,10 @@ impl RegistryWatch {
         self.retry_at = Instant::now() + self.pause;
         self.pause = LONGEST_PAUSE.min(self.pause * 2);
     }
+}
+
+async fn open_feed(bus: Bus, epoch: u64) -> Result<Feed, RegistryError> {
+    Feed::open(&Bucket::open(&bus).await?, epoch, &KINDS).await
 }
 
 /// The keys that a watch needs; the indexes of names serve only those who write.
