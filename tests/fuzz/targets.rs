@@ -2,17 +2,19 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
 use switchboard_ingress::coap::codec::{Reading, read as read_datagram};
 use switchboard_ingress::coap::endpoint::{Effect as CoapEffect, Endpoint, EndpointLimits, Identified};
+use switchboard_ingress::device::caller::CallerLimits;
+use switchboard_ingress::device::limits::{DeviceLimits, Rate};
 use switchboard_ingress::device_api::{self, ApiLimits, Request};
 use switchboard_ingress::http::websocket::frame::{CloseCode, Decoder, MAX_CONTROL_BYTES, Piece};
 use switchboard_ingress::mqtt::codec::{self, Opening};
 use switchboard_ingress::mqtt::session::{Effect, Session, SessionLimits};
-use switchboard_ingress::session::{CallerLimits, Rate};
 
 const MAX_PACKET_BYTES: u32 = 65_536;
 const API: ApiLimits =
@@ -77,19 +79,10 @@ fn unframe(data: &[u8], piece: usize) -> (Vec<u8>, Vec<Piece>, Option<CloseCode>
 /// Each datagram comes behind two bytes: its length, and how many tenths of a second pass before it.
 pub(crate) fn coap_endpoint(data: &[u8]) {
     let mut now = Instant::now();
-    let none = Rate { per_second: 0, burst: 0 };
     let coap = boot::config::Coap { max_exchanges: 100, max_block_transfers: 4, ..Default::default() };
     let amplification = usize::from(coap.max_amplification);
     let mut endpoint = Endpoint::new(
-        EndpointLimits {
-            api: API,
-            max_calls_per_caller: 8,
-            max_calls_per_target: 8,
-            max_mailbox_calls: 8,
-            call_rate: none,
-            uplink_rate: none,
-            coap,
-        },
+        EndpointLimits { device: DeviceLimits { max_calls_per_caller: 8, ..device_limits() }, coap },
         1,
     );
     let known: rpc::CredentialHash = rpc::CredentialHash::from_digest(DIGEST_OF_TOKEN);
@@ -124,7 +117,7 @@ pub(crate) fn coap_endpoint(data: &[u8]) {
                 }
                 CoapEffect::Uplink(id, ..) => endpoint.uplinked(id, true, now),
                 CoapEffect::Claim { observer, .. } => endpoint.claimed(observer, true, now),
-                CoapEffect::End(key) => endpoint.ended(key, now),
+                CoapEffect::End(key, _) => endpoint.ended(key, now),
                 _ => {}
             }
         }
@@ -192,15 +185,17 @@ fn read(data: &[u8], piece: usize) -> (Vec<u8>, Vec<String>) {
 }
 
 fn limits() -> Arc<SessionLimits> {
-    let none = Rate { per_second: 0, burst: 0 };
     Arc::new(SessionLimits {
-        api: API,
-        max_calls_per_caller: 100,
-        max_calls_per_target: 100,
-        call_rate: none,
-        uplink_rate: none,
+        device: device_limits(),
         max_subscriptions: 16,
         receive_maximum: 100,
         topic_alias_maximum: 16,
     })
+}
+
+/// The defaults, but for rates, which would make what is read depend on the clock.
+fn device_limits() -> DeviceLimits {
+    let none = Rate { per_second: 0, burst: 0 };
+    let defaults = DeviceLimits::from(&boot::config::Settings::default());
+    DeviceLimits { call_rate: none, uplink_rate: none, ..defaults }
 }

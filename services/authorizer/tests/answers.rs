@@ -130,6 +130,7 @@ impl Running {
 
 fn call(caller: DeviceId, target: DeviceId) -> Call {
     Call {
+        caller_name: String::new(),
         call: CallId { node: NodeId(1), serial: 7 },
         caller,
         target,

@@ -9,12 +9,12 @@ use bytes::Bytes;
 use metrics::{Histogram, histogram};
 use rpc::{
     AuthenticateReply, AuthenticateRequest, Call, CallId, CredentialHash, DeviceId, Identity, Limit,
-    ListRequest, Method, NodeId, Outcome, wire,
+    ListRequest, Method, NodeId, Outcome, Protocol, wire,
 };
 use tokio::sync::oneshot;
 
+use crate::device::sessions::Visitor;
 use crate::device_api::{self, Request};
-use crate::sessions::SessionHandle;
 
 /// How much longer than the budget a node waits for an outcome. The router is the one to say `TimedOut`, at the
 /// end of the budget; only when it says nothing at all does the node.
@@ -22,6 +22,24 @@ const OUTCOME_GRACE: Duration = Duration::from_millis(500);
 
 /// How long `getDevices` may take.
 const LIST_WAIT: Duration = Duration::from_secs(5);
+
+/// How a request ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// The outcome.
+    pub outcome: Outcome,
+    /// The body of an answer.
+    pub body: Bytes,
+    /// The call's id, where it became one.
+    pub call: Option<CallId>,
+}
+
+impl Ended {
+    /// Without having become a call.
+    fn here(outcome: Outcome, body: Bytes) -> Self {
+        Ended { outcome, body, call: None }
+    }
+}
 
 /// Asks the other services on behalf of this node's devices.
 pub struct Calls {
@@ -31,14 +49,14 @@ pub struct Calls {
     call: Subject,
     list: Subject,
     authenticate: Subject,
-    session_limits: Bytes,
+    session_limits: [Bytes; Protocol::ALL.len()],
     offline_seconds: Histogram,
     tracer: Tracer,
 }
 
 impl Calls {
-    /// For the devices of `node`; `session_limits` is the answer to `getSessionLimits`.
-    pub fn new(bus: Bus, node: NodeId, session_limits: Bytes, tracer: Tracer) -> Self {
+    /// For the devices of `node`; `session_limits` are the answers to `getSessionLimits`, by protocol.
+    pub fn new(bus: Bus, node: NodeId, session_limits: [Bytes; Protocol::ALL.len()], tracer: Tracer) -> Self {
         let (call, list, authenticate) = {
             let subjects = bus.subjects();
             (subjects.call(), subjects.list(), subjects.authenticate())
@@ -56,24 +74,25 @@ impl Calls {
         }
     }
 
-    /// Performs a request of `caller`, and hands `then` its outcome and the body of an answer, at once or later.
+    /// Performs a request of `caller`, and hands `then` how it ended, at once or later.
     /// A question that is asked for it is returned, to be given up when nobody cares any more.
     pub fn begin(
         &self,
-        caller: &SessionHandle,
+        caller: &Visitor,
         request: Request,
         mut traceparent: Option<String>,
-        then: impl FnOnce(Outcome, Bytes) + Send + 'static,
+        then: impl FnOnce(Ended) + Send + 'static,
     ) -> Option<Asked> {
         let (by, caller) = (caller, caller.device);
         let mut prompt = None;
         let (subject, message, wait, span, call) = match request {
             Request::GetTime => {
-                then(Outcome::Answered, device_api::get_time(now_ms()));
+                then(Ended::here(Outcome::Answered, device_api::get_time(now_ms())));
                 return None;
             }
             Request::GetSessionLimits => {
-                then(Outcome::Answered, self.session_limits.clone());
+                let limits = self.session_limits.get(by.protocol as usize).cloned().unwrap_or_default();
+                then(Ended::here(Outcome::Answered, limits));
                 return None;
             }
             Request::GetDevices { limit, after, online } => {
@@ -90,14 +109,24 @@ impl Calls {
                 let (budget_ms, connect_budget_ms) = (timeout, connect_timeout);
                 prompt =
                     (connect_timeout.as_ms() == 0).then(|| (Instant::now(), self.offline_seconds.clone()));
-                let head = Call { call, caller, target, budget_ms, connect_budget_ms, oneway, traceparent };
+                let caller_name = by.name.to_string();
+                let head = Call {
+                    call,
+                    caller,
+                    caller_name,
+                    target,
+                    budget_ms,
+                    connect_budget_ms,
+                    oneway,
+                    traceparent,
+                };
                 let wait = timeout.as_duration() + OUTCOME_GRACE;
                 (self.call.clone(), wire::encode(&head, &body), wait, span, Some((call, target)))
             }
         };
         let Ok(message) = message else {
             span.end(&Outcome::Unavailable);
-            then(Outcome::Unavailable, Bytes::new());
+            then(Ended::here(Outcome::Unavailable, Bytes::new()));
             return None;
         };
         let question = Question { subject, message, wait, asked: None };
@@ -105,12 +134,12 @@ impl Calls {
             if let Some((call, target)) = call {
                 log_call(call, caller, target, &asked);
             }
-            let (outcome, body) = ended(asked);
+            let (outcome, body) = outcome_of(asked);
             span.end(&outcome);
             if let (Outcome::Offline, Some((started, seconds))) = (&outcome, prompt) {
                 seconds.record(started.elapsed());
             }
-            then(outcome, body);
+            then(Ended { outcome, body, call: call.map(|(call, _)| call) });
         }))
     }
 
@@ -120,25 +149,20 @@ impl Calls {
     }
 
     /// Performs a request of `caller` and says how it ended. Nothing is left behind when the future is dropped.
-    pub async fn perform(
-        &self,
-        caller: &SessionHandle,
-        request: Request,
-        traceparent: Option<String>,
-    ) -> (Outcome, Bytes) {
+    pub async fn perform(&self, caller: &Visitor, request: Request, traceparent: Option<String>) -> Ended {
         let (ended_tx, ended) = oneshot::channel();
-        let asked = self.begin(caller, request, traceparent, move |outcome, body| {
+        let asked = self.begin(caller, request, traceparent, move |ended| {
             // Without a receiver the request was given up.
-            let _ = ended_tx.send((outcome, body));
+            let _ = ended_tx.send(ended);
         });
         let mut given_up = GiveUp { calls: self, asked };
         let ended = ended.await;
         given_up.asked = None;
-        ended.unwrap_or_else(|_| (Outcome::Unavailable, Bytes::new()))
+        ended.unwrap_or_else(|_| Ended::here(Outcome::Unavailable, Bytes::new()))
     }
 
     /// The request as the first hop of a trace, if it is traced.
-    fn trace(&self, method: Method, caller: &SessionHandle, traceparent: &mut Option<String>) -> Span {
+    fn trace(&self, method: Method, caller: &Visitor, traceparent: &mut Option<String>) -> Span {
         let mut span = self.tracer.begin(method.as_str(), Hop::Asked, traceparent);
         span.note("switchboard.protocol", caller.protocol.as_str());
         span.note("switchboard.caller", caller.device);
@@ -190,7 +214,7 @@ impl Drop for GiveUp<'_> {
     }
 }
 
-fn ended(asked: Result<Bytes, AskError>) -> (Outcome, Bytes) {
+fn outcome_of(asked: Result<Bytes, AskError>) -> (Outcome, Bytes) {
     let outcome = match asked {
         Ok(message) => match wire::decode::<Outcome>(&message) {
             Ok(ended) => return ended,

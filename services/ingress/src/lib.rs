@@ -1,18 +1,16 @@
 //! Ingress: devices in and out. The only service that holds connections.
 //!
-//! `device_api` and the two `session` modules are pure; `calls` and `node` talk to the bus; `mqtt`, `http` and `coap`
-//! are framing, with one loop for each connection, one for each device that speaks HTTP, and one for all of CoAP.
+//! `device_api` and most of `device` are pure; `calls` and `node` talk to the bus; `mqtt`, `http` and `coap` are framing,
+//! with one loop for each connection, one for each device that speaks HTTP, and one for all of CoAP.
 
 pub mod calls;
 pub mod coap;
+pub mod device;
 pub mod device_api;
 pub mod http;
-pub mod mailbox;
 pub mod metrics;
 pub mod mqtt;
 pub mod node;
-pub mod session;
-pub mod sessions;
 pub mod tls;
 
 use std::net::SocketAddr;
@@ -21,6 +19,7 @@ use std::time::Duration;
 
 use boot::config::Settings;
 use bus::{Bus, BusError, ClaimStore, StoreError};
+use rpc::Protocol;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,11 +27,10 @@ use tracing::field::display;
 
 use crate::calls::Calls;
 use crate::coap::endpoint::EndpointLimits;
-use crate::device_api::ApiLimits;
-use crate::mailbox::{EndReason, Mail};
+use crate::device::limits::DeviceLimits;
+use crate::device::mailbox::{EndReason, Mail};
 use crate::mqtt::session::SessionLimits;
 use crate::node::{Inlets, Node};
-use crate::session::Rate;
 use crate::tls::Tls;
 
 /// Ingress with its ports bound. Nothing is accepted until it is served.
@@ -102,9 +100,10 @@ impl Ingress {
 
         let opened = context.shutdown.run_until_cancelled(open(&bus, &settings)).await;
         let Some((claims, inlets)) = opened else { return Ok(()) };
-        let limits = Arc::new(session_limits(&settings));
+        let device_limits = DeviceLimits::from(&*settings);
+        let limits = Arc::new(session_limits(&settings, device_limits));
         let tracer = context.traces.tracer(context.service, bus.process());
-        let announced = announced_limits(&settings, &limits);
+        let announced = announced_limits(&settings, &device_limits);
         let calls = Calls::new(bus.clone(), bus.process(), announced, tracer.clone());
         let node = Arc::new(Node::new(Arc::clone(&settings), bus.clone(), claims, calls, tracer));
 
@@ -124,7 +123,7 @@ impl Ingress {
         if let Some(tls) = self.tls {
             in_background(Box::pin(tls.keep_fresh()));
         }
-        let coap_limits = endpoint_limits(&settings, &limits);
+        let coap_limits = EndpointLimits { device: device_limits, coap: settings.coap.clone() };
         connections.spawn(self.coap.serve(Arc::clone(&node), coap_limits, stop_accepting.clone()));
         let (tracked, stop) = (connections.clone(), stop_accepting.clone());
         in_background(Box::pin(self.http.serve(Arc::clone(&node), Arc::clone(&limits), tracked, stop)));
@@ -177,14 +176,14 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// Lets calls in flight finish, then cuts off.
 async fn drain(node: &Node, connections: &TaskTracker) {
-    let sessions = node.sessions.all().len();
-    tracing::info!(node = %node.id, sessions, "draining");
+    let visitors = node.sessions.visitors().len();
+    tracing::info!(node = %node.id, visitors, "draining");
     connections.close();
     node.sessions.tell_all(|| Mail::Drain);
     let patience = Duration::from_millis(node.settings.ingress.drain_ms);
     if tokio::time::timeout(patience, connections.wait()).await.is_err() {
-        let sessions = node.sessions.all().len();
-        tracing::warn!(node = %node.id, sessions, "the time to drain is over: cutting off what is still in flight");
+        let visitors = node.sessions.visitors().len();
+        tracing::warn!(node = %node.id, visitors, "the time to drain is over: cutting off what is still in flight");
         node.sessions.tell_all(|| Mail::End(EndReason::ShuttingDown));
         // Ends: no session waits for anything longer than its goodbye now. Those still shaking hands are dropped.
         let _ = tokio::time::timeout(GOODBYE, connections.wait()).await;
@@ -195,47 +194,29 @@ async fn drain(node: &Node, connections: &TaskTracker) {
 /// How long the sessions that were cut off may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-fn session_limits(settings: &Settings) -> SessionLimits {
-    let (api, ingress, mqtt) = (&settings.device_api, &settings.ingress, &settings.mqtt);
+fn session_limits(settings: &Settings, device: DeviceLimits) -> SessionLimits {
+    let mqtt = &settings.mqtt;
     SessionLimits {
-        api: ApiLimits {
-            default_timeout_ms: api.default_timeout_ms,
-            max_timeout_ms: api.max_timeout_ms,
-            default_connect_timeout_ms: api.default_connect_timeout_ms,
-        },
-        max_calls_per_caller: ingress.max_calls_in_flight_per_caller,
-        max_calls_per_target: ingress.max_calls_in_flight_per_target,
-        call_rate: Rate {
-            per_second: ingress.calls_per_second_per_device,
-            burst: ingress.call_burst_per_device,
-        },
-        uplink_rate: Rate {
-            per_second: ingress.uplinks_per_second_per_device,
-            burst: ingress.uplink_burst_per_device,
-        },
+        device,
         max_subscriptions: mqtt.max_subscriptions,
         receive_maximum: mqtt.receive_maximum,
         topic_alias_maximum: mqtt.topic_alias_maximum,
     }
 }
 
-fn endpoint_limits(settings: &Settings, limits: &SessionLimits) -> EndpointLimits {
-    EndpointLimits {
-        api: limits.api,
-        max_calls_per_caller: limits.max_calls_per_caller,
-        max_calls_per_target: limits.max_calls_per_target,
-        max_mailbox_calls: settings.ingress.max_mailbox_calls,
-        call_rate: limits.call_rate,
-        uplink_rate: limits.uplink_rate,
-        coap: settings.coap.clone(),
-    }
-}
-
-fn announced_limits(settings: &Settings, limits: &SessionLimits) -> bytes::Bytes {
-    device_api::session_limits(
-        settings.mqtt.max_packet_bytes,
-        limits.max_calls_per_caller,
-        limits.call_rate.per_second,
-        limits.uplink_rate.per_second,
-    )
+/// What each device is told of its limits: its own protocol's.
+fn announced_limits(settings: &Settings, device: &DeviceLimits) -> [bytes::Bytes; Protocol::ALL.len()] {
+    Protocol::ALL.map(|protocol| {
+        let max_bytes = match protocol {
+            Protocol::Mqtt => settings.mqtt.max_packet_bytes as usize,
+            Protocol::Http => settings.http.max_body_bytes,
+            Protocol::Coap => settings.coap.max_body_bytes,
+        };
+        device_api::session_limits(
+            max_bytes,
+            device.max_calls_per_caller,
+            device.call_rate.per_second,
+            device.uplink_rate.per_second,
+        )
+    })
 }

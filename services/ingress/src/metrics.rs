@@ -6,44 +6,35 @@ use metrics::{
     Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
     histogram,
 };
-use rpc::{Limit, Method, Outcome, Protocol};
+use rpc::{Limit, Method, Outcome, OutcomeName, Protocol, closed_list};
 
-/// How a connection attempt went: the values of the label `result`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ConnectResult {
-    /// The device is connected.
-    Accepted,
-    /// It gave no access token.
-    NoUsername,
-    /// Nobody has that token.
-    UnknownToken,
-    /// The authorizer or NATS could not be reached.
-    Unavailable,
-    /// The node has as many connections as it may.
-    Limit,
-    /// What came was no CONNECT, or not in time, or of another version.
-    Malformed,
-}
-
-impl ConnectResult {
-    const ALL: [(ConnectResult, &'static str); 6] = [
-        (ConnectResult::Accepted, "accepted"),
-        (ConnectResult::NoUsername, "no_username"),
-        (ConnectResult::UnknownToken, "unknown_token"),
-        (ConnectResult::Unavailable, "unavailable"),
-        (ConnectResult::Limit, "limit"),
-        (ConnectResult::Malformed, "malformed"),
-    ];
+closed_list! {
+    /// How a connection attempt went: the values of the label `result`.
+    pub enum ConnectResult {
+        /// The device is connected.
+        Accepted = "accepted",
+        /// It gave no access token.
+        NoUsername = "no_username",
+        /// Nobody has that token.
+        UnknownToken = "unknown_token",
+        /// The authorizer or NATS could not be reached.
+        Unavailable = "unavailable",
+        /// The node has as many connections as it may.
+        Limit = "limit",
+        /// What came was no CONNECT, or not in time, or of another version.
+        Malformed = "malformed",
+    }
 }
 
 /// Handles of one node's metrics.
 #[derive(Debug)]
 pub struct Metrics {
-    calls: Vec<[Counter; Outcome::NAMES.len()]>,
+    calls: Vec<[Counter; OutcomeName::ALL.len()]>,
     call_seconds: Vec<Histogram>,
     limits: Vec<Counter>,
     connects: Vec<Counter>,
-    sessions: [Gauge; 3],
+    visitors: [Gauge; Protocol::ALL.len()],
+    sessions: [Gauge; Protocol::ALL.len()],
     delivery_seconds: Histogram,
     connections: Gauge,
     max_connections: Gauge,
@@ -68,8 +59,8 @@ impl Metrics {
     pub fn register() -> Self {
         describe();
         let outcomes = |method: Method| {
-            Outcome::NAMES.map(|outcome| {
-                counter!("switchboard_calls_total", "method" => method.as_str(), "outcome" => outcome)
+            OutcomeName::ALL.map(|outcome| {
+                counter!("switchboard_calls_total", "method" => method.as_str(), "outcome" => outcome.as_str())
             })
         };
         Metrics {
@@ -81,9 +72,11 @@ impl Metrics {
                 .map(|limit| counter!("switchboard_limits_hit_total", "limit" => limit.as_str()))
                 .into(),
             connects: ConnectResult::ALL
-                .map(|(_, result)| counter!("switchboard_connects_total", "result" => result))
+                .map(|result| counter!("switchboard_connects_total", "result" => result.as_str()))
                 .into(),
-            sessions: [Protocol::Mqtt, Protocol::Http, Protocol::Coap]
+            visitors: Protocol::ALL
+                .map(|protocol| gauge!("switchboard_visitors", "protocol" => protocol.as_str())),
+            sessions: Protocol::ALL
                 .map(|protocol| gauge!("switchboard_sessions", "protocol" => protocol.as_str())),
             delivery_seconds: histogram!("switchboard_delivery_seconds"),
             connections: gauge!("switchboard_connections"),
@@ -101,10 +94,8 @@ impl Metrics {
 
     /// A request ended so, after so long.
     pub fn call_ended(&self, method: Method, outcome: &Outcome, took: Duration) {
-        let outcome = Outcome::NAMES.iter().position(|name| *name == outcome.as_str());
-        if let (Some(counters), Some(outcome)) = (self.calls.get(method as usize), outcome)
-            && let Some(counter) = counters.get(outcome)
-        {
+        let counters = self.calls.get(method as usize);
+        if let Some(counter) = counters.and_then(|it| it.get(outcome.name() as usize)) {
             counter.increment(1);
         }
         if let Some(histogram) = self.call_seconds.get(method as usize) {
@@ -119,16 +110,14 @@ impl Metrics {
 
     /// A limit was hit.
     pub fn limit_hit(&self, limit: Limit) {
-        let index = Limit::ALL.iter().position(|it| *it == limit);
-        if let Some(counter) = index.and_then(|index| self.limits.get(index)) {
+        if let Some(counter) = self.limits.get(limit as usize) {
             counter.increment(1);
         }
     }
 
     /// A connection attempt ended so.
     pub fn connect(&self, result: ConnectResult) {
-        let index = ConnectResult::ALL.iter().position(|(it, _)| *it == result);
-        if let Some(counter) = index.and_then(|index| self.connects.get(index)) {
+        if let Some(counter) = self.connects.get(result as usize) {
             counter.increment(1);
         }
     }
@@ -139,14 +128,14 @@ impl Metrics {
         self.max_connections.set(max as f64);
     }
 
-    /// The gauge of sessions of one protocol.
+    /// The gauge of visitors that speak one protocol.
+    pub fn visitors(&self, protocol: Protocol) -> &Gauge {
+        of(&self.visitors, protocol)
+    }
+
+    /// The gauge of sessions over one protocol.
     pub fn sessions(&self, protocol: Protocol) -> &Gauge {
-        let [mqtt, http, coap] = &self.sessions;
-        match protocol {
-            Protocol::Mqtt => mqtt,
-            Protocol::Http => http,
-            Protocol::Coap => coap,
-        }
+        of(&self.sessions, protocol)
     }
 
     /// A claim was written, or not, after so long.
@@ -155,6 +144,15 @@ impl Metrics {
         if !stands {
             self.claims_failed.increment(1);
         }
+    }
+}
+
+fn of(gauges: &[Gauge; Protocol::ALL.len()], protocol: Protocol) -> &Gauge {
+    let [mqtt, http, coap] = gauges;
+    match protocol {
+        Protocol::Mqtt => mqtt,
+        Protocol::Http => http,
+        Protocol::Coap => coap,
     }
 }
 
@@ -181,7 +179,12 @@ fn describe() {
         Unit::Count,
         "Connection attempts of devices, by result."
     );
-    describe_gauge!("switchboard_sessions", Unit::Count, "Sessions on this node, by protocol.");
+    describe_gauge!(
+        "switchboard_visitors",
+        Unit::Count,
+        "Devices that this node knows: connected, or idle for not too long, callable or not; by protocol."
+    );
+    describe_gauge!("switchboard_sessions", Unit::Count, "Callable devices on this node, by protocol.");
     describe_gauge!(
         "switchboard_connections",
         Unit::Count,
@@ -215,16 +218,4 @@ fn describe() {
         Unit::Count,
         "Telemetry and attributes messages, by whether NATS took them."
     );
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn methods_index_their_tables() {
-        for (index, method) in Method::ALL.into_iter().enumerate() {
-            assert_eq!(method as usize, index);
-        }
-    }
 }

@@ -7,19 +7,20 @@ use std::time::{Duration, Instant};
 
 use boot::config::Settings;
 use boot::traces::{Hop, Span, Tracer};
-use bus::{Bus, ClaimStore, Connection, Reclaimed, Request, Subject};
+use bus::{Bus, ClaimStore, Connection, Reclaimed, Request};
 use bytes::Bytes;
 use rpc::{
     Claim, CredentialHash, Delivery, DeliveryReply, DeviceStanding, DeviceState, Eviction, Limit, NodeId,
-    Outcome, SessionEvent, UplinkKind, wire,
+    Outcome, UplinkKind, wire,
 };
 use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, timeout};
 
 use crate::calls::{Calls, now_ms};
-use crate::mailbox::{EndReason, Incoming, Refused};
+use crate::device::mailbox::{Incoming, Refused, Router};
+use crate::device::sessions::{HeldClaim, Session, Sessions, Visitor};
+use crate::device::target::{Caller, Conclusion};
 use crate::metrics::Metrics;
-use crate::sessions::{HeldClaim, SessionHandle, Sessions};
 
 /// One running ingress process: what all of its sessions share.
 pub struct Node {
@@ -29,7 +30,7 @@ pub struct Node {
     pub settings: Arc<Settings>,
     /// To the other services.
     pub bus: Bus,
-    /// Its sessions.
+    /// Its visitors and their sessions.
     pub sessions: Sessions,
     /// Performs requests.
     pub calls: Calls,
@@ -54,9 +55,9 @@ impl Node {
         Node { id, settings, bus, sessions, calls, metrics, places, claims, claim_places, changes, tracer }
     }
 
-    /// Makes a session callable: writes its claim, and ends the session that held one before.
-    /// False when the store did not take it.
-    pub async fn claim(&self, session: &SessionHandle) -> bool {
+    /// Writes a session's claim, and ends the session that held one before. False when the store did not take it.
+    pub(crate) async fn claim(&self, session: &Session) -> bool {
+        let device = session.visitor.device;
         let since_ms = now_ms();
         let claim = session.claim(self.id, since_ms);
         let started = Instant::now();
@@ -64,11 +65,11 @@ impl Node {
         let Ok(_place) = timeout(self.claim_timeout() / 2, self.claim_places.acquire()).await else {
             self.metrics.limit_hit(Limit::ClaimsInFlight);
             self.metrics.claimed(false, started.elapsed());
-            tracing::warn!(device = %session.device, session = %session.id, "too many claims wait to be written");
+            tracing::warn!(%device, session = %session.id, "too many claims wait to be written");
             return false;
         };
         let wait = self.claim_timeout().saturating_sub(started.elapsed());
-        let claimed = self.claims.claim(session.device, &claim, wait).await;
+        let claimed = self.claims.claim(device, &claim, wait).await;
         self.metrics.claimed(claimed.is_ok(), started.elapsed());
         match claimed {
             Ok(claimed) => {
@@ -80,44 +81,50 @@ impl Node {
                 true
             }
             Err(error) => {
-                tracing::warn!(device = %session.device, session = %session.id, %error, "the claim was not written");
+                tracing::warn!(%device, session = %session.id, %error, "the claim was not written");
                 false
             }
         }
     }
 
-    /// The session is no longer callable: releases its claim, and only its own.
-    pub async fn release(&self, session: &SessionHandle) {
+    /// Nobody else finds the session: releases its claim, and only its own.
+    pub async fn release(&self, session: &Session) {
         let Some(held) = session.let_go() else { return };
         self.metrics.claims.decrement(1);
-        if let Err(error) = self.claims.release(session.device, held.revision).await {
+        let device = session.visitor.device;
+        if let Err(error) = self.claims.release(device, held.revision).await {
             // Left behind, it is found out at the next call: this node answers "not here".
-            tracing::debug!(device = %session.device, session = %session.id, %error, "the claim was not released");
+            tracing::debug!(%device, session = %session.id, %error, "the claim was not released");
+        }
+    }
+
+    /// A call is over at its device: counts it, and tells the router what is to be told.
+    pub async fn conclude(&self, conclusion: Conclusion<Router>) {
+        let Conclusion { reply_to, reply, body } = conclusion;
+        if let Some(reply) = reply {
+            self.metrics.delivery_ended(reply_to.arrived.elapsed());
+            self.reply(reply_to, &reply, &body).await;
         }
     }
 
     /// Tells the router how a delivery ended.
-    pub async fn reply(&self, reply_to: Subject, span: Span, reply: &DeliveryReply, body: &[u8]) {
-        span.end_delivery(reply);
+    pub(crate) async fn reply(&self, to: Router, reply: &DeliveryReply, body: &[u8]) {
+        match reply {
+            DeliveryReply::Ended(Outcome::Busy(limit)) => self.metrics.limit_hit(*limit),
+            DeliveryReply::Ended(Outcome::TooLargeForTarget) => self.metrics.limit_hit(Limit::PacketBytes),
+            _ => {}
+        }
+        to.span.end_delivery(reply);
         let Ok(message) = wire::encode(reply, body) else { return };
-        if let Err(error) = self.bus.tell(reply_to, message).await {
+        if let Err(error) = self.bus.tell(to.inbox, message).await {
             tracing::warn!(%error, "an answer could not be handed on");
         }
     }
 
-    /// Tells whoever listens that a session began (`up`) or ended (`down`).
-    pub async fn announce(&self, session: &SessionHandle, what: &'static str) {
-        let event = SessionEvent { node: self.id, session: session.id, protocol: session.protocol };
-        if let Ok(message) = wire::encode(&event, b"") {
-            // An event that nobody could be told of is no reason to turn a device away.
-            let _ = self.bus.tell(self.bus.subjects().session_event(session.device, what), message).await;
-        }
-    }
-
     /// Hands telemetry or attributes up and waits until NATS has them. False when it did not take them.
-    pub async fn uplink(&self, session: &SessionHandle, kind: UplinkKind, payload: Bytes) -> bool {
-        let subject = self.bus.subjects().uplink(session.tenant, session.device, kind);
-        let wait = Duration::from_millis(self.settings.mqtt.uplink_timeout_ms);
+    pub async fn uplink(&self, visitor: &Visitor, kind: UplinkKind, payload: Bytes) -> bool {
+        let subject = self.bus.subjects().uplink(visitor.tenant, visitor.device, kind);
+        let wait = Duration::from_millis(self.settings.ingress.uplink_timeout_ms);
         let taken = self.bus.tell_and_confirm(subject, payload, wait).await.is_ok();
         let counter = if taken { &self.metrics.uplinks } else { &self.metrics.uplinks_failed };
         counter.increment(1);
@@ -131,18 +138,19 @@ impl Node {
     }
 
     /// Ends the session whose claim was overtaken.
-    async fn evict(&self, newer: &SessionHandle, older: Claim) {
+    async fn evict(&self, newer: &Session, older: Claim) {
+        let device = newer.visitor.device;
         if older.node == self.id {
             if older.session != newer.id {
                 self.metrics.takeovers.increment(1);
-                self.sessions.end(newer.device, older.session, EndReason::TakenOver);
+                self.sessions.take_over(device, older.session);
             }
             return;
         }
-        let eviction = Eviction { session: older.session, device: newer.device };
+        let eviction = Eviction { session: older.session, device };
         let Ok(message) = wire::encode(&eviction, b"") else { return };
         if let Err(error) = self.bus.tell(self.bus.subjects().takeover(older.node), message).await {
-            tracing::warn!(device = %newer.device, node = %older.node, %error, "the older session was not told");
+            tracing::warn!(%device, node = %older.node, %error, "the older session was not told");
         }
     }
 
@@ -152,45 +160,46 @@ impl Node {
 
     /// Takes one delivery from a router.
     async fn take_delivery(&self, request: Request) {
-        let Some(reply_to) = request.reply_to else { return };
-        let refused = match wire::decode::<Delivery>(&request.message) {
-            Ok((mut delivery, body)) => {
-                let call = delivery.call;
-                let mut span = self.tracer.follow("deliver", Hop::Asks, &mut delivery.traceparent);
-                span.note("switchboard.call", call);
-                span.note("switchboard.target", delivery.target);
-                span.unless_told(Outcome::TimedOut.as_str());
-                let arrived = Instant::now();
-                let deadline = delivery.budget_ms.starting(arrived);
-                let incoming = Box::new(Incoming { delivery, body, arrived, deadline, reply_to, span });
-                let Err((refused, incoming)) =
-                    self.sessions.deliver(incoming, self.settings.ingress.max_mailbox_calls)
-                else {
-                    return;
-                };
-                tracing::debug!(%call, ?refused, "the delivery was not taken");
-                match refused {
-                    Refused::Closed => (incoming.reply_to, incoming.span, DeliveryReply::NotHere),
-                    Refused::Busy(limit) => {
-                        self.metrics.limit_hit(limit);
-                        (incoming.reply_to, incoming.span, DeliveryReply::Ended(Outcome::Busy(limit)))
-                    }
-                }
-            }
-            Err(error) => {
-                tracing::error!(%error, "a delivery could not be read");
-                (reply_to, Span::default(), DeliveryReply::Ended(Outcome::Unavailable))
-            }
+        let Some(inbox) = request.reply_to else { return };
+        let arrived = Instant::now();
+        let Ok((mut delivery, body)) = wire::decode::<Delivery>(&request.message) else {
+            tracing::error!("a delivery could not be read");
+            let router = Router { inbox, arrived, span: Span::default() };
+            return self.reply(router, &DeliveryReply::Ended(Outcome::Unavailable), b"").await;
         };
-        let (reply_to, span, reply) = refused;
-        self.reply(reply_to, span, &reply, b"").await;
+        let call = delivery.call;
+        let mut span = self.tracer.follow("deliver", Hop::Asks, &mut delivery.traceparent);
+        span.note("switchboard.call", call);
+        span.note("switchboard.target", delivery.target);
+        span.unless_told(Outcome::TimedOut.as_str());
+        let incoming = Box::new(Incoming {
+            call,
+            caller: delivery.caller.map(|id| Caller { id, name: delivery.caller_name }),
+            oneway: delivery.oneway,
+            traceparent: delivery.traceparent,
+            body,
+            deadline: delivery.budget_ms.starting(arrived),
+            reply_to: Router { inbox, arrived, span },
+        });
+        let max = self.settings.ingress.max_mailbox_calls;
+        let Err((refused, incoming)) =
+            self.sessions.deliver(delivery.target, delivery.session, incoming, max)
+        else {
+            return;
+        };
+        tracing::debug!(%call, ?refused, "the delivery was not taken");
+        let reply = match refused {
+            Refused::Closed => DeliveryReply::NotHere,
+            Refused::Busy(limit) => DeliveryReply::Ended(Outcome::Busy(limit)),
+        };
+        self.reply(incoming.reply_to, &reply, b"").await;
     }
 
     fn take_eviction(&self, message: &Bytes) {
         match wire::decode::<Eviction>(message) {
             Ok((eviction, _)) => {
                 self.metrics.takeovers.increment(1);
-                self.sessions.end(eviction.device, eviction.session, EndReason::TakenOver);
+                self.sessions.take_over(eviction.device, eviction.session);
             }
             Err(error) => tracing::error!(%error, "a takeover could not be read"),
         }
@@ -311,11 +320,14 @@ pub async fn recheck_sessions(node: Arc<Node>, recheck: Arc<tokio::sync::Notify>
             tracing::info!("NATS is back: writing the claims again");
         }
         let pause = Duration::from_secs(1) / node.settings.ingress.reclaim_per_second.max(1);
-        for session in node.sessions.all() {
-            if reconnected {
+        if reconnected {
+            for session in node.sessions.sessions() {
                 reclaim(&node, &session).await;
+                tokio::time::sleep(pause).await;
             }
-            reauthenticate(&node, &session).await;
+        }
+        for visitor in node.sessions.visitors() {
+            reauthenticate(&node, &visitor).await;
             tokio::time::sleep(pause).await;
         }
     }
@@ -326,43 +338,44 @@ pub async fn recheck_sessions(node: Arc<Node>, recheck: Arc<tokio::sync::Notify>
 const RECLAIM_TRIES: u32 = 20;
 const RECLAIM_PAUSE: Duration = Duration::from_millis(250);
 
-async fn reclaim(node: &Node, session: &SessionHandle) {
+async fn reclaim(node: &Node, session: &Session) {
+    let device = session.visitor.device;
     for _ in 0..RECLAIM_TRIES {
         let Some(held) = session.held() else { return };
         let claim = session.claim(node.id, held.since_ms);
-        match node.claims.reclaim(session.device, &claim, node.claim_timeout()).await {
+        match node.claims.reclaim(device, &claim, node.claim_timeout()).await {
             Ok(Reclaimed::Held { revision }) => {
                 if !session.renew_held(held, revision) {
                     // It ended while the claim was being written.
-                    let _ = node.claims.release(session.device, revision).await;
+                    let _ = node.claims.release(device, revision).await;
                 }
                 return;
             }
             Ok(Reclaimed::Overtaken(_)) => {
                 node.metrics.takeovers.increment(1);
-                node.sessions.end(session.device, session.id, EndReason::TakenOver);
+                node.sessions.take_over(device, session.id);
                 return;
             }
             Err(error) => {
-                tracing::debug!(device = %session.device, %error, "the claim was not written again yet");
+                tracing::debug!(%device, %error, "the claim was not written again yet");
                 tokio::time::sleep(RECLAIM_PAUSE).await;
             }
         }
     }
-    tracing::warn!(device = %session.device, session = %session.id, "the claim could not be written again");
+    tracing::warn!(%device, session = %session.id, "the claim could not be written again");
 }
 
-async fn reauthenticate(node: &Node, session: &SessionHandle) {
-    let credential = CredentialHash::from_digest(session.credential);
+async fn reauthenticate(node: &Node, visitor: &Visitor) {
+    let credential = CredentialHash::from_digest(visitor.credential);
     let wait = Duration::from_millis(node.settings.ingress.authenticate_timeout_ms);
     match node.calls.authenticate(credential.clone(), wait).await {
-        Ok(Some(it)) if it.device == session.device => {
+        Ok(Some(it)) if it.device == visitor.device => {
             let now = Some(DeviceStanding { tenant: it.tenant, customer: it.customer, credential });
             node.end_outdated(&DeviceState { device: it.device, now });
         }
-        Ok(_) => node.end_outdated(&DeviceState { device: session.device, now: None }),
-        // Without an answer the session stays as it is: the next authorizer to load asks for this again.
-        Err(error) => tracing::debug!(device = %session.device, %error, "the session was not checked"),
+        Ok(_) => node.end_outdated(&DeviceState { device: visitor.device, now: None }),
+        // Without an answer the visitor stays as he is: the next authorizer to load asks for this again.
+        Err(error) => tracing::debug!(device = %visitor.device, %error, "the visitor was not checked"),
     }
 }
 

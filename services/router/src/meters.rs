@@ -2,7 +2,7 @@
 
 use boot::metrics::Kind::{Counter, Gauge, Histogram};
 use metrics::{counter, gauge, histogram};
-use rpc::{Limit, Outcome};
+use rpc::{Limit, Outcome, OutcomeName};
 
 /// Gives every metric of the router its help text.
 pub fn describe() {
@@ -37,9 +37,8 @@ const CALL: &str = "switchboard_router_call_seconds";
 
 /// The handles.
 pub(crate) struct Meters {
-    calls: [metrics::Counter; Outcome::NAMES.len()],
-    in_flight_limit: metrics::Counter,
-    pending_asks_limit: metrics::Counter,
+    calls: [metrics::Counter; OutcomeName::ALL.len()],
+    limits: [metrics::Counter; Limit::ALL.len()],
     pub(crate) unreadable: metrics::Counter,
     pub(crate) lookups_found: metrics::Counter,
     pub(crate) lookups_none: metrics::Counter,
@@ -54,12 +53,10 @@ pub(crate) struct Meters {
 impl Meters {
     pub(crate) fn new() -> Self {
         let lookups = |result| counter!(LOOKUPS, "result" => result);
-        let limit = |limit: Limit| counter!(LIMITS, "limit" => limit.as_str());
         let removed = |reason| counter!(STALE, "reason" => reason);
         Meters {
-            calls: Outcome::NAMES.map(|outcome| counter!(CALLS, "outcome" => outcome)),
-            in_flight_limit: limit(Limit::RouterInFlight),
-            pending_asks_limit: limit(Limit::PendingAsks),
+            calls: OutcomeName::ALL.map(|it| counter!(CALLS, "outcome" => it.as_str())),
+            limits: Limit::ALL.map(|it| counter!(LIMITS, "limit" => it.as_str())),
             unreadable: counter!(UNREADABLE),
             lookups_found: lookups("found"),
             lookups_none: lookups("none"),
@@ -74,17 +71,15 @@ impl Meters {
 
     /// Counts a call by how it ended.
     pub(crate) fn ended(&self, outcome: &Outcome) {
-        let place = Outcome::NAMES.iter().position(|name| *name == outcome.as_str());
-        if let Some(calls) = place.and_then(|place| self.calls.get(place)) {
+        if let Some(calls) = self.calls.get(outcome.name() as usize) {
             calls.increment(1);
         }
     }
 
-    /// Counts a limit of the router's own.
+    /// Counts a limit that was reached.
     pub(crate) fn limit_hit(&self, limit: Limit) {
-        match limit {
-            Limit::RouterInFlight => self.in_flight_limit.increment(1),
-            _ => self.pending_asks_limit.increment(1),
+        if let Some(hits) = self.limits.get(limit as usize) {
+            hits.increment(1);
         }
     }
 }

@@ -153,6 +153,8 @@ impl Router {
             call: head.call,
             session: found.claim.session,
             target: head.target,
+            caller: Some(head.caller),
+            caller_name: head.caller_name.clone(),
             budget_ms,
             oneway: head.oneway,
             traceparent: head.traceparent.clone(),

@@ -107,6 +107,7 @@ async fn call(bus: &Bus, target: DeviceId, budget_ms: u32, connect_budget_ms: u3
 
 fn head(target: DeviceId, budget_ms: u32, connect_budget_ms: u32) -> Call {
     Call {
+        caller_name: String::new(),
         call: CallId { node: NodeId(99), serial: 1 },
         caller: device(1000),
         target,

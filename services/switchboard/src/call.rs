@@ -110,6 +110,7 @@ pub(crate) async fn run(args: CallArgs) -> anyhow::Result<ExitCode> {
     let call = Call {
         call: CallId { node: reached.bus.process(), serial: 1 },
         caller,
+        caller_name: from.name.clone(),
         target,
         budget_ms: Budget::from_ms(timeout_ms),
         connect_budget_ms: Budget::from_ms(connect_ms),

@@ -84,6 +84,8 @@ declare::settings! {
         uplinks_per_second_per_device: u32 = 100, 0..=1_000_000;
         /// Telemetry and attributes messages that one device may send at once after a pause.
         uplink_burst_per_device: u32 = 200, 1..=1_000_000;
+        /// Milliseconds that NATS may take to take over telemetry or attributes; then the device is told that it was not taken, or not acknowledged.
+        uplink_timeout_ms: u64 = 5_000, 10..=600_000;
         /// Calls that may wait at a session to be written to its device; a further one ends as "Too many requests!".
         max_mailbox_calls: usize = 64, 1..=65_535;
         /// Bytes that may wait for one device to read them; a device that lets more pile up is disconnected.
@@ -126,8 +128,6 @@ declare::settings! {
         topic_alias_maximum: u16 = 16, 0..=1_024;
         /// Filters that one session may be subscribed to; a further one is refused in the SUBACK (0x80, v5: 0x97).
         max_subscriptions: usize = 16, 1..=1_024;
-        /// Milliseconds that NATS may take to take over telemetry or attributes; then the publish is not acknowledged.
-        uplink_timeout_ms: u64 = 5_000, 10..=600_000;
     }
 
     /// HTTP/1.1: requests, long polls and their answers, and MQTT over WebSocket at `/mqtt`.

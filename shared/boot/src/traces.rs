@@ -271,13 +271,15 @@ impl fmt::Debug for Open {
 /// Whether something of this system, or the target, went wrong; the others are answers.
 fn is_failure(outcome: &Outcome) -> bool {
     match outcome {
-        Outcome::TimedOut | Outcome::Lost | Outcome::Unavailable => true,
+        Outcome::TimedOut | Outcome::Lost | Outcome::AnswerInvalid | Outcome::Unavailable => true,
         Outcome::Answered
         | Outcome::Delivered
         | Outcome::Denied
         | Outcome::UnknownDevice
         | Outcome::Offline
         | Outcome::Busy(_)
+        | Outcome::TooLargeForTarget
+        | Outcome::AnswerTooLarge
         | Outcome::Malformed(_) => false,
     }
 }

@@ -2,15 +2,20 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Budget, CallId, DeviceId, NodeId, Outcome, Protocol, SessionId};
+use crate::{
+    Budget, CallId, CustomerId, DeviceId, NodeId, Outcome, Protocol, SessionId, TenantId, closed_list,
+};
 
 /// A `sendMsg` on its way from the caller's node to the authorizer (`swb.call`). Its body follows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Call {
     /// The call's id, the same on every hop.
     pub call: CallId,
-    /// Who calls.
+    /// Who calls: stamped at the caller's node from its session, never taken from the device.
     pub caller: DeviceId,
+    /// Its name, for the target; empty from a node that does not tell it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub caller_name: String,
     /// Who is called.
     pub target: DeviceId,
     /// What is left of the call's time.
@@ -44,6 +49,12 @@ pub struct Delivery {
     pub session: SessionId,
     /// Whom the router means: a session of another device refuses.
     pub target: DeviceId,
+    /// Who calls, for the target; none from a router that does not tell it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller: Option<DeviceId>,
+    /// As in [`Call`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub caller_name: String,
     /// What is left of the call's time.
     pub budget_ms: Budget,
     /// As in [`Call`].
@@ -73,7 +84,7 @@ pub struct Eviction {
     pub device: DeviceId,
 }
 
-/// A session began or ended (`swb.event.session.<device>.up` and `.down`), for whoever listens.
+/// A device became callable, or no longer is (`swb.event.session.<device>.up` and `.down`), for whoever listens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionEvent {
     /// Where.
@@ -82,4 +93,32 @@ pub struct SessionEvent {
     pub session: SessionId,
     /// How the device is, or was, connected.
     pub protocol: Protocol,
+    /// When, in milliseconds since 1970 on the node's clock.
+    pub at_ms: u64,
+    /// Whose the device is.
+    pub tenant: TenantId,
+    /// Its customer, if it is assigned to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub customer: Option<CustomerId>,
+    /// Why it no longer is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<SessionEnd>,
+}
+
+closed_list! {
+    /// Why a device is no longer callable through a session.
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum SessionEnd {
+        /// The device said so, or closed its connection.
+        ByDevice = "by_device",
+        /// It broke its protocol, did not read, or was not heard of for too long.
+        Fault = "fault",
+        /// A newer session of the device became callable.
+        TakenOver = "taken_over",
+        /// The device was removed, reassigned or given another token.
+        Revoked = "revoked",
+        /// Its node is shutting down.
+        ShuttingDown = "shutting_down",
+    }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{NodeId, SessionId};
+use crate::{NodeId, SessionId, closed_list};
 
 /// "This device is reachable through session S on node N." Stored under the device's id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,26 +20,17 @@ pub struct Claim {
     pub since_ms: u64,
 }
 
-/// How a device reaches us.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Protocol {
-    /// MQTT 3.1.1 or 5.
-    Mqtt,
-    /// HTTP long poll.
-    Http,
-    /// CoAP observe.
-    Coap,
-}
-
-impl Protocol {
-    /// The protocol's name in metrics and logs.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Protocol::Mqtt => "mqtt",
-            Protocol::Http => "http",
-            Protocol::Coap => "coap",
-        }
+closed_list! {
+    /// How a device reaches us.
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum Protocol {
+        /// MQTT 3.1.1 or 5.
+        Mqtt = "mqtt",
+        /// HTTP long poll.
+        Http = "http",
+        /// CoAP observe.
+        Coap = "coap",
     }
 }
 

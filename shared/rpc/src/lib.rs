@@ -5,6 +5,7 @@
 mod budget;
 mod call;
 mod claim;
+mod closed_list;
 mod directory;
 mod ids;
 mod outcome;
@@ -13,13 +14,13 @@ mod trace;
 pub mod wire;
 
 pub use budget::{Budget, Deadline};
-pub use call::{Call, Delivery, DeliveryReply, Eviction, Routed, SessionEvent};
+pub use call::{Call, Delivery, DeliveryReply, Eviction, Routed, SessionEnd, SessionEvent};
 pub use claim::{Claim, Protocol};
 pub use directory::{
     AuthenticateReply, AuthenticateRequest, CredentialHash, DeviceStanding, DeviceState, Identity,
     ListRequest, PresenceReply, PresenceRequest,
 };
 pub use ids::{CallId, CustomerId, DeviceId, NodeId, ParseIdError, SessionId, TenantId};
-pub use outcome::{Limit, Method, Outcome};
+pub use outcome::{Limit, Method, Outcome, OutcomeName};
 pub use subjects::{Subjects, UplinkKind};
 pub use trace::{MAX_TRACEPARENT_BYTES, ParseTraceError, Sampling, TraceContext};

@@ -5,132 +5,81 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What a device asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Method {
-    /// List the devices of the caller's customer.
-    GetDevices,
-    /// Call a device.
-    SendMsg,
-    /// Ask for the limits in force.
-    GetSessionLimits,
-    /// Ask for the time.
-    GetTime,
-    /// Anything else, and requests that are none.
-    Other,
-}
+use crate::closed_list;
 
-impl Method {
-    /// Every method, for tables.
-    pub const ALL: [Method; 5] =
-        [Method::GetDevices, Method::SendMsg, Method::GetSessionLimits, Method::GetTime, Method::Other];
-
-    /// The method's name in metrics and logs.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Method::GetDevices => "getDevices",
-            Method::SendMsg => "sendMsg",
-            Method::GetSessionLimits => "getSessionLimits",
-            Method::GetTime => "getTime",
-            Method::Other => "other",
-        }
+closed_list! {
+    /// What a device asked for.
+    pub enum Method {
+        /// List the devices of the caller's customer.
+        GetDevices = "getDevices",
+        /// Call a device.
+        SendMsg = "sendMsg",
+        /// Ask for the limits in force.
+        GetSessionLimits = "getSessionLimits",
+        /// Ask for the time.
+        GetTime = "getTime",
+        /// Anything else, and requests that are none.
+        Other = "other",
     }
 }
 
-/// A named limit that was reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Limit {
-    /// `ingress.max_connections`.
-    Connections,
-    /// `mqtt.max_packet_bytes` and its likes.
-    PacketBytes,
-    /// `ingress.max_calls_in_flight_per_caller`.
-    CallerInFlight,
-    /// `ingress.max_calls_in_flight_per_target`.
-    TargetInFlight,
-    /// `ingress.calls_per_second_per_device`.
-    CallRate,
-    /// `ingress.max_mailbox_calls`.
-    Mailbox,
-    /// `nats.max_pending_asks`.
-    PendingAsks,
-    /// `ingress.max_outbound_bytes`.
-    OutboundBytes,
-    /// `mqtt.max_subscriptions`.
-    Subscriptions,
-    /// `router.max_calls_in_flight`.
-    RouterInFlight,
-    /// `ingress.uplinks_per_second_per_device`.
-    UplinkRate,
-    /// `http.max_polls_per_device`.
-    Polls,
-    /// `http.max_sessions`, `coap.max_sessions`.
-    Sessions,
-    /// `coap.max_exchanges`.
-    Exchanges,
-    /// `coap.max_observers`.
-    Observers,
-    /// `coap.max_block_transfers`.
-    BlockTransfers,
-    /// `coap.max_unauthenticated`.
-    Unauthenticated,
-    /// `ingress.max_claims_in_flight`.
-    ClaimsInFlight,
+closed_list! {
+    /// A named limit that was reached.
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum Limit {
+        /// `ingress.max_connections`.
+        Connections = "connections",
+        /// `mqtt.max_packet_bytes` and its likes.
+        PacketBytes = "packet_bytes",
+        /// `ingress.max_calls_in_flight_per_caller`.
+        CallerInFlight = "caller_in_flight",
+        /// `ingress.max_calls_in_flight_per_target`.
+        TargetInFlight = "target_in_flight",
+        /// `ingress.calls_per_second_per_device`.
+        CallRate = "call_rate",
+        /// `ingress.max_mailbox_calls`.
+        Mailbox = "mailbox",
+        /// `nats.max_pending_asks`.
+        PendingAsks = "pending_asks",
+        /// `ingress.max_outbound_bytes`.
+        OutboundBytes = "outbound_bytes",
+        /// `mqtt.max_subscriptions`.
+        Subscriptions = "subscriptions",
+        /// `router.max_calls_in_flight`.
+        RouterInFlight = "router_in_flight",
+        /// `ingress.uplinks_per_second_per_device`.
+        UplinkRate = "uplink_rate",
+        /// `http.max_polls_per_device`.
+        Polls = "polls",
+        /// `http.max_sessions`, `coap.max_sessions`.
+        Sessions = "sessions",
+        /// `coap.max_exchanges`.
+        Exchanges = "exchanges",
+        /// `coap.max_observers`.
+        Observers = "observers",
+        /// `coap.max_block_transfers`.
+        BlockTransfers = "block_transfers",
+        /// `coap.max_unauthenticated`.
+        Unauthenticated = "unauthenticated",
+        /// `ingress.max_claims_in_flight`.
+        ClaimsInFlight = "claims_in_flight",
+    }
 }
 
 impl Limit {
-    /// Every limit, for tables.
-    pub const ALL: [Limit; 18] = [
-        Limit::Connections,
-        Limit::PacketBytes,
-        Limit::CallerInFlight,
-        Limit::TargetInFlight,
-        Limit::CallRate,
-        Limit::Mailbox,
-        Limit::PendingAsks,
-        Limit::OutboundBytes,
-        Limit::Subscriptions,
-        Limit::RouterInFlight,
-        Limit::UplinkRate,
-        Limit::Polls,
-        Limit::Sessions,
-        Limit::Exchanges,
-        Limit::Observers,
-        Limit::BlockTransfers,
-        Limit::Unauthenticated,
-        Limit::ClaimsInFlight,
-    ];
-
-    /// The limit's name in metrics and logs.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Limit::Connections => "connections",
-            Limit::PacketBytes => "packet_bytes",
-            Limit::CallerInFlight => "caller_in_flight",
-            Limit::TargetInFlight => "target_in_flight",
-            Limit::CallRate => "call_rate",
-            Limit::Mailbox => "mailbox",
-            Limit::PendingAsks => "pending_asks",
-            Limit::OutboundBytes => "outbound_bytes",
-            Limit::Subscriptions => "subscriptions",
-            Limit::RouterInFlight => "router_in_flight",
-            Limit::UplinkRate => "uplink_rate",
-            Limit::Polls => "polls",
-            Limit::Sessions => "sessions",
-            Limit::Exchanges => "exchanges",
-            Limit::Observers => "observers",
-            Limit::BlockTransfers => "block_transfers",
-            Limit::Unauthenticated => "unauthenticated",
-            Limit::ClaimsInFlight => "claims_in_flight",
-        }
+    /// True for what the target has too much of: about it, like [`Outcome::Offline`], and nothing that the caller has
+    /// done too often.
+    pub const fn is_of_target(self) -> bool {
+        matches!(self, Limit::TargetInFlight | Limit::Mailbox | Limit::OutboundBytes | Limit::Subscriptions)
     }
 }
 
 /// How a request ended. The body of `Answered` travels beside it, untouched.
 ///
-/// `Offline`, `Denied`, `UnknownDevice`, `Busy` and `Malformed` promise that the target never saw the call;
-/// `TimedOut`, `Lost` and `Unavailable` say that it may have. The first are never said where the second could be true.
+/// `Offline`, `Denied`, `UnknownDevice`, `Busy`, `Malformed` and `TooLargeForTarget` promise that the target never saw
+/// the call; `TimedOut`, `Lost` and `Unavailable` say that it may have, `AnswerTooLarge` and `AnswerInvalid` that it
+/// did. The first are never said where the others could be true.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -150,6 +99,12 @@ pub enum Outcome {
     Lost,
     /// A named limit is reached.
     Busy(Limit),
+    /// The target's connection cannot take a message of this size, now or later.
+    TooLargeForTarget,
+    /// The target answered, and its answer is too large for the caller's connection or for the bus.
+    AnswerTooLarge,
+    /// The target answered what is no JSON, and cannot be told so.
+    AnswerInvalid,
     /// The request is not one; the text is the whole message for the caller.
     Malformed(Cow<'static, str>),
     /// A service or NATS is missing, or failed.
@@ -162,35 +117,61 @@ impl Outcome {
         Outcome::Malformed(format!("Malformed request: {part}").into())
     }
 
-    /// The outcome's name in metrics and logs.
-    pub const fn as_str(&self) -> &'static str {
+    /// Which of the closed list it is.
+    pub const fn name(&self) -> OutcomeName {
         match self {
-            Outcome::Answered => "answered",
-            Outcome::Delivered => "delivered",
-            Outcome::Denied => "denied",
-            Outcome::UnknownDevice => "unknown_device",
-            Outcome::Offline => "offline",
-            Outcome::TimedOut => "timed_out",
-            Outcome::Lost => "lost",
-            Outcome::Busy(_) => "busy",
-            Outcome::Malformed(_) => "malformed",
-            Outcome::Unavailable => "unavailable",
+            Outcome::Answered => OutcomeName::Answered,
+            Outcome::Delivered => OutcomeName::Delivered,
+            Outcome::Denied => OutcomeName::Denied,
+            Outcome::UnknownDevice => OutcomeName::UnknownDevice,
+            Outcome::Offline => OutcomeName::Offline,
+            Outcome::TimedOut => OutcomeName::TimedOut,
+            Outcome::Lost => OutcomeName::Lost,
+            Outcome::Busy(_) => OutcomeName::Busy,
+            Outcome::TooLargeForTarget => OutcomeName::TooLargeForTarget,
+            Outcome::AnswerTooLarge => OutcomeName::AnswerTooLarge,
+            Outcome::AnswerInvalid => OutcomeName::AnswerInvalid,
+            Outcome::Malformed(_) => OutcomeName::Malformed,
+            Outcome::Unavailable => OutcomeName::Unavailable,
         }
     }
 
-    /// Every outcome's name, for tables.
-    pub const NAMES: [&'static str; 10] = [
-        "answered",
-        "delivered",
-        "denied",
-        "unknown_device",
-        "offline",
-        "timed_out",
-        "lost",
-        "busy",
-        "malformed",
-        "unavailable",
-    ];
+    /// Its name, for devices, metrics and logs.
+    pub const fn as_str(&self) -> &'static str {
+        self.name().as_str()
+    }
+}
+
+closed_list! {
+    /// An [`Outcome`] without what it carries: its machine-readable name, for devices, metrics and logs.
+    pub enum OutcomeName {
+        /// [`Outcome::Answered`]
+        Answered = "answered",
+        /// [`Outcome::Delivered`]
+        Delivered = "delivered",
+        /// [`Outcome::Denied`]
+        Denied = "denied",
+        /// [`Outcome::UnknownDevice`]
+        UnknownDevice = "unknown_device",
+        /// [`Outcome::Offline`]
+        Offline = "offline",
+        /// [`Outcome::TimedOut`]
+        TimedOut = "timed_out",
+        /// [`Outcome::Lost`]
+        Lost = "lost",
+        /// [`Outcome::Busy`]
+        Busy = "busy",
+        /// [`Outcome::TooLargeForTarget`]
+        TooLargeForTarget = "too_large_for_target",
+        /// [`Outcome::AnswerTooLarge`]
+        AnswerTooLarge = "answer_too_large",
+        /// [`Outcome::AnswerInvalid`]
+        AnswerInvalid = "answer_invalid",
+        /// [`Outcome::Malformed`]
+        Malformed = "malformed",
+        /// [`Outcome::Unavailable`]
+        Unavailable = "unavailable",
+    }
 }
 
 #[cfg(test)]
@@ -208,17 +189,20 @@ mod tests {
             Outcome::TimedOut,
             Outcome::Lost,
             Outcome::Busy(Limit::Mailbox),
+            Outcome::TooLargeForTarget,
+            Outcome::AnswerTooLarge,
+            Outcome::AnswerInvalid,
             Outcome::malformed("deviceId must be a UUID"),
             Outcome::Unavailable,
         ];
-        assert_eq!(all.len(), Outcome::NAMES.len());
-        for (outcome, name) in all.iter().zip(Outcome::NAMES) {
-            assert_eq!(outcome.as_str(), name);
+        assert_eq!(all.each_ref().map(Outcome::name), OutcomeName::ALL);
+        for (outcome, name) in all.iter().zip(OutcomeName::ALL.map(OutcomeName::as_str)) {
             let json = serde_json::to_string(outcome).unwrap();
             assert!(json.contains(name), "{json} should say {name}");
             assert_eq!(&serde_json::from_str::<Outcome>(&json).unwrap(), outcome);
         }
-        for limit in Limit::ALL {
+        for (place, limit) in Limit::ALL.into_iter().enumerate() {
+            assert_eq!(limit as usize, place);
             assert_eq!(serde_json::to_string(&limit).unwrap(), format!("{:?}", limit.as_str()));
         }
     }

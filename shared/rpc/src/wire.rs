@@ -53,6 +53,7 @@ mod tests {
         Call {
             call: CallId { node: NodeId(1), serial: 2 },
             caller: DeviceId(Uuid::from_u128(3)),
+            caller_name: String::new(),
             target: DeviceId(Uuid::from_u128(4)),
             budget_ms: Budget::from_ms(5),
             connect_budget_ms: Budget::from_ms(0),

@@ -7,43 +7,34 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use boot::config::Coap;
-use boot::traces::Span;
-use bus::Subject;
 use bytes::Bytes;
-use rpc::{DeliveryReply, Limit, Method, Outcome, UplinkKind};
-use sha2::{Digest, Sha256};
+use parking_lot::{Mutex, MutexGuard};
+use rpc::{DeliveryReply, Limit, Method, Outcome, SessionEnd, UplinkKind};
 
 use super::blocks::{TransferKey, Transfers, Upload, part};
 use super::codec::{self, Block, Code, Kind, Message, Reading, Response, Token, read};
 use super::messages::{Due, Messages, Random, Seen, Transmission};
-use super::observer::{NotUnderWay, Observer, OpenDelivery, Settled};
+use super::observer::{NotUnderWay, Observer, Settled};
 use super::reply;
 use super::request::{self, Asked, Target};
 use super::tally::Tally;
-use crate::device_api::{self, ApiLimits, Request};
-use crate::mailbox::{EndReason, Incoming, Mail};
-use crate::session::{CallerLimits, Rate};
-use crate::sessions::CredentialDigest;
+use crate::device::admit::digest;
+use crate::device::caller::{CallerLimits, RefusedUplink};
+use crate::device::limits::DeviceLimits;
+use crate::device::mailbox::{EndReason, Incoming, Mail, Router};
+use crate::device::sessions::CredentialDigest;
+use crate::device::target::{AnswerTaken, Conclusion};
+use crate::device_api::{self, Request};
 
 /// The settings that the endpoint obeys.
 #[derive(Debug, Clone)]
 pub struct EndpointLimits {
-    /// What requests are checked against.
-    pub api: ApiLimits,
-    /// Calls that a device may have in flight as a caller.
-    pub max_calls_per_caller: usize,
-    /// Calls that may be open at a device as a target.
-    pub max_calls_per_target: usize,
-    /// Calls that may wait for a device's acknowledgement of the one before.
-    pub max_mailbox_calls: usize,
-    /// How often a device may call.
-    pub call_rate: Rate,
-    /// How often a device may send telemetry or attributes.
-    pub uplink_rate: Rate,
+    /// Those of every device.
+    pub device: DeviceLimits,
     /// CoAP's own.
     pub coap: Coap,
 }
@@ -74,35 +65,14 @@ pub enum Effect {
     },
     /// The session is no longer to be callable; it goes on.
     Release(Key),
-    /// The session is over; once its claim is gone, [`Endpoint::ended`].
-    End(Key),
-    /// Tell the router how its delivery ended.
-    Reply(Reply),
+    /// The session is over, for this reason; once its claim is gone, [`Endpoint::ended`].
+    End(Key, SessionEnd),
+    /// A call to a device is over: tell its router.
+    Conclude(Conclusion<Router>),
     /// A request was refused here and has been answered: to be counted.
     Refused(Method, Outcome),
     /// A limit was hit: to be counted.
     LimitHit(Limit),
-}
-
-/// How a delivery ended.
-#[derive(Debug)]
-pub struct Reply {
-    /// The router's inbox.
-    pub to: Subject,
-    /// How it ended.
-    pub reply: DeliveryReply,
-    /// The target's answer, if there is one.
-    pub body: Bytes,
-    /// When the delivery came to this node.
-    pub arrived: Instant,
-    /// Ends with it.
-    pub span: Span,
-}
-
-impl Reply {
-    fn of(open: OpenDelivery, reply: DeliveryReply, body: Bytes) -> Effect {
-        Effect::Reply(Reply { to: open.reply_to, reply, body, arrived: open.arrived, span: open.span })
-    }
 }
 
 /// Whose token it is.
@@ -364,7 +334,7 @@ impl Endpoint {
             let why = reply::refused(Code::BAD_REQUEST, "Calls are observed: this request needs Observe 0!");
             return self.respond(&origin, None, why, now);
         }
-        let credential: CredentialDigest = Sha256::digest(asked.access_token).into();
+        let credential = digest(asked.access_token);
         match self.credentials.get(&credential).and_then(|key| Some((*key, self.devices.get(key)?))) {
             Some((device, Device { standing: Standing::Known(_), .. })) => {
                 self.proceed(origin, device, &asked, &message.payload, now);
@@ -520,23 +490,19 @@ impl Endpoint {
     }
 
     fn call(&mut self, origin: Origin, device: Key, body: &Bytes, now: Instant) {
-        let request = match device_api::parse(body, &self.limits.api) {
+        let limits = self.limits.device;
+        let admitted = self.caller(device).map(|mut caller| caller.request(body, &limits, now));
+        let Some(admitted) = admitted else { return };
+        let request = match admitted {
             Ok(request) => request,
-            Err(malformed) => {
-                self.respond(&origin, Some(device), reply::malformed(&malformed), now);
-                return self.effects.push_back(Effect::Refused(malformed.method, malformed.outcome));
+            Err(refused) => {
+                self.respond(&origin, Some(device), reply::refused_request(&refused), now);
+                if let Outcome::Busy(limit) = refused.outcome {
+                    self.effects.push_back(Effect::LimitHit(limit));
+                }
+                return self.effects.push_back(Effect::Refused(refused.method, refused.outcome));
             }
         };
-        let (max, rate) = (self.limits.max_calls_per_caller, self.limits.call_rate);
-        let Some(admitted) = self.caller(device).map(|mut caller| caller.admit(max, rate, now)) else {
-            return;
-        };
-        if let Err(limit) = admitted {
-            let (method, outcome) = (request.method(), Outcome::Busy(limit));
-            self.respond(&origin, Some(device), reply::ended(method, &outcome, Bytes::new()), now);
-            self.effects.push_back(Effect::LimitHit(limit));
-            return self.effects.push_back(Effect::Refused(method, outcome));
-        }
         match self.begin(origin, device, Doing::Calling, now) {
             Some(id) => self.effects.push_back(Effect::Ask(id, device, request)),
             None => {
@@ -560,17 +526,21 @@ impl Endpoint {
     }
 
     fn hand_up(&mut self, origin: Origin, device: Key, kind: UplinkKind, body: Bytes, now: Instant) {
-        if !device_api::answer_is_json(&body) {
-            let why = reply::refused(Code::BAD_REQUEST, "The body must be JSON in UTF-8!");
-            return self.respond(&origin, Some(device), why, now);
-        }
-        let rate = self.limits.uplink_rate;
-        let Some(admitted) = self.caller(device).map(|mut caller| caller.admit_uplink(rate, now)) else {
-            return;
+        let limits = self.limits.device;
+        let admitted = self.caller(device).map(|mut caller| caller.uplink(&body, &limits, now));
+        let refused = match admitted {
+            Some(Ok(())) => None,
+            Some(Err(RefusedUplink::NotJson)) => {
+                Some(reply::refused(Code::BAD_REQUEST, "The body must be JSON in UTF-8!"))
+            }
+            Some(Err(RefusedUplink::TooOften(limit))) => {
+                self.effects.push_back(Effect::LimitHit(limit));
+                Some(reply::too_often())
+            }
+            None => return,
         };
-        if let Err(limit) = admitted {
-            self.effects.push_back(Effect::LimitHit(limit));
-            return self.respond(&origin, Some(device), reply::too_often(), now);
+        if let Some(refused) = refused {
+            return self.respond(&origin, Some(device), refused, now);
         }
         if let Some(id) = self.begin(origin, device, Doing::HandingUp, now) {
             self.effects.push_back(Effect::Uplink(id, device, kind, body));
@@ -610,9 +580,9 @@ impl Endpoint {
             return self.respond(&origin, Some(device), reply::full(), now);
         }
         // A claim costs as much as a call: it counts as one.
-        let (max, rate) = (self.limits.max_calls_per_caller, self.limits.call_rate);
+        let limits = self.limits.device;
         let Some(admitted) = self.caller(device).map(|mut caller| {
-            let admitted = caller.admit(max, rate, now);
+            let admitted = caller.admit(&limits, now);
             if admitted.is_ok() {
                 caller.ended();
             }
@@ -629,7 +599,8 @@ impl Endpoint {
         self.last_key += 1;
         let key = self.last_key;
         let first_number = (self.random.number() >> 33) as u32;
-        let mut observer = Observer::new(device, registration, block.exponent, first_number, now);
+        let target = self.limits.device.target;
+        let mut observer = Observer::new(device, registration, block.exponent, target, first_number, now);
         observer.waiters.push(id);
         self.observers.insert(key, observer);
         self.registrations.insert(registration, key);
@@ -693,67 +664,52 @@ impl Endpoint {
         match mail {
             Mail::Deliver(call) => self.deliver(key, call, now),
             Mail::End(reason) => self.end_by_node(key, reason, now),
-            Mail::Drain => {
-                self.drain(now);
-                if self.observers.get(&key).is_some_and(|it| it.live) {
-                    self.effects.push_back(Effect::Release(key));
-                }
-                self.close_when_drained(key, now);
-            }
+            Mail::Drain => self.drain(now),
         }
     }
 
-    fn deliver(&mut self, key: Key, mut call: Box<Incoming>, now: Instant) {
-        if call.deadline.has_passed(now) {
-            // The router has told the caller.
-            return;
-        }
-        let Some(observer) = self.observers.get_mut(&key).filter(|it| it.over.is_none()) else {
-            let not_here = Reply::of(OpenDelivery::of(&mut call), DeliveryReply::NotHere, Bytes::new());
-            return self.effects.push_back(not_here);
+    fn deliver(&mut self, key: Key, call: Box<Incoming>, now: Instant) {
+        let Some(observer) = self.observers.get_mut(&key) else {
+            let (reply_to, reply) = (call.reply_to, Some(DeliveryReply::NotHere));
+            return self.effects.push_back(Effect::Conclude(Conclusion {
+                reply_to,
+                reply,
+                body: Bytes::new(),
+            }));
         };
-        if observer.waiting.len() >= self.limits.max_mailbox_calls {
-            observer.waiting.retain(|call| !call.deadline.has_passed(now));
-        }
-        if observer.waiting.len() >= self.limits.max_mailbox_calls {
-            let busy = DeliveryReply::Ended(Outcome::Busy(Limit::Mailbox));
-            self.effects.push_back(Effect::LimitHit(Limit::Mailbox));
-            return self.effects.push_back(Reply::of(OpenDelivery::of(&mut call), busy, Bytes::new()));
-        }
-        observer.waiting.push_back(call);
+        observer.target.deliver(call, now);
         self.advance(key, now);
+    }
+
+    /// Hands on how calls to this observer ended.
+    fn conclude_calls(&mut self, key: Key) {
+        let Some(observer) = self.observers.get_mut(&key) else { return };
+        while let Some(conclusion) = observer.target.next_conclusion() {
+            self.effects.push_back(Effect::Conclude(conclusion));
+        }
     }
 
     /// Sends the next call that waits, if none is under way.
     fn advance(&mut self, key: Key, now: Instant) {
-        loop {
-            let Some(observer) = self.observers.get_mut(&key) else { return };
-            if !observer.live || observer.is_notifying() {
-                return;
-            }
-            let Some(mut call) = observer.waiting.pop_front() else {
-                return self.close_when_drained(key, now);
-            };
-            if call.deadline.has_passed(now) {
-                continue;
-            }
-            let max = self.limits.max_calls_per_target;
-            let number = match observer.open.open(OpenDelivery::of(&mut call), call.deadline, max) {
-                Ok(number) => number,
-                Err(open) => {
-                    let busy = DeliveryReply::Ended(Outcome::Busy(Limit::TargetInFlight));
-                    self.effects.push_back(Effect::LimitHit(Limit::TargetInFlight));
-                    self.effects.push_back(Reply::of(open, busy, Bytes::new()));
-                    continue;
+        if let Some(observer) = self.observers.get_mut(&key)
+            && observer.live
+            && !observer.is_notifying()
+        {
+            let next = observer.target.next(now).map(|(number, call)| (number, call.body.clone()));
+            match next {
+                Some((number, body)) => self.notify(key, number, &body, now),
+                None => {
+                    self.conclude_calls(key);
+                    self.close_when_drained(key, now);
                 }
-            };
-            return self.notify(key, number, &call, now);
+            }
         }
+        self.conclude_calls(key);
     }
 
-    fn notify(&mut self, key: Key, number: u32, call: &Incoming, now: Instant) {
+    fn notify(&mut self, key: Key, number: u32, body: &Bytes, now: Instant) {
         let Some(observer) = self.observers.get_mut(&key) else { return };
-        let text = device_api::on_msg_numbered(number, &call.body);
+        let text = device_api::on_msg_numbered(number, body);
         let mut whole = Response::json(Code::CONTENT, text);
         let block = Block { exponent: observer.exponent, ..LARGEST_BLOCK };
         let (source, token) = observer.registration;
@@ -807,12 +763,10 @@ impl Endpoint {
             }
             Settled::Rejected(number) => {
                 self.tally.rejected += 1;
-                if resent == 0
-                    && let Some(open) = observer.open.answer(number)
-                {
+                if resent == 0 {
                     // Sent once and rejected: the device has not seen it. Sent more than once, it may have taken the
                     // first one and know no more of the observation now.
-                    self.effects.push_back(Reply::of(open, DeliveryReply::NotHere, Bytes::new()));
+                    observer.target.rejected(number);
                 }
                 return self.end_observer(key, None, now);
             }
@@ -822,12 +776,8 @@ impl Endpoint {
 
     /// The device has the whole of a call.
     fn taken(&mut self, key: Key, number: u32) {
-        if let Some(observer) = self.observers.get_mut(&key)
-            && observer.open.get(number).is_some_and(|open| open.oneway)
-            && let Some(open) = observer.open.answer(number)
-        {
-            let delivered = DeliveryReply::Ended(Outcome::Delivered);
-            self.effects.push_back(Reply::of(open, delivered, Bytes::new()));
+        if let Some(observer) = self.observers.get_mut(&key) {
+            observer.target.written(number);
         }
     }
 
@@ -859,9 +809,7 @@ impl Endpoint {
     fn answer(&mut self, mut origin: Origin, device: Key, number: u32, body: Bytes, now: Instant) {
         let observers = self.devices.get(&device).map(|it| it.observers.as_slice()).unwrap_or_default();
         let is_open = |key: &&Key| {
-            self.observers
-                .get(*key)
-                .is_some_and(|it| it.over.is_none() && it.open.get(number).is_some_and(|open| !open.oneway))
+            self.observers.get(*key).is_some_and(|it| it.over.is_none() && it.target.awaits_answer(number))
         };
         let Some(key) = observers.iter().find(is_open).copied() else {
             let why = reply::refused(Code::NOT_FOUND, "No such call is open!");
@@ -884,10 +832,8 @@ impl Endpoint {
         }
         if let Some(observer) = self.observers.get_mut(&key) {
             observer.heard_at = now;
-            if let Some(open) = observer.open.answer(number) {
-                let answered = DeliveryReply::Ended(Outcome::Answered);
-                self.effects.push_back(Reply::of(open, answered, body));
-            }
+            let taken = observer.target.answer(number, &body, true, now);
+            debug_assert_eq!(taken, AnswerTaken::Yes, "it was looked at just now");
             // Whoever answers has the call, whatever became of the acknowledgement.
             if let Some(id) = observer.no_longer_notifies(number) {
                 self.messages.settled(observer.registration.0, id);
@@ -902,10 +848,8 @@ impl Endpoint {
             return self.end_observer(key, Some(reason), now);
         }
         let Some(device) = self.devices.get(&key) else { return };
-        if reason == EndReason::Revoked {
-            for observer in device.observers.clone() {
-                self.end_observer(observer, Some(reason), now);
-            }
+        for observer in device.observers.clone() {
+            self.end_observer(observer, Some(reason), now);
         }
         let of_device = |(id, it): (&RequestId, &Pending)| (it.device == key).then_some(*id);
         let mut broken_off: Vec<RequestId> = self.requests.iter().filter_map(of_device).collect();
@@ -923,7 +867,8 @@ impl Endpoint {
         if !observer.live {
             // Its claim is being written, and must be released after that.
             observer.over = Some(reason);
-            return;
+            observer.target.falls_silent();
+            return self.conclude_calls(key);
         }
         let Some(mut observer) = self.observers.remove(&key) else { return };
         let (source, token) = observer.registration;
@@ -933,19 +878,12 @@ impl Endpoint {
         if let Some(id) = observer.unacknowledged() {
             self.messages.settled(source, id);
         }
-        for mut call in observer.waiting.drain(..) {
-            self.effects.push_back(Reply::of(
-                OpenDelivery::of(&mut call),
-                DeliveryReply::NotHere,
-                Bytes::new(),
-            ));
-        }
-        for open in observer.open.drain() {
-            let lost = DeliveryReply::Ended(Outcome::Lost);
-            self.effects.push_back(Reply::of(open, lost, Bytes::new()));
+        observer.target.end();
+        while let Some(conclusion) = observer.target.next_conclusion() {
+            self.effects.push_back(Effect::Conclude(conclusion));
         }
         self.ending.entry(key).or_default();
-        self.effects.push_back(Effect::End(key));
+        self.effects.push_back(Effect::End(key, reason.map_or(SessionEnd::ByDevice, SessionEnd::from)));
         if let Some(reason) = reason {
             let goodbye = reply::goodbye(reason);
             let datagram = if reason == EndReason::ShuttingDown {
@@ -973,8 +911,12 @@ impl Endpoint {
         for device in unused {
             self.forget_device(device);
         }
-        let observers: Vec<Key> = self.observers.keys().copied().collect();
+        let mut observers: Vec<Key> = self.observers.keys().copied().collect();
+        observers.sort_unstable();
         for observer in observers {
+            if self.observers.get(&observer).is_some_and(|it| it.live) {
+                self.effects.push_back(Effect::Release(observer));
+            }
             self.close_when_drained(observer, now);
         }
     }
@@ -1067,7 +1009,7 @@ impl Endpoint {
 
     fn expire_calls(&mut self, key: Key, now: Instant) {
         let Some(observer) = self.observers.get_mut(&key) else { return };
-        observer.open.expire(now);
+        observer.target.expire(now);
         observer.expiry_timer = None;
         match observer.call_ran_out() {
             // Acknowledged, or nothing under way.
@@ -1081,6 +1023,7 @@ impl Endpoint {
                 self.advance(key, now);
             }
         }
+        self.conclude_calls(key);
         self.schedule_calls(key);
     }
 
@@ -1110,7 +1053,7 @@ impl Endpoint {
 
     fn schedule_calls(&mut self, key: Key) {
         if let Some(observer) = self.observers.get_mut(&key)
-            && let Some(expiry) = observer.open.next_expiry()
+            && let Some(expiry) = observer.target.next_expiry()
             && observer.expiry_timer.is_none_or(|set| expiry < set)
         {
             observer.expiry_timer = Some(expiry);
@@ -1298,7 +1241,7 @@ impl Endpoint {
 
     fn caller(&self, device: Key) -> Option<MutexGuard<'_, CallerLimits>> {
         match &self.devices.get(&device)?.standing {
-            Standing::Known(caller) => Some(caller.lock().unwrap_or_else(PoisonError::into_inner)),
+            Standing::Known(caller) => Some(caller.lock()),
             Standing::Checking(_) => None,
         }
     }
@@ -1325,7 +1268,7 @@ impl Endpoint {
         }
         if matches!(device.standing, Standing::Known(_)) {
             self.ending.entry(key).or_default();
-            self.effects.push_back(Effect::End(key));
+            self.effects.push_back(Effect::End(key, SessionEnd::ByDevice));
         }
     }
 }

@@ -4,11 +4,11 @@ use std::collections::{HashMap, HashSet};
 
 use coap_lite::{CoapOption, MessageClass, MessageType, Packet};
 use proptest::prelude::*;
-use rpc::{Budget, CallId, Delivery, DeviceId, NodeId, SessionId};
-use uuid::Uuid;
+use rpc::{Budget, CallId, NodeId};
 
 use super::*;
 use crate::coap::codec::option;
+use crate::device::target::TargetLimits;
 
 const GET: u8 = 1;
 const POST: u8 = 2;
@@ -16,14 +16,9 @@ const RPC: &str = "api/v1/TOKEN/rpc";
 const GET_TIME: &str = r#"{"method":"getTime"}"#;
 
 fn limits() -> EndpointLimits {
-    let rate = Rate { per_second: 0, burst: 0 };
+    let target = TargetLimits { max_waiting: 3, max_open: 4 };
     EndpointLimits {
-        api: ApiLimits { default_timeout_ms: 20_000, max_timeout_ms: 60_000, default_connect_timeout_ms: 0 },
-        max_calls_per_caller: 4,
-        max_calls_per_target: 4,
-        max_mailbox_calls: 3,
-        call_rate: rate,
-        uplink_rate: rate,
+        device: DeviceLimits { max_calls_per_caller: 4, target, ..DeviceLimits::for_tests() },
         coap: Coap { max_exchanges: 100, max_observers: 2, ..Coap::default() },
     }
 }
@@ -158,7 +153,7 @@ struct World {
 impl World {
     fn of(limits: EndpointLimits) -> Self {
         let now = Instant::now();
-        let known = ["TOKEN", "OTHER"].map(|token| Sha256::digest(token).into());
+        let known = ["TOKEN", "OTHER"].map(|token| digest(token.as_bytes()));
         World {
             endpoint: Endpoint::new(limits, 42),
             now,
@@ -196,13 +191,15 @@ impl World {
                     }
                 }
                 Effect::Release(key) => self.released.push(key),
-                Effect::End(key) => {
+                Effect::End(key, _) => {
                     self.ended.push(key);
                     if self.prompt {
                         self.endpoint.ended(key, self.now);
                     }
                 }
-                Effect::Reply(reply) => self.replies.push((reply.to.to_string(), reply.reply, reply.body)),
+                Effect::Conclude(Conclusion { reply_to, reply, body }) => {
+                    self.replies.extend(reply.map(|reply| (reply_to.inbox.to_string(), reply, body)));
+                }
                 Effect::LimitHit(limit) => self.hit.push(limit),
                 Effect::Refused(..) => {}
             }
@@ -262,15 +259,19 @@ impl World {
     fn incoming(&mut self, budget_ms: u32, oneway: bool, body: &str) -> Box<Incoming> {
         self.calls += 1;
         let call = CallId { node: NodeId(1), serial: self.calls };
-        let (session, target) = (SessionId(1), DeviceId(Uuid::nil()));
         let budget = Budget::from_ms(budget_ms);
         Box::new(Incoming {
-            delivery: Delivery { call, session, target, budget_ms: budget, oneway, traceparent: None },
+            call,
+            caller: None,
+            oneway,
+            traceparent: None,
             body: Bytes::copy_from_slice(body.as_bytes()),
-            arrived: self.now,
             deadline: budget.starting(self.now),
-            reply_to: format!("reply.{}", self.calls).into(),
-            span: Default::default(),
+            reply_to: Router {
+                inbox: format!("reply.{}", self.calls).into(),
+                arrived: self.now,
+                span: Default::default(),
+            },
         })
     }
 
@@ -746,7 +747,8 @@ fn a_full_mailbox_and_too_many_open_calls_are_busy() {
     for _ in 0..5 {
         world.calls(key, 10_000, false, "1");
     }
-    assert_eq!((world.replied(), &world.hit[..]), (vec!["reply.5 busy".to_owned()], &[Limit::Mailbox][..]));
+    assert_eq!(world.replies[0].1, DeliveryReply::Ended(Outcome::Busy(Limit::Mailbox)));
+    assert_eq!(world.replied(), ["reply.5 busy"]);
     let mut next = 0;
     for _ in 0..4 {
         let sent = world.endpoint.observers[&key].unacknowledged().unwrap();
@@ -755,8 +757,8 @@ fn a_full_mailbox_and_too_many_open_calls_are_busy() {
     }
     assert_ne!(next, 0);
     world.calls(key, 10_000, false, "1");
+    assert_eq!(world.replies[0].1, DeliveryReply::Ended(Outcome::Busy(Limit::TargetInFlight)));
     assert_eq!(world.replied(), ["reply.6 busy"]);
-    assert_eq!(world.hit, [Limit::Mailbox, Limit::TargetInFlight]);
 }
 
 #[test]

@@ -15,16 +15,17 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::{AbortHandle, Abortable};
 use futures::stream::{BoxStream, FuturesUnordered, SelectAll, poll_fn};
-use rpc::{CredentialHash, DeliveryReply, Identity, Method, Outcome, Protocol};
+use rpc::{Method, Protocol, SessionEnd};
 use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 
 use super::endpoint::{Effect, Endpoint, EndpointLimits, Identified, Key, RequestId};
 use super::tally::CoapMetrics;
-use crate::mailbox::Mail;
-use crate::metrics::ConnectResult;
+use crate::calls::Ended;
+use crate::device::admit::NotAdmitted;
+use crate::device::mailbox::{Mail, Mailbox};
+use crate::device::sessions::{Session, Visitor};
 use crate::node::Node;
-use crate::sessions::{CredentialDigest, NewSession, SessionHandle};
 
 /// The longest datagram that UDP carries.
 const MAX_DATAGRAM_BYTES: usize = 65_535;
@@ -72,7 +73,7 @@ impl Listener {
             metrics: CoapMetrics::register(),
             socket: self.socket,
             node,
-            sessions: HashMap::new(),
+            live: HashMap::new(),
             mail: SelectAll::new(),
             jobs: FuturesUnordered::new(),
             unsent: VecDeque::new(),
@@ -81,26 +82,34 @@ impl Listener {
     }
 }
 
-/// A session of the node, under the key that the endpoint knows it by.
+/// Who is on the node under a key of the endpoint's.
+enum OnNode {
+    Visitor(Arc<Visitor>),
+    Session(Arc<Session>),
+}
+
+impl OnNode {
+    fn mailbox(&self) -> &Mailbox {
+        match self {
+            OnNode::Visitor(visitor) => &visitor.mailbox,
+            OnNode::Session(session) => &session.mailbox,
+        }
+    }
+}
+
 struct Live {
-    handle: Arc<SessionHandle>,
+    is: Arc<OnNode>,
     stop_mail: AbortHandle,
 }
 
 /// What was being done for the endpoint is done.
 enum Done {
-    Authenticated(Key, CredentialDigest, Answer),
-    Asked(RequestId, Method, Outcome, Bytes, Instant),
+    Admitted(Key, Result<Arc<Visitor>, NotAdmitted>),
+    Asked(RequestId, Method, Ended, Instant),
     Uplinked(RequestId, bool),
-    Claimed(Key, bool),
+    Claimed(Key, Option<Arc<Session>>),
     Ended(Key),
     Nothing,
-}
-
-/// Who holds a credential, and how many changes the node had heard of when it was asked.
-struct Answer {
-    identity: Result<Option<Identity>, bus::AskError>,
-    changes: u64,
 }
 
 type Job = Pin<Box<dyn Future<Output = Done> + Send>>;
@@ -110,8 +119,8 @@ struct Loop {
     metrics: CoapMetrics,
     socket: UdpSocket,
     node: Arc<Node>,
-    sessions: HashMap<Key, Live>,
-    /// What the sessions are told. A stream of its own for each: the mailboxes wake this loop alone.
+    live: HashMap<Key, Live>,
+    /// What they are told. A stream of its own for each: the mailboxes wake this loop alone.
     mail: SelectAll<Abortable<BoxStream<'static, (Key, Mail)>>>,
     jobs: FuturesUnordered<Job>,
     unsent: VecDeque<(SocketAddr, Bytes)>,
@@ -175,37 +184,43 @@ impl Loop {
         while let Some(effect) = self.endpoint.next_effect() {
             match effect {
                 Effect::Send(to, datagram) => self.send(to, datagram),
-                Effect::Authenticate(key, credential) => self.authenticate(key, credential),
+                Effect::Authenticate(key, credential) => {
+                    let node = Arc::clone(&self.node);
+                    self.job(
+                        async move { Done::Admitted(key, node.admit(credential, Protocol::Coap).await) },
+                    );
+                }
                 Effect::Ask(request, key, asked) => {
-                    let Some(handle) = self.handle(key) else { continue };
+                    let Some(visitor) = self.visitor(key) else { continue };
                     let (node, started, method) = (Arc::clone(&self.node), Instant::now(), asked.method());
                     self.job(async move {
-                        let (outcome, body) = node.calls.perform(&handle, asked, None).await;
-                        Done::Asked(request, method, outcome, body, started)
+                        let ended = node.calls.perform(&visitor, asked, None).await;
+                        Done::Asked(request, method, ended, started)
                     });
                 }
                 Effect::Uplink(request, key, kind, payload) => {
-                    let Some(handle) = self.handle(key) else { continue };
+                    let Some(visitor) = self.visitor(key) else { continue };
                     let node = Arc::clone(&self.node);
                     self.job(
-                        async move { Done::Uplinked(request, node.uplink(&handle, kind, payload).await) },
+                        async move { Done::Uplinked(request, node.uplink(&visitor, kind, payload).await) },
                     );
                 }
                 Effect::Claim { observer, device } => self.claim(observer, device),
                 Effect::Release(key) => {
-                    let Some(handle) = self.handle(key) else { continue };
-                    let node = Arc::clone(&self.node);
+                    let Some(Live { is, .. }) = self.live.get(&key) else { continue };
+                    let (node, is) = (Arc::clone(&self.node), Arc::clone(is));
                     self.job(async move {
-                        node.release(&handle).await;
+                        if let OnNode::Session(session) = &*is {
+                            node.release(session).await;
+                        }
                         Done::Nothing
                     });
                 }
-                Effect::End(key) => self.end(key),
-                Effect::Reply(reply) => {
-                    self.node.metrics.delivery_ended(reply.arrived.elapsed());
+                Effect::End(key, reason) => self.end(key, reason),
+                Effect::Conclude(conclusion) => {
                     let node = Arc::clone(&self.node);
                     self.job(async move {
-                        node.reply(reply.to, reply.span, &reply.reply, &reply.body).await;
+                        node.conclude(conclusion).await;
                         Done::Nothing
                     });
                 }
@@ -225,103 +240,65 @@ impl Loop {
     fn done(&mut self, done: Done) {
         let now = Instant::now();
         match done {
-            Done::Authenticated(key, credential, answer) => self.identified(key, credential, answer, now),
-            Done::Asked(request, method, outcome, body, started) => {
+            Done::Admitted(key, admitted) => {
+                let identified = match admitted {
+                    Ok(visitor) => {
+                        let caller = Arc::clone(&visitor.caller);
+                        self.keep(key, OnNode::Visitor(visitor));
+                        Identified::Device(caller)
+                    }
+                    Err(NotAdmitted::Unknown) => Identified::Nobody,
+                    Err(NotAdmitted::Unavailable) => Identified::Unavailable,
+                };
+                self.endpoint.authenticated(key, identified, now);
+            }
+            Done::Asked(request, method, Ended { outcome, body, .. }, started) => {
                 self.node.metrics.call_ended(method, &outcome, started.elapsed());
                 self.endpoint.answered(request, method, &outcome, body, now);
             }
             Done::Uplinked(request, taken) => self.endpoint.uplinked(request, taken, now),
-            Done::Claimed(key, stands) => self.endpoint.claimed(key, stands, now),
+            Done::Claimed(key, session) => {
+                let stands = session.is_some();
+                if let Some(session) = session {
+                    self.keep(key, OnNode::Session(session));
+                }
+                self.endpoint.claimed(key, stands, now);
+            }
             Done::Ended(key) => self.endpoint.ended(key, now),
             Done::Nothing => {}
         }
     }
 
-    fn authenticate(&mut self, key: Key, credential: CredentialDigest) {
-        let node = Arc::clone(&self.node);
-        self.job(async move {
-            let wait = Duration::from_millis(node.settings.ingress.authenticate_timeout_ms);
-            let changes = node.changes();
-            let identity = node.calls.authenticate(CredentialHash::from_digest(credential), wait).await;
-            Done::Authenticated(key, credential, Answer { identity, changes })
-        });
-    }
-
-    fn identified(&mut self, key: Key, credential: CredentialDigest, answer: Answer, now: Instant) {
-        let (identified, result) = match answer.identity {
-            // A change between the question and this found no session to end: ask again.
-            Ok(Some(_)) if answer.changes != self.node.changes() => {
-                return self.authenticate(key, credential);
-            }
-            Ok(Some(identity)) => {
-                let new = NewSession {
-                    device: identity.device,
-                    tenant: identity.tenant,
-                    customer: identity.customer,
-                    credential,
-                    protocol: Protocol::Coap,
-                };
-                let caller = Arc::clone(&self.begin(key, new).caller);
-                (Identified::Device(caller), ConnectResult::Accepted)
-            }
-            Ok(None) => (Identified::Nobody, ConnectResult::UnknownToken),
-            Err(error) => {
-                tracing::warn!(%error, "a device could not be authenticated");
-                (Identified::Unavailable, ConnectResult::Unavailable)
-            }
-        };
-        self.node.metrics.connect(result);
-        self.endpoint.authenticated(key, identified, now);
-    }
-
     fn claim(&mut self, observer: Key, device: Key) {
-        let Some(of) = self.handle(device) else {
+        let Some(visitor) = self.visitor(device) else {
             return self.endpoint.claimed(observer, false, Instant::now());
         };
-        let new = NewSession {
-            device: of.device,
-            tenant: of.tenant,
-            customer: of.customer,
-            credential: of.credential,
-            protocol: Protocol::Coap,
-        };
-        let (node, handle) = (Arc::clone(&self.node), self.begin(observer, new));
-        self.job(async move { Done::Claimed(observer, node.claim(&handle).await) });
+        let node = Arc::clone(&self.node);
+        self.job(async move { Done::Claimed(observer, node.begin_session(&visitor).await) });
     }
 
-    /// Begins a session of the node.
-    fn begin(&mut self, key: Key, new: NewSession) -> Arc<SessionHandle> {
-        let handle = self.node.sessions.add(new, Instant::now());
-        self.node.metrics.sessions(Protocol::Coap).increment(1);
-        let reads = Arc::clone(&handle);
-        let mail = poll_fn(move |cx| reads.mailbox.poll_next(cx).map(|mail| Some((key, mail))));
+    /// Listens to what somebody on the node is told.
+    fn keep(&mut self, key: Key, is: OnNode) {
+        let is = Arc::new(is);
+        let reads = Arc::clone(&is);
+        let mail = poll_fn(move |cx| reads.mailbox().poll_next(cx).map(|mail| Some((key, mail))));
         let (stop_mail, stopped) = AbortHandle::new_pair();
         self.mail.push(Abortable::new(mail.boxed(), stopped));
-        self.sessions.insert(key, Live { handle: Arc::clone(&handle), stop_mail });
-        let (node, announced) = (Arc::clone(&self.node), Arc::clone(&handle));
-        self.job(async move {
-            node.announce(&announced, "up").await;
-            Done::Nothing
-        });
-        handle
+        self.live.insert(key, Live { is, stop_mail });
     }
 
-    /// Ends a session of the node.
-    fn end(&mut self, key: Key) {
-        let Some(Live { handle, stop_mail }) = self.sessions.remove(&key) else {
+    /// Whoever it is goes.
+    fn end(&mut self, key: Key, reason: SessionEnd) {
+        let Some(Live { is, stop_mail }) = self.live.remove(&key) else {
             return self.endpoint.ended(key, Instant::now());
         };
-        tracing::debug!(device = %handle.device, session = %handle.id, "a session ends");
         stop_mail.abort();
-        self.node.metrics.sessions(Protocol::Coap).decrement(1);
         let node = Arc::clone(&self.node);
         self.job(async move {
-            node.release(&handle).await;
-            for call in handle.mailbox.close() {
-                node.reply(call.reply_to, call.span, &DeliveryReply::NotHere, b"").await;
+            match &*is {
+                OnNode::Visitor(visitor) => node.leave(visitor),
+                OnNode::Session(session) => node.end_session(session, reason).await,
             }
-            node.sessions.remove(&handle);
-            node.announce(&handle, "down").await;
             Done::Ended(key)
         });
     }
@@ -358,8 +335,11 @@ impl Loop {
         }
     }
 
-    fn handle(&self, key: Key) -> Option<Arc<SessionHandle>> {
-        self.sessions.get(&key).map(|it| Arc::clone(&it.handle))
+    fn visitor(&self, key: Key) -> Option<Arc<Visitor>> {
+        match &*self.live.get(&key)?.is {
+            OnNode::Visitor(visitor) => Some(Arc::clone(visitor)),
+            OnNode::Session(_) => None,
+        }
     }
 
     fn job(&self, job: impl Future<Output = Done> + Send + 'static) {

@@ -1,44 +1,15 @@
 //! What is under way to a device that observes its calls? One notification at a time, and the calls it may answer.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use boot::traces::Span;
-use bus::Subject;
-
 use super::codec::Token;
 use super::endpoint::{Key, RequestId};
-use crate::mailbox::{EndReason, Incoming};
-use crate::session::OpenCalls;
+use crate::device::mailbox::{EndReason, Router};
+use crate::device::target::{Numbers, Target, TargetLimits};
 
 /// Sequence numbers of notifications have 24 bits (RFC 7641 §3.4).
 const MAX_SEQUENCE: u32 = 0xff_ffff;
-
-/// A call that was sent to the target.
-#[derive(Debug)]
-pub struct OpenDelivery {
-    /// The router's inbox.
-    pub reply_to: Subject,
-    /// When it came to this node.
-    pub arrived: Instant,
-    /// Whether no answer is wanted.
-    pub oneway: bool,
-    /// The call's hop here.
-    pub span: Span,
-}
-
-impl OpenDelivery {
-    /// Of a call that has come. Takes its span.
-    pub fn of(call: &mut Incoming) -> Self {
-        OpenDelivery {
-            reply_to: call.reply_to.clone(),
-            arrived: call.arrived,
-            oneway: call.delivery.oneway,
-            span: std::mem::take(&mut call.span),
-        }
-    }
-}
 
 /// One observation (RFC 7641).
 #[derive(Debug)]
@@ -55,10 +26,8 @@ pub struct Observer {
     pub over: Option<Option<EndReason>>,
     /// Requests that wait for the claim.
     pub waiters: Vec<RequestId>,
-    /// Calls that the device may have seen.
-    pub open: OpenCalls<OpenDelivery>,
-    /// Calls that it has not.
-    pub waiting: VecDeque<Box<Incoming>>,
+    /// Its calls.
+    pub target: Target<Router>,
     /// When the device was last heard of.
     pub heard_at: Instant,
     /// For when a timer is set that looks for calls out of time.
@@ -113,9 +82,12 @@ impl Observer {
         device: Key,
         registration: (SocketAddr, Token),
         exponent: u8,
+        limits: TargetLimits,
         first_number: u32,
         now: Instant,
     ) -> Self {
+        let mut target = Target::new(limits, Numbers::after(first_number));
+        target.becomes_callable();
         Observer {
             device,
             registration,
@@ -123,8 +95,7 @@ impl Observer {
             live: false,
             over: None,
             waiters: Vec::new(),
-            open: OpenCalls::starting_at(first_number),
-            waiting: VecDeque::new(),
+            target,
             heard_at: now,
             expiry_timer: None,
             sequence: 0,
@@ -229,7 +200,7 @@ impl Observer {
     pub fn call_ran_out(&mut self) -> NotUnderWay {
         match &self.under_way {
             None => NotUnderWay::Free,
-            Some(UnderWay { what: What::Call { number, .. }, .. }) if self.open.get(*number).is_none() => {
+            Some(UnderWay { what: What::Call { number, .. }, .. }) if !self.target.is_open(*number) => {
                 match self.unacknowledged() {
                     Some(id) => NotUnderWay::Unacknowledged(id),
                     None => {
@@ -244,7 +215,7 @@ impl Observer {
 
     /// Nothing is owed to the device or by it.
     pub fn is_idle(&self) -> bool {
-        self.open.is_empty() && self.waiting.is_empty() && !self.is_notifying()
+        self.target.is_idle() && !self.is_notifying()
     }
 }
 
@@ -253,7 +224,8 @@ mod tests {
     use super::*;
 
     fn observer() -> Observer {
-        Observer::new(1, (([127, 0, 0, 1], 1).into(), Token::default()), 6, 7, Instant::now())
+        let limits = TargetLimits { max_waiting: 1, max_open: 1 };
+        Observer::new(1, (([127, 0, 0, 1], 1).into(), Token::default()), 6, limits, 7, Instant::now())
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! How does an outcome become a CoAP response? One exhaustive match for calls, and the words for everything else.
 
 use bytes::Bytes;
-use rpc::{Limit, Method, Outcome};
+use rpc::{Method, Outcome};
 use serde::Serialize;
 
 use super::codec::{Code, Response, format};
-use crate::device_api::{self, MalformedRequest};
-use crate::mailbox::EndReason;
+use crate::device::caller::RefusedRequest;
+use crate::device::mailbox::EndReason;
+use crate::device_api;
 
 /// When to try again, in seconds: limits are per second, and a node that shuts down is replaced as soon.
 const RETRY_AFTER_S: u32 = 1;
@@ -25,36 +26,24 @@ pub fn ended(method: Method, outcome: &Outcome, body: Bytes) -> Response {
         | Outcome::Offline
         | Outcome::TimedOut
         | Outcome::Lost
+        | Outcome::TooLargeForTarget
+        | Outcome::AnswerTooLarge
+        | Outcome::AnswerInvalid
         | Outcome::Malformed(_) => Code::CONTENT,
-        Outcome::Busy(limit) => match limit {
-            // About the target, like `Offline`: the caller has done nothing too often.
-            Limit::TargetInFlight | Limit::Mailbox | Limit::OutboundBytes | Limit::Subscriptions => {
-                Code::CONTENT
-            }
-            Limit::Connections
-            | Limit::PacketBytes
-            | Limit::CallerInFlight
-            | Limit::CallRate
-            | Limit::PendingAsks
-            | Limit::RouterInFlight
-            | Limit::UplinkRate
-            | Limit::Polls
-            | Limit::Sessions
-            | Limit::Exchanges
-            | Limit::Observers
-            | Limit::BlockTransfers
-            | Limit::Unauthenticated
-            | Limit::ClaimsInFlight => Code::TOO_MANY_REQUESTS,
-        },
+        Outcome::Busy(limit) if limit.is_of_target() => Code::CONTENT,
+        Outcome::Busy(_) => Code::TOO_MANY_REQUESTS,
         Outcome::Unavailable => Code::UNAVAILABLE,
     };
     said(code, device_api::answer(method, outcome, body))
 }
 
-/// The response to a text that is no request, or asks for what cannot be.
-pub fn malformed(malformed: &MalformedRequest) -> Response {
-    let code = if malformed.not_a_request { Code::BAD_REQUEST } else { Code::CONTENT };
-    said(code, device_api::answer(malformed.method, &malformed.outcome, Bytes::new()))
+/// The response to a request that goes no further.
+pub fn refused_request(refused: &RefusedRequest) -> Response {
+    if refused.not_a_request {
+        let text = device_api::answer(refused.method, &refused.outcome, Bytes::new());
+        return said(Code::BAD_REQUEST, text);
+    }
+    ended(refused.method, &refused.outcome, Bytes::new())
 }
 
 /// The last notification of an observation that the node ends.
@@ -116,6 +105,7 @@ fn said(code: Code, text: Bytes) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rpc::Limit;
 
     #[test]
     fn every_outcome_has_its_code() {
@@ -140,7 +130,7 @@ mod tests {
         }
         let malformed = |not_a_request| {
             let outcome = Outcome::malformed("x");
-            super::malformed(&MalformedRequest { method: Method::Other, outcome, not_a_request })
+            refused_request(&RefusedRequest { method: Method::Other, outcome, not_a_request })
                 .code
                 .to_string()
         };

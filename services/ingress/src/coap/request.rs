@@ -3,7 +3,7 @@
 use rpc::UplinkKind;
 
 use super::codec::{Block, Code, Message, Token, format, option, uint};
-use crate::session::MAX_CALL_NUMBER;
+use crate::device::target::MAX_CALL_NUMBER;
 
 /// The longest value of Uri-Path (RFC 7252 §5.10).
 const MAX_SEGMENT_BYTES: usize = 255;

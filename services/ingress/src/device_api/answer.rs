@@ -18,6 +18,9 @@ pub fn answer(method: Method, outcome: &Outcome, body: Bytes) -> Bytes {
         Outcome::TimedOut => error("Timeout while waiting response from device!"),
         Outcome::Lost => error("Connection to the remote device was lost!"),
         Outcome::Busy(_) => error("Too many requests!"),
+        Outcome::TooLargeForTarget => error("Message is too large for the remote device!"),
+        Outcome::AnswerTooLarge => error("Response of the remote device is too large!"),
+        Outcome::AnswerInvalid => error("Response of the remote device is not valid!"),
         Outcome::Malformed(text) => error(text),
         Outcome::Unavailable => error("Internal server error!"),
     }
@@ -46,14 +49,14 @@ pub fn get_time(now_ms: u64) -> Bytes {
 /// The answer to `getSessionLimits`, in the form that the ThingsBoard SDKs read: a rate is `count:seconds`,
 /// and `0:0,` is none.
 pub fn session_limits(
-    max_packet_bytes: u32,
+    max_payload_bytes: usize,
     max_calls_in_flight: usize,
     calls_per_second: u32,
     uplinks_per_second: u32,
 ) -> Bytes {
     let rate = |per_second: u32| if per_second == 0 { "0:0,".to_owned() } else { format!("{per_second}:1") };
     let limits = SessionLimits {
-        max_payload_size: max_packet_bytes,
+        max_payload_size: max_payload_bytes,
         max_inflight_messages: max_calls_in_flight,
         rate_limits: RateLimits {
             messages: rate(calls_per_second),
@@ -67,7 +70,7 @@ pub fn session_limits(
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct SessionLimits {
-    max_payload_size: u32,
+    max_payload_size: usize,
     max_inflight_messages: usize,
     rate_limits: RateLimits,
 }

@@ -7,24 +7,26 @@
 use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher, RandomState};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rpc::{DeliveryReply, Protocol};
+use parking_lot::{Mutex, MutexGuard};
+use rpc::SessionEnd;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::lease::{AnswerTaken, Effect, Lease, LeaseLimits, NotPolled, PollEnd, PollId};
-use crate::mailbox::{EndReason, Mail};
+use super::lease::{Effect, Lease, LeaseLimits, NotPolled, PollEnd, PollId};
+use crate::device::mailbox::{EndReason, Mail, Router};
+use crate::device::sessions::{Session, Visitor};
+use crate::device::target::AnswerTaken;
 use crate::node::Node;
-use crate::sessions::{NewSession, SessionHandle};
 
 /// A device that this node keeps in mind.
 pub(super) struct Device {
-    /// Its place among the node's sessions: told when the device changes or the node shuts down, never callable.
-    pub(super) handle: Arc<SessionHandle>,
+    /// Its place among the node's visitors: told when the device changes or the node shuts down.
+    pub(super) visitor: Arc<Visitor>,
     state: Mutex<State>,
     /// Cancelled when the device is no longer served; `ended` says why.
     closing: CancellationToken,
@@ -32,7 +34,7 @@ pub(super) struct Device {
 }
 
 struct State {
-    lease: Lease<oneshot::Sender<Told>>,
+    lease: Lease<oneshot::Sender<Told>, Router>,
     /// Requests that are being answered.
     requests: usize,
     last_request_at: Instant,
@@ -114,8 +116,8 @@ impl Drop for WaitingPoll<'_> {
 
 impl Visit {
     /// Whom the request is of.
-    pub(super) fn handle(&self) -> &Arc<SessionHandle> {
-        &self.device.handle
+    pub(super) fn visitor(&self) -> &Arc<Visitor> {
+        &self.device.visitor
     }
 
     /// Waits for a call, until then.
@@ -138,10 +140,10 @@ impl Visit {
 }
 
 impl Device {
-    /// A device that was just added to the node's sessions.
-    pub(super) fn new(handle: Arc<SessionHandle>, limits: LeaseLimits, now: Instant) -> Self {
+    /// A device that was just added to the node's visitors.
+    pub(super) fn new(visitor: Arc<Visitor>, limits: LeaseLimits, now: Instant) -> Self {
         // Keyed at random by the operating system.
-        let first_number = (RandomState::new().hash_one(handle.id) >> 33) as u32;
+        let first_number = (RandomState::new().hash_one(visitor.id) >> 33) as u32;
         let state = State {
             lease: Lease::new(limits, first_number, now),
             requests: 0,
@@ -151,7 +153,12 @@ impl Device {
             wakes_at: now,
             waker: None,
         };
-        Device { handle, state: Mutex::new(state), closing: CancellationToken::new(), ended: OnceLock::new() }
+        Device {
+            visitor,
+            state: Mutex::new(state),
+            closing: CancellationToken::new(),
+            ended: OnceLock::new(),
+        }
     }
 
     /// Begins a request, unless the device is being forgotten.
@@ -207,30 +214,31 @@ impl Device {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Performs what the lease asks for, until the device is forgotten.
     pub(super) async fn run(self: Arc<Self>, node: Arc<Node>, idle: Duration) {
-        let mut claim: Option<Arc<SessionHandle>> = None;
+        let mut session: Option<Arc<Session>> = None;
+        let mut ended = SessionEnd::ByDevice;
         let mut timer = pin!(tokio::time::sleep(idle));
         loop {
             // Boxed, here and below: a device that waits is counted in kilobytes.
             if self.lock().lease.has_effects() {
-                Box::pin(self.perform(&node, &mut claim)).await;
+                Box::pin(self.perform(&node, &mut session, ended)).await;
             }
             let now = Instant::now();
             self.with(|state| state.lease.tick(now));
             let Some(wakes_at) = self.rest(now, idle) else { break };
             timer.as_mut().reset(wakes_at.into());
             let mail = poll_fn(|cx| {
-                if let Poll::Ready(mail) = self.handle.mailbox.poll_next(cx) {
-                    return Poll::Ready(Some((true, mail)));
+                if let Poll::Ready(mail) = self.visitor.mailbox.poll_next(cx) {
+                    return Poll::Ready(Some(mail));
                 }
-                if let Some(claim) = &claim
-                    && let Poll::Ready(mail) = claim.mailbox.poll_next(cx)
+                if let Some(session) = &session
+                    && let Poll::Ready(mail) = session.mailbox.poll_next(cx)
                 {
-                    return Poll::Ready(Some((false, mail)));
+                    return Poll::Ready(Some(mail));
                 }
                 if self.poll_work(cx).is_ready() || timer.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(None);
@@ -241,25 +249,30 @@ impl Device {
             // Awake: what others change from here on is looked at before the loop sleeps again.
             self.lock().waker = None;
             match mail {
-                Some((_, Mail::Deliver(call))) => {
+                Some(Mail::Deliver(call)) => {
                     let now = Instant::now();
                     self.with(|state| state.lease.deliver(call, now));
                 }
-                Some((_, Mail::End(EndReason::TakenOver))) => {
+                Some(Mail::End(EndReason::TakenOver)) => {
+                    ended = SessionEnd::TakenOver;
                     self.with(|state| state.lease.end(EndReason::TakenOver, Instant::now()));
                 }
-                Some((true, Mail::End(reason))) => self.end(reason),
-                Some((true, Mail::Drain)) => self.with(|state| {
-                    state.draining = true;
-                    state.lease.drain(Instant::now());
-                }),
-                // The device's own handle is told the same.
-                Some((false, Mail::End(_) | Mail::Drain)) | None => {}
+                Some(Mail::End(reason)) => {
+                    ended = reason.into();
+                    self.end(reason);
+                }
+                Some(Mail::Drain) => {
+                    ended = SessionEnd::ShuttingDown;
+                    self.with(|state| {
+                        state.draining = true;
+                        state.lease.drain(Instant::now());
+                    });
+                }
+                None => ended = SessionEnd::ByDevice,
             }
         }
-        Box::pin(self.perform(&node, &mut claim)).await;
-        Box::pin(refuse_unread(&node, &self.handle)).await;
-        node.sessions.remove(&self.handle);
+        Box::pin(self.perform(&node, &mut session, ended)).await;
+        node.leave(&self.visitor);
     }
 
     /// When to wake at the latest; none when the device is to be forgotten.
@@ -276,12 +289,9 @@ impl Device {
             return None;
         }
         let idle_until = state.last_request_at + idle;
-        if lease_rests && now >= idle_until {
-            let caller = self.handle.caller.lock().unwrap_or_else(PoisonError::into_inner);
-            if caller.is_at_rest(now) {
-                state.closed = true;
-                return None;
-            }
+        if lease_rests && now >= idle_until && self.visitor.caller.lock().is_at_rest(now) {
+            state.closed = true;
+            return None;
         }
         // A device that is not at rest is looked at again after another while.
         let again = if idle_until > now { idle_until } else { now + idle };
@@ -301,59 +311,22 @@ impl Device {
         Poll::Pending
     }
 
-    async fn perform(self: &Arc<Self>, node: &Node, claim: &mut Option<Arc<SessionHandle>>) {
+    async fn perform(self: &Arc<Self>, node: &Node, session: &mut Option<Arc<Session>>, ended: SessionEnd) {
         while let Some(effect) = self.with(|state| state.lease.next_effect()) {
             match effect {
                 Effect::Claim => {
-                    *claim = become_callable(node, &self.handle).await;
-                    let stands = claim.is_some();
+                    *session = node.begin_session(&self.visitor).await;
+                    let stands = session.is_some();
                     self.with(|state| state.lease.claimed(stands, Instant::now()));
                 }
                 Effect::Release => {
-                    if let Some(claim) = claim.take() {
-                        end_callable(node, &claim).await;
+                    if let Some(session) = session.take() {
+                        node.end_session(&session, ended).await;
                     }
                 }
-                Effect::Reply(reply) => {
-                    node.metrics.delivery_ended(reply.arrived.elapsed());
-                    node.reply(reply.to, reply.span, &reply.reply, &reply.body).await;
-                }
+                Effect::Conclude(conclusion) => node.conclude(conclusion).await,
                 Effect::LimitHit(limit) => node.metrics.limit_hit(limit),
             }
         }
-    }
-}
-
-/// Claims the device for a session of its own: a claim that is taken over and one that follows are never confused.
-async fn become_callable(node: &Node, device: &SessionHandle) -> Option<Arc<SessionHandle>> {
-    let new = NewSession {
-        device: device.device,
-        tenant: device.tenant,
-        customer: device.customer,
-        credential: device.credential,
-        protocol: Protocol::Http,
-    };
-    let session = node.sessions.add(new, Instant::now());
-    if node.claim(&session).await {
-        node.metrics.sessions(Protocol::Http).increment(1);
-        node.announce(&session, "up").await;
-        return Some(session);
-    }
-    refuse_unread(node, &session).await;
-    node.sessions.remove(&session);
-    None
-}
-
-async fn end_callable(node: &Node, session: &SessionHandle) {
-    node.release(session).await;
-    refuse_unread(node, session).await;
-    node.sessions.remove(session);
-    node.metrics.sessions(Protocol::Http).decrement(1);
-    node.announce(session, "down").await;
-}
-
-async fn refuse_unread(node: &Node, session: &SessionHandle) {
-    for call in session.mailbox.close() {
-        node.reply(call.reply_to, call.span, &DeliveryReply::NotHere, b"").await;
     }
 }

@@ -2,20 +2,21 @@
 //! the question to the authorizer for those that it does not.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rpc::{CredentialHash, Identity, Limit, Protocol};
-use sha2::{Digest, Sha256};
+use parking_lot::{Mutex, MutexGuard};
+use rpc::{Limit, Protocol};
 use tokio_util::task::TaskTracker;
 
 use super::device::{Device, Visit};
 use super::lease::LeaseLimits;
-use crate::mailbox::{EndReason, Mail};
-use crate::metrics::ConnectResult;
+use crate::device::admit::{NotAdmitted, digest};
+use crate::device::limits::DeviceLimits;
+use crate::device::mailbox::{EndReason, Mail};
+use crate::device::sessions::{CredentialDigest, Visitor};
 use crate::node::Node;
-use crate::sessions::{CredentialDigest, NewSession, SessionHandle};
 
 /// Why a request is not let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,11 +45,10 @@ pub(super) struct Devices {
 
 impl Devices {
     pub(super) fn new(node: Arc<Node>, tasks: TaskTracker) -> Self {
-        let (http, ingress) = (&node.settings.http, &node.settings.ingress);
+        let http = &node.settings.http;
         let limits = LeaseLimits {
             max_polls: http.max_polls_per_device,
-            max_waiting_calls: ingress.max_mailbox_calls,
-            max_open_calls: ingress.max_calls_in_flight_per_target,
+            target: DeviceLimits::from(&*node.settings).target,
             grace: Duration::from_millis(http.poll_grace_ms),
         };
         Devices {
@@ -64,24 +64,22 @@ impl Devices {
 
     /// Lets a request in, for as long as its [`Visit`] lives.
     pub(super) async fn enter(self: &Arc<Self>, token: &str) -> Result<Visit, NotLetIn> {
-        let credential: CredentialDigest = Sha256::digest(token.as_bytes()).into();
+        let credential = digest(token.as_bytes());
         if let Some(visit) = self.known().get(&credential).and_then(Device::visit) {
             return Ok(visit);
         }
         if self.is_draining() {
             return Err(NotLetIn::ShuttingDown);
         }
-        let changes = self.node.changes();
-        let Some(identity) = self.authenticate(credential).await? else { return Err(NotLetIn::Unknown) };
-        let (device, visit) = self.admit(&identity, credential)?;
-        // A change between the question and its answer's use found no session to end.
-        if self.node.changes() != changes
-            && !self.authenticate(credential).await?.is_some_and(|now| is(&device.handle, &now))
-        {
-            device.end(EndReason::Revoked);
-            return Err(NotLetIn::Unknown);
+        if self.known().len() >= self.node.settings.http.max_sessions {
+            self.node.metrics.limit_hit(Limit::Sessions);
+            return Err(NotLetIn::Full);
         }
-        Ok(visit)
+        let visitor = self.node.admit(credential, Protocol::Http).await.map_err(|why| match why {
+            NotAdmitted::Unknown => NotLetIn::Unknown,
+            NotAdmitted::Unavailable => NotLetIn::Unavailable,
+        })?;
+        self.keep(visitor)
     }
 
     /// From now on nobody new is let in.
@@ -90,7 +88,7 @@ impl Devices {
         self.draining.store(true, Ordering::SeqCst);
         for device in known.values() {
             // Some may have come too late to be told with the node's other sessions.
-            device.handle.mailbox.tell(Mail::Drain);
+            device.visitor.mailbox.tell(Mail::Drain);
         }
         self.loops.close();
     }
@@ -105,50 +103,22 @@ impl Devices {
         self.loops.wait().await;
     }
 
-    async fn authenticate(&self, credential: CredentialDigest) -> Result<Option<Identity>, NotLetIn> {
-        let wait = Duration::from_millis(self.node.settings.ingress.authenticate_timeout_ms);
-        let asked = self.node.calls.authenticate(CredentialHash::from_digest(credential), wait).await;
-        let result = match &asked {
-            Ok(Some(_)) => ConnectResult::Accepted,
-            Ok(None) => ConnectResult::UnknownToken,
-            Err(_) => ConnectResult::Unavailable,
-        };
-        self.node.metrics.connect(result);
-        asked.map_err(|error| {
-            tracing::warn!(%error, "a device could not be authenticated");
-            NotLetIn::Unavailable
-        })
-    }
-
-    /// Finds or makes the device, whichever of its first requests comes first.
-    fn admit(
-        self: &Arc<Self>,
-        identity: &Identity,
-        credential: CredentialDigest,
-    ) -> Result<(Arc<Device>, Visit), NotLetIn> {
+    /// Keeps a visitor in mind, unless another of his first requests came first.
+    fn keep(self: &Arc<Self>, visitor: Arc<Visitor>) -> Result<Visit, NotLetIn> {
+        let credential = visitor.credential;
         let mut known = self.known();
         if self.is_draining() {
+            self.node.leave(&visitor);
             return Err(NotLetIn::ShuttingDown);
         }
         if let Some(device) = known.get(&credential)
-            && is(&device.handle, identity)
+            && device.visitor.is_same(&visitor)
             && let Some(visit) = device.visit()
         {
-            return Ok((Arc::clone(device), visit));
+            self.node.leave(&visitor);
+            return Ok(visit);
         }
-        if known.len() >= self.node.settings.http.max_sessions && !known.contains_key(&credential) {
-            self.node.metrics.limit_hit(Limit::Sessions);
-            return Err(NotLetIn::Full);
-        }
-        let new = NewSession {
-            device: identity.device,
-            tenant: identity.tenant,
-            customer: identity.customer,
-            credential,
-            protocol: Protocol::Http,
-        };
-        let now = Instant::now();
-        let device = Arc::new(Device::new(self.node.sessions.add(new, now), self.limits, now));
+        let device = Arc::new(Device::new(visitor, self.limits, Instant::now()));
         let visit = device.visit().ok_or(NotLetIn::Unavailable)?;
         if let Some(older) = known.insert(credential, Arc::clone(&device)) {
             older.end(EndReason::Revoked);
@@ -160,7 +130,7 @@ impl Devices {
             devices.forget(&of_loop, credential);
         };
         self.tasks.spawn(self.loops.track_future(run));
-        Ok((device, visit))
+        Ok(visit)
     }
 
     fn forget(&self, device: &Arc<Device>, credential: CredentialDigest) {
@@ -174,12 +144,6 @@ impl Devices {
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<CredentialDigest, Arc<Device>>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
-}
-
-fn is(session: &SessionHandle, identity: &Identity) -> bool {
-    session.device == identity.device
-        && session.tenant == identity.tenant
-        && session.customer == identity.customer
 }

@@ -7,24 +7,20 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use boot::traces::Span;
-use bus::Subject;
 use bytes::Bytes;
-use rpc::{DeliveryReply, Limit, Outcome};
+use rpc::Limit;
 
+use crate::device::mailbox::EndReason;
+use crate::device::target::{AnswerTaken, Conclusion, Incoming, Numbers, Target, TargetLimits};
 use crate::device_api;
-use crate::mailbox::{EndReason, Incoming};
-use crate::session::OpenCalls;
 
 /// The settings that a lease obeys.
 #[derive(Debug, Clone, Copy)]
 pub struct LeaseLimits {
     /// Polls that may wait.
     pub max_polls: usize,
-    /// Calls that may wait for a poll.
-    pub max_waiting_calls: usize,
-    /// Calls that the device may have taken and not answered.
-    pub max_open_calls: usize,
+    /// What may wait for a poll, and be taken and not answered.
+    pub target: TargetLimits,
     /// How long the device stays callable without a poll.
     pub grace: Duration,
 }
@@ -64,41 +60,15 @@ pub enum PollEnd {
 
 /// What the loop is to do, in order.
 #[derive(Debug)]
-pub enum Effect {
+pub enum Effect<R> {
     /// Make the device callable, then call [`Lease::claimed`].
     Claim,
     /// The device is no longer callable: release its claim.
     Release,
-    /// Tell the router how its delivery ended.
-    Reply(Reply),
+    /// A call to the device is over: tell its router.
+    Conclude(Conclusion<R>),
     /// A limit was hit: to be counted.
     LimitHit(Limit),
-}
-
-/// How a delivery ended.
-#[derive(Debug)]
-pub struct Reply {
-    /// The router's inbox.
-    pub to: Subject,
-    /// How it ended.
-    pub reply: DeliveryReply,
-    /// The target's answer, if there is one.
-    pub body: Bytes,
-    /// When the delivery came to this node.
-    pub arrived: Instant,
-    /// Ends with it.
-    pub span: Span,
-}
-
-/// What became of a target's answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AnswerTaken {
-    /// It is on its way to the caller.
-    Yes,
-    /// Answered before, out of time, one-way, or never asked.
-    NoSuchCall,
-    /// It is not JSON; the call stays open.
-    NotJson,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,32 +88,24 @@ struct WaitingPoll<P> {
     handle: P,
 }
 
-/// A call that a poll took, or is about to.
+/// What one device that polls is owed. `P` is how a poll is reached, `R` how a router is answered.
 #[derive(Debug)]
-struct Taken {
-    call: Box<Incoming>,
-    written: bool,
-}
-
-/// What one device that polls is owed. `P` is how a poll is reached.
-#[derive(Debug)]
-pub struct Lease<P> {
+pub struct Lease<P, R> {
     limits: LeaseLimits,
     standing: Standing,
     polls: VecDeque<WaitingPoll<P>>,
     last_poll: u64,
-    waiting: VecDeque<Box<Incoming>>,
+    target: Target<R>,
     /// Calls that are being written to polls.
     in_hand: usize,
-    open: OpenCalls<Taken>,
     /// When the last poll ended.
     quiet_since: Instant,
     over: bool,
     handovers: VecDeque<(P, PollEnd)>,
-    effects: VecDeque<Effect>,
+    effects: VecDeque<Effect<R>>,
 }
 
-impl<P> Lease<P> {
+impl<P, R> Lease<P, R> {
     /// Nothing waits, and nobody can call. `first_number` must not be guessable: an answer says no more than its
     /// call's number, and one that comes from before a restart must not meet another call.
     pub fn new(limits: LeaseLimits, first_number: u32, now: Instant) -> Self {
@@ -152,9 +114,8 @@ impl<P> Lease<P> {
             standing: Standing::Silent,
             polls: VecDeque::new(),
             last_poll: 0,
-            waiting: VecDeque::new(),
+            target: Target::new(limits.target, Numbers::after(first_number)),
             in_hand: 0,
-            open: OpenCalls::starting_at(first_number),
             quiet_since: now,
             over: false,
             handovers: VecDeque::new(),
@@ -168,13 +129,14 @@ impl<P> Lease<P> {
     }
 
     /// What is to be done, in order.
-    pub fn next_effect(&mut self) -> Option<Effect> {
-        self.effects.pop_front()
+    pub fn next_effect(&mut self) -> Option<Effect<R>> {
+        // A claim goes first, so that whoever asks again does not find it.
+        self.effects.pop_front().or_else(|| self.target.next_conclusion().map(Effect::Conclude))
     }
 
     /// True when the loop has something to do.
     pub fn has_effects(&self) -> bool {
-        !self.effects.is_empty()
+        !self.effects.is_empty() || self.target.has_conclusions()
     }
 
     /// A poll that waits until then for a call. The device becomes callable with it.
@@ -194,6 +156,7 @@ impl<P> Lease<P> {
         self.polls.push_back(WaitingPoll { id, until, handle });
         if self.standing == Standing::Silent {
             self.standing = Standing::Claiming;
+            self.target.becomes_callable();
             self.effects.push_back(Effect::Claim);
         }
         self.hand_over(now);
@@ -220,73 +183,37 @@ impl<P> Lease<P> {
         } else {
             self.standing = Standing::Silent;
             self.end_polls(PollEnd::Unavailable, now);
-            self.refuse_waiting();
+            self.target.falls_silent();
         }
     }
 
     /// A call for the device.
-    pub fn deliver(&mut self, call: Box<Incoming>, now: Instant) {
-        if call.deadline.has_passed(now) {
-            // The router has told the caller.
-            return;
-        }
-        if self.standing == Standing::Silent {
-            return self.reply(*call, DeliveryReply::NotHere, Bytes::new());
-        }
-        if self.polls.is_empty() && self.waiting.len() >= self.limits.max_waiting_calls {
-            return self.busy(*call, Limit::Mailbox);
-        }
-        self.waiting.push_back(call);
+    pub fn deliver(&mut self, call: Box<Incoming<R>>, now: Instant) {
+        self.target.deliver(call, now);
         self.hand_over(now);
     }
 
     /// The connection has taken the call that was handed to a poll.
     pub fn written(&mut self, number: u32, now: Instant) {
         self.put_down(now);
-        // None when the answer was quicker, or all ended meanwhile.
-        let Some(taken) = self.open.get_mut(number) else { return };
-        if !taken.call.delivery.oneway {
-            taken.written = true;
-            taken.call.body = Bytes::new();
-        } else if let Some(taken) = self.open.answer(number) {
-            self.reply(*taken.call, DeliveryReply::Ended(Outcome::Delivered), Bytes::new());
-        }
+        self.target.written(number);
     }
 
     /// The connection has not taken it: the next poll gets it, before all others that wait.
     pub fn unwritten(&mut self, number: u32, now: Instant) {
         self.put_down(now);
-        let Some(taken) = self.open.answer(number) else { return };
-        if self.standing == Standing::Silent {
-            return self.reply(*taken.call, DeliveryReply::NotHere, Bytes::new());
-        }
-        self.waiting.push_front(taken.call);
+        self.target.put_back(number);
         self.hand_over(now);
     }
 
     /// The device answers call `number`.
     pub fn answer(&mut self, number: u32, body: &Bytes, now: Instant) -> AnswerTaken {
-        self.open.expire(now);
-        // An answer may be here before the connection that carried its call has said that it was written.
-        let Some(taken) = self.open.get(number).filter(|taken| !taken.call.delivery.oneway) else {
-            return AnswerTaken::NoSuchCall;
-        };
-        if taken.call.deadline.has_passed(now) {
-            return AnswerTaken::NoSuchCall;
-        }
-        if !device_api::answer_is_json(body) {
-            return AnswerTaken::NotJson;
-        }
-        if let Some(taken) = self.open.answer(number) {
-            self.reply(*taken.call, DeliveryReply::Ended(Outcome::Answered), body.clone());
-        }
-        AnswerTaken::Yes
+        self.target.answer(number, body, true, now)
     }
 
     /// Time has passed: ends the polls whose time is over, and the lease once its grace is.
     pub fn tick(&mut self, now: Instant) {
-        self.open.expire(now);
-        self.waiting.retain(|call| !call.deadline.has_passed(now));
+        self.target.expire(now);
         self.end_polls_in_time(now);
         if self.grace_ends().is_some_and(|end| now >= end) {
             self.fall_silent();
@@ -299,7 +226,7 @@ impl<P> Lease<P> {
             Standing::Callable => self.polls.iter().map(|poll| poll.until).min(),
             Standing::Silent | Standing::Claiming => None,
         };
-        [poll, self.open.next_expiry(), self.grace_ends()].into_iter().flatten().min()
+        [poll, self.target.next_expiry(), self.grace_ends()].into_iter().flatten().min()
     }
 
     /// A newer session of the device became callable, or the node ends everything: nobody reaches the device here.
@@ -308,10 +235,7 @@ impl<P> Lease<P> {
         self.over |= reason != EndReason::TakenOver;
         self.end_polls(PollEnd::Ended(reason), now);
         self.fall_silent();
-        let open: Vec<Taken> = self.open.drain().collect();
-        for taken in open {
-            self.reply(*taken.call, DeliveryReply::Ended(Outcome::Lost), Bytes::new());
-        }
+        self.target.end();
     }
 
     /// The node is shutting down: nobody can call any more; what the device has taken it may still answer.
@@ -326,29 +250,20 @@ impl<P> Lease<P> {
         self.standing == Standing::Silent
             && self.polls.is_empty()
             && self.in_hand == 0
-            && self.open.is_empty()
-            && self.effects.is_empty()
+            && self.target.is_idle()
+            && !self.has_effects()
     }
 
     /// Gives waiting calls to waiting polls, both in the order in which they came.
     fn hand_over(&mut self, now: Instant) {
         while !self.polls.is_empty()
-            && let Some(call) = self.waiting.pop_front()
+            && let Some((number, call)) = self.target.next(now)
+            && let Some(poll) = self.polls.pop_front()
         {
-            if call.deadline.has_passed(now) {
-                continue;
-            }
-            let (deadline, text, traceparent) =
-                (call.deadline, call.body.clone(), call.delivery.traceparent.clone());
-            match self.open.open(Taken { call, written: false }, deadline, self.limits.max_open_calls) {
-                Ok(number) => {
-                    let Some(poll) = self.polls.pop_front() else { return };
-                    self.in_hand += 1;
-                    let text = device_api::on_msg_numbered(number, &text);
-                    self.handovers.push_back((poll.handle, PollEnd::Call { number, text, traceparent }));
-                }
-                Err(taken) => self.busy(*taken.call, Limit::TargetInFlight),
-            }
+            self.in_hand += 1;
+            let text = device_api::on_msg_numbered(number, &call.body);
+            let call = PollEnd::Call { number, text, traceparent: call.traceparent.clone() };
+            self.handovers.push_back((poll.handle, call));
         }
     }
 
@@ -379,34 +294,17 @@ impl<P> Lease<P> {
         }
     }
 
-    /// The claim goes first, so that whoever asks again does not find it.
     fn fall_silent(&mut self) {
         if self.standing != Standing::Silent {
             self.standing = Standing::Silent;
             self.effects.push_back(Effect::Release);
         }
-        self.refuse_waiting();
-    }
-
-    fn refuse_waiting(&mut self) {
-        for call in std::mem::take(&mut self.waiting) {
-            self.reply(*call, DeliveryReply::NotHere, Bytes::new());
-        }
+        self.target.falls_silent();
     }
 
     fn grace_ends(&self) -> Option<Instant> {
         let quiet = self.standing == Standing::Callable && self.polls.is_empty() && self.in_hand == 0;
         quiet.then(|| self.quiet_since + self.limits.grace)
-    }
-
-    fn busy(&mut self, call: Incoming, limit: Limit) {
-        self.effects.push_back(Effect::LimitHit(limit));
-        self.reply(call, DeliveryReply::Ended(Outcome::Busy(limit)), Bytes::new());
-    }
-
-    fn reply(&mut self, call: Incoming, reply: DeliveryReply, body: Bytes) {
-        let reply = Reply { to: call.reply_to, reply, body, arrived: call.arrived, span: call.span };
-        self.effects.push_back(Effect::Reply(reply));
     }
 }
 
@@ -415,39 +313,31 @@ mod tests {
     use std::collections::BTreeMap;
 
     use proptest::prelude::*;
-    use rpc::{Budget, CallId, Delivery, DeviceId, NodeId, SessionId};
+    use rpc::{Budget, CallId, DeliveryReply, NodeId};
 
     use super::*;
 
     const LIMITS: LeaseLimits = LeaseLimits {
         max_polls: 3,
-        max_waiting_calls: 4,
-        max_open_calls: 5,
+        target: TargetLimits { max_waiting: 4, max_open: 5 },
         grace: Duration::from_millis(5_000),
     };
 
-    fn call(serial: u64, budget_ms: u32, oneway: bool, now: Instant) -> Box<Incoming> {
-        let budget_ms = Budget::from_ms(budget_ms);
+    fn call(serial: u64, budget_ms: u32, oneway: bool, now: Instant) -> Box<Incoming<u64>> {
         Box::new(Incoming {
-            delivery: Delivery {
-                call: CallId { node: NodeId(1), serial },
-                session: SessionId(1),
-                target: DeviceId(uuid::Uuid::from_u128(2)),
-                budget_ms,
-                oneway,
-                traceparent: None,
-            },
+            call: CallId { node: NodeId(1), serial },
+            caller: None,
+            oneway,
+            traceparent: None,
             body: serial.to_string().into(),
-            arrived: now,
-            deadline: budget_ms.starting(now),
-            reply_to: Subject::from(format!("to.{serial}")),
-            span: Default::default(),
+            deadline: Budget::from_ms(budget_ms).starting(now),
+            reply_to: serial,
         })
     }
 
     /// A lease whose polls are named by letters, and what came out of it, as text.
     struct Bench {
-        lease: Lease<char>,
+        lease: Lease<char, u64>,
         now: Instant,
         polls: BTreeMap<char, PollId>,
         numbers: BTreeMap<String, u32>,
@@ -523,12 +413,13 @@ mod tests {
                     Effect::Claim => "claim".to_owned(),
                     Effect::Release => "release".to_owned(),
                     Effect::LimitHit(limit) => format!("limit {}", limit.as_str()),
-                    Effect::Reply(reply) => {
-                        let end = match reply.reply {
-                            DeliveryReply::Ended(outcome) => outcome.as_str(),
-                            DeliveryReply::NotHere => "not_here",
+                    Effect::Conclude(it) => {
+                        let end = match it.reply {
+                            Some(DeliveryReply::Ended(outcome)) => outcome.as_str(),
+                            Some(DeliveryReply::NotHere) => "not_here",
+                            None => continue,
                         };
-                        format!("{} {end}", reply.to.as_str())
+                        format!("to.{} {end}", it.reply_to)
                     }
                 });
             }
@@ -604,7 +495,7 @@ mod tests {
         let mut bench = Bench::callable();
         bench.lease.deliver(call(1, 1_000, true, bench.now), bench.now);
         assert_eq!(bench.said(), "a hears 1");
-        assert_eq!(bench.answer("1", "1").0, AnswerTaken::NoSuchCall);
+        assert_eq!(bench.answer("1", "1").0, AnswerTaken::OneWay);
         assert_eq!(bench.written("1"), "to.1 delivered");
         assert_eq!(bench.answer("1", "1").0, AnswerTaken::NoSuchCall);
     }
@@ -651,13 +542,10 @@ mod tests {
         for serial in 4..=7 {
             assert_eq!(bench.deliver(serial), "");
         }
-        assert_eq!(bench.deliver(8), "limit mailbox, to.8 busy");
+        assert_eq!(bench.deliver(8), "to.8 busy");
         bench.poll('e', 60_000);
         bench.poll('f', 60_000);
-        assert_eq!(
-            bench.poll('g', 60_000),
-            "limit target_in_flight, to.6 busy, limit target_in_flight, to.7 busy"
-        );
+        assert_eq!(bench.poll('g', 60_000), "to.6 busy, to.7 busy");
     }
 
     #[test]
@@ -752,14 +640,14 @@ mod tests {
         #[test]
         fn no_call_is_swallowed_and_none_is_heard_twice(steps in steps()) {
             let mut now = Instant::now();
-            let mut lease: Lease<u64> = Lease::new(LIMITS, 1, now);
+            let mut lease: Lease<u64, u64> = Lease::new(LIMITS, 1, now);
             let (mut serial, mut poll_serial) = (0u64, 0u64);
             let mut polls: BTreeMap<u64, PollId> = BTreeMap::new();
             // By number: the call, while a poll has it in hand.
             let mut in_hand: Vec<(u32, u64)> = Vec::new();
             let mut heard: Vec<(u32, u64)> = Vec::new();
             let mut deadlines: BTreeMap<u64, Instant> = BTreeMap::new();
-            let mut replied: BTreeMap<u64, DeliveryReply> = BTreeMap::new();
+            let mut replied: BTreeMap<u64, Option<DeliveryReply>> = BTreeMap::new();
             let mut claiming = false;
             for step in steps.into_iter().chain([Step::Claimed(true), Step::Pass(400_000), Step::Pass(1)]) {
                 match step {
@@ -817,19 +705,19 @@ mod tests {
                 while let Some(effect) = lease.next_effect() {
                     match effect {
                         Effect::Claim => claiming = true,
-                        Effect::Reply(reply) => {
-                            let serial: u64 = reply.to.as_str().strip_prefix("to.").unwrap().parse().unwrap();
-                            if reply.reply == DeliveryReply::NotHere {
+                        Effect::Conclude(it) => {
+                            let serial = it.reply_to;
+                            if it.reply == Some(DeliveryReply::NotHere) {
                                 prop_assert!(heard.iter().all(|(_, it)| *it != serial), "{} was seen", serial);
                             }
-                            prop_assert!(replied.insert(serial, reply.reply).is_none(), "{} ended twice", serial);
+                            prop_assert!(replied.insert(serial, it.reply).is_none(), "{} ended twice", serial);
                         }
                         Effect::Release | Effect::LimitHit(_) => {}
                     }
                 }
             }
             for (serial, deadline) in deadlines {
-                prop_assert!(replied.contains_key(&serial) || now >= deadline, "{} was swallowed", serial);
+                prop_assert!(replied.contains_key(&serial) || in_hand.iter().any(|(_, it)| *it == serial) || now >= deadline, "{} was swallowed", serial);
             }
             // Once all time is over, nothing is kept but what connections still hold.
             for (number, _) in in_hand {

@@ -4,12 +4,13 @@ use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use bytes::Bytes;
-use rpc::{Limit, Method, Outcome};
+use rpc::{Method, Outcome};
 use serde::Serialize;
 
 use super::devices::NotLetIn;
+use crate::device::caller::RefusedRequest;
+use crate::device::mailbox::EndReason;
 use crate::device_api;
-use crate::mailbox::EndReason;
 
 /// When to try again, in seconds: limits are per second, and a node that shuts down is replaced as soon.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
@@ -27,36 +28,24 @@ pub(super) fn ended(method: Method, outcome: &Outcome, body: Bytes) -> Response 
         | Outcome::Offline
         | Outcome::TimedOut
         | Outcome::Lost
+        | Outcome::TooLargeForTarget
+        | Outcome::AnswerTooLarge
+        | Outcome::AnswerInvalid
         | Outcome::Malformed(_) => StatusCode::OK,
-        Outcome::Busy(limit) => match limit {
-            // About the target, like `Offline`: the caller has done nothing too often.
-            Limit::TargetInFlight | Limit::Mailbox | Limit::OutboundBytes | Limit::Subscriptions => {
-                StatusCode::OK
-            }
-            Limit::Connections
-            | Limit::PacketBytes
-            | Limit::CallerInFlight
-            | Limit::CallRate
-            | Limit::PendingAsks
-            | Limit::RouterInFlight
-            | Limit::UplinkRate
-            | Limit::Polls
-            | Limit::Sessions
-            | Limit::Exchanges
-            | Limit::Observers
-            | Limit::BlockTransfers
-            | Limit::Unauthenticated
-            | Limit::ClaimsInFlight => StatusCode::TOO_MANY_REQUESTS,
-        },
+        Outcome::Busy(limit) if limit.is_of_target() => StatusCode::OK,
+        Outcome::Busy(_) => StatusCode::TOO_MANY_REQUESTS,
         Outcome::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
     };
     said(status, device_api::answer(method, outcome, body))
 }
 
-/// The response to a text that is no request, or asks for what cannot be.
-pub(super) fn malformed(malformed: &device_api::MalformedRequest) -> Response {
-    let status = if malformed.not_a_request { StatusCode::BAD_REQUEST } else { StatusCode::OK };
-    said(status, device_api::answer(malformed.method, &malformed.outcome, Bytes::new()))
+/// The response to a request that goes no further.
+pub(super) fn refused(refused: &RefusedRequest) -> Response {
+    if refused.not_a_request {
+        let text = device_api::answer(refused.method, &refused.outcome, Bytes::new());
+        return said(StatusCode::BAD_REQUEST, text);
+    }
+    ended(refused.method, &refused.outcome, Bytes::new())
 }
 
 /// The response to a device that is not let in.
@@ -129,6 +118,7 @@ fn said(status: StatusCode, text: Bytes) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rpc::Limit;
 
     #[test]
     fn outcomes_have_their_status() {

@@ -1,6 +1,6 @@
 //! What can a device ask over HTTP? One handler for each route; what they share comes before them as extractors.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -18,16 +18,17 @@ use rpc::{Limit, Outcome, UplinkKind};
 use super::connection::Connection;
 use super::device::{Told, Visit};
 use super::devices::Devices;
-use super::lease::{AnswerTaken, NotPolled, PollEnd};
+use super::lease::{NotPolled, PollEnd};
 use super::metrics::{HttpMetrics, Route};
 use super::outbox::CallBody;
 use super::reply;
-use crate::device_api;
-use crate::mailbox::EndReason;
+use crate::calls::Ended;
+use crate::device::caller::{CallerLimits, RefusedRequest, RefusedUplink};
+use crate::device::mailbox::EndReason;
+use crate::device::sessions::Visitor;
+use crate::device::target::AnswerTaken;
 use crate::mqtt::session::SessionLimits;
 use crate::node::Node;
-use crate::session::CallerLimits;
-use crate::sessions::SessionHandle;
 
 pub(super) const RPC: &str = "/api/v1/{token}/rpc";
 pub(super) const ANSWER: &str = "/api/v1/{token}/rpc/{id}";
@@ -100,25 +101,26 @@ async fn call(
 ) -> Result<Response, Response> {
     let body = read(&server, body).await?;
     let (node, limits) = (&server.node, &server.limits);
-    let request = device_api::parse(&body, &limits.api).map_err(|malformed| {
-        node.metrics.call_ended(malformed.method, &malformed.outcome, Duration::ZERO);
-        reply::malformed(&malformed)
+    let started = Instant::now();
+    let admitted = caller(visit.visitor(), |it| it.request(&body, &limits.device, started));
+    let request = admitted.map_err(|refused| {
+        let RefusedRequest { method, outcome, .. } = &refused;
+        if let Outcome::Busy(limit) = outcome {
+            node.metrics.limit_hit(*limit);
+        }
+        node.metrics.call_ended(*method, outcome, Duration::ZERO);
+        reply::refused(&refused)
     })?;
+    let _admitted = Admitted(Arc::clone(visit.visitor()));
     drop(body);
-    let (method, started) = (request.method(), Instant::now());
-    let _admitted = Admitted::admit(visit.handle(), &server, started).map_err(|limit| {
-        let outcome = Outcome::Busy(limit);
-        node.metrics.limit_hit(limit);
-        node.metrics.call_ended(method, &outcome, Duration::ZERO);
-        reply::ended(method, &outcome, Bytes::new())
-    })?;
+    let method = request.method();
     let traceparent = headers
         .get(TRACEPARENT)
         .filter(|value| value.len() <= rpc::MAX_TRACEPARENT_BYTES)
         .and_then(|value| value.to_str().ok())
         .map(str::to_owned);
-    let (outcome, body) = tokio::select! {
-        ended = node.calls.perform(visit.handle(), request, traceparent) => ended,
+    let Ended { outcome, body, .. } = tokio::select! {
+        ended = node.calls.perform(visit.visitor(), request, traceparent) => ended,
         why = visit.broken_off() => return Err(reply::broken_off(why)),
     };
     node.metrics.call_ended(method, &outcome, started.elapsed());
@@ -180,7 +182,9 @@ async fn answer(
     let taken = number.map_or(AnswerTaken::NoSuchCall, |number| visit.answer(number, &body));
     match taken {
         AnswerTaken::Yes => Ok(reply::empty(StatusCode::OK)),
-        AnswerTaken::NoSuchCall => Err(reply::error(StatusCode::NOT_FOUND, "No such call is open!")),
+        AnswerTaken::NoSuchCall | AnswerTaken::OneWay => {
+            Err(reply::error(StatusCode::NOT_FOUND, "No such call is open!"))
+        }
         AnswerTaken::NotJson => Err(not_json()),
     }
 }
@@ -203,17 +207,16 @@ async fn attributes(
 
 /// Hands a message up, and answers once NATS has it.
 async fn uplink(server: &Server, visit: &Visit, kind: UplinkKind, body: Body) -> Result<Response, Response> {
-    let admitted =
-        caller(visit.handle(), |caller| caller.admit_uplink(server.limits.uplink_rate, Instant::now()));
-    admitted.map_err(|limit| {
-        server.node.metrics.limit_hit(limit);
-        reply::error(StatusCode::TOO_MANY_REQUESTS, "Too many requests!")
-    })?;
     let body = read(server, body).await?;
-    if !device_api::answer_is_json(&body) {
-        return Err(not_json());
-    }
-    if !server.node.uplink(visit.handle(), kind, body).await {
+    let admitted = caller(visit.visitor(), |it| it.uplink(&body, &server.limits.device, Instant::now()));
+    admitted.map_err(|refused| match refused {
+        RefusedUplink::NotJson => not_json(),
+        RefusedUplink::TooOften(limit) => {
+            server.node.metrics.limit_hit(limit);
+            reply::error(StatusCode::TOO_MANY_REQUESTS, "Too many requests!")
+        }
+    })?;
+    if !server.node.uplink(visit.visitor(), kind, body).await {
         return Err(reply::error(StatusCode::SERVICE_UNAVAILABLE, "Internal server error!"));
     }
     Ok(reply::empty(StatusCode::OK))
@@ -300,20 +303,12 @@ fn not_json() -> Response {
     reply::error(StatusCode::BAD_REQUEST, "The body must be JSON in UTF-8!")
 }
 
-fn caller<T>(handle: &SessionHandle, with: impl FnOnce(&mut CallerLimits) -> T) -> T {
-    with(&mut handle.caller.lock().unwrap_or_else(PoisonError::into_inner))
+fn caller<T>(visitor: &Visitor, with: impl FnOnce(&mut CallerLimits) -> T) -> T {
+    with(&mut visitor.caller.lock())
 }
 
 /// A call that counts against its caller's limits until it is dropped.
-struct Admitted(Arc<SessionHandle>);
-
-impl Admitted {
-    fn admit(handle: &Arc<SessionHandle>, server: &Server, now: Instant) -> Result<Self, Limit> {
-        let limits = &server.limits;
-        caller(handle, |caller| caller.admit(limits.max_calls_per_caller, limits.call_rate, now))?;
-        Ok(Admitted(Arc::clone(handle)))
-    }
-}
+struct Admitted(Arc<Visitor>);
 
 impl Drop for Admitted {
     fn drop(&mut self) {

@@ -15,16 +15,17 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures::Stream;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures::stream::FuturesUnordered;
-use rpc::{DeliveryReply, Outcome, UplinkKind};
+use rpc::{SessionEnd, UplinkKind};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Sleep;
 
 use super::handshake::{Connected, shake_hands};
-use super::session::{Effect, Ended, Reply, Session, SessionLimits, Ticket};
+use super::session::{Effect, Ended, Session, SessionLimits, Ticket};
+use crate::calls;
+use crate::device::mailbox::Mail;
+use crate::device::sessions::{self, Visitor};
 use crate::device_api::Request;
-use crate::mailbox::Mail;
 use crate::node::Node;
-use crate::sessions::SessionHandle;
 
 /// How much one read takes. On the stack: an idle connection owns no buffer.
 const READ_BYTES: usize = 8192;
@@ -40,14 +41,9 @@ where
 {
     // Boxed: the handshake is long over when a connection is counted in kilobytes.
     if let Some(connected) = Box::pin(shake_hands(&mut stream, &node, &limits, full)).await {
-        let handle = Arc::clone(&connected.handle);
-        let sessions = node.metrics.sessions(handle.protocol);
-        sessions.increment(1);
-        node.announce(&handle, "up").await;
+        let visitor = Arc::clone(&connected.visitor);
         run(&mut stream, connected, &node).await;
-        node.sessions.remove(&handle);
-        sessions.decrement(1);
-        node.announce(&handle, "down").await;
+        node.leave(&visitor);
     }
     Box::pin(linger(stream)).await;
 }
@@ -71,8 +67,7 @@ enum Done {
 struct Answered {
     number: u32,
     ticket: Ticket,
-    outcome: Outcome,
-    body: Bytes,
+    ended: calls::Ended,
 }
 
 /// What is being done for a session.
@@ -94,16 +89,16 @@ impl InHand {
     fn ask(
         &mut self,
         node: &Node,
-        caller: &SessionHandle,
+        caller: &Visitor,
         ticket: Ticket,
         request: Request,
         traceparent: Option<String>,
     ) {
         self.last_number = self.last_number.wrapping_add(1);
         let (number, answered) = (self.last_number, self.answered_tx.clone());
-        let asked = node.calls.begin(caller, request, traceparent, move |outcome, body| {
+        let asked = node.calls.begin(caller, request, traceparent, move |ended| {
             // Without a receiver the session is over.
-            let _ = answered.unbounded_send(Answered { number, ticket, outcome, body });
+            let _ = answered.unbounded_send(Answered { number, ticket, ended });
         });
         self.asked.extend(asked.map(|asked| (number, asked)));
     }
@@ -131,7 +126,9 @@ async fn run<S>(stream: &mut S, connected: Connected, node: &Arc<Node>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let Connected { handle, mut session, mut inbound } = connected;
+    let Connected { visitor, mut session, mut inbound } = connected;
+    // While the device can be called.
+    let mut callable: Option<Arc<sessions::Session>> = None;
     let max_packet_bytes = node.settings.mqtt.max_packet_bytes;
     let max_outbound_bytes = node.settings.ingress.max_outbound_bytes;
     // Made with the first request: a device that is only called never has one.
@@ -144,7 +141,15 @@ where
         if session.asks_for_something()
             && let Some(ended) =
                 // Boxed: an idle connection does not keep the room that this takes.
-                Box::pin(perform(&mut session, &mut inbound, &handle, node, &mut in_hand)).await
+                Box::pin(perform(
+                    &mut session,
+                    &mut inbound,
+                    &visitor,
+                    &mut callable,
+                    node,
+                    &mut in_hand,
+                ))
+                .await
         {
             break ended;
         }
@@ -158,19 +163,22 @@ where
         mail_first = !mail_first;
         let reads = session.wants_input();
         let wake = poll_fn(|cx| {
+            let mail = (&*visitor, callable.as_deref());
             let out = session.out();
-            poll_wake(cx, &handle, &mut in_hand, timer.as_mut(), stream, &mut inbound, out, reads, mail_first)
+            poll_wake(cx, mail, &mut in_hand, timer.as_mut(), stream, &mut inbound, out, reads, mail_first)
         });
         match wake.await {
-            Wake::Mail(Mail::Deliver(call)) => session.deliver(*call, Instant::now()),
+            Wake::Mail(Mail::Deliver(call)) => session.deliver(call, Instant::now()),
             Wake::Mail(Mail::End(reason)) => session.end_by_node(reason),
             Wake::Mail(Mail::Drain) => {
-                Box::pin(node.release(&handle)).await;
+                if let Some(callable) = &callable {
+                    Box::pin(node.release(callable)).await;
+                }
                 session.drain();
             }
-            Wake::Done(Done::Asked(Answered { ticket, outcome, body, .. })) => {
-                session.answered(&ticket, &outcome, body);
-                node.metrics.call_ended(ticket.method, &outcome, ticket.started.elapsed());
+            Wake::Done(Done::Asked(Answered { ticket, ended, .. })) => {
+                session.answered(&ticket, &ended.outcome, ended.body);
+                node.metrics.call_ended(ticket.method, &ended.outcome, ticket.started.elapsed());
             }
             Wake::Done(Done::Uplinked(packet_id, taken)) => session.uplinked(packet_id, taken),
             Wake::Read(Ok(0)) | Wake::Read(Err(_)) | Wake::Written(Err(_)) => session.end_of_stream(),
@@ -194,11 +202,11 @@ where
             }
         }
     };
-    tracing::debug!(device = %handle.device, session = %handle.id, ?ended, "a session ends");
+    tracing::debug!(device = %visitor.device, ?ended, "a connection ends");
     if let Some(in_hand) = in_hand {
         in_hand.give_up(node);
     }
-    Box::pin(end(stream, session, &handle, node)).await;
+    Box::pin(end(stream, session, callable, ended, node)).await;
 }
 
 /// What comes first. The order is turned round each time, so that neither calls nor the client can starve the other;
@@ -206,7 +214,7 @@ where
 #[expect(clippy::too_many_arguments, reason = "the parts of one loop, borrowed apart")]
 fn poll_wake<S>(
     cx: &mut Context<'_>,
-    handle: &SessionHandle,
+    (visitor, callable): (&Visitor, Option<&sessions::Session>),
     in_hand: &mut Option<Box<InHand>>,
     timer: Pin<&mut Sleep>,
     stream: &mut S,
@@ -218,7 +226,13 @@ fn poll_wake<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    if mail_first && let Poll::Ready(mail) = handle.mailbox.poll_next(cx) {
+    let poll_mail = |cx: &mut Context<'_>| {
+        if let Poll::Ready(mail) = visitor.mailbox.poll_next(cx) {
+            return Poll::Ready(mail);
+        }
+        callable.map_or(Poll::Pending, |session| session.mailbox.poll_next(cx))
+    };
+    if mail_first && let Poll::Ready(mail) = poll_mail(cx) {
         return Poll::Ready(Wake::Mail(mail));
     }
     if let Some(in_hand) = in_hand
@@ -229,7 +243,7 @@ where
     if reads && let Poll::Ready(read) = poll_read(cx, stream, inbound) {
         return Poll::Ready(Wake::Read(read));
     }
-    if !mail_first && let Poll::Ready(mail) = handle.mailbox.poll_next(cx) {
+    if !mail_first && let Poll::Ready(mail) = poll_mail(cx) {
         return Poll::Ready(Wake::Mail(mail));
     }
     if !out.is_empty()
@@ -261,7 +275,8 @@ fn poll_read<S: AsyncRead + Unpin>(
 async fn perform(
     session: &mut Session,
     inbound: &mut BytesMut,
-    handle: &Arc<SessionHandle>,
+    visitor: &Arc<Visitor>,
+    callable: &mut Option<Arc<sessions::Session>>,
     node: &Arc<Node>,
     in_hand: &mut Option<Box<InHand>>,
 ) -> Option<Ended> {
@@ -272,7 +287,7 @@ async fn perform(
                 let traceparent = traceparent.map(|text| text.to_string());
                 in_hand.get_or_insert_with(|| Box::new(InHand::new())).ask(
                     node,
-                    handle,
+                    visitor,
                     ticket,
                     request,
                     traceparent,
@@ -280,23 +295,25 @@ async fn perform(
             }
             Effect::Uplink(kind, payload, packet_id) => match packet_id {
                 Some(packet_id) => {
-                    let job = uplink(Arc::clone(node), Arc::clone(handle), kind, payload, packet_id);
+                    let job = uplink(Arc::clone(node), Arc::clone(visitor), kind, payload, packet_id);
                     in_hand.get_or_insert_with(|| Box::new(InHand::new())).uplinks.push(Box::pin(job));
                 }
                 None => {
-                    let subject = node.bus.subjects().uplink(handle.tenant, handle.device, kind);
+                    let subject = node.bus.subjects().uplink(visitor.tenant, visitor.device, kind);
                     let taken = node.bus.tell(subject, payload).await.is_ok();
                     count_uplink(node, taken);
                 }
             },
-            Effect::Reply(reply) => send_reply(node, reply).await,
+            Effect::Conclude(conclusion) => node.conclude(conclusion).await,
             Effect::Claim(pending) => {
-                let stands = Box::pin(node.claim(handle)).await;
-                session.claimed(pending, stands);
+                *callable = Box::pin(node.begin_session(visitor)).await;
+                session.claimed(pending, callable.is_some());
                 session.received(inbound, max_packet_bytes, Instant::now());
             }
             Effect::Release(pending) => {
-                Box::pin(node.release(handle)).await;
+                if let Some(callable) = callable.take() {
+                    Box::pin(node.end_session(&callable, SessionEnd::ByDevice)).await;
+                }
                 session.released(&pending);
                 session.received(inbound, max_packet_bytes, Instant::now());
             }
@@ -309,20 +326,15 @@ async fn perform(
     None
 }
 
-async fn send_reply(node: &Node, reply: Reply) {
-    node.metrics.delivery_ended(reply.arrived.elapsed());
-    node.reply(reply.to, reply.span, &reply.reply, &reply.body).await;
-}
-
 /// Hands a message up and waits until NATS has it.
 async fn uplink(
     node: Arc<Node>,
-    handle: Arc<SessionHandle>,
+    visitor: Arc<Visitor>,
     kind: UplinkKind,
     payload: Bytes,
     packet_id: NonZeroU16,
 ) -> Done {
-    let taken = node.uplink(&handle, kind, payload).await;
+    let taken = node.uplink(&visitor, kind, payload).await;
     Done::Uplinked(packet_id, taken)
 }
 
@@ -332,20 +344,23 @@ fn count_uplink(node: &Node, taken: bool) {
 }
 
 /// Ends a session: answers what was open, releases its claim, and says goodbye.
-async fn end<S>(stream: &mut S, mut session: Box<Session>, handle: &SessionHandle, node: &Node)
-where
+async fn end<S>(
+    stream: &mut S,
+    mut session: Box<Session>,
+    callable: Option<Arc<sessions::Session>>,
+    ended: Ended,
+    node: &Node,
+) where
     S: AsyncWrite + Unpin,
 {
-    node.release(handle).await;
-    let unread = handle.mailbox.close();
+    if let Some(callable) = callable {
+        node.end_session(&callable, ended.session_end()).await;
+    }
     session.end();
     while let Some(effect) = session.next_effect() {
-        if let Effect::Reply(reply) = effect {
-            send_reply(node, reply).await;
+        if let Effect::Conclude(conclusion) = effect {
+            node.conclude(conclusion).await;
         }
-    }
-    for call in unread {
-        node.reply(call.reply_to, call.span, &DeliveryReply::NotHere, b"").await;
     }
     let out = std::mem::take(session.out());
     let _ = tokio::time::timeout(LINGER, stream.write_all(&out)).await;

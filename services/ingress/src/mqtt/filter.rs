@@ -4,7 +4,7 @@ use bytestring::ByteString;
 use rpc::UplinkKind;
 
 use super::codec::QoS;
-use crate::session::MAX_CALL_NUMBER;
+use crate::device::target::MAX_CALL_NUMBER;
 
 const REQUEST: &str = "v1/devices/me/rpc/request/";
 const RESPONSE: &str = "v1/devices/me/rpc/response/";
@@ -125,6 +125,11 @@ impl Subscriptions {
     /// True while a call of any number reaches this session.
     pub fn hears_any_call(&self) -> bool {
         self.requests().any(Subscription::is_wildcard)
+    }
+
+    /// True while the client acknowledges calls, or some of them.
+    pub fn acknowledges_calls(&self) -> bool {
+        self.requests().any(|it| it.qos != QoS::AtMostOnce)
     }
 
     /// The numbers of calls that this session listens to one by one.

@@ -5,21 +5,21 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use bytestring::ByteString;
-use rpc::{CredentialHash, Identity, Limit, Protocol};
-use sha2::{Digest, Sha256};
+use rpc::{Limit, Protocol};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::codec::{
     self, Codec, Connect, ConnectAck, ConnectAckReason, Opening, QoS, Reason, UNACCEPTABLE_VERSION, Version,
 };
 use super::session::{Session, SessionLimits};
+use crate::device::admit::{NotAdmitted, digest};
+use crate::device::sessions::Visitor;
 use crate::metrics::ConnectResult;
 use crate::node::Node;
-use crate::sessions::{NewSession, SessionHandle};
 
 /// A connected device: its session, and what it has sent behind its CONNECT.
 pub(super) struct Connected {
-    pub(super) handle: Arc<SessionHandle>,
+    pub(super) visitor: Arc<Visitor>,
     pub(super) session: Box<Session>,
     pub(super) inbound: BytesMut,
 }
@@ -70,31 +70,22 @@ where
     };
 
     match admit(&connect, node, full).await {
-        Ok((identity, credential)) => {
-            let new = NewSession {
-                device: identity.device,
-                tenant: identity.tenant,
-                customer: identity.customer,
-                credential,
-                protocol: Protocol::Mqtt,
-            };
-            let now = Instant::now();
-            let handle = node.sessions.add(new, now);
+        Ok(visitor) => {
             let keep_alive_s = keep_alive_in_force(&connect, node);
-            let ack = acceptance(&connect, keep_alive_s, limits, node, handle.id);
+            let ack = acceptance(&connect, keep_alive_s, limits, node, visitor.id);
             let mut out = BytesMut::new();
             codec.connack(ack, &mut out);
-            let caller = Arc::clone(&handle.caller);
-            let limits = Arc::clone(limits);
+            let (caller, limits, now) = (Arc::clone(&visitor.caller), Arc::clone(limits), Instant::now());
             let mut session = Session::new(codec, limits, caller, keep_alive_s, connect.receive_maximum, now);
             *session.out() = out;
-            let session = Box::new(session);
-            node.metrics.connect(ConnectResult::Accepted);
-            Some(Connected { handle, session, inbound })
+            Some(Connected { visitor, session: Box::new(session), inbound })
         }
         Err((reason, why, result)) => {
             write_connack(stream, &mut codec, refusal(reason, why)).await;
-            refused(node, result, why)
+            match result {
+                Some(result) => refused(node, result, why),
+                None => None,
+            }
         }
     }
 }
@@ -114,36 +105,30 @@ where
     }
 }
 
-type Refusal = (ConnectAckReason, &'static str, ConnectResult);
+/// What the client is told, and how it is counted unless it is already.
+type Refusal = (ConnectAckReason, &'static str, Option<ConnectResult>);
 
-async fn admit(connect: &Connect, node: &Node, full: bool) -> Result<(Identity, [u8; 32]), Refusal> {
+async fn admit(connect: &Connect, node: &Node, full: bool) -> Result<Arc<Visitor>, Refusal> {
     if full {
         node.metrics.limit_hit(Limit::Connections);
         let reason = ConnectAckReason::ConnectionRateExceeded;
-        return Err((reason, "this node has as many connections as it may", ConnectResult::Limit));
+        return Err((reason, "this node has as many connections as it may", Some(ConnectResult::Limit)));
     }
     if connect.auth_method {
         let reason = ConnectAckReason::BadAuthenticationMethod;
-        return Err((reason, "the access token is the username", ConnectResult::Malformed));
+        return Err((reason, "the access token is the username", Some(ConnectResult::Malformed)));
     }
     let Some(token) = connect.username.as_ref().filter(|token| !token.is_empty()) else {
         let reason = ConnectAckReason::BadUserNameOrPassword;
-        return Err((reason, "the username must be the device's access token", ConnectResult::NoUsername));
+        let why = "the username must be the device's access token";
+        return Err((reason, why, Some(ConnectResult::NoUsername)));
     };
-    let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
-    let wait = Duration::from_millis(node.settings.ingress.authenticate_timeout_ms);
-    match node.calls.authenticate(CredentialHash::from_digest(digest), wait).await {
-        Ok(Some(identity)) => Ok((identity, digest)),
-        Ok(None) => {
-            let reason = ConnectAckReason::NotAuthorized;
-            Err((reason, "no device has this access token", ConnectResult::UnknownToken))
+    node.admit(digest(token.as_bytes()), Protocol::Mqtt).await.map_err(|why| match why {
+        NotAdmitted::Unknown => (ConnectAckReason::NotAuthorized, "no device has this access token", None),
+        NotAdmitted::Unavailable => {
+            (ConnectAckReason::ServerUnavailable, "the device could not be authenticated", None)
         }
-        Err(error) => {
-            tracing::warn!(%error, "a device could not be authenticated");
-            let reason = ConnectAckReason::ServerUnavailable;
-            Err((reason, "the device could not be authenticated", ConnectResult::Unavailable))
-        }
-    }
+    })
 }
 
 /// 0 and everything longer are capped (§3.2.2.3.14).
@@ -160,9 +145,9 @@ fn acceptance(
     keep_alive_s: u16,
     limits: &SessionLimits,
     node: &Node,
-    session: rpc::SessionId,
+    visitor: u64,
 ) -> ConnectAck {
-    let assigned = || ByteString::from(format!("{}-{session}", node.id));
+    let assigned = || ByteString::from(format!("{}-{visitor}", node.id));
     ConnectAck {
         session_expiry_interval_secs: connect.wants_session.then_some(0),
         receive_max: std::num::NonZeroU16::new(limits.receive_maximum).unwrap_or(std::num::NonZeroU16::MIN),

@@ -3,37 +3,30 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU16;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use boot::traces::Span;
-use bus::Subject;
 use bytes::{Bytes, BytesMut};
 use bytestring::ByteString;
-use rpc::{DeliveryReply, Limit, Method, Outcome, UplinkKind};
+use parking_lot::Mutex;
+use rpc::{Limit, Method, Outcome, SessionEnd, UplinkKind};
 
 use super::codec::{
     Codec, Fault, Packet, Publish, PublishAckReason, PublishProperties, QoS, Reason, SubscribeAckReason,
     Version,
 };
 use super::filter::{Grant, Subscriptions, Topic, is_response_topic, request_topic, response_topic};
-use crate::device_api::{self, ApiLimits, Request};
-use crate::mailbox::{EndReason, Incoming};
-use crate::session::{CallerLimits, OpenCalls, Rate};
+use crate::device::caller::{CallerLimits, RefusedRequest, RefusedUplink};
+use crate::device::limits::DeviceLimits;
+use crate::device::mailbox::{EndReason, Incoming, Router};
+use crate::device::target::{AnswerTaken, Conclusion, Numbers, Target};
+use crate::device_api::{self, Request};
 
 /// The settings that a session obeys.
 #[derive(Debug, Clone, Copy)]
 pub struct SessionLimits {
-    /// What requests are checked against.
-    pub api: ApiLimits,
-    /// Calls that the device may have in flight as a caller.
-    pub max_calls_per_caller: usize,
-    /// Calls that may be open at the device as a target.
-    pub max_calls_per_target: usize,
-    /// How often the device may call.
-    pub call_rate: Rate,
-    /// How often the device may send telemetry or attributes.
-    pub uplink_rate: Rate,
+    /// Those of every device.
+    pub device: DeviceLimits,
     /// Filters of one session.
     pub max_subscriptions: usize,
     /// Unacknowledged QoS 1 messages that the server takes.
@@ -49,8 +42,8 @@ pub enum Effect {
     Ask(Ticket, Request, Option<ByteString>),
     /// A request was refused here and has been answered: to be counted.
     Refused(Method, Outcome),
-    /// Tell the router how its delivery ended.
-    Reply(Reply),
+    /// A call to this device is over: tell its router.
+    Conclude(Conclusion<Router>),
     /// Make the device callable, then call [`Session::claimed`].
     Claim(PendingSubscribe),
     /// The device is no longer callable: release its claim, then call [`Session::released`].
@@ -63,21 +56,6 @@ pub enum Effect {
     AnswerUnheard,
     /// Write what is to be written, then close the connection.
     Close(Ended),
-}
-
-/// How a delivery ended.
-#[derive(Debug)]
-pub struct Reply {
-    /// The router's inbox.
-    pub to: Subject,
-    /// How it ended.
-    pub reply: DeliveryReply,
-    /// The target's answer, if there is one.
-    pub body: Bytes,
-    /// When the delivery came to this node.
-    pub arrived: Instant,
-    /// Ends with it.
-    pub span: Span,
 }
 
 /// How a session ended.
@@ -93,6 +71,17 @@ pub enum Ended {
     ByNode(EndReason),
     /// It did not read what was written to it.
     SlowConsumer,
+}
+
+impl Ended {
+    /// What whoever listens for sessions is told.
+    pub fn session_end(self) -> SessionEnd {
+        match self {
+            Ended::ByClient => SessionEnd::ByDevice,
+            Ended::Fault(_) | Ended::KeepAlive | Ended::SlowConsumer => SessionEnd::Fault,
+            Ended::ByNode(reason) => reason.into(),
+        }
+    }
 }
 
 /// A caller's request until its answer: where that goes.
@@ -130,23 +119,12 @@ pub struct PendingUnsubscribe {
     existed: Vec<bool>,
 }
 
-/// A call that was written to the target.
-#[derive(Debug)]
-struct OpenDelivery {
-    reply_to: Subject,
-    arrived: Instant,
-    oneway: bool,
-    span: Span,
-}
-
-/// A message that waits for the client's Receive Maximum.
+/// An answer that waits for the client's Receive Maximum. Calls wait in the target.
 #[derive(Debug)]
 struct Outgoing {
     topic: ByteString,
     payload: Bytes,
     properties: PublishProperties,
-    /// The call it carries, if it is one.
-    call: Option<u32>,
 }
 
 /// One connected MQTT client.
@@ -160,15 +138,15 @@ pub struct Session {
     aliases: HashMap<NonZeroU16, ByteString>,
     /// Calls of this session that wait for their answers.
     in_flight: u32,
-    /// Calls to this session that wait for its answers.
-    open: OpenCalls<OpenDelivery>,
+    /// Calls to this session.
+    target: Target<Router>,
     /// Our QoS 1 messages until their PUBACK, with the calls they carry.
     unacked: HashMap<NonZeroU16, Option<u32>>,
     last_packet_id: u16,
     receive_maximum: u16,
     waiting: VecDeque<Outgoing>,
     /// One-way calls at QoS 0: taken once the socket has their bytes.
-    unflushed: Vec<OpenDelivery>,
+    unflushed: Vec<u32>,
     uplinks_in_flight: u16,
     keep_alive: Duration,
     last_packet_at: Instant,
@@ -192,12 +170,12 @@ impl Session {
     ) -> Self {
         Session {
             codec,
-            limits,
             caller,
             subscriptions: Subscriptions::default(),
             aliases: HashMap::new(),
             in_flight: 0,
-            open: OpenCalls::default(),
+            target: Target::new(limits.device.target, Numbers::after(0)),
+            limits,
             unacked: HashMap::new(),
             last_packet_id: 0,
             receive_maximum,
@@ -217,11 +195,14 @@ impl Session {
 
     /// True while [`next_effect`](Self::next_effect) has something.
     pub fn asks_for_something(&self) -> bool {
-        !self.effects.is_empty()
+        !self.effects.is_empty() || self.target.has_conclusions()
     }
 
     /// What is to be done, in order.
     pub fn next_effect(&mut self) -> Option<Effect> {
+        if let Some(conclusion) = self.target.next_conclusion() {
+            return Some(Effect::Conclude(conclusion));
+        }
         let effect = self.effects.pop_front();
         if effect.is_none() && self.effects.capacity() > 0 && self.is_idle() {
             // An idle session keeps no heap.
@@ -255,7 +236,7 @@ impl Session {
         match packet {
             Packet::Publish(publish) => self.publish(*publish, now),
             Packet::PubAck { packet_id } => {
-                self.acknowledged(packet_id);
+                self.acknowledged(packet_id, now);
                 Ok(())
             }
             Packet::Subscribe { packet_id, filters } => {
@@ -287,7 +268,7 @@ impl Session {
                 Ok(())
             }
             Some(Topic::Response(number)) => {
-                self.response(number, publish);
+                self.response(number, publish, now);
                 Ok(())
             }
             Some(Topic::Uplink(kind)) => self.uplink(kind, publish, now),
@@ -327,17 +308,18 @@ impl Session {
             Some(_) => (ResponseTopic::Of(id), false),
             None => (ResponseTopic::Of(id), true),
         };
-        let parsed = device_api::parse(&publish.payload, &self.limits.api);
-        let method = match &parsed {
+        let admitted = self.caller.lock().request(&publish.payload, &self.limits.device, now);
+        let method = match &admitted {
             Ok(request) => request.method(),
-            Err(malformed) => malformed.method,
+            Err(refused) => refused.method,
         };
         let ticket = Ticket { method, started: now, topic, correlation: properties.correlation };
-        let mut request = match parsed {
+        let mut request = match admitted {
             Ok(request) => request,
-            Err(malformed) => return self.refuse(&ticket, malformed.outcome),
+            Err(RefusedRequest { outcome, .. }) => return self.refuse(&ticket, outcome),
         };
         if !topic_is_ours {
+            self.caller.lock().ended();
             let part = "the Response Topic must be within v1/devices/me/rpc/response/";
             return self.refuse(&ticket, Outcome::malformed(part));
         }
@@ -348,17 +330,15 @@ impl Session {
             *timeout = (*timeout).min(expiry);
             *connect_timeout = (*connect_timeout).min(expiry);
         }
-        let admitted = self.caller().admit(self.limits.max_calls_per_caller, self.limits.call_rate, now);
-        if let Err(limit) = admitted {
-            self.effects.push_back(Effect::LimitHit(limit));
-            return self.refuse(&ticket, Outcome::Busy(limit));
-        }
         self.in_flight += 1;
         self.effects.push_back(Effect::Ask(ticket, request, properties.traceparent));
     }
 
     /// Answers a request that goes no further.
     fn refuse(&mut self, ticket: &Ticket, outcome: Outcome) {
+        if let Outcome::Busy(limit) = outcome {
+            self.effects.push_back(Effect::LimitHit(limit));
+        }
         self.write_answer(ticket, &outcome, Bytes::new());
         self.effects.push_back(Effect::Refused(ticket.method, outcome));
     }
@@ -366,7 +346,7 @@ impl Session {
     /// The outcome of an [`Effect::Ask`].
     pub fn answered(&mut self, ticket: &Ticket, outcome: &Outcome, body: Bytes) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        self.caller().ended();
+        self.caller.lock().ended();
         self.write_answer(ticket, outcome, body);
         self.close_when_drained();
     }
@@ -382,61 +362,52 @@ impl Session {
         };
         let properties = PublishProperties { correlation: ticket.correlation.clone(), ..Default::default() };
         let text = device_api::answer(ticket.method, outcome, body);
-        if !self.send(topic.clone(), text, properties.clone(), qos, None) {
-            let outcome = Outcome::malformed("its answer exceeds the client's Maximum Packet Size");
+        if !self.send(topic.clone(), text, properties.clone(), qos) {
+            let outcome = Outcome::AnswerTooLarge;
             let text = device_api::answer(ticket.method, &outcome, Bytes::new());
             self.effects.push_back(Effect::LimitHit(Limit::PacketBytes));
             // If not even this fits, the client hears nothing: the standard forbids it.
-            self.send(topic, text, properties, qos, None);
+            self.send(topic, text, properties, qos);
         }
     }
 
-    fn response(&mut self, number: u32, publish: Publish) {
-        let Some(open) = self.open.get(number) else {
-            // Answered before, out of time, or never asked.
-            return self.puback(
-                publish.packet_id,
-                PublishAckReason::NoMatchingSubscribers,
-                "no such call is open",
-            );
+    fn response(&mut self, number: u32, publish: Publish, now: Instant) {
+        let is_told = publish.packet_id.is_some() && self.codec.version() == Version::V5;
+        let (reason, why) = match self.target.answer(number, &publish.payload, is_told, now) {
+            AnswerTaken::Yes => (PublishAckReason::Success, ""),
+            AnswerTaken::NoSuchCall => (PublishAckReason::NoMatchingSubscribers, "no such call is open"),
+            AnswerTaken::OneWay => (PublishAckReason::NoMatchingSubscribers, "the call is one-way"),
+            AnswerTaken::NotJson => {
+                let why = "an answer must be JSON in UTF-8; the call is still open";
+                (PublishAckReason::PayloadFormatInvalid, why)
+            }
         };
-        if open.oneway {
-            return self.puback(
-                publish.packet_id,
-                PublishAckReason::NoMatchingSubscribers,
-                "the call is one-way",
-            );
-        }
-        if !device_api::answer_is_json(&publish.payload) {
-            let why = "an answer must be JSON in UTF-8; the call is still open";
-            return self.puback(publish.packet_id, PublishAckReason::PayloadFormatInvalid, why);
-        }
-        self.puback(publish.packet_id, PublishAckReason::Success, "");
-        if let Some(open) = self.open.answer(number) {
-            self.ended(open, Outcome::Answered, publish.payload);
-        }
+        self.puback(publish.packet_id, reason, why);
         self.close_when_drained();
     }
 
     fn uplink(&mut self, kind: UplinkKind, publish: Publish, now: Instant) -> Result<(), Fault> {
-        let admitted = self.caller().admit_uplink(self.limits.uplink_rate, now);
-        if let Err(limit) = admitted {
-            self.effects.push_back(Effect::LimitHit(limit));
-            return match publish.packet_id {
-                Some(_) if self.codec.version() == Version::V5 => {
-                    self.puback(
-                        publish.packet_id,
-                        PublishAckReason::QuotaExceeded,
-                        "too many messages a second",
-                    );
-                    Ok(())
-                }
-                // 3.1.1 can only be told by closing; unacknowledged, the message stays the client's to send again.
-                Some(_) => {
-                    Err(Fault { reason: Reason::MessageRateTooHigh, what: "too many messages a second" })
-                }
-                None => Ok(()),
-            };
+        let admitted = self.caller.lock().uplink(&publish.payload, &self.limits.device, now);
+        match admitted {
+            Ok(()) => {}
+            Err(RefusedUplink::NotJson) => {
+                let why = "telemetry and attributes must be JSON in UTF-8";
+                self.puback(publish.packet_id, PublishAckReason::PayloadFormatInvalid, why);
+                return Ok(());
+            }
+            Err(RefusedUplink::TooOften(limit)) => {
+                self.effects.push_back(Effect::LimitHit(limit));
+                let what = "too many messages a second";
+                return match publish.packet_id {
+                    Some(_) if self.codec.version() == Version::V5 => {
+                        self.puback(publish.packet_id, PublishAckReason::QuotaExceeded, what);
+                        Ok(())
+                    }
+                    // 3.1.1 can only be told by closing; unacknowledged, the message stays the client's.
+                    Some(_) => Err(Fault { reason: Reason::MessageRateTooHigh, what }),
+                    None => Ok(()),
+                };
+            }
         }
         if publish.packet_id.is_some() {
             self.uplinks_in_flight += 1;
@@ -496,7 +467,9 @@ impl Session {
     /// a call from anywhere in the cluster reaches the device.
     pub fn claimed(&mut self, mut pending: PendingSubscribe, stands: bool) {
         self.paused = false;
-        if !stands {
+        if stands {
+            self.target.becomes_callable();
+        } else {
             for (index, filter) in &pending.requests {
                 self.subscriptions.remove(filter);
                 if let Some(status) = pending.status.get_mut(*index) {
@@ -512,6 +485,7 @@ impl Session {
         let existed: Vec<bool> = filters.iter().map(|filter| self.subscriptions.remove(filter)).collect();
         if was_callable && !self.subscriptions.callable() {
             self.paused = true;
+            self.target.falls_silent();
             self.effects.push_back(Effect::Release(PendingUnsubscribe { packet_id, existed }));
         } else {
             self.codec.unsuback(packet_id, &existed, &mut self.out);
@@ -525,53 +499,56 @@ impl Session {
     }
 
     /// A call for this device.
-    pub fn deliver(&mut self, call: Incoming, now: Instant) {
-        if call.deadline.has_passed(now) {
-            // The router has told the caller.
-            return;
-        }
-        let open = OpenDelivery {
-            reply_to: call.reply_to,
-            arrived: call.arrived,
-            oneway: call.delivery.oneway,
-            span: call.span,
-        };
-        if self.closed || !self.subscriptions.callable() {
-            return self.reply(open, DeliveryReply::NotHere, Bytes::new());
-        }
-        let max = self.limits.max_calls_per_target;
-        let opened = if self.subscriptions.hears_any_call() {
-            self.open.open(open, call.deadline, max)
-        } else {
-            self.open.open_as(self.subscriptions.exact_calls(), open, call.deadline, max)
-        };
-        let number = match opened {
-            Ok(number) => number,
-            Err(open) => {
-                self.effects.push_back(Effect::LimitHit(Limit::TargetInFlight));
-                return self.ended(open, Outcome::Busy(Limit::TargetInFlight), Bytes::new());
+    pub fn deliver(&mut self, call: Box<Incoming>, now: Instant) {
+        self.target.deliver(call, now);
+        self.write_calls(now);
+    }
+
+    /// Writes the calls that wait, as far as the client's Receive Maximum allows.
+    fn write_calls(&mut self, now: Instant) {
+        loop {
+            let is_window_full = self.unacked.len() >= usize::from(self.receive_maximum);
+            if is_window_full && self.subscriptions.acknowledges_calls() {
+                return;
             }
-        };
-        let qos = self.subscriptions.request_qos(number).unwrap_or(QoS::AtMostOnce);
-        let properties = PublishProperties {
-            response_topic: match self.codec.version() {
-                Version::V5 if !call.delivery.oneway => Some(response_topic(number)),
-                Version::V3 | Version::V5 => None,
-            },
-            traceparent: call.delivery.traceparent.map(ByteString::from),
-            ..Default::default()
-        };
-        let text = device_api::on_msg(&call.body);
-        if !self.send(request_topic(number), text, properties, qos, Some(number))
-            && let Some(open) = self.open.answer(number)
-        {
-            self.effects.push_back(Effect::LimitHit(Limit::PacketBytes));
-            self.ended(open, Outcome::Busy(Limit::PacketBytes), Bytes::new());
+            let next = match self.subscriptions.hears_any_call() {
+                true => self.target.next(now),
+                false => self.target.next_among(self.subscriptions.exact_calls(), now),
+            };
+            let Some((number, call)) = next else { return };
+            let qos = self.subscriptions.request_qos(number).unwrap_or(QoS::AtMostOnce);
+            let oneway = call.oneway;
+            let properties = PublishProperties {
+                response_topic: match self.codec.version() {
+                    Version::V5 if !oneway => Some(response_topic(number)),
+                    Version::V3 | Version::V5 => None,
+                },
+                traceparent: call.traceparent.as_deref().map(ByteString::from),
+                ..Default::default()
+            };
+            let text = device_api::on_msg(&call.body);
+            if !self.write(request_topic(number), text, properties, qos, Some(number)) {
+                self.target.too_large(number);
+            } else if qos == QoS::AtMostOnce {
+                match oneway {
+                    true => self.unflushed.push(number),
+                    false => self.target.written(number),
+                }
+            }
         }
     }
 
-    /// Sends a message, at once or when the client's Receive Maximum allows. False when it may never be sent.
-    fn send(
+    /// Sends an answer, at once or when the client's Receive Maximum allows. False when it may never be sent.
+    fn send(&mut self, topic: ByteString, payload: Bytes, properties: PublishProperties, qos: QoS) -> bool {
+        if qos != QoS::AtMostOnce && self.unacked.len() >= usize::from(self.receive_maximum) {
+            self.waiting.push_back(Outgoing { topic, payload, properties });
+            return true;
+        }
+        self.write(topic, payload, properties, qos, None)
+    }
+
+    /// Writes a message, which the client's Receive Maximum allows. False when its Maximum Packet Size does not.
+    fn write(
         &mut self,
         topic: ByteString,
         payload: Bytes,
@@ -579,30 +556,17 @@ impl Session {
         qos: QoS,
         call: Option<u32>,
     ) -> bool {
-        if qos == QoS::AtMostOnce {
-            if !self.codec.publish(topic, None, payload, properties, &mut self.out) {
-                return false;
-            }
-            if let Some(number) = call
-                && self.open.get(number).is_some_and(|open| open.oneway)
-            {
-                self.unflushed.extend(self.open.answer(number));
-            }
-            return true;
+        let packet_id = (qos != QoS::AtMostOnce).then(|| self.next_packet_id());
+        if !self.codec.publish(topic, packet_id, payload, properties, &mut self.out) {
+            return false;
         }
-        if self.unacked.len() >= usize::from(self.receive_maximum) {
-            self.waiting.push_back(Outgoing { topic, payload, properties, call });
-            return true;
-        }
-        let packet_id = self.next_packet_id();
-        let sent = self.codec.publish(topic, Some(packet_id), payload, properties, &mut self.out);
-        if sent {
+        if let Some(packet_id) = packet_id {
             self.unacked.insert(packet_id, call);
         }
-        sent
+        true
     }
 
-    /// Ends: at most `receive_maximum` of the 65,535 ids are taken, and `send` has checked for a free one.
+    /// Ends: at most `receive_maximum` of the 65,535 ids are taken, and whoever writes has checked for a free one.
     fn next_packet_id(&mut self) -> NonZeroU16 {
         loop {
             self.last_packet_id = self.last_packet_id.wrapping_add(1);
@@ -615,44 +579,30 @@ impl Session {
     }
 
     /// The client has one of our QoS 1 messages.
-    fn acknowledged(&mut self, packet_id: NonZeroU16) {
+    fn acknowledged(&mut self, packet_id: NonZeroU16, now: Instant) {
         let Some(call) = self.unacked.remove(&packet_id) else { return };
-        if let Some(number) = call
-            && self.open.get(number).is_some_and(|open| open.oneway)
-            && let Some(open) = self.open.answer(number)
-        {
-            self.ended(open, Outcome::Delivered, Bytes::new());
+        if let Some(number) = call {
+            self.target.written(number);
         }
         while self.unacked.len() < usize::from(self.receive_maximum) {
             let Some(next) = self.waiting.pop_front() else { break };
-            // A call that ran out of time while it waited is not worth waking the target for.
-            if next.call.is_some_and(|number| self.open.get(number).is_none()) {
-                continue;
-            }
-            let (call, sent) = (
-                next.call,
-                self.send(next.topic, next.payload, next.properties, QoS::AtLeastOnce, next.call),
-            );
-            if let (Some(number), false) = (call, sent)
-                && let Some(open) = self.open.answer(number)
-            {
-                self.ended(open, Outcome::Busy(Limit::PacketBytes), Bytes::new());
-            }
+            self.send(next.topic, next.payload, next.properties, QoS::AtLeastOnce);
         }
+        self.write_calls(now);
         self.close_when_drained();
     }
 
     /// The socket has taken all that was written.
     pub fn flushed(&mut self) {
-        for open in std::mem::take(&mut self.unflushed) {
-            self.ended(open, Outcome::Delivered, Bytes::new());
+        for number in std::mem::take(&mut self.unflushed) {
+            self.target.written(number);
         }
         self.close_when_drained();
     }
 
     /// Time has passed: closes what has run out of it.
     pub fn tick(&mut self, now: Instant) {
-        self.open.expire(now);
+        self.target.expire(now);
         if now >= self.last_packet_at + self.keep_alive {
             self.codec.disconnect(
                 Reason::KeepAliveTimeout,
@@ -667,7 +617,7 @@ impl Session {
     /// When to call [`tick`](Self::tick) next.
     pub fn next_tick(&self) -> Instant {
         let keep_alive = self.last_packet_at + self.keep_alive;
-        self.open.next_expiry().map_or(keep_alive, |expiry| expiry.min(keep_alive))
+        self.target.next_expiry().map_or(keep_alive, |expiry| expiry.min(keep_alive))
     }
 
     /// The node ends this session.
@@ -707,13 +657,13 @@ impl Session {
     /// True while the loop should read from the socket. A draining session that owes the node no answer reads no
     /// further: a request read now would have to be broken off.
     pub fn wants_input(&self) -> bool {
-        !self.draining || !self.open.is_empty() || !self.unacked.is_empty()
+        !self.draining || !self.target.has_none_open() || !self.unacked.is_empty()
     }
 
     /// Nothing is in flight in either direction.
     fn is_idle(&self) -> bool {
         self.in_flight == 0
-            && self.open.is_empty()
+            && self.target.is_idle()
             && self.unflushed.is_empty()
             && self.waiting.is_empty()
             && self.uplinks_in_flight == 0
@@ -730,31 +680,9 @@ impl Session {
     pub fn end(&mut self) {
         self.closed = true;
         for _ in 0..std::mem::take(&mut self.in_flight) {
-            self.caller().ended();
+            self.caller.lock().ended();
         }
-        for outgoing in std::mem::take(&mut self.waiting) {
-            if let Some(open) = outgoing.call.and_then(|number| self.open.answer(number)) {
-                self.reply(open, DeliveryReply::NotHere, Bytes::new());
-            }
-        }
-        let lost: Vec<OpenDelivery> = self.open.drain().chain(self.unflushed.drain(..)).collect();
-        for open in lost {
-            self.ended(open, Outcome::Lost, Bytes::new());
-        }
-    }
-
-    fn ended(&mut self, open: OpenDelivery, outcome: Outcome, body: Bytes) {
-        self.reply(open, DeliveryReply::Ended(outcome), body);
-    }
-
-    fn reply(&mut self, open: OpenDelivery, reply: DeliveryReply, body: Bytes) {
-        self.effects.push_back(Effect::Reply(Reply {
-            to: open.reply_to,
-            reply,
-            body,
-            arrived: open.arrived,
-            span: open.span,
-        }));
+        self.target.end();
     }
 
     fn puback(&mut self, packet_id: Option<NonZeroU16>, reason: PublishAckReason, why: &'static str) {
@@ -777,34 +705,23 @@ impl Session {
             self.effects.push_back(Effect::Close(ended));
         }
     }
-
-    fn caller(&self) -> MutexGuard<'_, CallerLimits> {
-        self.caller.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::target::TargetLimits;
     use proptest::prelude::*;
     use rmqtt_codec::{v3, v5};
-    use rpc::{Budget, CallId, Delivery, DeviceId, NodeId, SessionId};
+    use rpc::{Budget, CallId, DeliveryReply, NodeId};
     use tokio_util::codec::{Decoder, Encoder};
 
     const MAX: u32 = 65_536;
 
     fn limits() -> SessionLimits {
-        let none = Rate { per_second: 0, burst: 0 };
+        let target = TargetLimits { max_waiting: 4, max_open: 4 };
         SessionLimits {
-            api: ApiLimits {
-                default_timeout_ms: 20_000,
-                max_timeout_ms: 60_000,
-                default_connect_timeout_ms: 0,
-            },
-            max_calls_per_caller: 4,
-            max_calls_per_target: 4,
-            call_rate: none,
-            uplink_rate: none,
+            device: DeviceLimits { max_calls_per_caller: 4, target, ..DeviceLimits::for_tests() },
             max_subscriptions: 4,
             receive_maximum: 2,
             topic_alias_maximum: 2,
@@ -871,30 +788,23 @@ mod tests {
         v3_out(session);
     }
 
-    fn incoming(oneway: bool, budget_ms: u32, now: Instant) -> Incoming {
-        let budget_ms = Budget::from_ms(budget_ms);
-        Incoming {
-            delivery: Delivery {
-                call: CallId { node: NodeId(1), serial: 1 },
-                session: SessionId(1),
-                target: DeviceId(uuid::Uuid::from_u128(7)),
-                budget_ms,
-                oneway,
-                traceparent: Some("00-1-2-01".into()),
-            },
+    fn incoming(oneway: bool, budget_ms: u32, now: Instant) -> Box<Incoming> {
+        Box::new(Incoming {
+            call: CallId { node: NodeId(1), serial: 1 },
+            caller: None,
+            oneway,
+            traceparent: Some("00-1-2-01".into()),
             body: Bytes::from_static(br#"{"x":1}"#),
-            arrived: now,
-            deadline: budget_ms.starting(now),
-            reply_to: "swb.reply.1.1".into(),
-            span: Default::default(),
-        }
+            deadline: Budget::from_ms(budget_ms).starting(now),
+            reply_to: Router { inbox: "swb.reply.1.1".into(), arrived: now, span: Default::default() },
+        })
     }
 
     fn replies(session: &mut Session) -> Vec<(DeliveryReply, Bytes)> {
         effects(session)
             .into_iter()
             .filter_map(|effect| match effect {
-                Effect::Reply(Reply { reply, body, .. }) => Some((reply, body)),
+                Effect::Conclude(Conclusion { reply, body, .. }) => Some((reply?, body)),
                 _ => None,
             })
             .collect()
@@ -987,9 +897,7 @@ mod tests {
         assert_eq!(&*call.topic, "v1/devices/me/rpc/request/1");
         assert_eq!(&call.payload[..], br#"{"method":"onMsg","params":{"x":1}}"#);
 
-        // Not JSON: refused, and the call stays open.
         let input = [
-            message("v1/devices/me/rpc/response/1", None, "ok").into(),
             message("v1/devices/me/rpc/response/1", None, "{\"status\": \"ok\"} ").into(),
             message("v1/devices/me/rpc/response/1", None, "{\"twice\":true}").into(),
         ];
@@ -997,6 +905,12 @@ mod tests {
         let expected =
             (DeliveryReply::Ended(Outcome::Answered), Bytes::from_static(b"{\"status\": \"ok\"} "));
         assert_eq!(replies(&mut session), [expected]);
+
+        // Not JSON, and 3.1.1 cannot be told.
+        session.deliver(incoming(false, 1000, now), now);
+        let input = message("v1/devices/me/rpc/response/2", Some(1), "ok").into();
+        session.received(&mut v3_bytes([input]), MAX, now);
+        assert_eq!(replies(&mut session), [(DeliveryReply::Ended(Outcome::AnswerInvalid), Bytes::new())]);
     }
 
     #[test]
@@ -1180,7 +1094,10 @@ mod tests {
         );
         let effects = effects(&mut session);
         assert!(
-            matches!(effects[..], [Effect::Reply(..), Effect::Close(Ended::ByNode(EndReason::ShuttingDown))]),
+            matches!(
+                effects[..],
+                [Effect::Conclude(..), Effect::Close(Ended::ByNode(EndReason::ShuttingDown))]
+            ),
             "{effects:?}"
         );
     }

@@ -22,7 +22,7 @@ use self::stream::WebSocket;
 use super::connection::Connection;
 use super::reply;
 use super::routes::Server;
-use crate::mailbox::EndReason;
+use crate::device::mailbox::EndReason;
 
 /// The sub-protocol that a client must offer (MQTT-6.0.0-3).
 const SUB_PROTOCOL: &str = "mqtt";

@@ -1,14 +1,18 @@
 //! How does the rest of the node reach a session's loop? Through its mailbox: a bounded queue with one reader.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use boot::traces::Span;
 use bus::Subject;
-use bytes::Bytes;
-use rpc::{Deadline, Delivery, Limit};
+use parking_lot::{Mutex, MutexGuard};
+use rpc::{Limit, SessionEnd};
+
+use super::target;
+
+/// A call for a session's device.
+pub type Incoming = target::Incoming<Router>;
 
 /// What a session is told.
 #[derive(Debug)]
@@ -21,19 +25,13 @@ pub enum Mail {
     Drain,
 }
 
-/// A call for this session's device.
+/// The router that delivered a call, and the delivery as this node knows it.
 #[derive(Debug)]
-pub struct Incoming {
-    /// Its head.
-    pub delivery: Delivery,
-    /// Its body, as the caller wrote it.
-    pub body: Bytes,
-    /// When it came to this node.
+pub struct Router {
+    /// Its inbox, where the answer goes.
+    pub inbox: Subject,
+    /// When the delivery came to this node.
     pub arrived: Instant,
-    /// When its budget ends.
-    pub deadline: Deadline,
-    /// The router's inbox, where the answer goes.
-    pub reply_to: Subject,
     /// The delivery as a hop of the call's trace: it is over with the call here, however that ends.
     pub span: Span,
 }
@@ -47,6 +45,16 @@ pub enum EndReason {
     Revoked,
     /// The node's time to drain is over.
     ShuttingDown,
+}
+
+impl From<EndReason> for SessionEnd {
+    fn from(reason: EndReason) -> Self {
+        match reason {
+            EndReason::TakenOver => SessionEnd::TakenOver,
+            EndReason::Revoked => SessionEnd::Revoked,
+            EndReason::ShuttingDown => SessionEnd::ShuttingDown,
+        }
+    }
 }
 
 /// Why a call was not taken.
@@ -125,7 +133,7 @@ impl Mailbox {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

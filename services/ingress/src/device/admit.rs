@@ -1,0 +1,139 @@
+//! How does a device come in, become callable, and go? One way for all protocols, where it is counted and told.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rpc::{CredentialHash, DeliveryReply, Identity, Protocol, SessionEnd, SessionEvent, wire};
+use sha2::{Digest, Sha256};
+
+use super::sessions::{CredentialDigest, Session, Visitor};
+use crate::calls::now_ms;
+use crate::metrics::ConnectResult;
+use crate::node::Node;
+
+/// Why a device is not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotAdmitted {
+    /// Nobody has that token.
+    Unknown,
+    /// The authorizer or NATS could not be reached.
+    Unavailable,
+}
+
+/// What everything behind this node knows of an access token.
+pub fn digest(token: &[u8]) -> CredentialDigest {
+    Sha256::digest(token).into()
+}
+
+impl Node {
+    /// Lets in whoever shows this credential. To be ended by [`leave`](Self::leave).
+    ///
+    /// # Errors
+    /// When nobody has it, or nobody can say.
+    pub async fn admit(
+        &self,
+        credential: CredentialDigest,
+        protocol: Protocol,
+    ) -> Result<Arc<Visitor>, NotAdmitted> {
+        let admitted = self.enter(credential, protocol).await;
+        self.metrics.connect(match admitted {
+            Ok(_) => ConnectResult::Accepted,
+            Err(NotAdmitted::Unknown) => ConnectResult::UnknownToken,
+            Err(NotAdmitted::Unavailable) => ConnectResult::Unavailable,
+        });
+        admitted
+    }
+
+    async fn enter(
+        &self,
+        credential: CredentialDigest,
+        protocol: Protocol,
+    ) -> Result<Arc<Visitor>, NotAdmitted> {
+        let changes = self.changes();
+        let identity = self.identify(credential).await?;
+        let visitor = self.sessions.enter(identity, credential, protocol, Instant::now());
+        self.metrics.visitors(protocol).increment(1);
+        if self.changes() == changes {
+            return Ok(visitor);
+        }
+        // A change between the question and here found no visitor to end: it may be this one's. Whatever comes after
+        // this second question finds him.
+        let refused = match self.identify(credential).await {
+            Ok(now) if visitor.is(&now) => return Ok(visitor),
+            Ok(_) => NotAdmitted::Unknown,
+            Err(refused) => refused,
+        };
+        self.leave(&visitor);
+        Err(refused)
+    }
+
+    async fn identify(&self, credential: CredentialDigest) -> Result<Identity, NotAdmitted> {
+        let wait = Duration::from_millis(self.settings.ingress.authenticate_timeout_ms);
+        match self.calls.authenticate(CredentialHash::from_digest(credential), wait).await {
+            Ok(identity) => identity.ok_or(NotAdmitted::Unknown),
+            Err(error) => {
+                tracing::warn!(%error, "a device could not be authenticated");
+                Err(NotAdmitted::Unavailable)
+            }
+        }
+    }
+
+    /// A visitor has gone.
+    pub fn leave(&self, visitor: &Visitor) {
+        if self.sessions.leave(visitor) {
+            tracing::debug!(device = %visitor.device, protocol = %visitor.protocol, "a visitor leaves");
+            self.metrics.visitors(visitor.protocol).decrement(1);
+        }
+    }
+
+    /// Makes a visitor callable: his session's claim stands. None when the store did not take it. To be ended by
+    /// [`end_session`](Self::end_session).
+    pub async fn begin_session(&self, visitor: &Arc<Visitor>) -> Option<Arc<Session>> {
+        let session = self.sessions.begin(visitor);
+        if !self.claim(&session).await {
+            self.refuse_unread(&session).await;
+            self.sessions.end(&session);
+            return None;
+        }
+        self.metrics.sessions(visitor.protocol).increment(1);
+        self.announce(&session, None).await;
+        Some(session)
+    }
+
+    /// The visitor is no longer callable: his claim goes, and calls that came too late are refused.
+    pub async fn end_session(&self, session: &Session, reason: SessionEnd) {
+        self.release(session).await;
+        self.refuse_unread(session).await;
+        self.sessions.end(session);
+        tracing::debug!(
+            device = %session.visitor.device, session = %session.id, reason = reason.as_str(), "a session ends"
+        );
+        self.metrics.sessions(session.visitor.protocol).decrement(1);
+        self.announce(session, Some(reason)).await;
+    }
+
+    async fn refuse_unread(&self, session: &Session) {
+        for call in session.mailbox.close() {
+            self.reply(call.reply_to, &DeliveryReply::NotHere, b"").await;
+        }
+    }
+
+    /// Tells whoever listens that a device became callable, or why it no longer is.
+    async fn announce(&self, session: &Session, reason: Option<SessionEnd>) {
+        let Visitor { device, tenant, customer, protocol, .. } = *session.visitor;
+        let event = SessionEvent {
+            node: self.id,
+            session: session.id,
+            protocol,
+            at_ms: now_ms(),
+            tenant,
+            customer,
+            reason,
+        };
+        if let Ok(message) = wire::encode(&event, b"") {
+            let what = if reason.is_none() { "up" } else { "down" };
+            // An event that nobody could be told of is no reason to turn a device away.
+            let _ = self.bus.tell(self.bus.subjects().session_event(device, what), message).await;
+        }
+    }
+}

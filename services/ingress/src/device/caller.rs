@@ -1,0 +1,230 @@
+//! May this device ask for that now? What it sends is read, and admitted within its limits, whatever its protocol.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rpc::{Limit, Method, Outcome};
+
+use super::limits::{DeviceLimits, Rate};
+use crate::device_api::{self, Request};
+
+/// A request that goes no further.
+#[derive(Debug, PartialEq, Eq)]
+pub struct RefusedRequest {
+    /// What it tried to be.
+    pub method: Method,
+    /// Why: what its sender reads.
+    pub outcome: Outcome,
+    /// It is no request of the device API at all, where protocols with status codes say so.
+    pub not_a_request: bool,
+}
+
+/// Why telemetry or attributes are not handed up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusedUplink {
+    /// They must be JSON in UTF-8.
+    NotJson,
+    /// A limit is reached.
+    TooOften(Limit),
+}
+
+/// A token bucket, full at first.
+#[derive(Debug)]
+pub struct TokenBucket {
+    /// The time at which the bucket will be (or was) full: one number says it all.
+    full_at: Instant,
+}
+
+impl TokenBucket {
+    /// A full bucket.
+    pub fn new(now: Instant) -> Self {
+        TokenBucket { full_at: now }
+    }
+
+    /// True when no token is missing.
+    pub fn is_full(&self, now: Instant) -> bool {
+        self.full_at <= now
+    }
+
+    /// Takes one token, if there is one.
+    pub fn take(&mut self, rate: Rate, now: Instant) -> bool {
+        if rate.per_second == 0 {
+            return true;
+        }
+        let token = Duration::from_secs(1) / rate.per_second;
+        let full_at = self.full_at.max(now) + token;
+        if full_at.duration_since(now) > token * rate.burst.max(1) {
+            return false;
+        }
+        self.full_at = full_at;
+        true
+    }
+}
+
+/// What one device may do as a caller, over all its connections to this node.
+#[derive(Debug)]
+pub struct CallerLimits {
+    in_flight: usize,
+    calls: TokenBucket,
+    uplinks: TokenBucket,
+}
+
+impl CallerLimits {
+    /// Nothing in flight, full buckets.
+    pub fn new(now: Instant) -> Self {
+        CallerLimits { in_flight: 0, calls: TokenBucket::new(now), uplinks: TokenBucket::new(now) }
+    }
+
+    /// Reads a request and admits it: it is in flight until [`ended`](Self::ended).
+    ///
+    /// # Errors
+    /// When it is none, or a limit is reached.
+    pub fn request(
+        &mut self,
+        payload: &Bytes,
+        limits: &DeviceLimits,
+        now: Instant,
+    ) -> Result<Request, RefusedRequest> {
+        let request = device_api::parse(payload, &limits.api).map_err(|malformed| RefusedRequest {
+            method: malformed.method,
+            outcome: malformed.outcome,
+            not_a_request: malformed.not_a_request,
+        })?;
+        match self.admit(limits, now) {
+            Ok(()) => Ok(request),
+            Err(limit) => Err(RefusedRequest {
+                method: request.method(),
+                outcome: Outcome::Busy(limit),
+                not_a_request: false,
+            }),
+        }
+    }
+
+    /// Admits one call, or what costs as much, which is in flight until [`ended`](Self::ended).
+    ///
+    /// # Errors
+    /// With the limit that is reached.
+    pub fn admit(&mut self, limits: &DeviceLimits, now: Instant) -> Result<(), Limit> {
+        if self.in_flight >= limits.max_calls_per_caller {
+            return Err(Limit::CallerInFlight);
+        }
+        if !self.calls.take(limits.call_rate, now) {
+            return Err(Limit::CallRate);
+        }
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    /// One admitted call has ended.
+    pub fn ended(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
+    /// True when nothing is in flight and both buckets are full: forgetting these limits would change nothing.
+    pub fn is_at_rest(&self, now: Instant) -> bool {
+        self.in_flight == 0 && self.calls.is_full(now) && self.uplinks.is_full(now)
+    }
+
+    /// Admits one telemetry or attributes message.
+    ///
+    /// # Errors
+    /// When it is not what can be handed up, or comes too soon.
+    pub fn uplink(
+        &mut self,
+        payload: &[u8],
+        limits: &DeviceLimits,
+        now: Instant,
+    ) -> Result<(), RefusedUplink> {
+        if !self.uplinks.take(limits.uplink_rate, now) {
+            return Err(RefusedUplink::TooOften(Limit::UplinkRate));
+        }
+        match device_api::answer_is_json(payload) {
+            true => Ok(()),
+            false => Err(RefusedUplink::NotJson),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const RATE: Rate = Rate { per_second: 100, burst: 10 };
+
+    fn limits(max_calls_per_caller: usize, call_rate: Rate) -> DeviceLimits {
+        DeviceLimits { max_calls_per_caller, call_rate, uplink_rate: RATE, ..DeviceLimits::for_tests() }
+    }
+
+    #[test]
+    fn a_caller_in_its_limits_is_admitted_and_beyond_them_is_told_which() {
+        let now = Instant::now();
+        let mut caller = CallerLimits::new(now);
+        let two = limits(2, Rate { per_second: 0, burst: 0 });
+        assert_eq!(caller.admit(&two, now), Ok(()));
+        assert_eq!(caller.admit(&two, now), Ok(()));
+        assert_eq!(caller.admit(&two, now), Err(Limit::CallerInFlight));
+        assert!(!caller.is_at_rest(now));
+        caller.ended();
+        assert_eq!(caller.admit(&two, now), Ok(()));
+        caller.ended();
+        caller.ended();
+        assert!(caller.is_at_rest(now));
+
+        let mut caller = CallerLimits::new(now);
+        let many = limits(100, RATE);
+        for _ in 0..10 {
+            assert_eq!(caller.admit(&many, now), Ok(()));
+        }
+        assert_eq!(caller.admit(&many, now), Err(Limit::CallRate));
+        assert_eq!(caller.admit(&many, now + Duration::from_millis(10)), Ok(()));
+        (0..11).for_each(|_| caller.ended());
+        assert!(!caller.is_at_rest(now + Duration::from_millis(109)), "the bucket is not full yet");
+        assert!(caller.is_at_rest(now + Duration::from_millis(110)));
+    }
+
+    #[test]
+    fn a_request_is_read_before_it_is_counted() {
+        let now = Instant::now();
+        let mut caller = CallerLimits::new(now);
+        let one = limits(1, Rate { per_second: 0, burst: 0 });
+        let refused = caller.request(&Bytes::from_static(b"{"), &one, now).unwrap_err();
+        assert_eq!((refused.method, refused.not_a_request), (Method::Other, true));
+        let get_time = Bytes::from_static(br#"{"method":"getTime"}"#);
+        assert!(matches!(caller.request(&get_time, &one, now), Ok(Request::GetTime)));
+        let refused = caller.request(&get_time, &one, now).unwrap_err();
+        let outcome = Outcome::Busy(Limit::CallerInFlight);
+        assert_eq!(refused, RefusedRequest { method: Method::GetTime, outcome, not_a_request: false });
+    }
+
+    #[test]
+    fn what_is_handed_up_is_json_and_not_too_often() {
+        let now = Instant::now();
+        let mut caller = CallerLimits::new(now);
+        let limits = limits(1, RATE);
+        for text in ["", "nan", "{\"t\":1"] {
+            assert_eq!(caller.uplink(text.as_bytes(), &limits, now), Err(RefusedUplink::NotJson));
+        }
+        for _ in 3..10 {
+            assert_eq!(caller.uplink(b"{}", &limits, now), Ok(()));
+        }
+        let too_often = Err(RefusedUplink::TooOften(Limit::UplinkRate));
+        assert_eq!(caller.uplink(b"{}", &limits, now), too_often);
+        assert!(!caller.is_at_rest(now));
+    }
+
+    proptest! {
+        #[test]
+        fn a_bucket_never_gives_more_than_its_rate(gaps_us in proptest::collection::vec(0u64..20_000, 1..300)) {
+            let start = Instant::now();
+            let mut bucket = TokenBucket::new(start);
+            let (mut now, mut taken) = (start, 0u64);
+            for gap in gaps_us {
+                now += Duration::from_micros(gap);
+                taken += u64::from(bucket.take(RATE, now));
+                let earned = 10 + now.duration_since(start).as_micros() as u64 * 100 / 1_000_000;
+                prop_assert!(taken <= earned + 1, "{taken} taken, {earned} earned");
+            }
+        }
+    }
+}

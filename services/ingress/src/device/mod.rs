@@ -1,0 +1,13 @@
+//! What holds for a device whatever it speaks? Each rule once; `mqtt`, `http` and `coap` keep framing, and the order in
+//! which they write.
+//!
+//! A *visitor* is a device that this node knows: it has shown its access token, and may call. A *session* makes a
+//! visitor callable: a claim stands for it. `target`, `caller`, `limits` and `visitors` are pure.
+
+pub mod admit;
+pub mod caller;
+pub mod limits;
+pub mod mailbox;
+pub mod sessions;
+pub mod target;
+pub mod visitors;

@@ -1,0 +1,366 @@
+//! Who is on this node? Its visitors and sessions by device, and how each is reached.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use rpc::{
+    Claim, CredentialHash, CustomerId, DeviceId, DeviceState, Identity, NodeId, Protocol, SessionId, TenantId,
+};
+
+use super::caller::CallerLimits;
+use super::mailbox::{EndReason, Incoming, Mail, Mailbox, Refused};
+
+/// The SHA-256 of an access token.
+pub type CredentialDigest = [u8; 32];
+
+/// A device that this node knows: its token was looked up, and it is watched for changes of the registry.
+#[derive(Debug)]
+pub struct Visitor {
+    /// Unique on this node.
+    pub id: u64,
+    /// Who it is.
+    pub device: DeviceId,
+    /// Its name.
+    pub name: Box<str>,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Which customer's, if any.
+    pub customer: Option<CustomerId>,
+    /// What it proved itself with.
+    pub credential: CredentialDigest,
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// Its loop hears here that the registry changed or the node shuts down.
+    pub mailbox: Mailbox,
+    /// What the device may do as a caller, shared by all its visitors on this node.
+    pub caller: Arc<Mutex<CallerLimits>>,
+}
+
+impl Visitor {
+    /// Whether it is still what an authorizer says of its token.
+    pub fn is(&self, identity: &Identity) -> bool {
+        self.device == identity.device && self.tenant == identity.tenant && self.customer == identity.customer
+    }
+
+    /// Whether both are the same device in the same place.
+    pub fn is_same(&self, other: &Visitor) -> bool {
+        self.device == other.device && self.tenant == other.tenant && self.customer == other.customer
+    }
+
+    /// Whether it is still what the registry says of its device.
+    fn matches(&self, state: &DeviceState) -> bool {
+        state.now.as_ref().is_some_and(|now| {
+            now.tenant == self.tenant
+                && now.customer == self.customer
+                && now.credential == CredentialHash::from_digest(self.credential)
+        })
+    }
+}
+
+/// A visitor that can be called. Each time it becomes callable is a session of its own: a claim that is taken over and
+/// one that follows are never confused.
+#[derive(Debug)]
+pub struct Session {
+    /// Unique on this node.
+    pub id: SessionId,
+    /// Whose.
+    pub visitor: Arc<Visitor>,
+    /// Its loop reads calls from here, and that a newer session has taken over.
+    pub mailbox: Mailbox,
+    held: Mutex<Option<HeldClaim>>,
+}
+
+/// A claim that stands in the store for a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldClaim {
+    /// When the session became callable, in milliseconds since 1970.
+    pub since_ms: u64,
+    /// The store's revision of the claim: what a release must match.
+    pub revision: u64,
+}
+
+impl Session {
+    /// The claim of this session on `node`.
+    pub fn claim(&self, node: NodeId, since_ms: u64) -> Claim {
+        Claim { node, session: self.id, protocol: self.visitor.protocol, since_ms }
+    }
+
+    /// The claim that stands, if one does.
+    pub fn held(&self) -> Option<HeldClaim> {
+        *self.held.lock()
+    }
+
+    /// Notes a claim that now stands.
+    pub fn hold(&self, claim: HeldClaim) {
+        *self.held.lock() = Some(claim);
+    }
+
+    /// Takes the claim away, to release it.
+    pub fn let_go(&self) -> Option<HeldClaim> {
+        self.held.lock().take()
+    }
+
+    /// Notes the new revision of a claim that was written again. False when the session has let go of it meanwhile:
+    /// the new revision is then the one to release.
+    pub fn renew_held(&self, old: HeldClaim, revision: u64) -> bool {
+        let mut held = self.held.lock();
+        if *held != Some(old) {
+            return false;
+        }
+        *held = Some(HeldClaim { revision, ..old });
+        true
+    }
+}
+
+/// All visitors and sessions of this node.
+#[derive(Debug, Default)]
+pub struct Sessions {
+    devices: Mutex<HashMap<DeviceId, OnNode>>,
+    last_id: AtomicU64,
+}
+
+/// What this node has of one device. Vectors: nearly always of one.
+#[derive(Debug)]
+struct OnNode {
+    caller: Arc<Mutex<CallerLimits>>,
+    visitors: Vec<Arc<Visitor>>,
+    sessions: Vec<Arc<Session>>,
+}
+
+impl Sessions {
+    /// Adds a visitor.
+    pub fn enter(
+        &self,
+        identity: Identity,
+        credential: CredentialDigest,
+        protocol: Protocol,
+        now: Instant,
+    ) -> Arc<Visitor> {
+        let id = self.next_id();
+        let mut devices = self.devices.lock();
+        let on_node = devices.entry(identity.device).or_insert_with(|| OnNode {
+            caller: Arc::new(Mutex::new(CallerLimits::new(now))),
+            visitors: Vec::with_capacity(1),
+            sessions: Vec::new(),
+        });
+        let visitor = Arc::new(Visitor {
+            id,
+            device: identity.device,
+            name: identity.name.into(),
+            tenant: identity.tenant,
+            customer: identity.customer,
+            credential,
+            protocol,
+            mailbox: Mailbox::default(),
+            caller: Arc::clone(&on_node.caller),
+        });
+        on_node.visitors.push(Arc::clone(&visitor));
+        visitor
+    }
+
+    /// Removes a visitor. False when it has left already.
+    pub fn leave(&self, visitor: &Visitor) -> bool {
+        self.remove(visitor.device, |it| {
+            let before = it.visitors.len();
+            it.visitors.retain(|it| it.id != visitor.id);
+            it.visitors.len() < before
+        })
+    }
+
+    /// Adds a session, before its claim is written: from then on calls may come.
+    pub fn begin(&self, visitor: &Arc<Visitor>) -> Arc<Session> {
+        let session = Arc::new(Session {
+            id: SessionId(self.next_id()),
+            visitor: Arc::clone(visitor),
+            mailbox: Mailbox::default(),
+            held: Mutex::new(None),
+        });
+        let mut devices = self.devices.lock();
+        let on_node = devices.entry(visitor.device).or_insert_with(|| OnNode {
+            caller: Arc::clone(&visitor.caller),
+            visitors: Vec::new(),
+            sessions: Vec::with_capacity(1),
+        });
+        on_node.sessions.push(Arc::clone(&session));
+        session
+    }
+
+    /// Removes a session that has ended.
+    pub fn end(&self, session: &Session) {
+        self.remove(session.visitor.device, |it| it.sessions.retain(|it| it.id != session.id));
+    }
+
+    /// Puts a call for a session of `device` into its mailbox.
+    ///
+    /// # Errors
+    /// Hands the call back when there is no such session of that device, or its mailbox is full.
+    pub fn deliver(
+        &self,
+        device: DeviceId,
+        session: SessionId,
+        mut call: Box<Incoming>,
+        max_mailbox_calls: usize,
+    ) -> Result<(), (Refused, Box<Incoming>)> {
+        match self.find(device, session) {
+            Some(session) => {
+                call.reply_to.span.note("switchboard.protocol", session.visitor.protocol.as_str());
+                session.mailbox.deliver(call, max_mailbox_calls)
+            }
+            None => Err((Refused::Closed, call)),
+        }
+    }
+
+    /// Tells one session that a newer one has taken over, if it is here.
+    pub fn take_over(&self, device: DeviceId, session: SessionId) {
+        if let Some(session) = self.find(device, session) {
+            session.mailbox.tell(Mail::End(EndReason::TakenOver));
+        }
+    }
+
+    /// Ends the visitors of a device that no longer are what it is. Says how many.
+    pub fn end_outdated(&self, state: &DeviceState) -> usize {
+        let outdated: Vec<_> = match self.devices.lock().get(&state.device) {
+            Some(on_node) => on_node.visitors.iter().filter(|it| !it.matches(state)).cloned().collect(),
+            None => return 0,
+        };
+        for visitor in &outdated {
+            visitor.mailbox.tell(Mail::End(EndReason::Revoked));
+        }
+        outdated.len()
+    }
+
+    /// Tells every visitor.
+    pub fn tell_all(&self, mail: impl Fn() -> Mail) {
+        for visitor in self.visitors() {
+            visitor.mailbox.tell(mail());
+        }
+    }
+
+    /// Every visitor.
+    pub fn visitors(&self) -> Vec<Arc<Visitor>> {
+        self.devices.lock().values().flat_map(|it| it.visitors.iter().cloned()).collect()
+    }
+
+    /// Every session.
+    pub fn sessions(&self) -> Vec<Arc<Session>> {
+        self.devices.lock().values().flat_map(|it| it.sessions.iter().cloned()).collect()
+    }
+
+    fn find(&self, device: DeviceId, session: SessionId) -> Option<Arc<Session>> {
+        self.devices.lock().get(&device)?.sessions.iter().find(|it| it.id == session).cloned()
+    }
+
+    fn remove<T: Default>(&self, device: DeviceId, remove: impl FnOnce(&mut OnNode) -> T) -> T {
+        let mut devices = self.devices.lock();
+        let Entry::Occupied(mut entry) = devices.entry(device) else { return T::default() };
+        let removed = remove(entry.get_mut());
+        if entry.get().visitors.is_empty() && entry.get().sessions.is_empty() {
+            entry.remove();
+        }
+        removed
+    }
+
+    fn next_id(&self) -> u64 {
+        self.last_id.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rpc::DeviceStanding;
+    use std::task::{Context, Poll, Waker};
+    use uuid::Uuid;
+
+    const DIGEST: CredentialDigest = [7; 32];
+
+    fn identity(device: u128) -> Identity {
+        Identity {
+            device: DeviceId(Uuid::from_u128(device)),
+            tenant: TenantId(Uuid::from_u128(1)),
+            customer: Some(CustomerId(Uuid::from_u128(2))),
+            name: "A".to_owned(),
+        }
+    }
+
+    fn standing() -> DeviceStanding {
+        let identity = identity(1);
+        let credential = CredentialHash::from_digest(DIGEST);
+        DeviceStanding { tenant: identity.tenant, customer: identity.customer, credential }
+    }
+
+    fn mail(mailbox: &Mailbox) -> Option<Mail> {
+        match mailbox.poll_next(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(mail) => Some(mail),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn a_device_is_forgotten_with_its_last_visitor_and_session() {
+        let (sessions, now) = (Sessions::default(), Instant::now());
+        let a = sessions.enter(identity(1), DIGEST, Protocol::Mqtt, now);
+        let b = sessions.enter(identity(1), DIGEST, Protocol::Http, now);
+        assert!(a.id != b.id && Arc::ptr_eq(&a.caller, &b.caller));
+        let session = sessions.begin(&a);
+        assert!(sessions.leave(&a) && !sessions.leave(&a) && sessions.leave(&b));
+        assert_eq!((sessions.visitors().len(), sessions.sessions().len()), (0, 1));
+        sessions.end(&session);
+        assert!(sessions.devices.lock().is_empty());
+    }
+
+    #[test]
+    fn a_change_ends_the_visitors_that_it_concerns() {
+        let changes: [fn(&mut DeviceStanding); 3] = [
+            |it| it.tenant = TenantId(Uuid::from_u128(9)),
+            |it| it.customer = None,
+            |it| it.credential = CredentialHash::from_digest([8; 32]),
+        ];
+        let sessions = Sessions::default();
+        let device = identity(1).device;
+        let visitor = sessions.enter(identity(1), DIGEST, Protocol::Mqtt, Instant::now());
+        assert_eq!(sessions.end_outdated(&DeviceState { device, now: Some(standing()) }), 0);
+        let stranger = DeviceState { device: identity(2).device, now: None };
+        assert_eq!(sessions.end_outdated(&stranger), 0);
+        assert!(mail(&visitor.mailbox).is_none());
+        for change in changes {
+            let mut now = standing();
+            change(&mut now);
+            assert_eq!(sessions.end_outdated(&DeviceState { device, now: Some(now) }), 1);
+            assert!(matches!(mail(&visitor.mailbox), Some(Mail::End(EndReason::Revoked))));
+        }
+        assert_eq!(sessions.end_outdated(&DeviceState { device, now: None }), 1);
+        let (mut fewer, mut renamed) = (identity(1), identity(1));
+        (fewer.customer, renamed.name) = (None, "B".to_owned());
+        assert!(visitor.is(&renamed) && !visitor.is(&fewer) && !visitor.is(&identity(2)));
+    }
+
+    #[test]
+    fn a_takeover_reaches_one_session_and_a_shutdown_every_visitor() {
+        let sessions = Sessions::default();
+        let visitor = sessions.enter(identity(1), DIGEST, Protocol::Coap, Instant::now());
+        let (older, newer) = (sessions.begin(&visitor), sessions.begin(&visitor));
+        sessions.take_over(identity(2).device, older.id);
+        sessions.take_over(visitor.device, older.id);
+        assert!(matches!(mail(&older.mailbox), Some(Mail::End(EndReason::TakenOver))));
+        assert!(mail(&newer.mailbox).is_none() && mail(&visitor.mailbox).is_none());
+        sessions.tell_all(|| Mail::Drain);
+        assert!(matches!(mail(&visitor.mailbox), Some(Mail::Drain)));
+    }
+
+    #[test]
+    fn a_claim_is_let_go_once_and_renewed_while_it_is_held() {
+        let sessions = Sessions::default();
+        let session = sessions.begin(&sessions.enter(identity(1), DIGEST, Protocol::Coap, Instant::now()));
+        let held = HeldClaim { since_ms: 1, revision: 2 };
+        assert!(!session.renew_held(held, 3));
+        session.hold(held);
+        assert!(session.renew_held(held, 3) && !session.renew_held(held, 4));
+        assert_eq!(session.let_go(), Some(HeldClaim { since_ms: 1, revision: 3 }));
+        assert_eq!((session.let_go(), session.held()), (None, None));
+    }
+}

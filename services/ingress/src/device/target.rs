@@ -1,0 +1,367 @@
+//! What becomes of the calls to one callable session, from its mailbox to their answers? A pure machine, the same for
+//! every protocol: a protocol decides *when* a call is written, this decides everything else.
+//!
+//! Driving it: [`deliver`](Target::deliver) what comes from the mailbox; whenever the device can be written to, take
+//! the [`next`](Target::next) call and say what became of it: [`written`](Target::written),
+//! [`put_back`](Target::put_back), [`rejected`](Target::rejected) or [`too_large`](Target::too_large). Hand answers to
+//! [`answer`](Target::answer), call [`expire`](Target::expire) at [`next_expiry`](Target::next_expiry), and after each
+//! of these tell routers what [`next_conclusion`](Target::next_conclusion) says. Every call that goes in is concluded
+//! exactly once.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
+
+use bytes::Bytes;
+use rpc::{CallId, Deadline, DeliveryReply, DeviceId, Limit, Outcome};
+
+use crate::device_api;
+
+/// The largest number of a call: the device API's ids are 31 bits wide.
+pub const MAX_CALL_NUMBER: u32 = 2_147_483_647;
+
+/// The settings that it obeys.
+#[derive(Debug, Clone, Copy)]
+pub struct TargetLimits {
+    /// Calls that may wait to be written.
+    pub max_waiting: usize,
+    /// Calls that may be written, or on their way, and not answered.
+    pub max_open: usize,
+}
+
+/// A call for the device, as its router delivered it. `R` is how the router is answered.
+#[derive(Debug)]
+pub struct Incoming<R> {
+    /// Its id, the same on every hop.
+    pub call: CallId,
+    /// Who calls, where the router tells it.
+    pub caller: Option<Caller>,
+    /// No answer is wanted.
+    pub oneway: bool,
+    /// W3C trace context.
+    pub traceparent: Option<String>,
+    /// Its body, as the caller wrote it.
+    pub body: Bytes,
+    /// When its budget ends.
+    pub deadline: Deadline,
+    /// Where the answer goes.
+    pub reply_to: R,
+}
+
+/// Who calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// The device.
+    pub id: DeviceId,
+    /// Its name; empty where the caller's node does not tell it.
+    pub name: String,
+}
+
+/// How a call ended here.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Conclusion<R> {
+    /// The router that delivered it.
+    pub reply_to: R,
+    /// What it is told; nothing where the call's time is over, which it told the caller by its own clock.
+    pub reply: Option<DeliveryReply>,
+    /// The target's answer, if there is one.
+    pub body: Bytes,
+}
+
+impl<R> Conclusion<R> {
+    fn silent(call: Incoming<R>) -> Self {
+        Conclusion { reply_to: call.reply_to, reply: None, body: Bytes::new() }
+    }
+}
+
+/// What became of a target's answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AnswerTaken {
+    /// It is on its way to the caller.
+    Yes,
+    /// Answered before, out of time, or never asked.
+    NoSuchCall,
+    /// The call wants none.
+    OneWay,
+    /// It is not JSON. The call stays open where the device is told so, and is over where it cannot be.
+    NotJson,
+}
+
+/// The numbers under which one session's device knows its calls, from 1 on and round again.
+#[derive(Debug)]
+pub struct Numbers {
+    /// What all of them have in common above the bits that count.
+    tag: u32,
+    /// The largest count.
+    max: u32,
+    last: u32,
+}
+
+impl Numbers {
+    /// All numbers; the first given is the one behind `last`.
+    pub fn after(last: u32) -> Self {
+        Numbers { tag: 0, max: MAX_CALL_NUMBER, last: last % MAX_CALL_NUMBER }
+    }
+
+    /// Numbers whose upper bits are `tag`, and whose lower `count_bits` count; at most 31 together.
+    pub fn tagged(tag: u32, count_bits: u32, last: u32) -> Self {
+        let max = (1 << count_bits.min(31)) - 1;
+        Numbers { tag: (tag << count_bits.min(31)) & MAX_CALL_NUMBER, max, last: last % max.max(1) }
+    }
+
+    fn next(&mut self) -> u32 {
+        self.last = if self.last >= self.max { 1 } else { self.last + 1 };
+        self.tag | self.last
+    }
+}
+
+/// The calls of one callable session.
+#[derive(Debug)]
+pub struct Target<R> {
+    limits: TargetLimits,
+    callable: bool,
+    waiting: VecDeque<Box<Incoming<R>>>,
+    /// Calls in the device's hands, or on their way there, by number.
+    open: BTreeMap<u32, Box<Incoming<R>>>,
+    numbers: Numbers,
+    /// No later than the earliest deadline of all calls.
+    next_expiry: Option<Instant>,
+    conclusions: VecDeque<Conclusion<R>>,
+}
+
+impl<R> Target<R> {
+    /// Nobody can call yet.
+    pub fn new(limits: TargetLimits, numbers: Numbers) -> Self {
+        Target {
+            limits,
+            callable: false,
+            waiting: VecDeque::new(),
+            open: BTreeMap::new(),
+            numbers,
+            next_expiry: None,
+            conclusions: VecDeque::new(),
+        }
+    }
+
+    /// What routers are to be told, in order.
+    pub fn next_conclusion(&mut self) -> Option<Conclusion<R>> {
+        let next = self.conclusions.pop_front();
+        if next.is_none() && self.conclusions.capacity() > 0 && self.is_idle() {
+            // An idle session keeps no heap.
+            (self.conclusions, self.waiting) = (VecDeque::new(), VecDeque::new());
+        }
+        next
+    }
+
+    /// True while [`next_conclusion`](Self::next_conclusion) has something.
+    pub fn has_conclusions(&self) -> bool {
+        !self.conclusions.is_empty()
+    }
+
+    /// From now on calls are taken: a claim stands, or is being written.
+    pub fn becomes_callable(&mut self) {
+        self.callable = true;
+    }
+
+    /// True while calls are taken.
+    pub fn is_callable(&self) -> bool {
+        self.callable
+    }
+
+    /// A call comes from the mailbox.
+    pub fn deliver(&mut self, call: Box<Incoming<R>>, now: Instant) {
+        if call.deadline.has_passed(now) {
+            return self.conclusions.push_back(Conclusion::silent(*call));
+        }
+        if !self.callable {
+            return self.conclude(*call, DeliveryReply::NotHere, Bytes::new());
+        }
+        if self.waiting.len() >= self.limits.max_waiting {
+            self.expire_waiting(now);
+        }
+        if self.waiting.len() >= self.limits.max_waiting {
+            return self.busy(*call, Limit::Mailbox);
+        }
+        self.expires_at(call.deadline);
+        self.waiting.push_back(call);
+    }
+
+    /// True when a call waits to be written.
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// The next call to be written, under a number that no other open call has.
+    pub fn next(&mut self, now: Instant) -> Option<(u32, &Incoming<R>)> {
+        self.take(now, |numbers, open| {
+            // Ends: fewer numbers are taken than there are.
+            let room = open.len() < numbers.max as usize;
+            room.then(|| std::iter::repeat_with(|| numbers.next()).find(|number| !open.contains_key(number)))?
+        })
+    }
+
+    /// The same, for a device that listens to these numbers alone.
+    pub fn next_among(
+        &mut self,
+        mut numbers: impl Iterator<Item = u32>,
+        now: Instant,
+    ) -> Option<(u32, &Incoming<R>)> {
+        self.take(now, |_, open| numbers.find(|number| !open.contains_key(number)))
+    }
+
+    /// The device, or the socket that leads to it, has taken the call: from here on it may be carried out.
+    pub fn written(&mut self, number: u32) {
+        // None when the answer was quicker, or the call's time is over.
+        let Some(call) = self.open.get_mut(&number) else { return };
+        if call.oneway {
+            self.end_open(number, DeliveryReply::Ended(Outcome::Delivered), Bytes::new());
+        } else {
+            call.body = Bytes::new();
+        }
+    }
+
+    /// The call has not been written after all: it is the next again, before all others that wait.
+    pub fn put_back(&mut self, number: u32) {
+        let Some(call) = self.open.remove(&number) else { return };
+        match self.callable {
+            true => self.waiting.push_front(call),
+            false => self.conclude(*call, DeliveryReply::NotHere, Bytes::new()),
+        }
+    }
+
+    /// The device refused the call without having seen any of it before.
+    pub fn rejected(&mut self, number: u32) {
+        self.end_open(number, DeliveryReply::NotHere, Bytes::new());
+    }
+
+    /// The device's connection takes no message of the call's size.
+    pub fn too_large(&mut self, number: u32) {
+        self.end_open(number, DeliveryReply::Ended(Outcome::TooLargeForTarget), Bytes::new());
+    }
+
+    /// The device answers call `number`, maybe before whatever carries the call has said that it was written.
+    /// `is_told`: what it reads of [`AnswerTaken::NotJson`] it can act on, and answer again.
+    pub fn answer(&mut self, number: u32, body: &Bytes, is_told: bool, now: Instant) -> AnswerTaken {
+        match self.open.get(&number) {
+            Some(call) if call.deadline.has_passed(now) => return AnswerTaken::NoSuchCall,
+            Some(call) if call.oneway => return AnswerTaken::OneWay,
+            Some(_) => {}
+            None => return AnswerTaken::NoSuchCall,
+        }
+        if device_api::answer_is_json(body) {
+            self.end_open(number, DeliveryReply::Ended(Outcome::Answered), body.clone());
+            return AnswerTaken::Yes;
+        }
+        if !is_told {
+            self.end_open(number, DeliveryReply::Ended(Outcome::AnswerInvalid), Bytes::new());
+        }
+        AnswerTaken::NotJson
+    }
+
+    /// True while call `number` is open.
+    pub fn is_open(&self, number: u32) -> bool {
+        self.open.contains_key(&number)
+    }
+
+    /// True while call `number` is open, and wants an answer.
+    pub fn awaits_answer(&self, number: u32) -> bool {
+        self.open.get(&number).is_some_and(|call| !call.oneway)
+    }
+
+    /// Time has passed: what has run out of it is over, and its router knows.
+    pub fn expire(&mut self, now: Instant) {
+        if self.next_expiry.is_none_or(|expiry| now < expiry) {
+            return;
+        }
+        self.expire_waiting(now);
+        for (_, call) in self.open.extract_if(.., |_, call| call.deadline.has_passed(now)) {
+            self.conclusions.push_back(Conclusion::silent(*call));
+        }
+        let calls = self.waiting.iter().chain(self.open.values());
+        self.next_expiry = calls.map(|call| call.deadline.instant()).min();
+    }
+
+    /// When to call [`expire`](Self::expire) next, at the latest. Not moved by an answer: a busy session would rewind
+    /// its timer with every call.
+    pub fn next_expiry(&self) -> Option<Instant> {
+        self.next_expiry
+    }
+
+    /// Nobody can call any more; what the device has it may still answer. What waits it never saw.
+    pub fn falls_silent(&mut self) {
+        self.callable = false;
+        for call in std::mem::take(&mut self.waiting) {
+            self.conclude(*call, DeliveryReply::NotHere, Bytes::new());
+        }
+    }
+
+    /// The session is over: a call that the device may have seen is lost; one that waits it never saw.
+    pub fn end(&mut self) {
+        self.falls_silent();
+        for call in std::mem::take(&mut self.open).into_values() {
+            self.conclude(*call, DeliveryReply::Ended(Outcome::Lost), Bytes::new());
+        }
+        self.next_expiry = None;
+    }
+
+    /// True when no call is open.
+    pub fn has_none_open(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// True when no call is here.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.open.is_empty()
+    }
+
+    fn take(
+        &mut self,
+        now: Instant,
+        mut choose: impl FnMut(&mut Numbers, &BTreeMap<u32, Box<Incoming<R>>>) -> Option<u32>,
+    ) -> Option<(u32, &Incoming<R>)> {
+        while let Some(call) = self.waiting.pop_front() {
+            if call.deadline.has_passed(now) {
+                self.conclusions.push_back(Conclusion::silent(*call));
+                continue;
+            }
+            let room = self.open.len() < self.limits.max_open;
+            let Some(number) = room.then(|| choose(&mut self.numbers, &self.open)).flatten() else {
+                self.busy(*call, Limit::TargetInFlight);
+                continue;
+            };
+            return Some((number, self.open.entry(number).or_insert(call)));
+        }
+        None
+    }
+
+    fn expire_waiting(&mut self, now: Instant) {
+        for call in std::mem::take(&mut self.waiting) {
+            match call.deadline.has_passed(now) {
+                true => self.conclusions.push_back(Conclusion::silent(*call)),
+                false => self.waiting.push_back(call),
+            }
+        }
+    }
+
+    fn expires_at(&mut self, deadline: Deadline) {
+        let at = deadline.instant();
+        self.next_expiry = Some(self.next_expiry.map_or(at, |expiry| expiry.min(at)));
+    }
+
+    fn end_open(&mut self, number: u32, reply: DeliveryReply, body: Bytes) {
+        if let Some(call) = self.open.remove(&number) {
+            self.conclude(*call, reply, body);
+        }
+    }
+
+    fn busy(&mut self, call: Incoming<R>, limit: Limit) {
+        self.conclude(call, DeliveryReply::Ended(Outcome::Busy(limit)), Bytes::new());
+    }
+
+    fn conclude(&mut self, call: Incoming<R>, reply: DeliveryReply, body: Bytes) {
+        self.conclusions.push_back(Conclusion { reply_to: call.reply_to, reply: Some(reply), body });
+    }
+}
+
+#[cfg(test)]
+#[path = "target_tests.rs"]
+mod tests;

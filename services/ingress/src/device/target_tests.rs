@@ -1,0 +1,335 @@
+//! Does every call come out once, with an outcome that is true? Tables of what happens to one, and a property of all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use rpc::{Budget, NodeId};
+
+use super::*;
+
+const LIMITS: TargetLimits = TargetLimits { max_waiting: 3, max_open: 4 };
+
+fn call(serial: u64, budget_ms: u32, oneway: bool, now: Instant) -> Box<Incoming<u64>> {
+    Box::new(Incoming {
+        call: CallId { node: NodeId(1), serial },
+        caller: None,
+        oneway,
+        traceparent: None,
+        body: serial.to_string().into(),
+        deadline: Budget::from_ms(budget_ms).starting(now),
+        reply_to: serial,
+    })
+}
+
+fn callable() -> (Target<u64>, Instant) {
+    let mut target = Target::new(LIMITS, Numbers::after(0));
+    target.becomes_callable();
+    (target, Instant::now())
+}
+
+/// What routers are told, as text: `1 answered "x"`, `2 not_here`, `3 -` for silence.
+fn said(target: &mut Target<u64>) -> Vec<String> {
+    std::iter::from_fn(|| target.next_conclusion())
+        .map(|it| {
+            let reply = match &it.reply {
+                None => "-".to_owned(),
+                Some(DeliveryReply::NotHere) => "not_here".to_owned(),
+                Some(DeliveryReply::Ended(Outcome::Busy(limit))) => format!("busy {}", limit.as_str()),
+                Some(DeliveryReply::Ended(outcome)) => outcome.as_str().to_owned(),
+            };
+            format!("{} {reply} {}", it.reply_to, String::from_utf8_lossy(&it.body)).trim_end().to_owned()
+        })
+        .collect()
+}
+
+#[test]
+fn a_call_is_written_and_answered_once() {
+    let (mut target, now) = callable();
+    target.deliver(call(7, 1000, false, now), now);
+    let (number, taken) = target.next(now).unwrap();
+    assert_eq!((number, taken.reply_to, &taken.body[..]), (1, 7, &b"7"[..]));
+    target.written(1);
+    assert!(target.awaits_answer(1) && !target.has_waiting());
+    assert_eq!(target.answer(2, &Bytes::from_static(b"1"), true, now), AnswerTaken::NoSuchCall);
+    assert_eq!(target.answer(1, &Bytes::from_static(b"{"), true, now), AnswerTaken::NotJson);
+    assert_eq!(target.answer(1, &Bytes::from_static(b"[1]"), true, now), AnswerTaken::Yes);
+    assert_eq!(target.answer(1, &Bytes::from_static(b"[1]"), true, now), AnswerTaken::NoSuchCall);
+    assert_eq!(said(&mut target), ["7 answered [1]"]);
+    assert!(target.is_idle());
+}
+
+#[test]
+fn who_cannot_be_told_of_a_bad_answer_ends_the_call_with_it() {
+    let (mut target, now) = callable();
+    target.deliver(call(7, 1000, false, now), now);
+    target.next(now).unwrap();
+    assert_eq!(target.answer(1, &Bytes::from_static(b"nan"), false, now), AnswerTaken::NotJson);
+    assert_eq!(said(&mut target), ["7 answer_invalid"]);
+}
+
+#[test]
+fn a_one_way_call_is_delivered_when_it_is_written_and_takes_no_answer() {
+    let (mut target, now) = callable();
+    target.deliver(call(7, 1000, true, now), now);
+    target.next(now).unwrap();
+    assert_eq!(target.answer(1, &Bytes::from_static(b"1"), true, now), AnswerTaken::OneWay);
+    assert!(target.is_open(1) && !target.awaits_answer(1));
+    target.written(1);
+    assert_eq!(said(&mut target), ["7 delivered"]);
+    target.written(1);
+    assert_eq!(said(&mut target), [""; 0]);
+}
+
+#[test]
+fn what_was_not_written_is_next_again_before_all_others() {
+    let (mut target, now) = callable();
+    target.deliver(call(1, 1000, false, now), now);
+    target.deliver(call(2, 1000, false, now), now);
+    target.next(now).unwrap();
+    target.put_back(1);
+    let (number, taken) = target.next(now).unwrap();
+    assert_eq!((number, taken.reply_to, &taken.body[..]), (2, 1, &b"1"[..]));
+    target.falls_silent();
+    target.put_back(2);
+    assert_eq!(said(&mut target), ["2 not_here", "1 not_here"]);
+}
+
+#[test]
+fn a_call_that_cannot_be_written_says_why() {
+    let (mut target, now) = callable();
+    for serial in 1..=2 {
+        target.deliver(call(serial, 1000, false, now), now);
+        target.next(now).unwrap();
+    }
+    target.rejected(1);
+    target.too_large(2);
+    assert_eq!(said(&mut target), ["1 not_here", "2 too_large_for_target"]);
+}
+
+#[test]
+fn limits_are_named() {
+    let (mut target, now) = callable();
+    for serial in 1..=4 {
+        target.deliver(call(serial, 1000, false, now), now);
+    }
+    assert_eq!(said(&mut target), ["4 busy mailbox"]);
+    for _ in 1..=3 {
+        target.next(now).unwrap();
+    }
+    for serial in 5..=6 {
+        target.deliver(call(serial, 1000, false, now), now);
+    }
+    assert_eq!(target.next(now).unwrap().1.reply_to, 5);
+    assert!(target.next(now).is_none());
+    assert_eq!(said(&mut target), ["6 busy target_in_flight"]);
+}
+
+#[test]
+fn what_ran_out_of_time_makes_room_and_nobody_is_told() {
+    let (mut target, now) = callable();
+    for serial in 1..=3 {
+        target.deliver(call(serial, 100, false, now), now);
+    }
+    let later = now + Duration::from_millis(100);
+    target.deliver(call(4, 100, false, now), later);
+    target.deliver(call(5, 100, false, later), later);
+    assert_eq!(said(&mut target), ["4 -", "1 -", "2 -", "3 -"]);
+    assert_eq!(target.next(later).unwrap().1.reply_to, 5);
+    let last = later + Duration::from_millis(100);
+    assert_eq!(target.next_expiry(), Some(later), "no later than the earliest");
+    assert_eq!(target.answer(1, &Bytes::from_static(b"1"), true, last), AnswerTaken::NoSuchCall);
+    target.expire(last);
+    assert_eq!((said(&mut target), target.next_expiry()), (vec!["5 -".to_owned()], None));
+}
+
+#[test]
+fn the_end_loses_what_was_written_and_nothing_else() {
+    let (mut target, now) = callable();
+    target.deliver(call(1, 1000, false, now), now);
+    target.deliver(call(2, 1000, false, now), now);
+    target.next(now).unwrap();
+    target.end();
+    assert!(!target.is_callable() && target.has_none_open() && target.is_idle() && target.has_conclusions());
+    target.deliver(call(3, 1000, false, now), now);
+    assert_eq!(said(&mut target), ["2 not_here", "1 lost", "3 not_here"]);
+    assert!(!target.has_conclusions());
+}
+
+#[test]
+fn a_silent_session_may_still_answer() {
+    let (mut target, now) = callable();
+    target.deliver(call(1, 1000, false, now), now);
+    target.next(now).unwrap();
+    target.falls_silent();
+    assert!(!target.has_none_open() && !target.is_idle());
+    assert_eq!(target.answer(1, &Bytes::from_static(b"1"), true, now), AnswerTaken::Yes);
+    assert_eq!(said(&mut target), ["1 answered 1"]);
+}
+
+#[test]
+fn numbers_go_round_and_skip_what_is_open() {
+    let now = Instant::now();
+    let mut target = Target::new(LIMITS, Numbers::after(MAX_CALL_NUMBER - 1));
+    target.becomes_callable();
+    let next = |target: &mut Target<u64>, serial| {
+        target.deliver(call(serial, 1000, false, now), now);
+        target.next(now).map(|(number, _)| number)
+    };
+    assert_eq!(next(&mut target, 1), Some(MAX_CALL_NUMBER));
+    assert_eq!(next(&mut target, 2), Some(1));
+    target.numbers.last = MAX_CALL_NUMBER - 1;
+    assert_eq!(next(&mut target, 3), Some(2));
+
+    let tagged = |last| {
+        std::iter::repeat_with({
+            let mut numbers = Numbers::tagged(5, 2, last);
+            move || numbers.next()
+        })
+    };
+    assert_eq!(tagged(1).take(4).collect::<Vec<_>>(), [22, 23, 21, 22]);
+    let mut few = Target::new(LIMITS, Numbers::tagged(5, 1, 0));
+    few.becomes_callable();
+    assert_eq!((next(&mut few, 1), next(&mut few, 2)), (Some(11), None));
+    assert_eq!(said(&mut few), ["2 busy target_in_flight"]);
+}
+
+#[test]
+fn a_device_that_listens_to_some_numbers_gets_those() {
+    let (mut target, now) = callable();
+    for serial in 1..=3 {
+        target.deliver(call(serial, 1000, false, now), now);
+    }
+    assert_eq!(target.next_among([9, 3].into_iter(), now).map(|(number, _)| number), Some(9));
+    assert_eq!(target.next_among([9, 3].into_iter(), now).map(|(number, _)| number), Some(3));
+    assert!(target.next_among([9, 3].into_iter(), now).is_none());
+    assert_eq!(said(&mut target), ["3 busy target_in_flight"]);
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Deliver {
+        budget_ms: u32,
+        oneway: bool,
+    },
+    Next,
+    Among,
+    /// Of the open call at this place.
+    Written(usize),
+    PutBack(usize),
+    Rejected(usize),
+    TooLarge(usize),
+    Answer(usize, bool, bool),
+    Pass(u64),
+    Silent,
+    Callable,
+    End,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (1u32..400, any::<bool>()).prop_map(|(budget_ms, oneway)| Step::Deliver { budget_ms, oneway }),
+        6 => Just(Step::Next),
+        1 => Just(Step::Among),
+        3 => (0usize..5).prop_map(Step::Written),
+        1 => (0usize..5).prop_map(Step::PutBack),
+        1 => (0usize..5).prop_map(Step::Rejected),
+        1 => (0usize..5).prop_map(Step::TooLarge),
+        3 => (0usize..5, any::<bool>(), any::<bool>()).prop_map(|(at, json, told)| Step::Answer(at, json, told)),
+        3 => (0u64..150).prop_map(Step::Pass),
+        1 => Just(Step::Silent),
+        3 => Just(Step::Callable),
+        1 => Just(Step::End),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn every_call_comes_out_once_with_an_outcome_that_is_true(steps in proptest::collection::vec(step(), 1..200)) {
+        let mut now = Instant::now();
+        let mut target = Target::new(LIMITS, Numbers::after(0));
+        let (mut serial, mut ended) = (0, BTreeSet::new());
+        // Of each call: its deadline, and whether the device may have seen it.
+        let mut calls: BTreeMap<u64, (Deadline, bool, bool)> = BTreeMap::new();
+        let mut numbers: BTreeMap<u32, u64> = BTreeMap::new();
+        for step in steps.into_iter().chain([Step::Pass(500), Step::End]) {
+            numbers.retain(|number, _| target.is_open(*number));
+            let open: Vec<u32> = numbers.keys().copied().collect();
+            let at = |place: usize| open.get(place).copied().unwrap_or(99);
+            match step {
+                Step::Deliver { budget_ms, oneway } => {
+                    serial += 1;
+                    let call = call(serial, budget_ms, oneway, now);
+                    calls.insert(serial, (call.deadline, false, oneway));
+                    target.deliver(call, now);
+                }
+                Step::Next | Step::Among => {
+                    let taken = match step {
+                        Step::Next => target.next(now),
+                        _ => target.next_among([7u32, 3].into_iter(), now),
+                    };
+                    if let Some((number, taken)) = taken {
+                        prop_assert!(!taken.deadline.has_passed(now));
+                        prop_assert!(numbers.insert(number, taken.reply_to).is_none(), "{number} twice");
+                        prop_assert_eq!(&*taken.body, taken.reply_to.to_string().into_bytes());
+                        calls.get_mut(&taken.reply_to).unwrap().1 = true;
+                    }
+                }
+                Step::Written(place) => target.written(at(place)),
+                Step::PutBack(place) => {
+                    let number = at(place);
+                    // Only what was not written can be: its body is there still.
+                    if target.open.get(&number).is_some_and(|call| !call.body.is_empty()) {
+                        calls.get_mut(&numbers[&number]).unwrap().1 = false;
+                        target.put_back(number);
+                    }
+                }
+                Step::Rejected(place) => {
+                    if let Some(serial) = numbers.get(&at(place)) {
+                        calls.get_mut(serial).unwrap().1 = false;
+                    }
+                    target.rejected(at(place));
+                }
+                Step::TooLarge(place) => {
+                    if let Some(serial) = numbers.get(&at(place)) {
+                        calls.get_mut(serial).unwrap().1 = false;
+                    }
+                    target.too_large(at(place));
+                }
+                Step::Answer(place, json, told) => {
+                    let body = if json { "1" } else { "x" };
+                    target.answer(at(place), &Bytes::from_static(body.as_bytes()), told, now);
+                }
+                Step::Pass(ms) => {
+                    now += Duration::from_millis(ms);
+                    target.expire(now);
+                }
+                Step::Silent => target.falls_silent(),
+                Step::Callable => target.becomes_callable(),
+                Step::End => target.end(),
+            }
+            let earliest = target.waiting.iter().chain(target.open.values()).map(|it| it.deadline.instant()).min();
+            prop_assert!(earliest.is_none_or(|at| target.next_expiry().is_some_and(|expiry| expiry <= at)));
+            prop_assert!(target.waiting.len() <= LIMITS.max_waiting + 4 && target.open.len() <= LIMITS.max_open);
+            while let Some(it) = target.next_conclusion() {
+                prop_assert!(ended.insert(it.reply_to), "{} twice", it.reply_to);
+                let (deadline, seen, oneway) = calls[&it.reply_to];
+                match it.reply {
+                    None => prop_assert!(deadline.has_passed(now)),
+                    Some(DeliveryReply::NotHere) => prop_assert!(!seen),
+                    Some(DeliveryReply::Ended(outcome)) => match outcome {
+                        Outcome::Busy(_) | Outcome::TooLargeForTarget => prop_assert!(!seen),
+                        Outcome::Answered | Outcome::AnswerInvalid | Outcome::Lost => {
+                            prop_assert!(seen);
+                            prop_assert!(!oneway || outcome == Outcome::Lost);
+                        }
+                        Outcome::Delivered => prop_assert!(seen && oneway),
+                        other => prop_assert!(false, "{other:?}"),
+                    },
+                }
+            }
+        }
+        prop_assert_eq!(ended.len(), calls.len());
+        prop_assert!(target.is_idle());
+    }
+}
