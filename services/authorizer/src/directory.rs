@@ -172,7 +172,7 @@ impl Maps {
             Change::Device(id, Some(device)) => self.put(id, device, touched),
             Change::Device(id, None) => self.remove(id, touched),
             Change::Loaded => self.sweep(touched),
-            Change::Confirmed => {}
+            Change::Confirmed | Change::Lost => {}
         }
     }
 

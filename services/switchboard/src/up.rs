@@ -308,6 +308,7 @@ impl Services {
         let connect = async |name| Bus::connect(&settings, name).await.context("there is no NATS");
         let contexts = ["authorizer", "router", "ingress"].map(scope);
         let buses = (connect("authorizer").await?, connect("router").await?, connect("ingress").await?);
+        buses.2.admits_bodies(&base.settings)?;
         let stops = contexts.each_ref().map(|context| context.shutdown.clone());
         let [for_authorizer, for_router, for_ingress] = contexts;
         let [stop_authorizer, stop_router, stop_ingress] = stops;

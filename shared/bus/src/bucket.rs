@@ -13,10 +13,13 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::sync::Mutex;
 use tracing::{info, warn};
 
-use crate::connection::{AskError, Bus};
+use crate::connection::Bus;
+use crate::errors::{AskError, StoreError};
 
 /// How long the store may take to make a bucket or a watch.
 const ADMIN_WAIT: Duration = Duration::from_secs(5);
@@ -28,31 +31,6 @@ const WRONG_LAST_SEQUENCE: u64 = 10071;
 /// The same, said by a cluster while another write of that key is under way.
 const WRONG_LAST_SEQUENCE_UNNAMED: u64 = 10164;
 
-/// Why the store did not do what was asked.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum StoreError {
-    /// NATS did not answer, or not in time; the write may have happened.
-    #[error("the store cannot be reached: {0}")]
-    Unreachable(#[from] AskError),
-    /// The bucket is not there, and is not ours to make.
-    #[error("the bucket {0} is missing: a router makes it when it starts")]
-    Missing(String),
-    /// Something else stands there than was expected.
-    #[error("another write came first")]
-    Overtaken,
-    /// JetStream said no.
-    #[error("the store refused: {description} ({code})")]
-    Refused {
-        /// JetStream's error code.
-        code: u64,
-        /// Its words.
-        description: String,
-    },
-    /// JetStream's answer, or what is stored, could not be read.
-    #[error("the store's answer cannot be read: {0}")]
-    Unreadable(String),
-}
-
 /// What must stand under a key for a write to happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Expected {
@@ -61,13 +39,33 @@ pub(crate) enum Expected {
     Revision(u64),
 }
 
-/// What happens when a bucket is not there.
+/// What happens when a bucket is not there, or is not as the settings say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     /// It is made, and follows this process's settings.
-    Maker,
+    Keeper,
+    /// It is made, and stays as it was made.
+    Founder,
     /// It is waited for: NATS permissions may allow nothing else.
     User,
+}
+
+/// Where a bucket keeps its values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Storage {
+    Memory,
+    File,
+}
+
+/// What a bucket is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Spec {
+    /// Its name, behind `<prefix>_`.
+    pub(crate) name: &'static str,
+    pub(crate) description: &'static str,
+    pub(crate) storage: Storage,
+    /// Keys older than this vanish.
+    pub(crate) max_age: Option<Duration>,
 }
 
 /// What stands under a key.
@@ -77,9 +75,11 @@ pub(crate) struct Entry {
     pub(crate) revision: u64,
     /// None for the marker that a removal leaves for a while.
     pub(crate) value: Option<Bytes>,
+    /// When it was written, by the store's clock.
+    pub(crate) written: SystemTime,
 }
 
-/// A bucket in memory whose keys keep only their last value.
+/// A bucket whose keys keep only their last value.
 #[derive(Clone)]
 pub(crate) struct Bucket {
     inner: Arc<Inner>,
@@ -93,7 +93,7 @@ struct Inner {
     subject_prefix: String,
     direct_get_prefix: String,
     leader_get: String,
-    max_age: Option<Duration>,
+    spec: Spec,
     role: Role,
     /// Counts re-creations, so that many who find the bucket missing make it once.
     made: AtomicU64,
@@ -101,14 +101,9 @@ struct Inner {
 }
 
 impl Bucket {
-    /// The bucket `<prefix>_<name>`. Keys older than `max_age` vanish.
-    pub(crate) async fn open(
-        bus: &Bus,
-        name: &str,
-        max_age: Option<Duration>,
-        role: Role,
-    ) -> Result<Self, StoreError> {
-        let name = format!("{}_{name}", bus.subjects().prefix());
+    /// The bucket of that description.
+    pub(crate) async fn open(bus: &Bus, spec: Spec, role: Role) -> Result<Self, StoreError> {
+        let name = format!("{}_{}", bus.subjects().prefix(), spec.name);
         let stream = format!("KV_{name}");
         let bucket = Bucket {
             inner: Arc::new(Inner {
@@ -118,7 +113,7 @@ impl Bucket {
                 leader_get: format!("$JS.API.STREAM.MSG.GET.{stream}"),
                 name,
                 stream,
-                max_age,
+                spec,
                 role,
                 made: AtomicU64::new(0),
                 making: Mutex::new(()),
@@ -155,17 +150,20 @@ impl Bucket {
         self.write(key, value, expected_headers(expected), wait).await
     }
 
-    /// Removes if `expected` stands there. Watchers hear of it; what they hear vanishes after `marker_ttl` (1 s and up).
+    /// Removes if `expected` stands there. Watchers hear of it; what they hear vanishes after `marker_ttl` (1 s and up),
+    /// or stays.
     pub(crate) async fn remove(
         &self,
         key: &str,
         expected: Expected,
-        marker_ttl: Duration,
+        marker_ttl: Option<Duration>,
         wait: Duration,
     ) -> Result<u64, StoreError> {
         let mut headers = expected_headers(expected).unwrap_or_default();
         headers.insert("KV-Operation", "DEL");
-        headers.insert("Nats-TTL", format!("{}s", marker_ttl.as_secs().max(1)));
+        if let Some(ttl) = marker_ttl {
+            headers.insert("Nats-TTL", format!("{}s", ttl.as_secs().max(1)));
+        }
         self.write(key, Bytes::new(), Some(headers), wait).await
     }
 
@@ -211,21 +209,26 @@ impl Bucket {
     }
 
     async fn make_if_missing_unlocked(&self) -> Result<(), StoreError> {
-        let Inner { stream, name, bus, max_age, role, .. } = &*self.inner;
+        let Inner { stream, name, bus, spec, role, .. } = &*self.inner;
         let found = self.administer(&format!("STREAM.INFO.{stream}"), &Value::Null).await;
         let standing = match found {
             Ok(info) => Some(info),
             Err(StoreError::Missing(_)) => None,
             Err(error) => return Err(error),
         };
-        let max_age_ns = max_age.map_or(0, |age| u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
+        let max_age_ns = spec.max_age.map_or(0, |age| u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
+        let storage = match spec.storage {
+            Storage::Memory => "memory",
+            Storage::File => "file",
+        };
         match standing {
             None if *role == Role::User => return Err(StoreError::Missing(name.clone())),
             None => {
                 let config = json!({
                     "name": stream,
+                    "description": spec.description,
                     "subjects": [format!("$KV.{name}.>")],
-                    "storage": "memory",
+                    "storage": storage,
                     "num_replicas": bus.replicas(),
                     "retention": "limits",
                     "discard": "new",
@@ -250,7 +253,7 @@ impl Bucket {
                     Err(error) => return Err(error),
                 }
             }
-            Some(_) if *role == Role::User => {}
+            Some(_) if *role != Role::Keeper => {}
             Some(mut info) => self.bring_up_to_date(info.get_mut("config"), max_age_ns).await,
         }
         self.inner.made.fetch_add(1, Ordering::AcqRel);
@@ -344,9 +347,8 @@ impl Bucket {
         let revision = headers.get("Nats-Sequence").and_then(|sequence| sequence.as_str().parse().ok());
         let revision =
             revision.ok_or_else(|| StoreError::Unreadable("a value without its revision".into()))?;
-        let is_marker = headers.get("KV-Operation").is_some_and(|operation| operation.as_str() != "PUT")
-            || headers.get("Nats-Marker-Reason").is_some();
-        Ok(Some(Entry { revision, value: (!is_marker).then_some(payload) }))
+        let written = time_of(headers.get("Nats-Time-Stamp").map_or("", |time| time.as_str()))?;
+        Ok(Some(Entry { revision, value: (!is_marker(&headers)).then_some(payload), written }))
     }
 
     async fn get_from_leader(&self, key: &str, wait: Duration) -> Result<Option<Entry>, StoreError> {
@@ -372,7 +374,7 @@ impl Bucket {
                 || line.starts_with("Nats-Marker-Reason:")
         });
         let value = if is_marker { None } else { Some(decode(message.data)?.into()) };
-        Ok(Some(Entry { revision: message.seq, value }))
+        Ok(Some(Entry { revision: message.seq, value, written: time_of(&message.time)? }))
     }
 
     fn refusal(&self, error: &Value) -> StoreError {
@@ -405,6 +407,17 @@ struct StoredMessage {
     seq: u64,
     hdrs: Option<String>,
     data: Option<String>,
+    time: String,
+}
+
+/// Whether a stored message says that its key has no value: deletes, purges and the server's own markers do.
+pub(crate) fn is_marker(headers: &HeaderMap) -> bool {
+    headers.get("KV-Operation").is_some_and(|operation| operation.as_str() != "PUT")
+        || headers.get("Nats-Marker-Reason").is_some()
+}
+
+fn time_of(text: &str) -> Result<SystemTime, StoreError> {
+    OffsetDateTime::parse(text, &Rfc3339).map(SystemTime::from).map_err(|error| unreadable(&error))
 }
 
 fn expected_headers(expected: Expected) -> Option<HeaderMap> {

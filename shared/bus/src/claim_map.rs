@@ -1,16 +1,17 @@
 //! Which claims stand, as far as this process has heard? A map in memory that follows the store.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rpc::{Claim, DeviceId, NodeId};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
 use crate::bucket::Bucket;
-use crate::claims::read_claim;
+use crate::errors::StoreError;
 use crate::watch::{Watch, WatchEvent};
 
 /// All claims, as a background task hears of them. It may lag: a miss is to be checked against the store. Clones
@@ -57,7 +58,7 @@ impl ClaimMap {
             is_loaded: watch::Sender::new(false),
             heard: Mutex::new(Instant::now()),
         });
-        let follower = tokio::spawn(follow(Watch::new(bucket), Arc::clone(&shared), doubt));
+        let follower = tokio::spawn(follow(Watch::new(bucket, &[">"]), Arc::clone(&shared), doubt));
         ClaimMap { shared, _follower: Arc::new(Follower(follower)) }
     }
 
@@ -127,7 +128,7 @@ impl ClaimMap {
 
     /// How long ago the store was heard last. It speaks every two seconds when nothing changes.
     pub fn silence(&self) -> Duration {
-        self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+        self.shared.heard.lock().elapsed()
     }
 }
 
@@ -160,15 +161,15 @@ impl Drop for Arrivals {
 
 impl Shared {
     fn read(&self) -> RwLockReadGuard<'_, Claims> {
-        self.claims.read().unwrap_or_else(PoisonError::into_inner)
+        self.claims.read()
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Claims> {
-        self.claims.write().unwrap_or_else(PoisonError::into_inner)
+        self.claims.write()
     }
 
     fn awaited(&self) -> MutexGuard<'_, HashMap<DeviceId, watch::Sender<()>>> {
-        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+        self.awaited.lock()
     }
 
     fn announce(&self, device: DeviceId) {
@@ -185,7 +186,7 @@ async fn follow(mut watch: Watch, shared: Arc<Shared>, doubt: Duration) {
         if event == WatchEvent::Lost {
             continue;
         }
-        *shared.heard.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        *shared.heard.lock() = now;
         let mut arrived = None;
         {
             let mut claims = shared.write();
@@ -260,6 +261,10 @@ impl Claims {
             self.doubtful_until = None;
         }
     }
+}
+
+pub(crate) fn read_claim(value: &[u8]) -> Result<Claim, StoreError> {
+    serde_json::from_slice(value).map_err(|error| StoreError::Unreadable(format!("a claim: {error}")))
 }
 
 #[cfg(test)]

@@ -5,9 +5,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use rpc::{Claim, DeviceId, NodeId};
 
-use crate::bucket::{Bucket, Entry, Expected, Role, StoreError};
-use crate::claim_map::ClaimMap;
-use crate::connection::{Bus, BusError};
+use crate::bucket::{Bucket, Entry, Expected, Role, Spec, Storage};
+use crate::claim_map::{ClaimMap, read_claim};
+use crate::connection::Bus;
+use crate::errors::{BusError, StoreError};
 use crate::leases::LeaseMap;
 
 /// How often a claim is tried again when another one comes in between.
@@ -16,6 +17,15 @@ const MAX_ATTEMPTS: usize = 16;
 const MARKER_TTL: Duration = Duration::from_secs(3);
 /// How long the store may take where the caller names no limit.
 const STORE_WAIT: Duration = Duration::from_secs(2);
+
+const CLAIMS: Spec = Spec {
+    name: "claims",
+    description: "Where each device is connected",
+    storage: Storage::Memory,
+    max_age: None,
+};
+const LEASES: Spec =
+    Spec { name: "nodes", description: "Which nodes are alive", storage: Storage::Memory, max_age: None };
 
 /// The claims and the nodes' leases, shared by every process under one prefix. Clones share it.
 #[derive(Clone)]
@@ -73,13 +83,13 @@ impl ClaimStore {
     /// # Errors
     /// When JetStream does not answer or refuses.
     pub async fn make(bus: &Bus, lease: Duration) -> Result<ClaimStore, BusError> {
-        Self::open_as(Role::Maker, bus, lease).await
+        Self::open_as(Role::Keeper, bus, lease).await
     }
 
     async fn open_as(role: Role, bus: &Bus, lease: Duration) -> Result<ClaimStore, BusError> {
         Ok(ClaimStore {
-            claims: Bucket::open(bus, "claims", None, role).await?,
-            leases: Bucket::open(bus, "nodes", Some(lease), role).await?,
+            claims: Bucket::open(bus, CLAIMS, role).await?,
+            leases: Bucket::open(bus, Spec { max_age: Some(lease), ..LEASES }, role).await?,
             lease,
         })
     }
@@ -122,7 +132,7 @@ impl ClaimStore {
     /// When the store has not answered; it may be gone nevertheless.
     pub async fn release(&self, device: DeviceId, revision: u64) -> Result<bool, ClaimError> {
         let expected = Expected::Revision(revision);
-        match self.claims.remove(&device.to_string(), expected, MARKER_TTL, STORE_WAIT).await {
+        match self.claims.remove(&device.to_string(), expected, Some(MARKER_TTL), STORE_WAIT).await {
             Ok(_) => Ok(true),
             Err(StoreError::Overtaken) => Ok(false),
             Err(error) => Err(error.into()),
@@ -139,7 +149,7 @@ impl ClaimStore {
         wait: Duration,
     ) -> Result<Option<(Claim, u64)>, ClaimError> {
         let entry = self.claims.get(&device.to_string(), wait).await?;
-        let Some(Entry { revision, value: Some(value) }) = entry else { return Ok(None) };
+        let Some(Entry { revision, value: Some(value), .. }) = entry else { return Ok(None) };
         Ok(Some((read_claim(&value)?, revision)))
     }
 
@@ -158,7 +168,7 @@ impl ClaimStore {
     /// # Errors
     /// When the store has not taken it; the lease then ends by itself.
     pub async fn end_lease(&self, node: NodeId) -> Result<(), ClaimError> {
-        self.leases.remove(&node.to_string(), Expected::Anything, MARKER_TTL, STORE_WAIT).await?;
+        self.leases.remove(&node.to_string(), Expected::Anything, Some(MARKER_TTL), STORE_WAIT).await?;
         Ok(())
     }
 
@@ -209,8 +219,8 @@ impl ClaimStore {
             overtaken = None;
             expected = match self.claims.get(&key, STORE_WAIT).await? {
                 None => Expected::Nothing,
-                Some(Entry { revision, value: None }) => Expected::Revision(revision),
-                Some(Entry { revision, value: Some(standing) }) => match read_claim(&standing) {
+                Some(Entry { revision, value: None, .. }) => Expected::Revision(revision),
+                Some(Entry { revision, value: Some(standing), .. }) => match read_claim(&standing) {
                     // Our own, of which we had not heard that it was written.
                     Ok(standing) if (standing.node, standing.session) == (claim.node, claim.session) => {
                         return Ok(Ok(Claimed { revision, overtaken: None }));
@@ -227,10 +237,6 @@ impl ClaimStore {
         }
         Err(ClaimError::Contended)
     }
-}
-
-pub(crate) fn read_claim(value: &[u8]) -> Result<Claim, StoreError> {
-    serde_json::from_slice(value).map_err(|error| StoreError::Unreadable(format!("a claim: {error}")))
 }
 
 async fn within<T>(

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use boot::Settings;
 use boot::config::Nats;
 
-use crate::{Bus, BusSettings};
+use crate::errors::HEAD_BYTES;
+use crate::{Bus, BusError, BusSettings};
 
 /// Between two attempts to connect.
 const CONNECT_PAUSE: Duration = Duration::from_millis(200);
@@ -36,7 +38,12 @@ impl Bus {
                 () = context.shutdown.cancelled() => return None,
                 connected = Bus::connect(&settings, context.service) => connected,
             };
-            match connected {
+            // A node alone takes bodies in; what it lets in fits the others' messages too.
+            let checked = match connected {
+                Ok(bus) if context.service == "ingress" => bus.admits_bodies(&context.settings).map(|()| bus),
+                connected => connected,
+            };
+            match checked {
                 Ok(bus) => {
                     // Not "ready": until the service has named its own parts, that would be said of the process.
                     nats.withdraw();
@@ -48,6 +55,22 @@ impl Bus {
                 }
             }
             tokio::time::sleep(CONNECT_PAUSE).await;
+        }
+    }
+    /// Whether every body that devices may send fits a message.
+    ///
+    /// # Errors
+    /// With the first setting that allows more.
+    pub fn admits_bodies(&self, settings: &Settings) -> Result<(), BusError> {
+        let max_payload = self.max_payload_bytes();
+        let allowed = [
+            ("mqtt.max_packet_bytes", settings.mqtt.max_packet_bytes as usize),
+            ("http.max_body_bytes", settings.http.max_body_bytes),
+            ("coap.max_body_bytes", settings.coap.max_body_bytes),
+        ];
+        match allowed.into_iter().find(|(_, bytes)| bytes + HEAD_BYTES > max_payload) {
+            Some((setting, bytes)) => Err(BusError::BodiesTooLarge { setting, bytes, max_payload }),
+            None => Ok(()),
         }
     }
 }

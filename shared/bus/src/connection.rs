@@ -1,142 +1,37 @@
 //! How does a message travel, and what is heard back? One NATS connection and one reply inbox per process.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::client::traits::Publisher;
 use async_nats::connection::State;
 use async_nats::message::OutboundMessage;
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, Subject};
+use async_nats::{Client, HeaderMap, Message, Subject};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::StreamExt;
+use parking_lot::Mutex;
 use rpc::{NodeId, Subjects};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 use uuid::Uuid;
 
-use crate::bucket::StoreError;
+use crate::connect::{BusSettings, Connection, Monitored, connect_client, monitor, observe};
+use crate::errors::{AskError, BusError, TellError};
 use crate::meters::Meters;
 use crate::pending::{NoReply, Pending};
+use crate::pulse::Pulse;
 use crate::serve::Requests;
 
-/// Messages that one subscription may queue before further ones are dropped and counted. A load of many claims, or of
-/// the registry, must fit: JetStream sends up to 32 MiB ahead of a watch's flow control, in messages of 128 bytes and
-/// more. A smaller queue would drop some, and the load would begin anew for ever.
-const SUBSCRIPTION_CAPACITY: usize = 262_144;
-/// Messages that may wait for the connection before a sender waits too.
-const SEND_CAPACITY: usize = 8_192;
-/// The longest pause between two attempts to reconnect.
-const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
-/// How often the connection is looked at without an event, and gauges are brought up to date.
-const MONITOR_INTERVAL: Duration = Duration::from_secs(1);
 /// Between a process's inbox and the number of a message to itself. Apart from replies, so that NATS permissions can
 /// allow the one without the other.
 const ECHO: &str = "echo.";
-
-/// How to reach NATS.
-#[derive(Clone)]
-pub struct BusSettings {
-    /// Servers of one cluster, separated by commas.
-    pub url: String,
-    /// The first token of every subject and the beginning of every bucket's name.
-    pub prefix: String,
-    /// User name, together with `password`.
-    pub user: Option<String>,
-    /// Password, together with `user`.
-    pub password: Option<String>,
-    /// A NATS credentials file, instead of user and password.
-    pub credentials_file: Option<PathBuf>,
-    /// Copies of each bucket: 1 on a single server, 3 or 5 in a cluster.
-    pub replicas: u16,
-    /// How long [`Bus::connect`] tries, and how long each later attempt may take.
-    pub connect_timeout_ms: u64,
-    /// How long a message may wait to be taken by the connection.
-    pub send_timeout_ms: u64,
-    /// Questions that may be open at a time.
-    pub max_pending_asks: usize,
-}
-
-impl Default for BusSettings {
-    fn default() -> Self {
-        BusSettings {
-            url: "nats://127.0.0.1:4222".into(),
-            prefix: "swb".into(),
-            user: None,
-            password: None,
-            credentials_file: None,
-            replicas: 1,
-            connect_timeout_ms: 5_000,
-            send_timeout_ms: 1_000,
-            max_pending_asks: 65_536,
-        }
-    }
-}
-
-impl fmt::Debug for BusSettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let BusSettings { url, prefix, user, credentials_file, replicas, .. } = self;
-        write!(f, "BusSettings({url}, {prefix}, {user:?}, {credentials_file:?}, {replicas} replicas)")
-    }
-}
-
-/// Why something on NATS could not be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum BusError {
-    /// No server answered in time, or none let us in.
-    #[error("cannot connect to NATS at {url}: {reason}")]
-    Connect {
-        /// The servers tried.
-        url: String,
-        /// What the last attempt said.
-        reason: String,
-    },
-    /// The server is older than what the buckets need.
-    #[error("nats-server {version} is too old: 2.11 or later is needed")]
-    TooOld {
-        /// Its version.
-        version: String,
-    },
-    /// A subscription could not be made.
-    #[error("cannot subscribe to {subject}: {reason}")]
-    Subscribe {
-        /// What was to be subscribed to.
-        subject: String,
-        /// Why not.
-        reason: String,
-    },
-    /// A bucket could not be opened.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// Why a question has no reply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum AskError {
-    /// Nobody listens there: NATS says so at once, and nobody received the question.
-    #[error("nobody listens there")]
-    NoResponders,
-    /// No reply came in time; the question may have been received.
-    #[error("no reply in time")]
-    Expired,
-    /// There is no connection, or it took no message in time, or it was closed while the reply was waited for.
-    #[error("not connected to NATS")]
-    Down,
-    /// The node that was asked is gone, as [`Bus::no_reply_from`] was told; it may have received the question.
-    #[error("the node that was asked is gone")]
-    Gone,
-    /// `max_pending_asks` questions are open; nothing was sent.
-    #[error("too many questions are open")]
-    Full,
-    /// Larger than NATS takes, or the subject is none; nothing was sent.
-    #[error("the message cannot be sent")]
-    Unsendable,
-}
+/// In front of the number of a message to itself that says how old the connection's messages are.
+const PULSE: &str = "p";
 
 /// A question whose reply a handler takes.
 #[derive(Debug)]
@@ -155,29 +50,6 @@ pub struct Question {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Asked(u64);
 
-/// Why a message was not sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum TellError {
-    /// There is no connection, or it took no message in time.
-    #[error("not connected to NATS")]
-    Down,
-    /// Larger than NATS takes, or the subject is none.
-    #[error("the message cannot be sent")]
-    Unsendable,
-}
-
-/// Whether NATS can be reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Connection {
-    /// Connected, for the `epoch`-th time: grows with every reconnect.
-    Up {
-        /// Counts connections, from 1.
-        epoch: u64,
-    },
-    /// Not connected; it is tried again for ever.
-    Down,
-}
-
 /// This process's connection to NATS. Clones share it.
 #[derive(Clone)]
 pub struct Bus {
@@ -195,6 +67,7 @@ struct Inner {
     send_timeout: Duration,
     connect_timeout: Duration,
     is_closed: AtomicBool,
+    pulse: Arc<Mutex<Pulse>>,
     connection: watch::Receiver<Connection>,
     meters: Arc<Meters>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -202,7 +75,7 @@ struct Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        for task in self.tasks.get_mut().unwrap_or_else(PoisonError::into_inner) {
+        for task in self.tasks.get_mut() {
             task.abort();
         }
     }
@@ -231,16 +104,27 @@ impl Bus {
         let replies = replies
             .map_err(|error| BusError::Subscribe { subject: everything, reason: error.to_string() })?;
 
+        let pulse = Arc::new(Mutex::new(Pulse::new(Instant::now().into())));
         let (connection_tx, connection) = watch::channel(observe(&client));
         meters.connected.set(1.0);
         let tasks = vec![
-            tokio::spawn(hand_out_replies(replies, inbox.len(), Arc::clone(&pending), Arc::clone(&meters))),
+            tokio::spawn(hand_out_replies(
+                replies,
+                inbox.len(),
+                Arc::clone(&pending),
+                Arc::clone(&pulse),
+                Arc::clone(&meters),
+            )),
             tokio::spawn(monitor(
-                client.clone(),
+                Monitored {
+                    client: client.clone(),
+                    pulse_prefix: format!("{inbox}{ECHO}{PULSE}"),
+                    pulse: Arc::clone(&pulse),
+                    pending: Arc::clone(&pending),
+                    meters: Arc::clone(&meters),
+                },
                 connection_tx,
                 happened,
-                Arc::clone(&pending),
-                Arc::clone(&meters),
             )),
             tokio::spawn({
                 let pending = Arc::clone(&pending);
@@ -258,6 +142,7 @@ impl Bus {
                 send_timeout: Duration::from_millis(settings.send_timeout_ms),
                 connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
                 is_closed: AtomicBool::new(false),
+                pulse,
                 connection,
                 meters,
                 tasks: Mutex::new(tasks),
@@ -415,7 +300,7 @@ impl Bus {
         };
         let subscriber = subscriber.map_err(|error| failed(&error))?;
         self.round_trip(self.inner.connect_timeout).await.map_err(|error| failed(&error))?;
-        Ok(Requests::new(subscriber))
+        Ok(Requests::new(subscriber, Arc::clone(&self.inner.pulse)))
     }
 
     /// Ends the connection once the server has everything that was published. Asks and tells fail from now on, and
@@ -434,7 +319,7 @@ impl Bus {
             debug!(%error, "the connection to NATS is closed already");
         }
         self.inner.pending.abandon_all();
-        let tasks = std::mem::take(&mut *self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        let tasks = std::mem::take(&mut *self.inner.tasks.lock());
         for task in tasks {
             // The pending asks are over, and a task has nothing else to finish.
             task.abort();
@@ -594,143 +479,22 @@ impl From<TellError> for NoReply {
     }
 }
 
-async fn connect_client(
-    settings: &BusSettings,
-    service: &str,
-    feed: &str,
-    meters: &Arc<Meters>,
-    happened: &Arc<Notify>,
-) -> Result<Client, BusError> {
-    let failed = |reason: String| BusError::Connect { url: settings.url.clone(), reason };
-    let limit = Duration::from_millis(settings.connect_timeout_ms);
-    let give_up = Instant::now() + limit;
-    let servers: Vec<async_nats::ServerAddr> = settings
-        .url
-        .split(',')
-        .map(|server| server.trim().parse())
-        .collect::<Result<_, _>>()
-        .map_err(|error: std::io::Error| failed(error.to_string()))?;
-
-    let mut reason = "no answer".to_owned();
-    loop {
-        let mut options = ConnectOptions::new()
-            .name(format!("switchboard-{service}"))
-            .custom_inbox_prefix(feed)
-            .connection_timeout(limit)
-            .subscription_capacity(SUBSCRIPTION_CAPACITY)
-            .client_capacity(SEND_CAPACITY)
-            .ping_interval(Duration::from_secs(20))
-            .reconnect_delay_callback(reconnect_delay)
-            .event_callback(on_event(meters, happened));
-        if let (Some(user), Some(password)) = (&settings.user, &settings.password) {
-            options = options.user_and_password(user.clone(), password.clone());
-        }
-        if let Some(file) = &settings.credentials_file {
-            let loaded = options.credentials_file(file).await;
-            options = loaded.map_err(|error| failed(format!("{}: {error}", file.display())))?;
-        }
-        match timeout_at(give_up, options.connect(servers.clone())).await {
-            Ok(Ok(client)) => return Ok(client),
-            Ok(Err(error)) => match error.kind() {
-                ConnectErrorKind::AuthorizationViolation
-                | ConnectErrorKind::Authentication
-                | ConnectErrorKind::Tls
-                | ConnectErrorKind::ServerParse => return Err(failed(error.to_string())),
-                _ => reason = error.to_string(),
-            },
-            Err(_) => return Err(failed(reason)),
-        }
-        tokio::time::sleep_until((Instant::now() + Duration::from_millis(100)).min(give_up)).await;
-        if Instant::now() >= give_up {
-            return Err(failed(reason));
-        }
-    }
-}
-
-/// None before the first attempt, then doubling from 20 ms.
-fn reconnect_delay(attempt: usize) -> Duration {
-    if attempt <= 1 {
-        return Duration::ZERO;
-    }
-    let doublings = u32::try_from(attempt - 2).unwrap_or(u32::MAX).min(10);
-    (Duration::from_millis(20) * 2u32.pow(doublings)).min(MAX_RECONNECT_DELAY)
-}
-
-fn on_event(
-    meters: &Arc<Meters>,
-    happened: &Arc<Notify>,
-) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
-    let (meters, happened) = (Arc::clone(meters), Arc::clone(happened));
-    let has_warned_of_drops = AtomicBool::new(false);
-    move |event| {
-        match event {
-            Event::Connected | Event::Disconnected | Event::Closed => happened.notify_one(),
-            // One event for each dropped message, so only the first is worth a line; the counter has the rest.
-            Event::SlowConsumer(subscription) => {
-                meters.dropped.increment(1);
-                if !has_warned_of_drops.swap(true, Ordering::Relaxed) {
-                    warn!(subscription, "messages are dropped: this process does not keep up with NATS");
-                }
-            }
-            Event::ServerError(error) => warn!(%error, "NATS reports an error"),
-            Event::ClientError(error) => debug!(%error, "the NATS client reports an error"),
-            Event::LameDuckMode => info!("the NATS server is about to shut down"),
-            Event::Draining => {}
-        }
-        std::future::ready(())
-    }
-}
-
-fn observe(client: &Client) -> Connection {
-    match client.connection_state() {
-        State::Connected => Connection::Up { epoch: client.statistics().connects.load(Ordering::Relaxed) },
-        State::Pending | State::Disconnected => Connection::Down,
-    }
-}
-
-/// Follows the client's state. Events only wake it: async-nats drops events when many come at once.
-async fn monitor(
-    client: Client,
-    connection: watch::Sender<Connection>,
-    happened: Arc<Notify>,
-    pending: Arc<Pending>,
-    meters: Arc<Meters>,
-) {
-    loop {
-        // Whether an event or the time ended the wait makes no difference.
-        let _ = timeout(MONITOR_INTERVAL, happened.notified()).await;
-        meters.asks_in_flight.set(pending.len() as f64);
-        let now = observe(&client);
-        let before = *connection.borrow();
-        if now == before {
-            continue;
-        }
-        connection.send_replace(now);
-        match (before, now) {
-            (_, Connection::Down) => {
-                meters.connected.set(0.0);
-                warn!("the connection to NATS is lost");
-            }
-            (_, Connection::Up { epoch }) => {
-                meters.connected.set(1.0);
-                meters.reconnects.increment(1);
-                info!(epoch, "the connection to NATS is back");
-            }
-        }
-    }
-}
-
 async fn hand_out_replies(
     mut replies: async_nats::Subscriber,
     number_starts: usize,
     pending: Arc<Pending>,
+    pulse: Arc<Mutex<Pulse>>,
     meters: Arc<Meters>,
 ) {
     while let Some(reply) = replies.next().await {
         let rest = reply.subject.get(number_starts..).unwrap_or_default();
-        let is_claimed = match (rest.parse(), rest.strip_prefix(ECHO).map(str::parse)) {
+        let is_claimed = match (rest.parse(), rest.strip_prefix(ECHO)) {
             (Ok(number), _) => pending.answer(number, reply),
-            (_, Some(Ok(number))) => pending.echo(number),
+            (_, Some(echo)) => match (echo.parse(), echo.strip_prefix(PULSE).map(str::parse)) {
+                (Ok(number), _) => pending.echo(number),
+                (_, Some(Ok(number))) => pulse.lock().returned(number, Instant::now().into()),
+                _ => false,
+            },
             _ => false,
         };
         if !is_claimed {

@@ -1,9 +1,10 @@
 //! Which nodes are alive, as far as this process has heard? A map in memory that follows their leases.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use rpc::NodeId;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -36,7 +37,7 @@ struct Shared {
 impl LeaseMap {
     pub(crate) fn follow(bucket: &Bucket, lease: Duration) -> Self {
         let shared = Arc::new(Shared { lease, renewed: Mutex::default(), loaded: watch::Sender::new(None) });
-        let follower = tokio::spawn(follow(Watch::new(bucket), Arc::clone(&shared)));
+        let follower = tokio::spawn(follow(Watch::new(bucket, &[">"]), Arc::clone(&shared)));
         LeaseMap { shared, _follower: Arc::new(Follower(follower)) }
     }
 
@@ -76,7 +77,7 @@ impl LeaseMap {
 
 impl Shared {
     fn renewed(&self) -> MutexGuard<'_, HashMap<NodeId, Instant>> {
-        self.renewed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.renewed.lock()
     }
 }
 

@@ -3,7 +3,7 @@
 use async_nats::{Message, StatusCode};
 use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 
-use crate::connection::AskError;
+use crate::errors::AskError;
 use crate::pending::NoReply;
 
 /// Gives every metric of this crate its help text, as connecting does.

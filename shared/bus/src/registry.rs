@@ -37,7 +37,7 @@ pub use records::{
 pub use token::{MAX_TOKEN_CHARS, Token, credential_of};
 pub use watch::{Change, RegistryWatch};
 
-use crate::Bus;
+use crate::{Bus, StoreError};
 use bucket::{Bucket, Created, Held, json};
 use records::Key;
 
@@ -98,16 +98,9 @@ pub enum RegistryError {
     Randomness(String),
 }
 
-impl RegistryError {
-    fn unreachable(error: impl std::error::Error) -> Self {
-        // The library's errors hide the reason in their source.
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(error) = source {
-            text = format!("{text}: {error}");
-            source = error.source();
-        }
-        RegistryError::Unreachable(text)
+impl From<StoreError> for RegistryError {
+    fn from(error: StoreError) -> Self {
+        RegistryError::Unreachable(error.to_string())
     }
 }
 
@@ -460,7 +453,7 @@ impl Registry {
     ) -> Result<Added, RegistryError> {
         let standing = match self.bucket.create(key, json(record)?).await? {
             Created::New => return Ok(Added::Created),
-            Created::Standing(entry) => bucket::record::<T>(key, &entry),
+            Created::Standing(standing) => bucket::record::<T>(key, &standing.value),
         };
         if standing.is_ok_and(|standing| standing == *record) {
             return Ok(match name {

@@ -1,11 +1,16 @@
 //! What is asked of this process? A subscription whose end loses nothing.
 
+use std::future::poll_fn;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Message, StatusCode, Subject, Subscriber};
 use bytes::Bytes;
 use futures::StreamExt;
+use parking_lot::Mutex;
 use tokio::time::Instant;
+
+use crate::pulse::Pulse;
 
 /// One message that came in.
 #[derive(Debug, Clone)]
@@ -16,24 +21,19 @@ pub struct Request {
     pub reply_to: Option<Subject>,
     /// The message itself.
     pub message: Bytes,
+    /// When it came to this process, at the earliest: after a gap in the connection, or a sleep, up to so much sooner.
+    /// A budget is to be counted from here.
+    pub arrived: std::time::Instant,
     /// NATS' word that nobody listened to what was published with this subject for its reply; `message` is empty.
     pub no_responders: bool,
-}
-
-impl From<Message> for Request {
-    fn from(message: Message) -> Self {
-        Request {
-            no_responders: message.status == Some(StatusCode::NO_RESPONDERS),
-            subject: message.subject,
-            reply_to: message.reply,
-            message: message.payload,
-        }
-    }
 }
 
 /// The messages of one subscription, as they come in.
 pub struct Requests {
     subscriber: Subscriber,
+    pulse: Arc<Mutex<Pulse>>,
+    /// Nothing was queued then: what is read now has come later.
+    empty_at: std::time::Instant,
     taken: u64,
     drain: Option<Drain>,
 }
@@ -56,8 +56,8 @@ const DRAIN_STEPS: [(u64, Duration); 3] =
 const DRAIN_END: Duration = Duration::from_millis(300);
 
 impl Requests {
-    pub(crate) fn new(subscriber: Subscriber) -> Self {
-        Requests { subscriber, taken: 0, drain: None }
+    pub(crate) fn new(subscriber: Subscriber, pulse: Arc<Mutex<Pulse>>) -> Self {
+        Requests { subscriber, pulse, empty_at: std::time::Instant::now(), taken: 0, drain: None }
     }
 
     /// The next message; none once the subscription has ended. Cancel-safe.
@@ -89,11 +89,32 @@ impl Requests {
 
     async fn take(&mut self, until: Option<Instant>) -> Option<Option<Request>> {
         let message = match until {
-            None => self.subscriber.next().await,
-            Some(until) => tokio::time::timeout_at(until, self.subscriber.next()).await.ok()?,
+            None => self.read().await,
+            Some(until) => tokio::time::timeout_at(until, self.read()).await.ok()?,
         };
         self.taken += u64::from(message.is_some());
-        Some(message.map(Request::from))
+        let now = std::time::Instant::now();
+        Some(message.map(|message| {
+            let age = self.pulse.lock().age(self.empty_at, now);
+            Request {
+                no_responders: message.status == Some(StatusCode::NO_RESPONDERS),
+                arrived: now.checked_sub(age).unwrap_or(now),
+                subject: message.subject,
+                reply_to: message.reply,
+                message: message.payload,
+            }
+        }))
+    }
+
+    async fn read(&mut self) -> Option<Message> {
+        poll_fn(|cx| {
+            let polled = self.subscriber.poll_next_unpin(cx);
+            if polled.is_pending() {
+                self.empty_at = std::time::Instant::now();
+            }
+            polled
+        })
+        .await
     }
 
     async fn enter_next_drain_step(&mut self) {

@@ -4,9 +4,10 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -133,7 +134,7 @@ impl NatsServer {
         let log = tokio::spawn(pass_on_log(child.stderr.take(), Arc::clone(&said)));
 
         let failed = |why: &dyn fmt::Display| {
-            let said = said.lock().unwrap_or_else(PoisonError::into_inner).join("\n  ");
+            let said = said.lock().join("\n  ");
             if options.port != 0 && said.contains("address already in use") {
                 return ServerError::PortTaken { port: options.port };
             }
@@ -288,7 +289,7 @@ async fn pass_on_log(stderr: Option<tokio::process::ChildStderr>, said: Arc<Mute
             true => warn!(target: "nats_server", "{line}"),
             false => debug!(target: "nats_server", "{line}"),
         }
-        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = said.lock();
         if said.len() >= KEPT_LINES {
             said.remove(0);
         }

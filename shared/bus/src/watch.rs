@@ -12,8 +12,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
-use crate::bucket::{Bucket, StoreError};
-use crate::connection::Connection;
+use crate::bucket::{Bucket, is_marker};
+use crate::connect::Connection;
+use crate::errors::StoreError;
 
 /// How often the store says that it is still there when nothing changes.
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -55,9 +56,11 @@ pub(crate) enum WatchEvent {
     Lost,
 }
 
-/// One watch of a whole bucket.
+/// One watch of a bucket.
 pub(crate) struct Watch {
     bucket: Bucket,
+    /// Patterns of the keys that are watched.
+    keys: Vec<&'static str>,
     connection: watch::Receiver<Connection>,
     feed: Option<Feed>,
     /// When the bucket watched last was made, in the store's words.
@@ -75,10 +78,18 @@ struct Feed {
     silent_from: Instant,
 }
 
+/// A feed that has just begun.
+struct Begun {
+    feed: Feed,
+    bucket_made: String,
+}
+
 impl Watch {
-    pub(crate) fn new(bucket: &Bucket) -> Self {
+    /// Of all keys that one of `keys` matches, as in `["device.*"]`.
+    pub(crate) fn new(bucket: &Bucket, keys: &[&'static str]) -> Self {
         Watch {
             bucket: bucket.clone(),
+            keys: keys.to_vec(),
             connection: bucket.bus().connection(),
             feed: None,
             bucket_made: None,
@@ -87,7 +98,7 @@ impl Watch {
         }
     }
 
-    /// The next event; none when the bus has been closed.
+    /// The next event; none when the bus has been closed. Not to be dropped half-way: a load would begin anew.
     pub(crate) async fn next(&mut self) -> Option<WatchEvent> {
         loop {
             if let Some(event) = self.ready.pop_front() {
@@ -97,11 +108,7 @@ impl Watch {
                 return None;
             }
             match self.feed.take() {
-                None => {
-                    let is_up = |connection: &Connection| matches!(connection, Connection::Up { .. });
-                    self.connection.wait_for(is_up).await.ok()?;
-                    self.start().await;
-                }
+                None => self.start().await?,
                 Some(feed) => {
                     self.follow(feed).await?;
                     if self.feed.is_none() {
@@ -112,9 +119,29 @@ impl Watch {
         }
     }
 
-    async fn start(&mut self) {
-        match self.try_start().await {
-            Ok(()) => self.failures = 0,
+    async fn start(&mut self) -> Option<()> {
+        let is_up = |connection: &Connection| matches!(connection, Connection::Up { .. });
+        let Connection::Up { epoch } = *self.connection.wait_for(is_up).await.ok()? else { return Some(()) };
+        let begun = tokio::select! {
+            biased;
+            // What was asked over a connection that is gone is not answered any more.
+            changed = self.connection.wait_for(|now| *now != (Connection::Up { epoch })) => {
+                changed.ok()?;
+                return Some(());
+            }
+            begun = begin(&self.bucket, &self.keys, epoch) => begun,
+        };
+        match begun {
+            Ok(Begun { feed, bucket_made }) => {
+                let is_new_bucket = self.bucket_made.as_ref().is_some_and(|before| *before != bucket_made);
+                self.bucket_made = Some(bucket_made);
+                self.ready.push_back(WatchEvent::Reset { is_new_bucket });
+                if feed.is_loaded {
+                    self.ready.push_back(WatchEvent::Loaded);
+                }
+                self.feed = Some(feed);
+                self.failures = 0;
+            }
             Err(error) => {
                 let bucket = self.bucket.name();
                 match self.failures {
@@ -126,56 +153,7 @@ impl Watch {
                 sleep(delay.min(MAX_RETRY_DELAY)).await;
             }
         }
-    }
-
-    async fn try_start(&mut self) -> Result<(), StoreError> {
-        static SERIAL: AtomicU64 = AtomicU64::new(0);
-        let Connection::Up { epoch } = *self.connection.borrow_and_update() else {
-            return Err(crate::AskError::Down.into());
-        };
-        let bus = self.bucket.bus().clone();
-        let made = self.bucket.make_if_missing().await?;
-        let consumer = format!("w{}_{}", bus.process(), SERIAL.fetch_add(1, Ordering::Relaxed));
-        let deliver_to = format!("{}.{consumer}", bus.subjects().feed(bus.process()));
-        let subscriber = bus.client().subscribe(deliver_to.clone()).await;
-        let subscriber = subscriber.map_err(|error| StoreError::Unreadable(error.to_string()))?;
-        let filter = format!("{}>", self.bucket.subject_prefix());
-        let stream = self.bucket.stream();
-        let request = json!({
-            "stream_name": stream,
-            "config": {
-                "name": consumer,
-                "description": format!("switchboard watch of {}", self.bucket.name()),
-                "deliver_subject": deliver_to,
-                "deliver_policy": "last_per_subject",
-                "ack_policy": "none",
-                "replay_policy": "instant",
-                "filter_subject": filter,
-                "flow_control": true,
-                "idle_heartbeat": nanoseconds(HEARTBEAT),
-                "inactive_threshold": nanoseconds(INACTIVE_LIMIT),
-                "num_replicas": 1,
-                "mem_storage": true,
-            },
-        });
-        let operation = format!("CONSUMER.CREATE.{stream}.{consumer}.{filter}");
-        let created = self.bucket.administer(&operation, &request).await?;
-        let awaits = created.get("num_pending").and_then(Value::as_u64).unwrap_or_default();
-        bus.meters().watch_reloads.increment(1);
-
-        let is_new_bucket = self.bucket_made.as_ref().is_some_and(|before| *before != made);
-        self.bucket_made = Some(made);
-        self.ready.push_back(WatchEvent::Reset { is_new_bucket });
-        // What arrived meanwhile may have been delivered already, so "none pending" is said of the store alone; with
-        // anything delivered, the last message or a heartbeat says it.
-        let delivered =
-            created.pointer("/delivered/consumer_seq").and_then(Value::as_u64).unwrap_or_default();
-        let is_loaded = awaits == 0 && delivered == 0;
-        if is_loaded {
-            self.ready.push_back(WatchEvent::Loaded);
-        }
-        self.feed = Some(Feed { subscriber, delivered: 0, is_loaded, epoch, silent_from: Instant::now() });
-        Ok(())
+        Some(())
     }
 
     /// Waits for one message and takes it in; a feed that can no longer be trusted is not put back.
@@ -252,10 +230,7 @@ impl Watch {
 
     fn event_of(&self, message: Message, revision: u64) -> Option<WatchEvent> {
         let key = message.subject.strip_prefix(self.bucket.subject_prefix())?.to_owned();
-        let headers = message.headers.unwrap_or_default();
-        let is_marker = headers.get("KV-Operation").is_some_and(|operation| operation.as_str() != "PUT")
-            || headers.get("Nats-Marker-Reason").is_some();
-        Some(match is_marker {
+        Some(match message.headers.as_ref().is_some_and(is_marker) {
             true => WatchEvent::Removed { key, revision },
             false => WatchEvent::Put { key, value: message.payload, revision },
         })
@@ -267,6 +242,44 @@ impl Watch {
             debug!(%error, "the store was not told to go on");
         }
     }
+}
+
+async fn begin(bucket: &Bucket, keys: &[&str], epoch: u64) -> Result<Begun, StoreError> {
+    static SERIAL: AtomicU64 = AtomicU64::new(0);
+    let bus = bucket.bus();
+    let bucket_made = bucket.make_if_missing().await?;
+    let consumer = format!("w{}_{}", bus.process(), SERIAL.fetch_add(1, Ordering::Relaxed));
+    let deliver_to = format!("{}.{consumer}", bus.subjects().feed(bus.process()));
+    let subscriber = bus.client().subscribe(deliver_to.clone()).await;
+    let subscriber = subscriber.map_err(|error| StoreError::Unreadable(error.to_string()))?;
+    let filters: Vec<String> = keys.iter().map(|key| format!("{}{key}", bucket.subject_prefix())).collect();
+    let stream = bucket.stream();
+    let request = json!({
+        "stream_name": stream,
+        "config": {
+            "name": consumer,
+            "description": format!("switchboard watch of {}", bucket.name()),
+            "deliver_subject": deliver_to,
+            "deliver_policy": "last_per_subject",
+            "ack_policy": "none",
+            "replay_policy": "instant",
+            "filter_subjects": filters,
+            "flow_control": true,
+            "idle_heartbeat": nanoseconds(HEARTBEAT),
+            "inactive_threshold": nanoseconds(INACTIVE_LIMIT),
+            "num_replicas": 1,
+            "mem_storage": true,
+        },
+    });
+    let created = bucket.administer(&format!("CONSUMER.CREATE.{stream}.{consumer}"), &request).await?;
+    bus.meters().watch_reloads.increment(1);
+    let awaits = created.get("num_pending").and_then(Value::as_u64).unwrap_or_default();
+    // What arrived meanwhile may have been delivered already, so "none pending" is said of the store alone; with
+    // anything delivered, the last message or a heartbeat says it.
+    let delivered = created.pointer("/delivered/consumer_seq").and_then(Value::as_u64).unwrap_or_default();
+    let is_loaded = awaits == 0 && delivered == 0;
+    let feed = Feed { subscriber, delivered: 0, is_loaded, epoch, silent_from: Instant::now() };
+    Ok(Begun { feed, bucket_made })
 }
 
 /// What a delivery's reply subject says of it: `$JS.ACK.<stream>.<consumer>.<times>.<revision>.<delivery>.<time>.<pending>`,

@@ -182,7 +182,11 @@ impl Seen {
                     Change::Credential(hash, None) => {
                         self.credentials.remove(&hash);
                     }
-                    Change::Tenant(..) | Change::Customer(..) | Change::Loaded | Change::Confirmed => {}
+                    Change::Tenant(..)
+                    | Change::Customer(..)
+                    | Change::Loaded
+                    | Change::Confirmed
+                    | Change::Lost => {}
                 }
                 if until(self, &change) {
                     return;
@@ -220,8 +224,8 @@ async fn a_watch_loads_an_empty_bucket_and_follows_every_change() {
     // A bucket that is made anew while the connection stays is noticed.
     account.registry.add_device(&account.device("A2")).await.unwrap();
     seen.follow(&mut watch, |seen, _| seen.devices.len() == 1).await;
-    let client = async_nats::connect(server.url()).await.unwrap();
-    async_nats::jetstream::new(client).delete_key_value("swb_devices").await.unwrap();
+    let delete = "$JS.API.STREAM.DELETE.KV_swb_devices";
+    bus.ask(delete, bytes::Bytes::new(), Duration::from_secs(5)).await.unwrap();
     seen.follow(&mut watch, |seen, change| *change == Change::Loaded && seen.devices.is_empty()).await;
     server.stop().await;
 }

@@ -1,12 +1,8 @@
-//! How is one key of the registry written? Compare-and-set on the JetStream KV bucket, with bounded retries.
+//! How is one key of the registry written? Compare-and-set on its bucket, with bounded retries.
 
 use std::future::Future;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
-use async_nats::jetstream::context::{ContextBuilder, KeyValueErrorKind};
-use async_nats::jetstream::kv::{self, Operation, Store, UpdateError};
-use async_nats::jetstream::stream::StorageType;
-use async_nats::jetstream::{self, Context, ErrorCode};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
@@ -14,6 +10,8 @@ use uuid::Uuid;
 use super::RegistryError;
 use super::records::Key;
 use crate::Bus;
+use crate::bucket::{self, Entry, Expected, Role, Spec, Storage};
+use crate::errors::StoreError;
 
 /// How long one request to JetStream may take.
 const REQUEST_WAIT: Duration = Duration::from_secs(5);
@@ -23,11 +21,17 @@ const ATTEMPTS: u32 = 8;
 /// crash and may be taken over.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(60);
 
+const DEVICES: Spec = Spec {
+    name: "devices",
+    description: "Tenants, customers, devices and the hashes of their tokens",
+    storage: Storage::File,
+    max_age: None,
+};
+
 /// The bucket `<prefix>_devices`.
 #[derive(Clone)]
 pub(super) struct Bucket {
-    pub(super) jetstream: Context,
-    pub(super) store: Store,
+    pub(super) keys: bucket::Bucket,
 }
 
 /// A value that stands in the bucket.
@@ -36,12 +40,19 @@ pub(super) struct Stored<T> {
     pub(super) revision: u64,
 }
 
+/// What stands under a key that was to be created.
+pub(super) struct Standing {
+    pub(super) value: Bytes,
+    revision: u64,
+    written: SystemTime,
+}
+
 /// What came of creating a key.
 pub(super) enum Created {
     /// It was not there.
     New,
     /// It is there already.
-    Standing(kv::Entry),
+    Standing(Standing),
 }
 
 /// What came of taking an index key.
@@ -55,65 +66,44 @@ pub(super) enum Held {
 
 impl Bucket {
     /// Opens the bucket, and makes it when it is missing.
-    pub(super) async fn open(bus: &Bus) -> Result<Self, RegistryError> {
-        let jetstream = ContextBuilder::new().timeout(REQUEST_WAIT).build(bus.client().clone());
-        let name = format!("{}_devices", bus.subjects().prefix());
-        let open = async {
-            match jetstream.get_key_value(&name).await {
-                Ok(store) => Ok(store),
-                Err(error) if error.kind() == KeyValueErrorKind::GetBucket => {
-                    let config = kv::Config {
-                        bucket: name.clone(),
-                        description: "Tenants, customers, devices and the hashes of their tokens".to_owned(),
-                        history: 1,
-                        storage: StorageType::File,
-                        num_replicas: bus.replicas().into(),
-                        ..kv::Config::default()
-                    };
-                    jetstream.create_key_value(config).await.map_err(RegistryError::unreachable)
-                }
-                Err(error) => Err(RegistryError::unreachable(error)),
-            }
-        };
-        let store = within(open).await?;
-        Ok(Bucket { jetstream, store })
+    pub(super) async fn open(bus: &Bus) -> Result<Self, StoreError> {
+        Ok(Bucket { keys: bucket::Bucket::open(bus, DEVICES, Role::Founder).await? })
     }
 
     pub(super) async fn get<T: DeserializeOwned>(
         &self,
         key: Key<'_>,
     ) -> Result<Option<Stored<T>>, RegistryError> {
-        let Some(entry) = self.entry(key).await?.filter(is_put) else {
-            return Ok(None);
-        };
-        Ok(Some(Stored { value: record(key, &entry)?, revision: entry.revision }))
+        match self.entry(key).await? {
+            Some(Entry { value: Some(value), revision, .. }) => {
+                Ok(Some(Stored { value: record(key, &value)?, revision }))
+            }
+            Some(Entry { value: None, .. }) | None => Ok(None),
+        }
     }
 
     /// Writes a key that must not be there.
     pub(super) async fn create(&self, key: Key<'_>, value: Bytes) -> Result<Created, RegistryError> {
-        let mut expected = 0;
+        let mut expected = Expected::Nothing;
         for attempt in 0..ATTEMPTS {
-            if self.write(key, value.clone(), expected).await?.is_some() {
+            if self.write(key, value.clone(), expected).await? {
                 return Ok(Created::New);
             }
-            match self.entry(key).await? {
-                Some(entry) if is_put(&entry) => return Ok(Created::Standing(entry)),
-                Some(entry) => expected = entry.revision,
-                None => expected = 0,
-            }
+            expected = match self.entry(key).await? {
+                Some(Entry { value: Some(value), revision, written }) => {
+                    return Ok(Created::Standing(Standing { value, revision, written }));
+                }
+                Some(Entry { value: None, revision, .. }) => Expected::Revision(revision),
+                None => Expected::Nothing,
+            };
             pause(attempt).await;
         }
         Err(RegistryError::Contended)
     }
 
-    /// Writes a key whose revision must be `expected`. None: it is another.
-    pub(super) async fn write(
-        &self,
-        key: Key<'_>,
-        value: Bytes,
-        expected: u64,
-    ) -> Result<Option<u64>, RegistryError> {
-        within(async { revised(self.store.update(key.text(), value, expected).await) }).await
+    /// Writes a key where `expected` must stand. False: something else does.
+    async fn write(&self, key: Key<'_>, value: Bytes, expected: Expected) -> Result<bool, RegistryError> {
+        is_done(self.keys.put(&key.text(), value, expected, REQUEST_WAIT).await)
     }
 
     /// Reads a record, lets `change` change it, and writes it unless somebody else did meanwhile: then again.
@@ -128,7 +118,7 @@ impl Bucket {
                 return Ok(None);
             };
             if !change(&mut stored.value)?
-                || self.write(key, json(&stored.value)?, stored.revision).await?.is_some()
+                || self.write(key, json(&stored.value)?, Expected::Revision(stored.revision)).await?
             {
                 return Ok(Some(stored.value));
             }
@@ -152,11 +142,8 @@ impl Bucket {
     }
 
     /// Removes this very revision; false when there is another.
-    pub(super) async fn delete(&self, key: Key<'_>, revision: u64) -> Result<bool, RegistryError> {
-        let delete = async {
-            revised(self.store.delete_expect_revision(key.text(), Some(revision)).await.map(|()| revision))
-        };
-        Ok(within(delete).await?.is_some())
+    async fn delete(&self, key: Key<'_>, revision: u64) -> Result<bool, RegistryError> {
+        is_done(self.keys.remove(&key.text(), Expected::Revision(revision), None, REQUEST_WAIT).await)
     }
 
     /// Takes an index key for `holder`. One that another holds stays its, unless that other `is_gone`.
@@ -169,16 +156,16 @@ impl Bucket {
     ) -> Result<Held, RegistryError> {
         let value = Bytes::from(holder.to_string());
         for attempt in 0..ATTEMPTS {
-            let entry = match self.create(key, value.clone()).await? {
+            let standing = match self.create(key, value.clone()).await? {
                 Created::New => return Ok(Held::Newly),
-                Created::Standing(entry) => entry,
+                Created::Standing(standing) => standing,
             };
-            if entry.value == value {
+            if standing.value == value {
                 return Ok(Held::Already);
             }
-            let other = std::str::from_utf8(&entry.value).ok().and_then(|text| Uuid::try_parse(text).ok());
-            let age_s = now_s() - entry.created.unix_timestamp();
-            let left_over = age_s > WRITTEN_WITHIN.as_secs() as i64
+            let other = std::str::from_utf8(&standing.value).ok().and_then(|text| Uuid::try_parse(text).ok());
+            let age = SystemTime::now().duration_since(standing.written).unwrap_or_default();
+            let left_over = age > WRITTEN_WITHIN
                 && match other {
                     Some(other) => is_gone(other).await?,
                     None => true,
@@ -186,7 +173,7 @@ impl Bucket {
             if !left_over {
                 return Err(RegistryError::Taken { what: taken, holder: other.unwrap_or_default() });
             }
-            if self.write(key, value.clone(), entry.revision).await?.is_some() {
+            if self.write(key, value.clone(), Expected::Revision(standing.revision)).await? {
                 return Ok(Held::Newly);
             }
             pause(attempt).await;
@@ -199,8 +186,10 @@ impl Bucket {
     pub(super) async fn give_up(&self, key: Key<'_>, holder: Uuid) {
         let give_up = async {
             match self.entry(key).await? {
-                Some(entry) if is_put(&entry) && entry.value == holder.to_string().as_bytes() => {
-                    self.delete(key, entry.revision).await
+                Some(Entry { value: Some(value), revision, .. })
+                    if value == holder.to_string().as_bytes() =>
+                {
+                    self.delete(key, revision).await
                 }
                 _ => Ok(true),
             }
@@ -210,14 +199,14 @@ impl Bucket {
         }
     }
 
-    async fn entry(&self, key: Key<'_>) -> Result<Option<kv::Entry>, RegistryError> {
-        within(async { self.store.entry(key.text()).await.map_err(RegistryError::unreachable) }).await
+    async fn entry(&self, key: Key<'_>) -> Result<Option<Entry>, RegistryError> {
+        Ok(self.keys.get(&key.text(), REQUEST_WAIT).await?)
     }
 }
 
 /// A stored record.
-pub(super) fn record<T: DeserializeOwned>(key: Key<'_>, entry: &kv::Entry) -> Result<T, RegistryError> {
-    serde_json::from_slice(&entry.value)
+pub(super) fn record<T: DeserializeOwned>(key: Key<'_>, value: &[u8]) -> Result<T, RegistryError> {
+    serde_json::from_slice(value)
         .map_err(|error| RegistryError::Unreadable { key: key.text(), reason: error.to_string() })
 }
 
@@ -228,43 +217,15 @@ pub(super) fn json(record: &impl serde::Serialize) -> Result<Bytes, RegistryErro
     Ok(text.into())
 }
 
-/// async-nats bounds the wait for an answer, but not the wait for its own send queue.
-async fn within<T>(request: impl Future<Output = Result<T, RegistryError>>) -> Result<T, RegistryError> {
-    tokio::time::timeout(3 * REQUEST_WAIT, request)
-        .await
-        .unwrap_or_else(|_| Err(RegistryError::Unreachable("the request could not be sent".to_owned())))
-}
-
-fn revised(written: Result<u64, UpdateError>) -> Result<Option<u64>, RegistryError> {
+fn is_done(written: Result<u64, StoreError>) -> Result<bool, RegistryError> {
     match written {
-        Ok(revision) => Ok(Some(revision)),
-        Err(error) if is_overtaken(&error) => Ok(None),
-        Err(error) => Err(RegistryError::unreachable(error)),
+        Ok(_) => Ok(true),
+        Err(StoreError::Overtaken) => Ok(false),
+        Err(error) => Err(error.into()),
     }
-}
-
-/// A cluster says it in other words while another write of the same key is under way; the library knows only one.
-fn is_overtaken(error: &UpdateError) -> bool {
-    let mut source = std::error::Error::source(error);
-    while let Some(reason) = source {
-        if let Some(reason) = reason.downcast_ref::<jetstream::Error>() {
-            return [ErrorCode::STREAM_WRONG_LAST_SEQUENCE, ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT]
-                .contains(&reason.error_code());
-        }
-        source = reason.source();
-    }
-    false
-}
-
-fn is_put(entry: &kv::Entry) -> bool {
-    entry.operation == Operation::Put
 }
 
 /// Between two attempts, so that two writers do not keep step.
 async fn pause(attempt: u32) {
     tokio::time::sleep(Duration::from_millis(u64::from(attempt) * 7)).await;
-}
-
-fn now_s() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
 }

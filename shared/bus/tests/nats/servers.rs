@@ -1,9 +1,10 @@
 //! Is a nats-server that we start ours alone, from its first answer to its end?
 
 use bus::server::{NatsServer, ServerError, ServerOptions};
-use bus::{Bus, BusError};
+use bus::{Bus, BusError, Connection};
+use tokio::time::timeout;
 
-use crate::{connect, server_options, settings, start_nats};
+use crate::{PATIENCE, connect, server_options, settings, start_nats};
 
 #[tokio::test]
 async fn a_taken_port_is_an_error_that_names_it() {
@@ -61,4 +62,40 @@ async fn who_is_not_let_in_hears_so_at_once() {
     Bus::connect(&us, "test").await.unwrap().close().await;
     assert!(!format!("{us:?}").contains("secret"));
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[tokio::test]
+async fn a_body_that_fits_no_message_is_a_fault_of_the_settings() {
+    let folder = std::env::temp_dir().join(format!("switchboard-bus-test-{}", uuid::Uuid::new_v4()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let config_file = folder.join("nats.conf");
+    std::fs::write(&config_file, "max_payload: 66559").unwrap();
+    let options = ServerOptions { config_file: Some(config_file), ..server_options() };
+    let nats = NatsServer::start(&options).await.unwrap();
+    let bus = connect(&nats).await;
+    let mut allowed = boot::Settings::default();
+    let error = bus.admits_bodies(&allowed).unwrap_err().to_string();
+    for part in ["mqtt.max_packet_bytes is 65536 bytes", "66559 bytes (its max_payload)", "to 65535"] {
+        assert!(error.contains(part), "{error}");
+    }
+    allowed.mqtt.max_packet_bytes = 65_535;
+    assert!(bus.admits_bodies(&allowed).unwrap_err().to_string().contains("http.max_body_bytes"));
+    (allowed.http.max_body_bytes, allowed.coap.max_body_bytes) = (65_535, 65_535);
+    bus.admits_bodies(&allowed).unwrap();
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_says_nothing_any_more_is_left() {
+    let nats = start_nats().await;
+    let bus = connect(&nats).await;
+    let mut connection = bus.connection();
+    let nats_process = rustix::process::Pid::from_raw(i32::try_from(nats.pid().unwrap()).unwrap()).unwrap();
+    let signal = |signal| rustix::process::kill_process(nats_process, signal).unwrap();
+    let stopped = std::time::Instant::now();
+    signal(rustix::process::Signal::STOP);
+    timeout(PATIENCE, connection.wait_for(|now| *now == Connection::Down)).await.unwrap().unwrap();
+    assert!(stopped.elapsed().as_secs() < 8, "{:?}", stopped.elapsed());
+    signal(rustix::process::Signal::CONT);
+    timeout(PATIENCE, connection.wait_for(|now| *now != Connection::Down)).await.unwrap().unwrap();
 }

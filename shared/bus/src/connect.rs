@@ -1,0 +1,249 @@
+//! How is NATS reached, and reached again? The client's options, and what becomes of its connection.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::{debug, info, warn};
+
+use crate::errors::BusError;
+use crate::meters::Meters;
+use crate::pending::Pending;
+use crate::pulse::{Beat, PULSE_EVERY, Pulse};
+
+/// Messages that one subscription may queue before further ones are dropped and counted. A load of many claims, or of
+/// the registry, must fit: JetStream sends up to 32 MiB ahead of a watch's flow control, in messages of 128 bytes and
+/// more. A smaller queue would drop some, and the load would begin anew for ever.
+const SUBSCRIPTION_CAPACITY: usize = 262_144;
+/// Messages that may wait for the connection before a sender waits too.
+const SEND_CAPACITY: usize = 8_192;
+/// The longest pause between two attempts to reconnect.
+const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
+/// How to reach NATS.
+#[derive(Clone)]
+pub struct BusSettings {
+    /// Servers of one cluster, separated by commas.
+    pub url: String,
+    /// The first token of every subject and the beginning of every bucket's name.
+    pub prefix: String,
+    /// User name, together with `password`.
+    pub user: Option<String>,
+    /// Password, together with `user`.
+    pub password: Option<String>,
+    /// A NATS credentials file, instead of user and password.
+    pub credentials_file: Option<PathBuf>,
+    /// Copies of each bucket: 1 on a single server, 3 or 5 in a cluster.
+    pub replicas: u16,
+    /// How long [`Bus::connect`](crate::Bus::connect) tries, and how long each later attempt may take.
+    pub connect_timeout_ms: u64,
+    /// How long a message may wait to be taken by the connection.
+    pub send_timeout_ms: u64,
+    /// Questions that may be open at a time.
+    pub max_pending_asks: usize,
+}
+
+impl Default for BusSettings {
+    fn default() -> Self {
+        BusSettings {
+            url: "nats://127.0.0.1:4222".into(),
+            prefix: "swb".into(),
+            user: None,
+            password: None,
+            credentials_file: None,
+            replicas: 1,
+            connect_timeout_ms: 5_000,
+            send_timeout_ms: 1_000,
+            max_pending_asks: 65_536,
+        }
+    }
+}
+
+impl fmt::Debug for BusSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let BusSettings { url, prefix, user, credentials_file, replicas, .. } = self;
+        write!(f, "BusSettings({url}, {prefix}, {user:?}, {credentials_file:?}, {replicas} replicas)")
+    }
+}
+
+/// Whether NATS can be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Connection {
+    /// Connected, for the `epoch`-th time: grows with every reconnect.
+    Up {
+        /// Counts connections, from 1.
+        epoch: u64,
+    },
+    /// Not connected; it is tried again for ever.
+    Down,
+}
+
+pub(crate) async fn connect_client(
+    settings: &BusSettings,
+    service: &str,
+    feed: &str,
+    meters: &Arc<Meters>,
+    happened: &Arc<Notify>,
+) -> Result<Client, BusError> {
+    let failed = |reason: String| BusError::Connect { url: settings.url.clone(), reason };
+    let limit = Duration::from_millis(settings.connect_timeout_ms);
+    let give_up = Instant::now() + limit;
+    let servers: Vec<async_nats::ServerAddr> = settings
+        .url
+        .split(',')
+        .map(|server| server.trim().parse())
+        .collect::<Result<_, _>>()
+        .map_err(|error: std::io::Error| failed(error.to_string()))?;
+
+    let mut reason = "no answer".to_owned();
+    loop {
+        let mut options = ConnectOptions::new()
+            .name(format!("switchboard-{service}"))
+            .custom_inbox_prefix(feed)
+            .connection_timeout(limit)
+            .subscription_capacity(SUBSCRIPTION_CAPACITY)
+            .client_capacity(SEND_CAPACITY)
+            .ping_interval(Duration::from_secs(20))
+            .reconnect_delay_callback(reconnect_delay)
+            .event_callback(on_event(meters, happened));
+        if let (Some(user), Some(password)) = (&settings.user, &settings.password) {
+            options = options.user_and_password(user.clone(), password.clone());
+        }
+        if let Some(file) = &settings.credentials_file {
+            let loaded = options.credentials_file(file).await;
+            options = loaded.map_err(|error| failed(format!("{}: {error}", file.display())))?;
+        }
+        match timeout_at(give_up, options.connect(servers.clone())).await {
+            Ok(Ok(client)) => return Ok(client),
+            Ok(Err(error)) => match error.kind() {
+                ConnectErrorKind::AuthorizationViolation
+                | ConnectErrorKind::Authentication
+                | ConnectErrorKind::Tls
+                | ConnectErrorKind::ServerParse => return Err(failed(error.to_string())),
+                _ => reason = error.to_string(),
+            },
+            Err(_) => return Err(failed(reason)),
+        }
+        tokio::time::sleep_until((Instant::now() + Duration::from_millis(100)).min(give_up)).await;
+        if Instant::now() >= give_up {
+            return Err(failed(reason));
+        }
+    }
+}
+
+/// None before the first attempt, then doubling from 20 ms.
+fn reconnect_delay(attempt: usize) -> Duration {
+    if attempt <= 1 {
+        return Duration::ZERO;
+    }
+    let doublings = u32::try_from(attempt - 2).unwrap_or(u32::MAX).min(10);
+    (Duration::from_millis(20) * 2u32.pow(doublings)).min(MAX_RECONNECT_DELAY)
+}
+
+fn on_event(
+    meters: &Arc<Meters>,
+    happened: &Arc<Notify>,
+) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
+    let (meters, happened) = (Arc::clone(meters), Arc::clone(happened));
+    let has_warned_of_drops = AtomicBool::new(false);
+    move |event| {
+        match event {
+            Event::Connected | Event::Disconnected | Event::Closed => happened.notify_one(),
+            // One event for each dropped message, so only the first is worth a line; the counter has the rest.
+            Event::SlowConsumer(subscription) => {
+                meters.dropped.increment(1);
+                if !has_warned_of_drops.swap(true, Ordering::Relaxed) {
+                    warn!(subscription, "messages are dropped: this process does not keep up with NATS");
+                }
+            }
+            Event::ServerError(error) => warn!(%error, "NATS reports an error"),
+            Event::ClientError(error) => debug!(%error, "the NATS client reports an error"),
+            Event::LameDuckMode => info!("the NATS server is about to shut down"),
+            Event::Draining => {}
+        }
+        std::future::ready(())
+    }
+}
+
+pub(crate) fn observe(client: &Client) -> Connection {
+    match client.connection_state() {
+        State::Connected => Connection::Up { epoch: client.statistics().connects.load(Ordering::Relaxed) },
+        State::Pending | State::Disconnected => Connection::Down,
+    }
+}
+
+/// What the monitor looks after.
+pub(crate) struct Monitored {
+    pub(crate) client: Client,
+    /// Messages to itself go below it.
+    pub(crate) pulse_prefix: String,
+    pub(crate) pulse: Arc<Mutex<Pulse>>,
+    pub(crate) pending: Arc<Pending>,
+    pub(crate) meters: Arc<Meters>,
+}
+
+/// Follows the client's state, and ends a connection through which nothing comes any more. Events only wake it:
+/// async-nats drops events when many come at once.
+pub(crate) async fn monitor(
+    monitored: Monitored,
+    connection: watch::Sender<Connection>,
+    happened: Arc<Notify>,
+) {
+    let Monitored { client, pulse_prefix, pulse, pending, meters } = monitored;
+    let mut next_pulse = Instant::now();
+    let mut heard = 0;
+    loop {
+        // Whether an event or the time ended the wait makes no difference.
+        let _ = timeout_at(next_pulse, happened.notified()).await;
+        meters.asks_in_flight.set(pending.len() as f64);
+        let now = observe(&client);
+        let before = *connection.borrow();
+        if now != before {
+            connection.send_replace(now);
+            pulse.lock().disconnected();
+            match (before, now) {
+                (_, Connection::Down) => {
+                    meters.connected.set(0.0);
+                    warn!("the connection to NATS is lost");
+                }
+                (_, Connection::Up { epoch }) => {
+                    meters.connected.set(1.0);
+                    meters.reconnects.increment(1);
+                    info!(epoch, "the connection to NATS is back");
+                    // At once: until it is back, whatever comes in counts as old as the outage.
+                    next_pulse = Instant::now();
+                }
+            }
+        }
+        if Instant::now() < next_pulse {
+            continue;
+        }
+        next_pulse = Instant::now() + PULSE_EVERY;
+        if now == Connection::Down {
+            continue;
+        }
+        let heard_before =
+            std::mem::replace(&mut heard, client.statistics().in_messages.load(Ordering::Relaxed));
+        let beat = pulse.lock().tick(heard != heard_before, Instant::now().into());
+        let done = match beat {
+            Beat::Send(number) => {
+                let sent = client.publish(format!("{pulse_prefix}{number}"), Bytes::new());
+                timeout(PULSE_EVERY, sent).await.is_ok()
+            }
+            Beat::Reconnect => {
+                warn!("nothing comes through the connection to NATS any more: it is closed and opened anew");
+                timeout(PULSE_EVERY, client.force_reconnect()).await.is_ok()
+            }
+        };
+        if !done {
+            debug!("the connection to NATS takes nothing");
+        }
+    }
+}
