@@ -6,7 +6,7 @@ from collections import defaultdict
 import pytest
 from harness import said
 from harness.admin import parse
-from harness.devices import PahoV5
+from harness.devices import CoapDevice, HttpDevice, PahoV5
 from harness.devices.device import answering
 from harness.waiting import until
 
@@ -71,21 +71,27 @@ def test_calls_are_counted_where_they_were_made(shared_cluster, family, device):
     assert admin.value("switchboard_call_seconds_count", method="sendMsg") >= 1
 
 
-def test_sessions_and_claims_are_gauged(new_cluster, device):
+@pytest.mark.parametrize("kind", [PahoV5, HttpDevice, CoapDevice], ids=lambda kind: kind.protocol)
+def test_visitors_sessions_and_claims_are_gauged(new_cluster, device, kind):
     # One of its own: elsewhere, devices of other tests that vanished may still hold their claims.
-    cluster = new_cluster()
+    soon = {"http.session_idle_ms": "500", "coap.session_idle_ms": "500", "coap.ack_timeout_ms": "100"}
+    cluster = new_cluster(settings=soon)
     family, admin = cluster.accounts.family(), cluster.nodes[0].admin
 
-    def gauges():
-        return admin.value("switchboard_sessions", protocol="mqtt"), admin.value("switchboard_claims_held")
+    protocol = "mqtt" if kind is PahoV5 else kind.protocol
 
-    assert gauges() == (0, 0)
-    target = device(PahoV5, family.b).connect(cluster.nodes[0])
-    assert gauges() == (1, 0)
+    def gauges():
+        known, callable_ = (admin.value(f"switchboard_{what}", protocol=protocol) for what in ("visitors", "sessions"))
+        return known, callable_, admin.value("switchboard_claims_held")
+
+    assert gauges() == (0, 0, 0)
+    target = device(kind, family.b).connect(cluster.nodes[0])
+    target.get_devices()
+    until("it is known", lambda: gauges() == (1, 0, 0))
     target.become_callable()
-    assert gauges() == (1, 1)
+    until("it is callable", lambda: gauges() == (1, 1, 1))
     target.close()
-    until("it is gone again", lambda: gauges() == (0, 0))
+    until("it is gone again", lambda: gauges() == (0, 0, 0), within_s=30)
 
 
 def test_one_call_id_is_found_on_every_hop(shared_cluster, family, device):

@@ -2,15 +2,20 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
 from harness import said
 from harness.accounts import TOKENS, Identity
-from harness.devices import MqttJs, PahoV5, PahoV311
+from harness.devices import PROTOCOLS, CoapDevice, HttpDevice, PahoV5
 from harness.devices.device import echo
+from harness.raw_mqtt import RawMqtt
 from harness.waiting import until
 
-KINDS = pytest.mark.parametrize("kind", [PahoV311, PahoV5, MqttJs], ids=lambda kind: kind.protocol)
+KINDS = pytest.mark.parametrize("kind", PROTOCOLS, ids=lambda kind: kind.protocol)
+# What a device without a connection reads, once it is nobody.
+REFUSED = '{"error":"No device has this access token!"}'
 
 
 @pytest.fixture
@@ -53,7 +58,12 @@ def test_a_removed_device(shared_cluster, family, talking, raw, kind):
 @KINDS
 def test_a_removed_caller(shared_cluster, family, talking, kind):
     caller, target = talking(kind)
-    ended_within_a_second(caller, change(shared_cluster, "remove", "--yes", family.a.id))
+    changed = change(shared_cluster, "remove", "--yes", family.a.id)
+    if kind in (HttpDevice, CoapDevice):
+        # Without a connection there is none to end: it is refused from its next request on.
+        soon("it is nobody", lambda: caller.ask('{"method":"getTime"}').text(), REFUSED)
+    else:
+        ended_within_a_second(caller, changed)
     assert not target.ended.is_set()
 
 
@@ -81,6 +91,53 @@ def test_a_device_that_is_moved_to_another_customer(shared_cluster, family, talk
     soon("it stays one", lambda: caller.send_msg(family.b, "3").text(), said.DENIED)
     neighbour = device(kind, elsewhere.a).connect(shared_cluster.nodes[0])
     assert neighbour.send_msg(family.b, "4").text() == "4"
+
+
+@pytest.mark.parametrize("version", [4, 5], ids=["3.1.1", "5"])
+def test_no_connection_outlives_a_token_that_was_rotated_while_it_connected(shared_cluster, family, version):
+    port, over = shared_cluster.nodes[0].mqtt_port, Event()
+
+    def connect() -> list[RawMqtt]:
+        connected = []
+        while not over.is_set():
+            client = RawMqtt(port, version)
+            if client.connect(family.b.token).code != 0:
+                client.socket.close()
+                return connected
+            connected.append(client)
+        return connected
+
+    with ThreadPoolExecutor(6) as pool:
+        connecting = [pool.submit(connect) for _ in range(6)]
+        change(shared_cluster, "rotate-token", family.b.id, "--yes", "--json")
+        try:
+            connected = [client for it in connecting for client in it.result(20)]
+        finally:
+            over.set()
+    assert connected
+    for client in connected:
+        if version == 5:
+            client.expect_disconnect(0x98)
+        assert client.receive() is None, "a connection lives on under a token that is void"
+
+
+@pytest.mark.parametrize("kind", [HttpDevice, CoapDevice], ids=lambda kind: kind.protocol)
+def test_no_visit_outlives_a_token_that_was_rotated_while_it_began(shared_cluster, family, device, kind):
+    def ask(_: int) -> str:
+        it = kind(family.b)
+        it._port = shared_cluster.nodes[0].http_port
+        if kind is CoapDevice:
+            it.connect(shared_cluster.nodes[0])
+        try:
+            return it.ask('{"method":"getTime"}').text()
+        finally:
+            it.close()
+
+    with ThreadPoolExecutor(6) as pool:
+        asked = pool.map(ask, range(300))
+        change(shared_cluster, "rotate-token", family.b.id, "--yes", "--json")
+        list(asked)
+    soon("it is nobody", lambda: ask(0), REFUSED)
 
 
 def test_an_unassigned_device(shared_cluster, family, talking, device):

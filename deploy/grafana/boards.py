@@ -138,7 +138,7 @@ def overview() -> Json:
                     "Offline within 50 ms", "Share of \"No active connection\" answers that took at most 50 ms. Objective: 99 %.",
                     Query(PROMPT, instant=True), unit="percentunit", decimals=2, thresholds={0: RED, 0.99: GREEN}, width=3,
                 ),
-                stat("Sessions", "Devices connected, over all protocols.", Query(total("switchboard_sessions")), width=3),
+                stat("Devices", "Devices that nodes know: connected, or not silent for long.", Query(total("switchboard_visitors")), width=3),
                 stat("Callable", "Devices that a call reaches: their claim stands.", Query(total("switchboard_claims_held")), width=3),
                 stat(
                     "Ready", "Processes that are ready, of each service. 1: nobody could take over. 0: nothing works.",
@@ -183,13 +183,13 @@ def overview() -> Json:
             ],
             "Devices": [
                 graph(
-                    "Sessions by protocol",
+                    "Devices by protocol",
                     "A step down of one protocol is a node or a listener that went; a sawtooth is devices that come and go.",
-                    Query(total("switchboard_sessions", "protocol"), "{{protocol}}"), stacked=True, width=6,
+                    Query(total("switchboard_visitors", "protocol"), "{{protocol}}"), stacked=True, width=6,
                 ),
                 graph(
-                    "Sessions by node", "Should be even. A node far below the others is new, or devices cannot reach it.",
-                    Query(total("switchboard_sessions", "pod, instance"), PROCESS), stacked=True, width=6,
+                    "Devices by node", "Should be even. A node far below the others is new, or devices cannot reach it.",
+                    Query(total("switchboard_visitors", "pod, instance"), PROCESS), stacked=True, width=6,
                 ),
                 graph(
                     "Callable devices", "Claims that nodes hold, and claims that routers know. They should be the same but for a moment.",
@@ -296,12 +296,16 @@ def ingress() -> Json:
             ],
             "Sessions and claims": [
                 graph(
-                    "Sessions by protocol", "Devices connected.",
+                    "Devices by protocol", "Devices that a node knows: connected, or not silent for long.",
+                    Query(total("switchboard_visitors", "protocol"), "{{protocol}}"), stacked=True, width=6,
+                ),
+                graph(
+                    "Sessions by protocol", "Devices that can be called, by what they speak.",
                     Query(total("switchboard_sessions", "protocol"), "{{protocol}}"), stacked=True, width=6,
                 ),
                 graph(
-                    "Sessions by node", "Should be even over the nodes.",
-                    Query(total("switchboard_sessions", "pod, instance"), PROCESS), stacked=True, width=6,
+                    "Devices by node", "Should be even over the nodes.",
+                    Query(total("switchboard_visitors", "pod, instance"), PROCESS), stacked=True, width=6,
                 ),
                 graph(
                     "Connection attempts", "MQTT, by result. unavailable: no authorizer or no NATS. malformed: no MQTT, or too slow.",
