@@ -133,6 +133,7 @@ def test_no_visit_outlives_a_token_that_was_rotated_while_it_began(shared_cluste
         finally:
             it.close()
 
+    assert ask(0) != REFUSED
     with ThreadPoolExecutor(6) as pool:
         asked = pool.map(ask, range(300))
         change(shared_cluster, "rotate-token", family.b.id, "--yes", "--json")
