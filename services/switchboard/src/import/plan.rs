@@ -1,83 +1,20 @@
-//! How do many devices get into the registry at once? `switchboard device import`: what fits is added, what does not
-//! is named with its place and reason.
+//! What of a file is to be written? Each row against what stands already, and against the rows before it.
 
 use std::collections::HashMap;
-use std::fs::OpenOptions;
-use std::io::{BufWriter, Read, Write, stdin};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
-use anyhow::Context;
 use bus::registry::{
     Added, Customer, Kind, NewDevice, Registry, RegistryError, Snapshot, Tenant, Token, check_labels,
     check_name,
 };
-use clap::{Args, ValueEnum};
 use futures::stream::{self, StreamExt};
-use indicatif::{ProgressBar, ProgressStyle};
 use rpc::{CredentialHash, CustomerId, DeviceId, TenantId};
-use serde::Serialize;
 use uuid::Uuid;
 
-use crate::output::{count, grouped, note, say, say_json};
-use crate::reach::ReachArgs;
+use super::report::Report;
 use crate::rows::{self, Fault, Place, Row};
-use crate::table::Table;
 
 /// Tenants and customers that are made at a time.
 const IN_FLIGHT: usize = 64;
-
-#[derive(Args)]
-#[command(after_help = "\
-CSV has a header with the columns tenant,customer,id,name,token in any order; only name is needed, and tenant \
-unless --tenant names it. Tenant and customer go by name or id; an empty customer means unassigned; an empty id or \
-token is made up (a device that is there already keeps its own). JSON is a list of such objects (labels too), or \
-what `switchboard device export` writes.
-
-Rows that cannot be taken are listed with their place and reason, all others are added: exit status 1 if any was \
-refused. The same file again changes nothing. Tokens that were made up are shown once; --tokens-out keeps them.
-
-Examples:
-  switchboard device import --create devices.csv
-  switchboard device import --tenant Acme --tokens-out tokens.csv devices.json
-  generate-devices | switchboard device import --create -")]
-pub(crate) struct ImportArgs {
-    /// File to read; - is standard input
-    file: PathBuf,
-    /// What the file is; told by its name or its first character when not given
-    #[arg(long, value_enum)]
-    format: Option<Format>,
-    /// Make tenants and customers that are missing
-    #[arg(long)]
-    create: bool,
-    /// Id or name of the tenant of rows that name none
-    #[arg(long)]
-    tenant: Option<String>,
-    /// Write the added devices with their tokens to this new file (CSV, readable by you alone) instead of showing them
-    #[arg(long, value_name = "FILE")]
-    tokens_out: Option<PathBuf>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    reach: ReachArgs,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Csv,
-    Json,
-}
-
-/// What an import did.
-#[derive(Debug, Default)]
-pub(crate) struct Report {
-    /// Places in the plan of the devices that were added.
-    pub(crate) created: Vec<usize>,
-    pub(crate) unchanged: usize,
-    pub(crate) faults: Vec<Fault>,
-}
 
 /// What an import is going to write.
 #[derive(Debug, Default)]
@@ -86,60 +23,10 @@ pub(crate) struct Plan {
     customers: Vec<(Place, CustomerId, Customer)>,
     pub(crate) devices: Vec<NewDevice>,
     /// Where each device stands, and whether its token was made up.
-    origins: Vec<(Place, bool)>,
+    pub(super) origins: Vec<(Place, bool)>,
     /// Devices that stand there already as the file names them, and bring no token to compare.
     unchanged: usize,
     faults: Vec<Fault>,
-}
-
-pub(crate) async fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
-    let file = read(&args.file, args.format)?;
-    let registry = args.reach.registry().await?;
-    let known = registry.load().await?;
-    let plan = Plan::of(file, &known, args.tenant.as_deref(), args.create)?;
-    // Opened first: tokens of devices that were added must not be lost.
-    let mut tokens = match &args.tokens_out {
-        Some(path) => Some(TokenFile::create(path)?),
-        None => None,
-    };
-
-    let progress = progress(plan.devices.len());
-    let report = plan.apply(&registry, |added| {
-        progress.inc(1);
-        match (&mut tokens, added) {
-            (Some(tokens), Some(device)) => tokens.keep(device),
-            _ => Ok(()),
-        }
-    });
-    let report = report.await?;
-    progress.finish_and_clear();
-    if let Some(tokens) = tokens {
-        tokens.finish()?;
-    }
-    tell(&plan, &report, &args)?;
-    Ok(if report.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn read(path: &Path, format: Option<Format>) -> anyhow::Result<rows::File> {
-    let bytes = if path.as_os_str() == "-" {
-        let mut bytes = Vec::new();
-        stdin().read_to_end(&mut bytes).context("cannot read standard input")?;
-        bytes
-    } else {
-        std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?
-    };
-    let text = String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))?;
-    let text = text.trim_start_matches('\u{feff}');
-    let by_name = match path.extension().and_then(|extension| extension.to_str()) {
-        Some("json") => Some(Format::Json),
-        Some("csv") => Some(Format::Csv),
-        _ => None,
-    };
-    let by_content = if text.trim_start().starts_with(['[', '{']) { Format::Json } else { Format::Csv };
-    match format.or(by_name).unwrap_or(by_content) {
-        Format::Csv => rows::parse_csv(text),
-        Format::Json => rows::parse_json(text),
-    }
 }
 
 impl Plan {
@@ -171,7 +58,9 @@ impl Plan {
         }
         Ok(planning.plan)
     }
+}
 
+impl Plan {
     /// Writes it all; `done` hears of each device, with the device if it was added.
     ///
     /// # Errors
@@ -274,13 +163,11 @@ impl<'a> Planning<'a> {
             names: HashMap::new(),
             tokens: HashMap::new(),
         };
-        for (id, tenant) in &known.tenants {
-            planning.tenants.insert(tenant.name.clone(), *id);
-        }
-        for (id, customer) in &known.customers {
-            planning.customers.insert((customer.tenant, customer.name.clone()), *id);
-            planning.customer_tenants.insert(*id, customer.tenant);
-        }
+        let tenants = known.tenants.iter().map(|(id, tenant)| (tenant.name.clone(), *id));
+        planning.tenants.extend(tenants);
+        let customers = known.customers.iter().map(|(id, it)| ((it.tenant, it.name.clone()), *id));
+        planning.customers.extend(customers);
+        planning.customer_tenants.extend(known.customers.iter().map(|(id, it)| (*id, it.tenant)));
         planning
     }
 
@@ -450,119 +337,6 @@ fn once<K: Eq + std::hash::Hash>(seen: &mut HashMap<K, Place>, key: K, place: &P
             None
         }
     }
-}
-
-/// The devices that were added, with their tokens, as a CSV file that `import` reads.
-struct TokenFile {
-    writer: csv::Writer<BufWriter<std::fs::File>>,
-    path: PathBuf,
-}
-
-impl TokenFile {
-    fn create(path: &Path) -> anyhow::Result<Self> {
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-        let file = file.with_context(|| format!("cannot make {} (it must not exist yet)", path.display()))?;
-        let mut writer = csv::Writer::from_writer(BufWriter::new(file));
-        writer.write_record(rows::COLUMNS)?;
-        Ok(TokenFile { writer, path: path.to_owned() })
-    }
-
-    fn keep(&mut self, device: &NewDevice) -> anyhow::Result<()> {
-        let customer = device.customer.map(|customer| customer.to_string()).unwrap_or_default();
-        let (tenant, id) = (device.tenant.to_string(), device.id.to_string());
-        self.writer
-            .write_record([tenant.as_str(), &customer, &id, &device.name, device.token.reveal()])
-            .with_context(|| format!("cannot write {}", self.path.display()))
-    }
-
-    fn finish(mut self) -> anyhow::Result<()> {
-        self.writer.flush().with_context(|| format!("cannot write {}", self.path.display()))?;
-        note(format_args!("Tokens are in {}.", self.path.display()));
-        Ok(())
-    }
-}
-
-fn progress(rows: usize) -> ProgressBar {
-    // Draws on a terminal alone.
-    let style =
-        ProgressStyle::with_template("{bar:40} {human_pos} of {human_len} devices, {per_sec}, {eta} left");
-    ProgressBar::new(rows as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-}
-
-#[derive(Serialize)]
-struct ReportView<'a> {
-    created: Vec<CreatedView<'a>>,
-    unchanged: usize,
-    refused: Vec<FaultView<'a>>,
-}
-
-#[derive(Serialize)]
-struct CreatedView<'a> {
-    id: DeviceId,
-    name: &'a str,
-    tenant: TenantId,
-    customer: Option<CustomerId>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    token: Option<&'a str>,
-}
-
-#[derive(Serialize)]
-struct FaultView<'a> {
-    place: String,
-    field: &'a str,
-    expected: &'a str,
-}
-
-fn tell(plan: &Plan, report: &Report, args: &ImportArgs) -> anyhow::Result<()> {
-    let created = || {
-        report
-            .created
-            .iter()
-            .filter_map(|number| Some((plan.devices.get(*number)?, plan.origins.get(*number)?)))
-    };
-    if args.json {
-        let shows_tokens = args.tokens_out.is_none();
-        let created = created().map(|(device, _)| CreatedView {
-            id: device.id,
-            name: &device.name,
-            tenant: device.tenant,
-            customer: device.customer,
-            token: shows_tokens.then(|| device.token.reveal()),
-        });
-        let refused = report.faults.iter().map(|fault| FaultView {
-            place: fault.place.to_string(),
-            field: fault.field,
-            expected: &fault.expected,
-        });
-        return say_json(&ReportView {
-            created: created.collect(),
-            unchanged: report.unchanged,
-            refused: refused.collect(),
-        });
-    }
-    let made_up: Vec<_> = created().filter(|(_, (_, is_made_up))| *is_made_up).collect();
-    if args.tokens_out.is_none() && !made_up.is_empty() {
-        let mut table = Table::new(&["ID", "NAME", "TOKEN"]);
-        for (device, _) in &made_up {
-            table.row([device.id.to_string(), device.name.clone(), device.token.reveal().to_owned()]);
-        }
-        table.print();
-        note("The tokens are shown this once: only their hashes are stored.");
-    }
-    for fault in &report.faults {
-        note(format_args!("{}: {} must be {}", fault.place, fault.field, fault.expected));
-    }
-    let unchanged = match report.unchanged {
-        0 => String::new(),
-        many => format!(", {} there already", grouped(many)),
-    };
-    let refused = match report.faults.len() {
-        0 => String::new(),
-        many => format!(", {} refused", grouped(many)),
-    };
-    say(format_args!("{} added{unchanged}{refused}.", count(report.created.len(), "device")));
-    let _ = std::io::stdout().flush();
-    Ok(())
 }
 
 #[cfg(test)]
