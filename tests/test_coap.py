@@ -45,7 +45,10 @@ def test_codes(a, family):
         (POST, "rpc/99999999999", "1", "4.04"),
         (POST, "telemetry", '{"t":1}', "2.04"),
         (POST, "attributes", "{", "4.00"),
-        (GET, "attributes", "", "4.05"),
+        (GET, "attributes", "", "2.05"),
+        (GET, "attributes?clientKeys=a,b&sharedKeys=c", "", "2.05"),
+        (PUT, "attributes", "{}", "4.05"),
+        (GET, "telemetry", "", "4.05"),
         (POST, "firmware", "", "4.04"),
         (POST, "rpc", json.dumps("x" * 70_000), "4.13"),
     ]:
@@ -59,6 +62,17 @@ def test_an_unknown_token(node, device):
     nobody = device(CoapDevice, identity("Nobody")).connect(node)
     for path in ("rpc", "rpc/1", "telemetry"):
         assert nobody.request(POST, path, TIME)[0] == "4.01", path
+    assert nobody.request(GET, "attributes")[0] == "4.01"
+
+
+def test_attributes_are_none_and_observing_them_is_no_session(node, a, family, device):
+    target = device(CoapDevice, family.b).connect(node)
+    assert target.request(GET, "attributes?sharedKeys=led") == ("2.05", "{}")
+    observers = node.admin.value("switchboard_coap_observers")
+    for _ in range(2):
+        assert target.observes("attributes") == ("2.05", "{}")
+    assert a.send_msg(family.b, "1").text() == said.OFFLINE
+    assert node.admin.value("switchboard_coap_observers") == observers
 
 
 def test_with_libcoap(node, family):

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use switchboard_ingress::coap::codec::{Reading, read as read_datagram};
-use switchboard_ingress::coap::endpoint::{Effect as CoapEffect, Endpoint, EndpointLimits, Identified};
+use switchboard_ingress::coap::endpoint::{Effect as CoapEffect, Endpoint, EndpointLimits};
+use switchboard_ingress::device::admit::{NotAdmitted, digest};
 use switchboard_ingress::device::caller::CallerLimits;
 use switchboard_ingress::device::limits::{DeviceLimits, Rate};
 use switchboard_ingress::device_api::{self, ApiLimits, Request};
@@ -85,7 +86,6 @@ pub(crate) fn coap_endpoint(data: &[u8]) {
         EndpointLimits { device: DeviceLimits { max_calls_per_caller: 8, ..device_limits() }, coap },
         1,
     );
-    let known: rpc::CredentialHash = rpc::CredentialHash::from_digest(DIGEST_OF_TOKEN);
     let caller = Arc::new(Mutex::new(CallerLimits::new(now)));
     let (mut rest, mut trusted, mut strangers) = (data, HashSet::new(), (0, 0));
     while let [length, wait, tail @ ..] = rest {
@@ -106,17 +106,16 @@ pub(crate) fn coap_endpoint(data: &[u8]) {
                     assert!(matches!(read_datagram(&datagram), Reading::Message(_)), "{datagram:02x?}");
                     strangers.1 += if trusted.contains(&to) { 0 } else { datagram.len() };
                 }
-                CoapEffect::Authenticate(key, credential) => {
-                    let is_known = rpc::CredentialHash::from_digest(credential) == known;
-                    let who =
-                        if is_known { Identified::Device(Arc::clone(&caller)) } else { Identified::Nobody };
-                    endpoint.authenticated(key, who, now);
+                CoapEffect::Admit(key, credential) => {
+                    let known = credential == digest(b"TOKEN");
+                    let admitted = if known { Ok(Arc::clone(&caller)) } else { Err(NotAdmitted::Unknown) };
+                    endpoint.admitted(key, admitted, now);
                 }
                 CoapEffect::Ask(id, _, request) => {
                     endpoint.answered(id, request.method(), &rpc::Outcome::Offline, Bytes::new(), now);
                 }
                 CoapEffect::Uplink(id, ..) => endpoint.uplinked(id, true, now),
-                CoapEffect::Claim { observer, .. } => endpoint.claimed(observer, true, now),
+                CoapEffect::Claim(observer, _) => endpoint.claimed(observer, true, now),
                 CoapEffect::End(key, _) => endpoint.ended(key, now),
                 _ => {}
             }
@@ -126,12 +125,6 @@ pub(crate) fn coap_endpoint(data: &[u8]) {
     }
     assert!(strangers.1 <= strangers.0 * amplification, "{strangers:?}");
 }
-
-/// The SHA-256 of the token `TOKEN`.
-const DIGEST_OF_TOKEN: [u8; 32] = [
-    0xf9, 0x81, 0x03, 0xe9, 0x21, 0x7f, 0x09, 0x92, 0x08, 0x56, 0x9d, 0x29, 0x5c, 0x1b, 0x27, 0x6f, 0x18,
-    0x21, 0x34, 0x86, 0x36, 0xc2, 0x68, 0xc8, 0x54, 0xbb, 0x2a, 0x08, 0x6e, 0x00, 0x37, 0xcd,
-];
 
 /// What a connection writes and asks for, given its bytes in pieces of so many.
 fn read(data: &[u8], piece: usize) -> (Vec<u8>, Vec<String>) {

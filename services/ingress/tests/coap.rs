@@ -199,11 +199,19 @@ impl Device {
     }
 
     async fn acknowledge(&self, packet: &Packet) {
-        let mut ack = Packet::new();
-        ack.header.set_type(MessageType::Acknowledgement);
-        ack.header.code = MessageClass::Empty;
-        ack.header.message_id = packet.header.message_id;
-        self.send(&ack).await;
+        self.empty(MessageType::Acknowledgement, packet).await;
+    }
+
+    async fn reset(&self, packet: &Packet) {
+        self.empty(MessageType::Reset, packet).await;
+    }
+
+    async fn empty(&self, kind: MessageType, to: &Packet) {
+        let mut empty = Packet::new();
+        empty.header.set_type(kind);
+        empty.header.code = MessageClass::Empty;
+        empty.header.message_id = to.header.message_id;
+        self.send(&empty).await;
     }
 
     async fn observe(&mut self) {
@@ -255,19 +263,106 @@ async fn a_retransmitted_request_is_one_call_and_gets_the_same_answer() {
     b.acknowledge(&call).await;
     assert_eq!(b.ask(POST, &format!("rpc/{number}"), "not JSON").await.0, "4.00");
     assert_eq!(b.ask(POST, &format!("rpc/{number}"), r#"{"x":1}"#).await.0, "2.04");
-    let answer = loop {
-        let packet = a.receive().await;
-        if packet.header.code != MessageClass::Empty {
-            break packet;
-        }
-    };
-    assert_eq!(said(&answer), ok(r#"{"x":1}"#));
-    a.acknowledge(&answer).await;
+    assert_eq!(said(&answer_to(&a, &request).await), ok(r#"{"x":1}"#));
     // Long after: the node still knows the request.
     a.send(&request).await;
     let again = a.receive().await;
     assert_eq!((again.header.get_type(), again.header.message_id), (MessageType::Acknowledgement, 1));
     assert!(b.receive_within(Duration::from_millis(300)).await.is_none(), "there was one call");
+    world.stop().await;
+}
+
+/// The answer to a request, which may come with its acknowledgement or behind it.
+async fn answer_to(device: &Device, request: &Packet) -> Packet {
+    loop {
+        let packet = device.receive().await;
+        if packet.header.get_type() == MessageType::Confirmable {
+            device.acknowledge(&packet).await;
+        }
+        if packet.header.code != MessageClass::Empty && packet.get_token() == request.get_token() {
+            return packet;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_restarts_and_counts_its_ids_from_the_same_number_is_heard() {
+    let world = World::new().await;
+    let (mut a, mut b) = (world.device(&world.a).await, world.device(&world.b).await);
+    for boot in 1..=3 {
+        b.last_id = 0;
+        b.observe().await;
+        let request = a.request(POST, "rpc", &world.send_msg(5_000, "1"));
+        a.send(&request).await;
+        let (call, number) = b.call().await;
+        b.acknowledge(&call).await;
+        let mut answer = b.request(POST, &format!("rpc/{number}"), &boot.to_string());
+        answer.header.message_id = 2;
+        b.send(&answer).await;
+        assert_eq!(said(&answer_to(&b, &answer).await).0, "2.04");
+        assert_eq!(said(&answer_to(&a, &request).await), ok(&boot.to_string()));
+
+        // It restarts, and knows no more of what it observed.
+        let request = a.request(POST, "rpc", &world.send_msg(5_000, "2"));
+        a.send(&request).await;
+        let (call, _) = b.call().await;
+        b.reset(&call).await;
+        let offline = r#"{"error":"No active connection to the remote device!"}"#;
+        assert_eq!(said(&answer_to(&a, &request).await), ok(offline));
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_devices_behind_one_address_read_each_its_own_answer_under_one_id() {
+    let world = World::new().await;
+    let (mut shared, mut b) = (world.device(&world.a).await, world.device(&world.b).await);
+    b.observe().await;
+    let under_one_id = |device: &mut Device, token: &[u8], of: &str, body: &str| {
+        device.token = of.to_owned();
+        let mut request = device.request(POST, "rpc", body);
+        request.header.message_id = 7;
+        request.set_token(token.to_vec());
+        request
+    };
+    let (a_token, b_token) = (world.a.token.reveal().to_owned(), world.b.token.reveal().to_owned());
+    let slow = under_one_id(&mut shared, b"slow", &a_token, &world.send_msg(5_000, "1"));
+    shared.send(&slow).await;
+    let (call, number) = b.call().await;
+    b.acknowledge(&call).await;
+    let quick = under_one_id(&mut shared, b"quick", &b_token, r#"{"method":"getTime"}"#);
+    shared.send(&quick).await;
+    assert!(said(&answer_to(&shared, &quick).await).1.starts_with(r#"{"time":"#));
+    let nobody = under_one_id(&mut shared, b"nobody", "nobody's", r#"{"method":"getTime"}"#);
+    shared.send(&nobody).await;
+    assert_eq!(said(&answer_to(&shared, &nobody).await).0, "4.01");
+    shared.send(&slow).await;
+    b.ask(POST, &format!("rpc/{number}"), "3").await;
+    let answer = answer_to(&shared, &slow).await;
+    assert_eq!((answer.header.get_type(), said(&answer)), (MessageType::Confirmable, ok("3")));
+    assert!(b.receive_within(Duration::from_millis(300)).await.is_none(), "there was one call");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attributes_are_none_and_observing_them_makes_nobody_callable() {
+    let world = World::new().await;
+    let (mut a, mut b) = (world.device(&world.a).await, world.device(&world.b).await);
+    for observe in [None, Some(0), Some(0), Some(1)] {
+        let mut request = b.request(GET, "attributes", "");
+        request.set_token(b"attr".to_vec());
+        request.add_option(CoapOption::UriQuery, b"sharedKeys=a,b".to_vec());
+        if let Some(value) = observe {
+            request.set_observe_value(value);
+        }
+        b.send(&request).await;
+        let answer = answer_to(&b, &request).await;
+        assert_eq!((said(&answer), answer.get_observe_value().is_some()), (ok("{}"), observe == Some(0)));
+    }
+    let offline = a.ask(POST, "rpc", &world.send_msg(5_000, "1")).await;
+    assert_eq!(offline, ok(r#"{"error":"No active connection to the remote device!"}"#));
+    b.token = "nobody's".into();
+    assert_eq!(b.ask(GET, "attributes", "").await.0, "4.01");
     world.stop().await;
 }
 
@@ -330,14 +425,8 @@ async fn the_newest_observation_wins_and_a_rotated_token_ends_it() {
     let goodbye = newer.receive().await;
     assert_eq!(said(&goodbye).0, "4.01");
     newer.acknowledge(&goodbye).await;
-    let lost = loop {
-        let packet = a.receive().await;
-        if packet.header.code != MessageClass::Empty {
-            break packet;
-        }
-    };
-    assert_eq!(said(&lost), ok(r#"{"error":"Connection to the remote device was lost!"}"#));
-    a.acknowledge(&lost).await;
+    let lost = said(&answer_to(&a, &request).await);
+    assert_eq!(lost, ok(r#"{"error":"Connection to the remote device was lost!"}"#));
     assert_eq!(newer.ask(POST, "rpc", r#"{"method":"getTime"}"#).await.0, "4.01");
     world.stop().await;
 }

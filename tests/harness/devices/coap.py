@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Coroutine
 from typing import Any, ClassVar, Self
+from urllib.parse import quote
 
 import aiocoap
 
@@ -49,7 +50,7 @@ class CoapDevice(Device):
         self._tasks: set[asyncio.Task[None]] = set()
 
     def connect(self, node: Ingress) -> Self:
-        self._base = f"coap://127.0.0.1:{node.coap_port}/api/v1/{self.identity.token}"
+        self._base = f"coap://127.0.0.1:{node.coap_port}/api/v1/{quote(self.identity.token, safe='')}"
         self._context = _run(aiocoap.Context.create_client_context())
         return self
 
@@ -68,6 +69,12 @@ class CoapDevice(Device):
     def request(self, code: aiocoap.Code, path: str, body: str = "", **options: Any) -> tuple[str, str]:
         """Code (as "2.05") and text of one request below the device's token."""
         response = _run(self._request(code, path, body, **options))
+        return response.code.dotted, response.payload.decode()
+
+    def observes(self, path: str) -> tuple[str, str]:
+        """Code and text of the first response to an observation of something below the token, which is granted."""
+        response = _run(self._request(aiocoap.GET, path, "", observe=0))
+        assert response.opt.observe is not None
         return response.code.dotted, response.payload.decode()
 
     def close(self) -> None:

@@ -7,22 +7,23 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use super::codec::{Block, Code, Response, Token};
-use super::request::Target;
+use super::request::Resource;
+use crate::device::visitors::Key;
 
-/// Bodies that one device may have under way at once; a further one takes the place of its oldest.
-const MAX_TRANSFERS_PER_DEVICE: usize = 8;
+/// Bodies that one visitor may have under way at once; a further one takes the place of its oldest.
+const MAX_TRANSFERS_PER_VISITOR: usize = 8;
 
 /// What a body belongs to: a resource as one endpoint sees it (RFC 7959 §2.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TransferKey {
-    /// The device, as the endpoint numbers it.
-    pub device: u64,
+    /// Whose.
+    pub visitor: Key,
     /// From where.
     pub source: SocketAddr,
     /// With which method.
     pub method: Code,
     /// On what.
-    pub target: Target,
+    pub resource: Resource,
     /// Of an upload, its Request-Tag.
     pub tag: Option<Token>,
     /// Of a request's body, or of a response's.
@@ -166,13 +167,13 @@ impl Transfers {
 
     fn insert(&mut self, key: TransferKey, body: Body, now: Instant) {
         self.remove(&key);
-        let of_device: Vec<TransferKey> = if self.held.len() >= MAX_TRANSFERS_PER_DEVICE {
-            self.order.values().filter(|it| it.device == key.device).copied().collect()
+        let of_visitor: Vec<TransferKey> = if self.held.len() >= MAX_TRANSFERS_PER_VISITOR {
+            self.order.values().filter(|it| it.visitor == key.visitor).copied().collect()
         } else {
             Vec::new()
         };
-        let oldest = match of_device.first() {
-            Some(oldest) if of_device.len() >= MAX_TRANSFERS_PER_DEVICE => Some(*oldest),
+        let oldest = match of_visitor.first() {
+            Some(oldest) if of_visitor.len() >= MAX_TRANSFERS_PER_VISITOR => Some(*oldest),
             _ if self.held.len() >= self.max_transfers => self.order.values().next().copied(),
             _ => None,
         };
@@ -216,9 +217,9 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_secs(60);
 
-    fn key(device: u64, port: u16) -> TransferKey {
+    fn key(visitor: Key, port: u16) -> TransferKey {
         let source = ([127, 0, 0, 1], port).into();
-        TransferKey { device, source, method: Code::POST, target: Target::Rpc, tag: None, upload: true }
+        TransferKey { visitor, source, method: Code::POST, resource: Resource::Rpc, tag: None, upload: true }
     }
 
     fn block(number: u32, more: bool, exponent: u8) -> Block {
@@ -269,7 +270,7 @@ mod tests {
             let begun = transfers.upload(key(1, number), block(0, true, 0), &bytes(16), None, now);
             assert_eq!(begun, Upload::Continue);
         }
-        assert_eq!(transfers.held(), MAX_TRANSFERS_PER_DEVICE, "one device alone does not fill the node");
+        assert_eq!(transfers.held(), MAX_TRANSFERS_PER_VISITOR, "one visitor alone does not fill the node");
         for number in 0..10_000u16 {
             let now = start + Duration::from_secs(20);
             transfers.upload(key(u64::from(number), 1), block(0, true, 0), &bytes(16), None, now);

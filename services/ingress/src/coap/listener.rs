@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -15,16 +15,17 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::{AbortHandle, Abortable};
 use futures::stream::{BoxStream, FuturesUnordered, SelectAll, poll_fn};
-use rpc::{Method, Protocol, SessionEnd};
+use rpc::{Limit, Method, Protocol, SessionEnd};
 use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 
-use super::endpoint::{Effect, Endpoint, EndpointLimits, Identified, Key, RequestId};
+use super::endpoint::{Effect, Endpoint, EndpointLimits, ObserverKey, RequestId};
 use super::tally::CoapMetrics;
 use crate::calls::Ended;
 use crate::device::admit::NotAdmitted;
 use crate::device::mailbox::{Mail, Mailbox};
-use crate::device::sessions::{Session, Visitor};
+use crate::device::sessions::{CredentialDigest, Session, Visitor};
+use crate::device::visitors::Key;
 use crate::node::Node;
 
 /// The longest datagram that UDP carries.
@@ -73,7 +74,8 @@ impl Listener {
             metrics: CoapMetrics::register(),
             socket: self.socket,
             node,
-            live: HashMap::new(),
+            visitors: HashMap::new(),
+            sessions: HashMap::new(),
             mail: SelectAll::new(),
             jobs: FuturesUnordered::new(),
             unsent: VecDeque::new(),
@@ -82,24 +84,17 @@ impl Listener {
     }
 }
 
-/// Who is on the node under a key of the endpoint's.
-enum OnNode {
-    Visitor(Arc<Visitor>),
-    Session(Arc<Session>),
+/// Somebody whose mail the loop reads.
+struct Read<T> {
+    who: Arc<T>,
+    stop: AbortHandle,
 }
 
-impl OnNode {
-    fn mailbox(&self) -> &Mailbox {
-        match self {
-            OnNode::Visitor(visitor) => &visitor.mailbox,
-            OnNode::Session(session) => &session.mailbox,
-        }
-    }
-}
-
-struct Live {
-    is: Arc<OnNode>,
-    stop_mail: AbortHandle,
+/// To whom mail was written.
+#[derive(Clone, Copy)]
+enum Reader {
+    Visitor(Key),
+    Observer(ObserverKey),
 }
 
 /// What was being done for the endpoint is done.
@@ -107,8 +102,8 @@ enum Done {
     Admitted(Key, Result<Arc<Visitor>, NotAdmitted>),
     Asked(RequestId, Method, Ended, Instant),
     Uplinked(RequestId, bool),
-    Claimed(Key, Option<Arc<Session>>),
-    Ended(Key),
+    Claimed(ObserverKey, Option<Arc<Session>>),
+    Ended(ObserverKey),
     Nothing,
 }
 
@@ -119,9 +114,10 @@ struct Loop {
     metrics: CoapMetrics,
     socket: UdpSocket,
     node: Arc<Node>,
-    live: HashMap<Key, Live>,
+    visitors: HashMap<Key, Read<Visitor>>,
+    sessions: HashMap<ObserverKey, Read<Session>>,
     /// What they are told. A stream of its own for each: the mailboxes wake this loop alone.
-    mail: SelectAll<Abortable<BoxStream<'static, (Key, Mail)>>>,
+    mail: SelectAll<Abortable<BoxStream<'static, (Reader, Mail)>>>,
     jobs: FuturesUnordered<Job>,
     unsent: VecDeque<(SocketAddr, Bytes)>,
 }
@@ -156,9 +152,7 @@ impl Loop {
                 }
                 _ = self.socket.writable(), if !self.unsent.is_empty() => {}
                 Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.done(done),
-                Some((key, mail)) = self.mail.next(), if !self.mail.is_empty() => {
-                    self.endpoint.mail(key, mail, Instant::now());
-                }
+                Some((reader, mail)) = self.mail.next(), if !self.mail.is_empty() => self.read(reader, mail),
                 () = timer.as_mut(), if armed => self.endpoint.tick(Instant::now()),
             }
         }
@@ -179,19 +173,31 @@ impl Loop {
         Ok(())
     }
 
+    fn read(&mut self, reader: Reader, mail: Mail) {
+        let now = Instant::now();
+        match (reader, mail) {
+            (Reader::Observer(key), Mail::Deliver(call)) => self.endpoint.deliver(key, call, now),
+            (Reader::Observer(key), Mail::End(reason)) => self.endpoint.end_observer(key, reason, now),
+            (Reader::Visitor(key), Mail::End(reason)) => self.endpoint.end_visitor(key, reason, now),
+            (_, Mail::Drain) => self.endpoint.drain(now),
+            // Calls are for sessions alone.
+            (Reader::Visitor(_), Mail::Deliver(_)) => {}
+        }
+    }
+
     /// Performs what the endpoint asks for.
     fn perform(&mut self) {
         while let Some(effect) = self.endpoint.next_effect() {
             match effect {
                 Effect::Send(to, datagram) => self.send(to, datagram),
-                Effect::Authenticate(key, credential) => {
-                    let node = Arc::clone(&self.node);
-                    self.job(
-                        async move { Done::Admitted(key, node.admit(credential, Protocol::Coap).await) },
-                    );
+                Effect::Admit(key, credential) => self.admit(key, credential),
+                Effect::Leave(key) => {
+                    let Some(Read { who, stop }) = self.visitors.remove(&key) else { continue };
+                    stop.abort();
+                    self.node.leave(&who);
                 }
                 Effect::Ask(request, key, asked) => {
-                    let Some(visitor) = self.visitor(key) else { continue };
+                    let Some(visitor) = who(&self.visitors, &key) else { continue };
                     let (node, started, method) = (Arc::clone(&self.node), Instant::now(), asked.method());
                     self.job(async move {
                         let ended = node.calls.perform(&visitor, asked, None).await;
@@ -199,24 +205,22 @@ impl Loop {
                     });
                 }
                 Effect::Uplink(request, key, kind, payload) => {
-                    let Some(visitor) = self.visitor(key) else { continue };
+                    let Some(visitor) = who(&self.visitors, &key) else { continue };
                     let node = Arc::clone(&self.node);
                     self.job(
                         async move { Done::Uplinked(request, node.uplink(&visitor, kind, payload).await) },
                     );
                 }
-                Effect::Claim { observer, device } => self.claim(observer, device),
-                Effect::Release(key) => {
-                    let Some(Live { is, .. }) = self.live.get(&key) else { continue };
-                    let (node, is) = (Arc::clone(&self.node), Arc::clone(is));
+                Effect::Claim(observer, key) => self.claim(observer, key),
+                Effect::Release(observer) => {
+                    let Some(session) = who(&self.sessions, &observer) else { continue };
+                    let node = Arc::clone(&self.node);
                     self.job(async move {
-                        if let OnNode::Session(session) = &*is {
-                            node.release(session).await;
-                        }
+                        node.release(&session).await;
                         Done::Nothing
                     });
                 }
-                Effect::End(key, reason) => self.end(key, reason),
+                Effect::End(observer, end) => self.end(observer, end),
                 Effect::Conclude(conclusion) => {
                     let node = Arc::clone(&self.node);
                     self.job(async move {
@@ -232,7 +236,7 @@ impl Loop {
         }
         let tally = self.endpoint.take_tally();
         for _ in 0..tally.dropped_transfers {
-            self.node.metrics.limit_hit(rpc::Limit::BlockTransfers);
+            self.node.metrics.limit_hit(Limit::BlockTransfers);
         }
         self.metrics.add(&tally);
     }
@@ -241,16 +245,13 @@ impl Loop {
         let now = Instant::now();
         match done {
             Done::Admitted(key, admitted) => {
-                let identified = match admitted {
-                    Ok(visitor) => {
-                        let caller = Arc::clone(&visitor.caller);
-                        self.keep(key, OnNode::Visitor(visitor));
-                        Identified::Device(caller)
-                    }
-                    Err(NotAdmitted::Unknown) => Identified::Nobody,
-                    Err(NotAdmitted::Unavailable) => Identified::Unavailable,
-                };
-                self.endpoint.authenticated(key, identified, now);
+                let caller = admitted.map(|visitor| {
+                    let caller = Arc::clone(&visitor.caller);
+                    let stop = self.reads(&visitor, Reader::Visitor(key), |it| &it.mailbox);
+                    self.visitors.insert(key, Read { who: visitor, stop });
+                    caller
+                });
+                self.endpoint.admitted(key, caller, now);
             }
             Done::Asked(request, method, Ended { outcome, body, .. }, started) => {
                 self.node.metrics.call_ended(method, &outcome, started.elapsed());
@@ -260,7 +261,8 @@ impl Loop {
             Done::Claimed(key, session) => {
                 let stands = session.is_some();
                 if let Some(session) = session {
-                    self.keep(key, OnNode::Session(session));
+                    let stop = self.reads(&session, Reader::Observer(key), |it| &it.mailbox);
+                    self.sessions.insert(key, Read { who: session, stop });
                 }
                 self.endpoint.claimed(key, stands, now);
             }
@@ -269,37 +271,42 @@ impl Loop {
         }
     }
 
-    fn claim(&mut self, observer: Key, device: Key) {
-        let Some(visitor) = self.visitor(device) else {
+    /// Reads somebody's mail from now on.
+    fn reads<T: Send + Sync + 'static>(
+        &mut self,
+        who: &Arc<T>,
+        reader: Reader,
+        mailbox: fn(&T) -> &Mailbox,
+    ) -> AbortHandle {
+        let who = Arc::clone(who);
+        let mail = poll_fn(move |cx| mailbox(&who).poll_next(cx).map(|mail| Some((reader, mail))));
+        let (stop, stopped) = AbortHandle::new_pair();
+        self.mail.push(Abortable::new(mail.boxed(), stopped));
+        stop
+    }
+
+    fn admit(&mut self, key: Key, credential: CredentialDigest) {
+        let node = Arc::clone(&self.node);
+        self.job(async move { Done::Admitted(key, node.admit(credential, Protocol::Coap).await) });
+    }
+
+    fn claim(&mut self, observer: ObserverKey, key: Key) {
+        let Some(visitor) = who(&self.visitors, &key) else {
             return self.endpoint.claimed(observer, false, Instant::now());
         };
         let node = Arc::clone(&self.node);
         self.job(async move { Done::Claimed(observer, node.begin_session(&visitor).await) });
     }
 
-    /// Listens to what somebody on the node is told.
-    fn keep(&mut self, key: Key, is: OnNode) {
-        let is = Arc::new(is);
-        let reads = Arc::clone(&is);
-        let mail = poll_fn(move |cx| reads.mailbox().poll_next(cx).map(|mail| Some((key, mail))));
-        let (stop_mail, stopped) = AbortHandle::new_pair();
-        self.mail.push(Abortable::new(mail.boxed(), stopped));
-        self.live.insert(key, Live { is, stop_mail });
-    }
-
-    /// Whoever it is goes.
-    fn end(&mut self, key: Key, reason: SessionEnd) {
-        let Some(Live { is, stop_mail }) = self.live.remove(&key) else {
-            return self.endpoint.ended(key, Instant::now());
+    fn end(&mut self, observer: ObserverKey, end: SessionEnd) {
+        let Some(Read { who, stop }) = self.sessions.remove(&observer) else {
+            return self.endpoint.ended(observer, Instant::now());
         };
-        stop_mail.abort();
+        stop.abort();
         let node = Arc::clone(&self.node);
         self.job(async move {
-            match &*is {
-                OnNode::Visitor(visitor) => node.leave(visitor),
-                OnNode::Session(session) => node.end_session(session, reason).await,
-            }
-            Done::Ended(key)
+            node.end_session(&who, end).await;
+            Done::Ended(observer)
         });
     }
 
@@ -335,14 +342,11 @@ impl Loop {
         }
     }
 
-    fn visitor(&self, key: Key) -> Option<Arc<Visitor>> {
-        match &*self.live.get(&key)?.is {
-            OnNode::Visitor(visitor) => Some(Arc::clone(visitor)),
-            OnNode::Session(_) => None,
-        }
-    }
-
     fn job(&self, job: impl Future<Output = Done> + Send + 'static) {
         self.jobs.push(Box::pin(job));
     }
+}
+
+fn who<K: Eq + Hash, T>(read: &HashMap<K, Read<T>>, key: &K) -> Option<Arc<T>> {
+    read.get(key).map(|it| Arc::clone(&it.who))
 }

@@ -30,13 +30,31 @@ pub struct Transmission {
     pub max_exchanges: usize,
 }
 
-/// What is known of a request's message id.
+/// Which request it is: the same datagram of the same peer. The message id alone says little, since whoever restarts
+/// may count from the same number again, and whoever follows behind a NAT may be another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Datagram {
+    from: SocketAddr,
+    id: u16,
+    /// Of all its bytes, keyed.
+    hash: u64,
+}
+
+/// What is known of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Seen {
     /// Request so-and-so is being performed.
     InProgress(u64),
     /// It was answered with this datagram; nothing (empty) was due to a non-confirmable one's duplicate.
     Answered(Bytes),
+}
+
+/// What a retransmission of an answered request is due.
+#[derive(Debug)]
+struct Answer {
+    hash: u64,
+    datagram: Bytes,
+    forget_at: Instant,
 }
 
 /// What is due.
@@ -63,12 +81,14 @@ struct Sent<O> {
 pub struct Messages<O> {
     transmission: Transmission,
     ids: Vec<u16>,
-    /// Keys the choice of a counter, so that nobody can aim at another's.
+    /// Keys the choice of a counter and the hashes of datagrams, so that nobody can aim at another's.
     key: u64,
     random: Random,
-    seen: HashMap<(SocketAddr, u16), Seen>,
-    /// Of what was answered: when it may be forgotten, in this order.
-    answered: VecDeque<(Instant, SocketAddr, u16)>,
+    in_progress: HashMap<Datagram, u64>,
+    /// The newest answered request of each id.
+    answered: HashMap<(SocketAddr, u16), Answer>,
+    /// When to forget which, in this order. Holds more than `answered` does; only what agrees with it counts.
+    forgets: VecDeque<(Instant, SocketAddr, u16)>,
     sent: HashMap<(SocketAddr, u16), Sent<O>>,
     /// Holds more than `sent` does; only what agrees with it counts.
     resends: BinaryHeap<Reverse<(Instant, SocketAddr, u16)>>,
@@ -83,44 +103,57 @@ impl<O: Clone> Messages<O> {
             ids: (0..ID_COUNTERS).map(|_| random.number() as u16).collect(),
             key: random.number(),
             random,
-            seen: HashMap::new(),
-            answered: VecDeque::new(),
+            in_progress: HashMap::new(),
+            answered: HashMap::new(),
+            forgets: VecDeque::new(),
             sent: HashMap::new(),
             resends: BinaryHeap::new(),
         }
     }
 
-    /// What is known of this message of this peer.
-    pub fn seen(&self, from: SocketAddr, id: u16) -> Option<&Seen> {
-        self.seen.get(&(from, id))
+    /// What tells a request that has come from every other.
+    pub fn identify(&self, from: SocketAddr, id: u16, bytes: &[u8]) -> Datagram {
+        let mut hasher = DefaultHasher::new();
+        (self.key, bytes).hash(&mut hasher);
+        Datagram { from, id, hash: hasher.finish() }
+    }
+
+    /// What is known of this request.
+    pub fn seen(&self, it: Datagram) -> Option<Seen> {
+        let in_progress = self.in_progress.get(&it).copied().map(Seen::InProgress);
+        let answer = || self.answered.get(&(it.from, it.id)).filter(|answer| answer.hash == it.hash);
+        in_progress.or_else(|| answer().map(|answer| Seen::Answered(answer.datagram.clone())))
     }
 
     /// Remembers a request from now on. False when as many are remembered as may be, and none of them is answered.
-    pub fn begin(&mut self, from: SocketAddr, id: u16, request: u64) -> bool {
-        while self.seen.len() >= self.transmission.max_exchanges {
-            let Some((_, from, id)) = self.answered.pop_front() else { return false };
-            self.seen.remove(&(from, id));
+    pub fn begin(&mut self, it: Datagram, request: u64) -> bool {
+        let max = self.transmission.max_exchanges;
+        while self.held().0 >= max || self.forgets.len() > 2 * max {
+            let Some(oldest) = self.forgets.pop_front() else { return false };
+            self.forget_answer(oldest);
         }
-        self.seen.insert((from, id), Seen::InProgress(request));
+        self.in_progress.insert(it, request);
         true
     }
 
-    /// Remembers how a request was answered, until its retransmissions have died out.
-    pub fn answered(&mut self, from: SocketAddr, id: u16, datagram: Bytes, now: Instant) {
-        if let Some(seen) = self.seen.get_mut(&(from, id))
-            && matches!(seen, Seen::InProgress(_))
-        {
-            *seen = Seen::Answered(datagram);
-            self.answered.push_back((now + self.transmission.exchange_lifetime, from, id));
+    /// Remembers how a request was answered, until its retransmissions have died out or another of the same id is
+    /// answered.
+    pub fn answered(&mut self, it: Datagram, datagram: Bytes, now: Instant) {
+        if self.in_progress.remove(&it).is_some() {
+            let forget_at = now + self.transmission.exchange_lifetime;
+            self.answered.insert((it.from, it.id), Answer { hash: it.hash, datagram, forget_at });
+            self.forgets.push_back((forget_at, it.from, it.id));
         }
     }
 
-    /// Forgets a request that came to nothing: performed again it does no harm.
-    pub fn forget(&mut self, from: SocketAddr, id: u16) {
-        if let Entry::Occupied(entry) = self.seen.entry((from, id))
-            && matches!(entry.get(), Seen::InProgress(_))
-        {
-            entry.remove();
+    /// Forgets a request that came to nothing, or to the same however often: performed again it does no harm.
+    pub fn forget(&mut self, it: Datagram) {
+        self.in_progress.remove(&it);
+    }
+
+    fn forget_answer(&mut self, (forget_at, from, id): (Instant, SocketAddr, u16)) {
+        if self.answered.get(&(from, id)).is_some_and(|it| it.forget_at == forget_at) {
+            self.answered.remove(&(from, id));
         }
     }
 
@@ -212,11 +245,11 @@ impl<O: Clone> Messages<O> {
 
     /// Forgets what has been remembered for long enough.
     pub fn sweep(&mut self, now: Instant) {
-        while let Some(&(until, from, id)) = self.answered.front()
-            && until <= now
+        while let Some(&oldest) = self.forgets.front()
+            && oldest.0 <= now
         {
-            self.answered.pop_front();
-            self.seen.remove(&(from, id));
+            self.forgets.pop_front();
+            self.forget_answer(oldest);
         }
     }
 
@@ -229,13 +262,13 @@ impl<O: Clone> Messages<O> {
             self.resends.pop();
         }
         let resend = self.resends.peek().map(|Reverse((due, ..))| *due);
-        let sweep = self.answered.front().map(|(until, ..)| *until + SWEEP);
+        let sweep = self.forgets.front().map(|(forget_at, ..)| *forget_at + SWEEP);
         resend.into_iter().chain(sweep).min()
     }
 
     /// How many requests are remembered, and how many messages wait to be acknowledged.
     pub fn held(&self) -> (usize, usize) {
-        (self.seen.len(), self.sent.len())
+        (self.in_progress.len() + self.answered.len(), self.sent.len())
     }
 }
 
@@ -334,30 +367,62 @@ mod tests {
     fn what_was_answered_is_remembered_for_its_lifetime_and_forgotten_first_when_there_are_too_many() {
         let now = Instant::now();
         let mut messages = Messages::<()>::new(TRANSMISSION, 7);
-        assert!(messages.begin(peer(1), 1, 10));
-        assert_eq!(messages.seen(peer(1), 1), Some(&Seen::InProgress(10)));
-        assert_eq!(messages.seen(peer(2), 1), None);
-        messages.answered(peer(1), 1, Bytes::from_static(b"x"), now);
-        assert_eq!(messages.seen(peer(1), 1), Some(&Seen::Answered(Bytes::from_static(b"x"))));
-        messages.forget(peer(1), 1);
-        assert!(messages.seen(peer(1), 1).is_some(), "what had an effect is not forgotten early");
+        let [first, other_bytes] = [b"a", b"b"].map(|bytes| messages.identify(peer(1), 1, bytes));
+        assert!(messages.begin(first, 10));
+        assert_eq!(messages.seen(first), Some(Seen::InProgress(10)));
+        assert_eq!(messages.seen(messages.identify(peer(2), 1, b"a")), None);
+        assert_eq!(messages.seen(other_bytes), None);
+        messages.answered(first, Bytes::from_static(b"x"), now);
+        assert_eq!(messages.seen(first), Some(Seen::Answered(Bytes::from_static(b"x"))));
+        assert_eq!(messages.seen(other_bytes), None);
+        messages.forget(first);
+        assert!(messages.seen(first).is_some(), "what had an effect is not forgotten early");
         let lifetime = TRANSMISSION.exchange_lifetime;
         messages.sweep(now + lifetime - Duration::from_millis(1));
-        assert!(messages.seen(peer(1), 1).is_some());
+        assert!(messages.seen(first).is_some());
         messages.sweep(now + lifetime);
-        assert_eq!(messages.seen(peer(1), 1), None);
+        assert_eq!(messages.seen(first), None);
         assert_eq!(messages.next_wake(), None);
 
-        for id in 1..=3 {
-            assert!(messages.begin(peer(1), id, 10));
+        let of = |messages: &Messages<()>, id: u16| messages.identify(peer(1), id, &id.to_be_bytes());
+        let [one, two, three, four, five] = [1, 2, 3, 4, 5].map(|id| of(&messages, id));
+        for it in [one, two, three] {
+            assert!(messages.begin(it, 10));
         }
-        assert!(!messages.begin(peer(1), 4, 10), "none is answered");
-        messages.answered(peer(1), 2, Bytes::new(), now);
-        assert!(messages.begin(peer(1), 4, 10));
-        assert_eq!(messages.seen(peer(1), 2), None);
-        messages.forget(peer(1), 3);
-        assert!(messages.begin(peer(1), 5, 10));
+        assert!(!messages.begin(four, 10), "none is answered");
+        messages.answered(two, Bytes::new(), now);
+        assert!(messages.begin(four, 10));
+        assert_eq!(messages.seen(two), None);
+        messages.forget(three);
+        assert!(messages.begin(five, 10));
         assert_eq!(messages.held().0, 3);
+    }
+
+    #[test]
+    fn another_request_under_the_same_id_takes_the_place_of_one_that_was_answered_once_it_is_answered_too() {
+        let now = Instant::now();
+        let mut messages = Messages::<()>::new(TRANSMISSION, 7);
+        let [first, second] = [b"a", b"b"].map(|bytes| messages.identify(peer(1), 1, bytes));
+        assert!(messages.begin(first, 10) && messages.begin(second, 11));
+        assert_eq!(messages.seen(first), Some(Seen::InProgress(10)));
+        assert_eq!(messages.seen(second), Some(Seen::InProgress(11)));
+        messages.answered(first, Bytes::from_static(b"x"), now);
+        assert_eq!(messages.seen(first), Some(Seen::Answered(Bytes::from_static(b"x"))));
+        assert_eq!(messages.seen(second), Some(Seen::InProgress(11)));
+        let later = now + Duration::from_secs(1);
+        messages.answered(second, Bytes::from_static(b"y"), later);
+        assert_eq!(messages.seen(first), None);
+        messages.sweep(now + TRANSMISSION.exchange_lifetime);
+        assert!(messages.seen(second).is_some(), "its own lifetime counts");
+        messages.sweep(later + TRANSMISSION.exchange_lifetime);
+        assert_eq!((messages.seen(second), messages.held().0, messages.next_wake()), (None, 0, None));
+
+        for request in 0..100u64 {
+            let it = messages.identify(peer(1), 1, &request.to_be_bytes());
+            assert!(messages.begin(it, request));
+            messages.answered(it, Bytes::new(), now);
+        }
+        assert_eq!((messages.held().0, messages.forgets.len()), (1, 7), "one id alone takes no more memory");
     }
 
     proptest! {
@@ -372,8 +437,8 @@ mod tests {
                 now += Duration::from_millis(gap_ms);
                 let at = peer(number % 2);
                 match what {
-                    0 => { messages.begin(at, number, 1); }
-                    1 => messages.answered(at, number, Bytes::new(), now),
+                    0 => { messages.begin(messages.identify(at, number / 4, &[number as u8]), 1); }
+                    1 => messages.answered(messages.identify(at, number / 4, &[number as u8]), Bytes::new(), now),
                     2 => { open.push((at, messages.send((), at, written, now).0)); }
                     3 => if let Some((at, id)) = open.pop() { messages.settled(at, id); },
                     _ => while let Some(due) = messages.due(now) {

@@ -3,10 +3,13 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use super::codec::Token;
-use super::endpoint::{Key, RequestId};
-use crate::device::mailbox::{EndReason, Router};
-use crate::device::target::{Numbers, Target, TargetLimits};
+use rpc::SessionEnd;
+
+use super::codec::{Code, Response, Token};
+use super::link::RequestId;
+use crate::device::mailbox::Router;
+use crate::device::target::Target;
+use crate::device::visitors::Key;
 
 /// Sequence numbers of notifications have 24 bits (RFC 7641 §3.4).
 const MAX_SEQUENCE: u32 = 0xff_ffff;
@@ -14,16 +17,16 @@ const MAX_SEQUENCE: u32 = 0xff_ffff;
 /// One observation (RFC 7641).
 #[derive(Debug)]
 pub struct Observer {
-    /// The device, as the endpoint numbers it.
-    pub device: Key,
+    /// Whose it is.
+    pub visitor: Key,
     /// Endpoint and token: what makes it this observation (§4.1).
     pub registration: (SocketAddr, Token),
     /// The block size that the device asked for, as an exponent.
     pub exponent: u8,
     /// Its claim stands.
     pub live: bool,
-    /// It was ended, for this reason if there is one to tell, while its claim was being written.
-    pub over: Option<Option<EndReason>>,
+    /// It was ended while its claim was being written.
+    pub over: Option<SessionEnd>,
     /// Requests that wait for the claim.
     pub waiters: Vec<RequestId>,
     /// Its calls.
@@ -75,26 +78,30 @@ pub enum NotUnderWay {
     Unacknowledged(u16),
 }
 
+/// The sequence number behind this one.
+pub fn next_sequence(last: u32) -> u32 {
+    (last + 1) & MAX_SEQUENCE
+}
+
 impl Observer {
-    /// An observation whose claim does not stand yet. `first_number` begins its calls' numbers: taken at random, an
-    /// answer to an earlier observation of the same device does not fit a call of this one.
+    /// An observation whose claim does not stand yet, asked for by `request`.
     pub fn new(
-        device: Key,
+        visitor: Key,
         registration: (SocketAddr, Token),
         exponent: u8,
-        limits: TargetLimits,
-        first_number: u32,
+        mut target: Target<Router>,
+        request: RequestId,
         now: Instant,
     ) -> Self {
-        let mut target = Target::new(limits, Numbers::after(first_number));
+        // A call can overtake the word that the claim stands.
         target.becomes_callable();
         Observer {
-            device,
+            visitor,
             registration,
             exponent,
             live: false,
             over: None,
-            waiters: Vec::new(),
+            waiters: vec![request],
             target,
             heard_at: now,
             expiry_timer: None,
@@ -103,9 +110,14 @@ impl Observer {
         }
     }
 
+    /// The response to a registration.
+    pub fn registered(&mut self) -> Response {
+        Response { observe: Some(self.next_sequence()), ..Response::new(Code::CONTENT) }
+    }
+
     /// The next notification's sequence number.
     pub fn next_sequence(&mut self) -> u32 {
-        self.sequence = (self.sequence + 1) & MAX_SEQUENCE;
+        self.sequence = next_sequence(self.sequence);
         self.sequence
     }
 
@@ -222,10 +234,12 @@ impl Observer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::limits::DeviceLimits;
+    use crate::device::target::Numbers;
 
     fn observer() -> Observer {
-        let limits = TargetLimits { max_waiting: 1, max_open: 1 };
-        Observer::new(1, (([127, 0, 0, 1], 1).into(), Token::default()), 6, limits, 7, Instant::now())
+        let target = Target::new(DeviceLimits::for_tests().target, Numbers::after(0));
+        Observer::new(1, (([127, 0, 0, 1], 1).into(), Token::default()), 6, target, 1, Instant::now())
     }
 
     #[test]

@@ -1,16 +1,24 @@
 //! How does an outcome become a CoAP response? One exhaustive match for calls, and the words for everything else.
+//!
+//! Beside the text stands no machine-readable name of the outcome, nor the call's id, as MQTT 5 and HTTP have them: no
+//! registered option carries such a thing, and the experimental ones must not be used in operation (RFC 7252 §12.2).
+//! The text itself is the target's, byte for byte. Who must tell a device's own `{"error":…}` from this system's
+//! calls over MQTT 5 or HTTP, or has its targets answer under names of their own.
 
 use bytes::Bytes;
-use rpc::{Method, Outcome};
+use rpc::{Method, Outcome, SessionEnd};
 use serde::Serialize;
 
 use super::codec::{Code, Response, format};
 use crate::device::caller::RefusedRequest;
-use crate::device::mailbox::EndReason;
 use crate::device_api;
 
 /// When to try again, in seconds: limits are per second, and a node that shuts down is replaced as soon.
 const RETRY_AFTER_S: u32 = 1;
+
+/// How long a device's attributes are fresh, in seconds: without a word of it a minute (RFC 7252 §5.10.5), after which
+/// clients register again (RFC 7641 §3.3.1).
+const ATTRIBUTES_MAX_AGE_S: u32 = 24 * 60 * 60;
 
 /// What `/.well-known/core` says (RFC 6690): where the device API begins, and in what it speaks.
 pub const DISCOVERY: &[u8] = br#"</api/v1>;rt="device-api";ct=50"#;
@@ -40,21 +48,31 @@ pub fn ended(method: Method, outcome: &Outcome, body: Bytes) -> Response {
 /// The response to a request that goes no further.
 pub fn refused_request(refused: &RefusedRequest) -> Response {
     if refused.not_a_request {
-        let text = device_api::answer(refused.method, &refused.outcome, Bytes::new());
-        return said(Code::BAD_REQUEST, text);
+        return said(Code::BAD_REQUEST, device_api::answer(refused.method, &refused.outcome, Bytes::new()));
     }
     ended(refused.method, &refused.outcome, Bytes::new())
 }
 
-/// The last notification of an observation that the node ends.
-pub fn goodbye(reason: EndReason) -> Response {
-    match reason {
-        EndReason::TakenOver => {
-            refused(Code::CONFLICT, "A newer session of this device takes its calls now!")
+/// The last notification of an observation that ends so; none where the device knows, or is gone.
+pub fn goodbye(end: SessionEnd) -> Option<Response> {
+    match end {
+        SessionEnd::ByDevice | SessionEnd::Fault => None,
+        SessionEnd::TakenOver => {
+            Some(refused(Code::CONFLICT, "A newer session of this device takes its calls now!"))
         }
-        EndReason::Revoked => unknown_token(),
-        EndReason::ShuttingDown => shutting_down(),
+        SessionEnd::Revoked => Some(unknown_token()),
+        SessionEnd::ShuttingDown => Some(shutting_down()),
     }
+}
+
+/// The response to an answer to what was never asked, was answered, or wants none.
+pub fn no_such_call() -> Response {
+    refused(Code::NOT_FOUND, "No such call is open!")
+}
+
+/// The response to an answer that cannot be one.
+pub fn answer_is_not_json() -> Response {
+    refused(Code::BAD_REQUEST, "An answer must be JSON in UTF-8; the call is still open!")
 }
 
 /// The response to an access token that nobody has.
@@ -91,6 +109,13 @@ pub fn refused(code: Code, text: &str) -> Response {
     said(code, serde_json::to_vec(&Error { error: text }).unwrap_or_default().into())
 }
 
+/// The device's attributes: none are kept, so whoever observes them, with this sequence number, has nothing to hear of
+/// and costs nothing.
+pub fn attributes(observe: Option<u32>) -> Response {
+    let max_age_s = Some(ATTRIBUTES_MAX_AGE_S);
+    Response { observe, max_age_s, ..Response::json(Code::CONTENT, Bytes::from_static(b"{}")) }
+}
+
 /// The response to `/.well-known/core`.
 pub fn discovery() -> Response {
     let payload = Bytes::from_static(DISCOVERY);
@@ -118,6 +143,10 @@ mod tests {
             (Outcome::Offline, "2.05"),
             (Outcome::TimedOut, "2.05"),
             (Outcome::Lost, "2.05"),
+            (Outcome::TooLargeForTarget, "2.05"),
+            (Outcome::AnswerTooLarge, "2.05"),
+            (Outcome::AnswerInvalid, "2.05"),
+            (Outcome::malformed("x"), "2.05"),
             (busy(Limit::Mailbox), "2.05"),
             (busy(Limit::TargetInFlight), "2.05"),
             (busy(Limit::CallRate), "4.29"),
@@ -128,12 +157,10 @@ mod tests {
             assert_eq!(response.code.to_string(), code, "{outcome:?}");
             assert_eq!(response.max_age_s.is_some(), code == "4.29" || code == "5.03");
         }
-        let malformed = |not_a_request| {
-            let outcome = Outcome::malformed("x");
-            refused_request(&RefusedRequest { method: Method::Other, outcome, not_a_request })
-                .code
-                .to_string()
+        let refused = |not_a_request| {
+            let (method, outcome) = (Method::Other, Outcome::malformed("x"));
+            refused_request(&RefusedRequest { method, outcome, not_a_request }).code.to_string()
         };
-        assert_eq!((malformed(true), malformed(false)), ("4.00".to_owned(), "2.05".to_owned()));
+        assert_eq!((refused(true), refused(false)), ("4.00".to_owned(), "2.05".to_owned()));
     }
 }

@@ -13,7 +13,7 @@ const MAX_SEGMENTS: usize = 5;
 
 /// What a path names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Target {
+pub enum Resource {
     /// `/.well-known/core`.
     Discovery,
     /// `…/rpc`.
@@ -26,24 +26,24 @@ pub enum Target {
     Attributes,
 }
 
-impl Target {
+impl Resource {
     /// What it hands up, if it does.
     pub fn uplink(self) -> Option<UplinkKind> {
         match self {
-            Target::Telemetry => Some(UplinkKind::Telemetry),
-            Target::Attributes => Some(UplinkKind::Attributes),
-            Target::Discovery | Target::Rpc | Target::Answer(_) => None,
+            Resource::Telemetry => Some(UplinkKind::Telemetry),
+            Resource::Attributes => Some(UplinkKind::Attributes),
+            Resource::Discovery | Resource::Rpc | Resource::Answer(_) => None,
         }
     }
 }
 
 /// A request whose options make sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Asked<'a> {
-    /// GET or POST, as its target allows.
+pub struct Parsed<'a> {
+    /// GET or POST, as its resource allows.
     pub method: Code,
     /// What it is about.
-    pub target: Target,
+    pub resource: Resource,
     /// The access token in its path; empty for discovery.
     pub access_token: &'a [u8],
     /// Observe (RFC 7641): 0 begins, 1 ends.
@@ -65,7 +65,7 @@ const REQUEST_TAG: u16 = 292;
 ///
 /// # Errors
 /// With the code that refuses it. `4.02` answers a confirmable request only (RFC 7252 §5.4.1).
-pub fn parse(message: &Message) -> Result<Asked<'_>, Code> {
+pub fn parse(message: &Message) -> Result<Parsed<'_>, Code> {
     let mut path: [&[u8]; MAX_SEGMENTS] = [b""; MAX_SEGMENTS];
     let mut segments = 0;
     let (mut observe, mut block1, mut block2, mut size1) = (None, None, None, None);
@@ -99,30 +99,30 @@ pub fn parse(message: &Message) -> Result<Asked<'_>, Code> {
             _elective => {}
         }
     }
-    let (target, access_token) = match (segments, path) {
-        (2, [b".well-known", b"core", ..]) => (Target::Discovery, &b""[..]),
-        (4, [b"api", b"v1", token, b"rpc", ..]) => (Target::Rpc, token),
+    let (resource, access_token) = match (segments, path) {
+        (2, [b".well-known", b"core", ..]) => (Resource::Discovery, &b""[..]),
+        (4, [b"api", b"v1", token, b"rpc", ..]) => (Resource::Rpc, token),
         (5, [b"api", b"v1", token, b"rpc", number]) => {
-            (Target::Answer(call_number(number).ok_or(Code::NOT_FOUND)?), token)
+            (Resource::Answer(call_number(number).ok_or(Code::NOT_FOUND)?), token)
         }
-        (4, [b"api", b"v1", token, b"telemetry", ..]) => (Target::Telemetry, token),
-        (4, [b"api", b"v1", token, b"attributes", ..]) => (Target::Attributes, token),
+        (4, [b"api", b"v1", token, b"telemetry", ..]) => (Resource::Telemetry, token),
+        (4, [b"api", b"v1", token, b"attributes", ..]) => (Resource::Attributes, token),
         _ => return Err(Code::NOT_FOUND),
     };
-    let allowed: &[Code] = match target {
-        Target::Discovery => &[Code::GET],
-        Target::Rpc => &[Code::GET, Code::POST],
-        Target::Answer(_) | Target::Telemetry | Target::Attributes => &[Code::POST],
+    let allowed: &[Code] = match resource {
+        Resource::Discovery => &[Code::GET],
+        Resource::Rpc | Resource::Attributes => &[Code::GET, Code::POST],
+        Resource::Answer(_) | Resource::Telemetry => &[Code::POST],
     };
     if !allowed.contains(&message.code) {
         return Err(Code::METHOD_NOT_ALLOWED);
     }
-    let speaks = if target == Target::Discovery { format::LINK } else { format::JSON };
+    let speaks = if resource == Resource::Discovery { format::LINK } else { format::JSON };
     if accept.is_some_and(|wanted| wanted != u32::from(speaks)) {
         return Err(Code::NOT_ACCEPTABLE);
     }
     let method = message.code;
-    Ok(Asked { method, target, access_token, observe, block1, block2, size1, request_tag })
+    Ok(Parsed { method, resource, access_token, observe, block1, block2, size1, request_tag })
 }
 
 /// Decimal, 0 … 2147483647.
@@ -150,33 +150,35 @@ mod tests {
         message
     }
 
-    fn of(code: u8, path: &str, more: &[(u16, &[u8])]) -> Result<Target, Code> {
+    fn of(code: u8, path: &str, more: &[(u16, &[u8])]) -> Result<Resource, Code> {
         let mut options: Vec<(u16, &[u8])> =
             path.split('/').map(|it| (option::URI_PATH, it.as_bytes())).collect();
         options.extend_from_slice(more);
-        parse(&message(code, &options)).map(|asked| asked.target)
+        parse(&message(code, &options)).map(|asked| asked.resource)
     }
 
     #[test]
     fn paths_and_methods() {
         let (get, post, put) = (1, 2, 3);
         for (code, path, target) in [
-            (get, ".well-known/core", Ok(Target::Discovery)),
+            (get, ".well-known/core", Ok(Resource::Discovery)),
             (post, ".well-known/core", Err(Code::METHOD_NOT_ALLOWED)),
-            (get, "api/v1/T/rpc", Ok(Target::Rpc)),
-            (post, "api/v1/T/rpc", Ok(Target::Rpc)),
+            (get, "api/v1/T/rpc", Ok(Resource::Rpc)),
+            (post, "api/v1/T/rpc", Ok(Resource::Rpc)),
             (put, "api/v1/T/rpc", Err(Code::METHOD_NOT_ALLOWED)),
             (31, "api/v1/T/rpc", Err(Code::METHOD_NOT_ALLOWED)),
-            (post, "api/v1/T/rpc/0", Ok(Target::Answer(0))),
-            (post, "api/v1/T/rpc/2147483647", Ok(Target::Answer(MAX_CALL_NUMBER))),
+            (post, "api/v1/T/rpc/0", Ok(Resource::Answer(0))),
+            (post, "api/v1/T/rpc/2147483647", Ok(Resource::Answer(MAX_CALL_NUMBER))),
             (post, "api/v1/T/rpc/2147483648", Err(Code::NOT_FOUND)),
             (post, "api/v1/T/rpc/-1", Err(Code::NOT_FOUND)),
             (post, "api/v1/T/rpc/+1", Err(Code::NOT_FOUND)),
             (post, "api/v1/T/rpc/", Err(Code::NOT_FOUND)),
             (get, "api/v1/T/rpc/1", Err(Code::METHOD_NOT_ALLOWED)),
-            (post, "api/v1/T/telemetry", Ok(Target::Telemetry)),
-            (post, "api/v1/T/attributes", Ok(Target::Attributes)),
-            (get, "api/v1/T/attributes", Err(Code::METHOD_NOT_ALLOWED)),
+            (post, "api/v1/T/telemetry", Ok(Resource::Telemetry)),
+            (post, "api/v1/T/attributes", Ok(Resource::Attributes)),
+            (get, "api/v1/T/attributes", Ok(Resource::Attributes)),
+            (put, "api/v1/T/attributes", Err(Code::METHOD_NOT_ALLOWED)),
+            (get, "api/v1/T/telemetry", Err(Code::METHOD_NOT_ALLOWED)),
             (post, "api/v1/T/other", Err(Code::NOT_FOUND)),
             (post, "api/v1/T/rpc/1/2", Err(Code::NOT_FOUND)),
             (post, "api/v1/T/rpc/1/2/3/4/5/6/7", Err(Code::NOT_FOUND)),
@@ -185,11 +187,15 @@ mod tests {
         ] {
             assert_eq!(of(code, path, &[]), target, "{code} {path}");
         }
-        assert_eq!(parse(&message(post, &[])).map(|it| it.target), Err(Code::NOT_FOUND));
+        assert_eq!(parse(&message(post, &[])).map(|it| it.resource), Err(Code::NOT_FOUND));
         let long = "x".repeat(256);
         assert_eq!(of(post, &format!("api/v1/{long}/rpc"), &[]), Err(Code::BAD_OPTION));
-        let not_utf8: [(u16, &[u8]); 4] = [(11, b"api"), (11, b"v1"), (11, b"\xff\0\x01"), (11, b"rpc")];
-        assert_eq!(parse(&message(post, &not_utf8)).map(|it| it.access_token), Ok(&b"\xff\0\x01"[..]));
+        // A token is the option's bytes as they are: a path of segments needs no escapes (§6.5).
+        let longest = "é".repeat(127) + "/";
+        for token in [&b"a/b c%2Fd"[..], "Gerät №5".as_bytes(), longest.as_bytes(), b"..", b"\xff\0\x01"] {
+            let path: [(u16, &[u8]); 4] = [(11, b"api"), (11, b"v1"), (11, token), (11, b"rpc")];
+            assert_eq!(parse(&message(post, &path)).map(|it| it.access_token), Ok(token));
+        }
     }
 
     #[test]
