@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use switchboard_ingress::coap::codec::{Reading, read as read_datagram};
 use switchboard_ingress::coap::endpoint::{Effect as CoapEffect, Endpoint, EndpointLimits};
+use switchboard_ingress::coap::tally::Held;
 use switchboard_ingress::device::admit::{NotAdmitted, digest};
 use switchboard_ingress::device::caller::CallerLimits;
 use switchboard_ingress::device::limits::{DeviceLimits, Rate};
@@ -121,7 +122,7 @@ pub(crate) fn coap_endpoint(data: &[u8]) {
             }
         }
         let tally = endpoint.take_tally();
-        assert!(tally.exchanges <= 100 && tally.transfers <= 4);
+        assert!(tally.held(Held::Exchanges) <= 100 && tally.held(Held::Transfers) <= 4);
     }
     assert!(strangers.1 <= strangers.0 * amplification, "{strangers:?}");
 }

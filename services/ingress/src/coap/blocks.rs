@@ -284,7 +284,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_body_survives_both_ways_in_blocks_of_any_size(length in 1usize..3_000, exponent in 0u8..=6, smaller in 0u8..=6) {
+        fn a_body_survives_both_ways_in_blocks_of_any_size(
+            length in 1usize..3_000, exponent in 0u8..=6, smaller in 0u8..=6,
+        ) {
             let now = Instant::now();
             let mut transfers = Transfers::new(4, 4_000, TIMEOUT);
             let body = bytes(length);

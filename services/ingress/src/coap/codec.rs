@@ -35,16 +35,6 @@ impl Kind {
             _ => Kind::Reset,
         }
     }
-
-    /// The name in metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Kind::Confirmable => "con",
-            Kind::NonConfirmable => "non",
-            Kind::Acknowledgement => "ack",
-            Kind::Reset => "rst",
-        }
-    }
 }
 
 /// What a message asks or says: class and detail (§3, §12.1).

@@ -20,7 +20,7 @@ use super::observations::Observations;
 use super::reply;
 use super::request::{self, Parsed, Resource};
 use super::requests::{LARGEST_BLOCK, Origin, Requests, Sender};
-use super::tally::Tally;
+use super::tally::{Arrival, Event, Held, Tally};
 use crate::device::admit::{NotAdmitted, digest};
 use crate::device::caller::CallerLimits;
 use crate::device::mailbox::{EndReason, Incoming};
@@ -49,9 +49,11 @@ impl Endpoint {
         let link = &mut self.requests.link;
         let mut tally = std::mem::take(&mut link.tally);
         tally.dropped_transfers = link.transfers.take_dropped();
-        (tally.exchanges, tally.unacknowledged) = link.messages.held();
-        tally.transfers = link.transfers.held();
-        tally.observers = self.observations.len();
+        let (exchanges, unacknowledged) = link.messages.held();
+        tally.holds(Held::Exchanges, exchanges);
+        tally.holds(Held::Unacknowledged, unacknowledged);
+        tally.holds(Held::Transfers, link.transfers.held());
+        tally.holds(Held::Observers, self.observations.len());
         tally
     }
 
@@ -60,16 +62,16 @@ impl Endpoint {
         let link = &mut self.requests.link;
         let message = match read(datagram) {
             Reading::Message(message) => message,
-            Reading::Foreign => return link.tally.foreign += 1,
+            Reading::Foreign => return link.tally.came(Arrival::Foreign),
             Reading::Malformed(kind, id) => {
-                link.tally.malformed += 1;
+                link.tally.came(Arrival::Malformed);
                 if kind == Kind::Confirmable {
                     link.send(source, codec::empty(Kind::Reset, id));
                 }
                 return;
             }
         };
-        link.tally.count_received(message.kind);
+        link.tally.came(message.kind.into());
         match message.kind {
             Kind::Acknowledgement | Kind::Reset => {
                 let (requests, observations) = (&mut self.requests, &mut self.observations);
@@ -265,11 +267,11 @@ impl Endpoint {
         while let Some(due) = requests.link.messages.due(now) {
             match due {
                 Due::Resend(to, datagram) => {
-                    requests.link.tally.resent += 1;
+                    requests.link.tally.count(Event::Resent);
                     requests.link.send(to, datagram);
                 }
                 Due::GivenUp(owner, _) => {
-                    requests.link.tally.given_up += 1;
+                    requests.link.tally.count(Event::GivenUp);
                     match owner {
                         Owner::Observer(key) => observations.end(key, SessionEnd::Fault, requests, now),
                         Owner::Visitor(visitor) => requests.let_go(visitor, now),

@@ -103,7 +103,9 @@ proptest! {
     }
 
     #[test]
-    fn no_datagrams_panic(datagrams in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 1..20)) {
+    fn no_datagrams_panic(
+        datagrams in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 1..20),
+    ) {
         let mut world = World::new();
         for mut datagram in datagrams {
             if let Some(first) = datagram.first_mut() {

@@ -15,6 +15,7 @@ use super::observer::{NotUnderWay, Observer, Settled, next_sequence};
 use super::reply;
 use super::request::Resource;
 use super::requests::{Doing, LARGEST_BLOCK, Origin, Requests};
+use super::tally::Event;
 use crate::device::mailbox::Incoming;
 use crate::device::target::{AnswerTaken, Numbers, Target};
 use crate::device::visitors::Key;
@@ -199,7 +200,7 @@ impl Observations {
                 self.timers.push(Reverse((until, Timer::Fetch(key, id))));
             }
             Settled::Rejected(number) => {
-                requests.link.tally.rejected += 1;
+                requests.link.tally.count(Event::Rejected);
                 if resent == 0 {
                     // Sent once and rejected: the device has not seen it. Sent more than once, it may have taken the
                     // first one and know no more of the observation now.
@@ -427,7 +428,7 @@ fn notify(key: ObserverKey, observer: &mut Observer, requests: &mut Requests, no
         None => link.send_confirmable(Owner::Observer(key), source, write, now),
     };
     observer.notifies(id, number, in_blocks.then_some(notification.etag).flatten());
-    link.tally.notifications += 1;
+    link.tally.count(Event::Notification);
 }
 
 fn observers_of(visitor: Key, requests: &Requests) -> Vec<ObserverKey> {

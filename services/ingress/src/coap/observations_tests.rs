@@ -206,7 +206,7 @@ fn an_observer_that_does_not_acknowledge_is_dropped() {
     assert_eq!(again.iter().filter(|it| **it == sent[0]).count(), 4);
     assert_eq!(world.ended.first(), Some(&key));
     assert_eq!(world.replied(), ["reply.2 not here", "reply.1 lost"]);
-    assert_eq!(world.endpoint.take_tally().given_up, 1);
+    assert_eq!(world.endpoint.take_tally().counted(Event::GivenUp), 1);
 }
 
 #[test]

@@ -15,6 +15,7 @@ use super::link::{Effect, EndpointLimits, Link, ObserverKey, Owner, RequestId};
 use super::messages::{Datagram, Seen};
 use super::reply;
 use super::request::{Parsed, Resource};
+use super::tally::Event;
 use crate::device::admit::NotAdmitted;
 use crate::device::caller::{CallerLimits, RefusedUplink};
 use crate::device::sessions::CredentialDigest;
@@ -147,12 +148,12 @@ impl Requests {
         let confirmable = message.kind == Kind::Confirmable;
         match self.link.messages.seen(datagram) {
             Some(Seen::InProgress(request)) => {
-                self.link.tally.duplicates += 1;
+                self.link.tally.count(Event::Duplicate);
                 self.acknowledge(request);
                 return None;
             }
             Some(Seen::Answered(answer)) => {
-                self.link.tally.duplicates += 1;
+                self.link.tally.count(Event::Duplicate);
                 if !answer.is_empty() {
                     self.link.send(source, answer);
                 }
@@ -454,7 +455,7 @@ impl Requests {
         if response.block1.is_none() {
             response.block1 = origin.block1.map(|block| Block { more: false, ..block });
         }
-        self.link.tally.count_response(response.code);
+        self.link.tally.responds(response.code);
         let (source, token) = (origin.source, origin.token);
         self.is_acknowledged(source, origin.id, origin.request);
         match (origin.confirmable, origin.acknowledged, visitor) {
