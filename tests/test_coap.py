@@ -2,12 +2,13 @@
 
 import json
 import subprocess
+import time
 
 import pytest
 from aiocoap import GET, POST, PUT, Unreliable
 from harness import said
 from harness.accounts import identity
-from harness.devices import CoapDevice, PahoV5
+from harness.devices import CoapDevice, PahoV5, PahoV311
 from harness.devices.device import answering, echo
 from harness.nats_listener import NatsListener
 from harness.waiting import until
@@ -45,6 +46,8 @@ def test_codes(a, family):
         (POST, "rpc/99999999999", "1", "4.04"),
         (POST, "telemetry", '{"t":1}', "2.04"),
         (POST, "attributes", "{", "4.00"),
+        (POST, "telemetry", "", "4.00"),
+        (POST, "telemetry", "t=1", "4.00"),
         (GET, "attributes", "", "2.05"),
         (GET, "attributes?clientKeys=a,b&sharedKeys=c", "", "2.05"),
         (PUT, "attributes", "{}", "4.05"),
@@ -101,6 +104,15 @@ def test_an_answer_must_be_json_and_comes_once(node, a, family, device):
     assert target.request(POST, path, ' {"a" : 1}')[0] == "2.04"
     assert answer.text() == ' {"a" : 1}'
     assert target.request(POST, path, "1")[0] == "4.04"
+
+
+def test_an_answer_that_is_no_answer_is_told_from_none(node, a, family, device):
+    """MQTT 3.1.1 knows no refusal: the target cannot be told, and the call ends at once."""
+    device(PahoV311, family.b).connect(node).become_callable(answering("ok"))
+    started = time.monotonic()
+    expected = ("2.05", '{"error":"Response of the remote device is not valid!"}')
+    assert a.request(POST, "rpc", send_msg(family.b, timeout=20_000)) == expected
+    assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize("where", ["within", "across"])

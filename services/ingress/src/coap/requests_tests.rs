@@ -6,6 +6,7 @@ use rpc::Limit;
 use crate::coap::codec::option;
 use crate::coap::tally::Held;
 use crate::coap::world::{From, GET, GET_TIME, POST, RPC, World, con, empty, limits, ms, non};
+use crate::device::admit::digest;
 
 #[test]
 fn a_prompt_answer_comes_with_the_acknowledgement_and_a_retransmission_gets_it_again() {
@@ -154,6 +155,26 @@ fn who_has_no_token_is_asked_about_once_and_refused() {
     );
     assert_eq!(world.short(1, &con(3, POST, "api/v1//rpc"))[0].split(' ').nth(1), Some("4.01"));
     assert!(world.admits.is_empty());
+}
+
+#[test]
+fn a_token_is_any_bytes_of_a_segment() {
+    let mut world = World::new();
+    for (id, token) in ["Gerät №5", "a/b", "100 %2F", " ", "..", "/"].into_iter().enumerate() {
+        let path = |token: &str| {
+            let request =
+                ["api", "v1", token, "rpc"].into_iter().fold(con(id as u16, POST, ""), |it, segment| {
+                    it.option(option::URI_PATH, segment.as_bytes())
+                });
+            request.body(GET_TIME)
+        };
+        assert!(world.short(1, &path(token))[0].starts_with("A 4.01"), "{token}");
+        let caller = world.callers.values().next().unwrap().clone();
+        world.callers.insert(digest(token.as_bytes()), caller);
+        assert_eq!(world.says(1, &path(token)), []);
+        assert_eq!(world.answers("1")[0].short(), "A 2.05 1");
+        assert!(world.short(1, &path(&format!("{token} ")))[0].starts_with("A 4.01"), "{token}");
+    }
 }
 
 #[test]
