@@ -121,7 +121,7 @@ impl Observations {
         let Some(observer) = self.observers.get_mut(&key) else { return };
         let waiters = std::mem::take(&mut observer.waiters);
         observer.live = true;
-        match observer.over.take() {
+        match observer.over {
             Some(end) => self.end(key, end, requests, now),
             None if !stands => self.end(key, SessionEnd::Fault, requests, now),
             None => {}
@@ -272,7 +272,8 @@ impl Observations {
         }
     }
 
-    /// Ends an observation, and all calls that are open. If the node does it, the device is told.
+    /// Ends an observation, and all calls that are open. If the node does it, the device is told, unless it never heard
+    /// that it observes.
     pub fn end(&mut self, key: ObserverKey, end: SessionEnd, requests: &mut Requests, now: Instant) {
         let Some(observer) = self.observers.get_mut(&key) else { return };
         if !observer.live {
@@ -293,7 +294,9 @@ impl Observations {
         requests.link.conclude(&mut observer.target);
         self.ending.entry(key).or_default();
         requests.link.effect(Effect::End(key, end));
-        if let Some(goodbye) = reply::goodbye(end) {
+        if let Some(goodbye) = reply::goodbye(end)
+            && observer.over.is_none()
+        {
             if end == SessionEnd::ShuttingDown {
                 // Nobody will be here to hear of an acknowledgement.
                 requests.link.send_once(source, |id| goodbye.write(Kind::NonConfirmable, id, token));

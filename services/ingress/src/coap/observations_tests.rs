@@ -281,6 +281,74 @@ fn an_observation_ended_while_it_is_claimed_is_released() {
 }
 
 #[test]
+fn whoever_listens_hears_why_a_device_is_no_longer_callable() {
+    type Act = fn(&mut World, ObserverKey);
+    let acts: [(Act, SessionEnd); 8] = [
+        (
+            |world, _| drop(world.says(1, &con(9, GET, RPC).token(b"obs").observe(b"\x01"))),
+            SessionEnd::ByDevice,
+        ),
+        (
+            |world, key| {
+                let sent = world.calls(key, 10_000, false, "1");
+                world.says(1, &empty(MessageType::Reset, sent[0].id));
+            },
+            SessionEnd::ByDevice,
+        ),
+        (
+            |world, key| {
+                world.calls(key, 10_000, false, "1");
+                world.pass(ms(100_000));
+            },
+            SessionEnd::Fault,
+        ),
+        (
+            |world, _| drop(world.says(1, &con(9, GET, "api/v1/OTHER/rpc").token(b"obs").observe(b""))),
+            SessionEnd::Fault,
+        ),
+        (|world, key| drop(world.ends(key, EndReason::TakenOver)), SessionEnd::TakenOver),
+        (|world, _| drop(world.ends_visit(world.admitted[0], EndReason::Revoked)), SessionEnd::Revoked),
+        (
+            |world, _| drop(world.ends_visit(world.admitted[0], EndReason::ShuttingDown)),
+            SessionEnd::ShuttingDown,
+        ),
+        (
+            |world, _| {
+                world.endpoint.drain(world.now);
+                world.settle();
+            },
+            SessionEnd::ShuttingDown,
+        ),
+    ];
+    for (act, reason) in acts {
+        let mut world = World::new();
+        let key = world.observed(1, 1, b"obs");
+        act(&mut world, key);
+        assert_eq!((&world.ended[..], &world.reasons[..]), (&[key][..], &[reason][..]));
+    }
+}
+
+#[test]
+fn a_device_that_changes_while_it_is_claimed_is_released() {
+    for stands in [true, false] {
+        let mut world = World::new();
+        world.says(1, &con(1, POST, RPC).body(GET_TIME));
+        world.answers("1");
+        world.prompt = false;
+        world.says(1, &con(2, GET, RPC).token(b"obs").observe(b""));
+        let said = world.ends_visit(world.admitted[0], EndReason::Revoked);
+        assert!(said[0].short().starts_with("A 4.01"));
+        assert_eq!((world.left.len(), world.ended.len()), (1, 0));
+        world.endpoint.claimed(world.claims[0], stands, world.now);
+        assert_eq!(world.sends(), [], "it never heard that it observes");
+        assert_eq!(world.ended.len(), 1);
+        world.endpoint.ended(world.claims[0], world.now);
+        world.endpoint.drain(world.now);
+        assert!(world.endpoint.is_drained());
+    }
+}
+
+#[test]
 fn the_node_ends_an_observation_with_a_last_word() {
     for (reason, word) in [
         (EndReason::TakenOver, "C 4.09"),

@@ -9,7 +9,7 @@ use boot::config::Coap;
 use bytes::Bytes;
 use coap_lite::{CoapOption, MessageClass, MessageType, Packet};
 use parking_lot::Mutex;
-use rpc::{Budget, CallId, DeliveryReply, Limit, NodeId, Outcome};
+use rpc::{Budget, CallId, DeliveryReply, Limit, NodeId, Outcome, SessionEnd};
 
 use super::codec::option;
 use super::endpoint::{Effect, Endpoint, EndpointLimits, ObserverKey, RequestId};
@@ -162,6 +162,8 @@ pub(super) struct World {
     pub(super) conclusions: Vec<Conclusion<Router>>,
     pub(super) left: Vec<Key>,
     pub(super) ended: Vec<ObserverKey>,
+    /// Why, in the same order.
+    pub(super) reasons: Vec<SessionEnd>,
     pub(super) released: Vec<ObserverKey>,
     pub(super) hit: Vec<Limit>,
     pub(super) sent: Vec<From>,
@@ -185,6 +187,7 @@ impl World {
             conclusions: Vec::new(),
             left: Vec::new(),
             ended: Vec::new(),
+            reasons: Vec::new(),
             released: Vec::new(),
             hit: Vec::new(),
             sent: Vec::new(),
@@ -212,8 +215,9 @@ impl World {
                     }
                 }
                 Effect::Release(key) => self.released.push(key),
-                Effect::End(key, _) => {
+                Effect::End(key, reason) => {
                     self.ended.push(key);
+                    self.reasons.push(reason);
                     if self.prompt {
                         self.endpoint.ended(key, self.now);
                     }
