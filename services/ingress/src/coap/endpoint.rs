@@ -19,7 +19,7 @@ use super::messages::Due;
 use super::observations::Observations;
 use super::reply;
 use super::request::{self, Parsed, Resource};
-use super::requests::{LARGEST_BLOCK, Origin, Requests, Sender};
+use super::requests::{LARGEST_BLOCK, Origin, Requests};
 use super::tally::{Arrival, Event, Held, Tally};
 use crate::device::admit::{NotAdmitted, digest};
 use crate::device::caller::CallerLimits;
@@ -126,12 +126,9 @@ impl Endpoint {
             return requests.respond(&origin, None, reply::unknown_token(), now);
         }
         let credential = digest(asked.access_token);
-        match requests.sender(&credential) {
-            Sender::Known(visitor) => self.proceed(origin, visitor, &asked, &message.payload, now),
-            Sender::Checked(visitor) => {
-                requests.check(origin, visitor, message, now);
-            }
-            Sender::New => requests.ask_about(origin, credential, message, now),
+        match requests.known(&credential) {
+            Some(visitor) => self.proceed(origin, visitor, &asked, &message.payload, now),
+            None => requests.check(origin, credential, message, now),
         }
     }
 

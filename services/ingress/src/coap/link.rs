@@ -78,7 +78,7 @@ pub struct Link {
     pub(super) messages: Messages<Owner>,
     pub(super) transfers: Transfers,
     pub(super) tally: Tally,
-    random: Random,
+    pub(super) random: Random,
     effects: VecDeque<Effect>,
 }
 
@@ -143,15 +143,5 @@ impl Link {
     pub fn send_once(&mut self, to: SocketAddr, write: impl FnOnce(u16) -> Bytes) {
         let datagram = write(self.messages.next_id(to));
         self.send(to, datagram);
-    }
-
-    /// An entity tag for a body that is to be fetched in blocks.
-    pub fn etag(&mut self) -> u32 {
-        self.random.number() as u32
-    }
-
-    /// Where an observer's calls begin to count.
-    pub fn first_number(&mut self) -> u32 {
-        (self.random.number() >> 33) as u32
     }
 }

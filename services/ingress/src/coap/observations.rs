@@ -11,7 +11,7 @@ use rpc::{Limit, SessionEnd};
 use super::blocks::{TransferKey, part};
 use super::codec::{self, Block, Code, Kind, Response, Token};
 use super::link::{Effect, ObserverKey, Owner, RequestId};
-use super::observer::{NotUnderWay, Observer, Settled, next_sequence};
+use super::observer::{Observer, Settled, next_sequence};
 use super::reply;
 use super::request::Resource;
 use super::requests::{Doing, LARGEST_BLOCK, Origin, Requests};
@@ -104,7 +104,7 @@ impl Observations {
         self.last_key += 1;
         let key = ObserverKey(self.last_key);
         // Taken at random, so that an answer to an earlier observation of the device fits no call of this one.
-        let numbers = Numbers::after(requests.link.first_number());
+        let numbers = Numbers::after(requests.link.random.number() as u32);
         let target = Target::new(requests.limits.device.target, numbers);
         self.observers.insert(key, Observer::new(visitor, registration, exponent, target, id, now));
         self.registrations.insert(registration, key);
@@ -363,7 +363,7 @@ impl Observations {
         let Some(observer) = self.observers.get_mut(&key) else { return };
         observer.target.expire(now);
         observer.expiry_timer = None;
-        if let NotUnderWay::Unacknowledged(id) = observer.call_ran_out() {
+        if let Some(id) = observer.call_ran_out() {
             // What is sent on is a ping, so that a device that is gone is still found out; a call takes its place.
             let write = |id| codec::empty(Kind::Confirmable, id);
             let ping = requests.link.messages.replace(observer.registration.0, id, write);
@@ -415,7 +415,7 @@ fn notify(key: ObserverKey, observer: &mut Observer, requests: &mut Requests, no
     let in_blocks = whole.payload.len() > block.bytes();
     if in_blocks {
         // RFC 7959 §2.6, §3.4: the notification is the first block; the device fetches the others by GET.
-        whole.etag = Some(link.etag());
+        whole.etag = Some(link.random.number() as u32);
         let (visitor, method, resource) = (observer.visitor, Code::GET, Resource::Rpc);
         let body = TransferKey { visitor, source, method, resource, tag: None, upload: false };
         link.transfers.offer(body, whole.clone(), now);

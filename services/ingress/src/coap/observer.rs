@@ -67,17 +67,6 @@ pub enum Settled {
     Rejected(u32),
 }
 
-/// What is under way once calls have run out of time.
-#[derive(Debug, PartialEq, Eq)]
-pub enum NotUnderWay {
-    /// Nothing: the next call may be sent.
-    Free,
-    /// What was.
-    StillUnderWay,
-    /// The message with this id, whose call is over.
-    Unacknowledged(u16),
-}
-
 /// The sequence number behind this one.
 pub fn next_sequence(last: u32) -> u32 {
     (last + 1) & MAX_SEQUENCE
@@ -208,21 +197,17 @@ impl Observer {
         waits
     }
 
-    /// Calls have run out of time: what of the one that is under way?
-    pub fn call_ran_out(&mut self) -> NotUnderWay {
-        match &self.under_way {
-            None => NotUnderWay::Free,
-            Some(UnderWay { what: What::Call { number, .. }, .. }) if !self.target.is_open(*number) => {
-                match self.unacknowledged() {
-                    Some(id) => NotUnderWay::Unacknowledged(id),
-                    None => {
-                        self.under_way = None;
-                        NotUnderWay::Free
-                    }
-                }
-            }
-            Some(_) => NotUnderWay::StillUnderWay,
+    /// Calls have run out of time: the id that was not acknowledged, if that of the message under way is one of them.
+    pub fn call_ran_out(&mut self) -> Option<u16> {
+        let Some(UnderWay { what: What::Call { number, .. }, .. }) = &self.under_way else { return None };
+        if self.target.is_open(*number) {
+            return None;
         }
+        let unacknowledged = self.unacknowledged();
+        if unacknowledged.is_none() {
+            self.under_way = None;
+        }
+        unacknowledged
     }
 
     /// Nothing is owed to the device or by it.

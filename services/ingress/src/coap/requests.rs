@@ -95,17 +95,6 @@ enum Who {
     Known(Arc<Mutex<CallerLimits>>),
 }
 
-/// Who shows a credential.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sender {
-    /// A device that is let in.
-    Known(Key),
-    /// Somebody who is being asked about.
-    Checked(Key),
-    /// Nobody that has been here of late.
-    New,
-}
-
 /// All requests that are not answered, and all visitors.
 #[derive(Debug)]
 pub struct Requests {
@@ -183,53 +172,38 @@ impl Requests {
         })
     }
 
-    /// Who shows this credential.
-    pub fn sender(&self, credential: &CredentialDigest) -> Sender {
-        let known = self.visitors.find(credential).and_then(|key| Some((key, self.visitors.get(key)?)));
-        match known {
-            Some((key, Visit { who: Who::Known(_), .. })) => Sender::Known(key),
-            Some((key, Visit { who: Who::Checking(_), .. })) => Sender::Checked(key),
-            None => Sender::New,
-        }
+    /// The visitor who shows this credential, if it is known whose it is.
+    pub fn known(&self, credential: &CredentialDigest) -> Option<Key> {
+        self.visitors.find(credential).filter(|visitor| self.caller(*visitor).is_some())
     }
 
-    /// Lets a request wait to hear who it is that sent it.
-    pub fn ask_about(
-        &mut self,
-        origin: Origin,
-        credential: CredentialDigest,
-        message: Message,
-        now: Instant,
-    ) {
-        let visit = Visit { who: Who::Checking(Vec::new()), observers: Vec::new() };
-        let Some(visitor) = self.visitors.add(credential, visit, now) else {
-            self.link.effect(Effect::LimitHit(Limit::Sessions));
-            return self.respond(&origin, None, reply::full(), now);
-        };
-        if self.check(origin, visitor, message, now) {
-            self.link.effect(Effect::Admit(visitor, credential));
-        } else {
-            self.visitors.forget(visitor);
-        }
-    }
-
-    /// Lets a request wait for what others of the same sender wait for. False when too many wait already: it is
-    /// dropped, and its client sends it again.
-    pub fn check(&mut self, origin: Origin, visitor: Key, message: Message, now: Instant) -> bool {
+    /// Lets a request wait to hear who sent it. When too many wait already it is dropped: its client sends it again.
+    pub fn check(&mut self, origin: Origin, credential: CredentialDigest, message: Message, now: Instant) {
         let bytes = origin.datagram_bytes;
         if self.unauthenticated >= self.limits.coap.max_unauthenticated
             || self.unauthenticated_bytes + bytes > MAX_UNAUTHENTICATED_BYTES
         {
-            self.link.effect(Effect::LimitHit(Limit::Unauthenticated));
-            return false;
+            return self.link.effect(Effect::LimitHit(Limit::Unauthenticated));
         }
-        let Some(request) = self.begin(origin, visitor, Doing::Checking(message), now) else { return false };
-        self.unauthenticated += 1;
-        self.unauthenticated_bytes += bytes;
-        if let Some(Visit { who: Who::Checking(waiting), .. }) = self.visitors.get_mut(visitor) {
+        let asked_about = self.visitors.find(&credential);
+        let visit = Visit { who: Who::Checking(Vec::new()), observers: Vec::new() };
+        let Some(visitor) = asked_about.or_else(|| self.visitors.add(credential, visit, now)) else {
+            self.link.effect(Effect::LimitHit(Limit::Sessions));
+            return self.respond(&origin, None, reply::full(), now);
+        };
+        let begun = self.begin(origin, visitor, Doing::Checking(message), now);
+        if let (Some(request), Some(Visit { who: Who::Checking(waiting), .. })) =
+            (begun, self.visitors.get_mut(visitor))
+        {
             waiting.push(request);
+            self.unauthenticated += 1;
+            self.unauthenticated_bytes += bytes;
         }
-        true
+        match (asked_about, begun) {
+            (None, Some(_)) => self.link.effect(Effect::Admit(visitor, credential)),
+            (None, None) => self.forget_visitor(visitor),
+            (Some(_), _) => {}
+        }
     }
 
     /// Whose token it is: the requests that waited for that, to be performed, each followed by
@@ -512,7 +486,7 @@ impl Requests {
         if response.payload.len() <= wanted.bytes() {
             return response;
         }
-        response.etag = Some(self.link.etag());
+        response.etag = Some(self.link.random.number() as u32);
         let first = part(&response, wanted);
         self.link.transfers.offer(origin.transfer(visitor), response.clone(), now);
         first.unwrap_or(response)
