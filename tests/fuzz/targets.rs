@@ -142,7 +142,7 @@ fn read(data: &[u8], piece: usize) -> (Vec<u8>, Vec<String>) {
                     let caller = Arc::new(Mutex::new(CallerLimits::new(now)));
                     session = Some(Session::new(codec, limits(), caller, 60, connect.receive_maximum, now));
                 }
-                Opening::OtherVersion | Opening::Refused(..) | Opening::Fault(_) => {
+                Opening::OtherVersion(_) | Opening::Refused(..) | Opening::Fault(_) => {
                     asked.push("refused".to_owned());
                     break;
                 }

@@ -8,9 +8,7 @@ use bytestring::ByteString;
 use rpc::{Limit, Protocol};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::codec::{
-    self, Codec, Connect, ConnectAck, ConnectAckReason, Opening, QoS, Reason, UNACCEPTABLE_VERSION, Version,
-};
+use super::codec::{self, Codec, Connect, ConnectAck, ConnectAckReason, Opening, QoS, Reason, Version};
 use super::session::{Session, SessionLimits};
 use crate::device::admit::{NotAdmitted, digest};
 use crate::device::sessions::Visitor;
@@ -41,20 +39,15 @@ where
     let opening = tokio::time::timeout(wait, read_connect(stream, &mut inbound, node)).await;
     let (connect, mut codec) = match opening {
         Ok(Ok(Opening::Connect(connect, codec))) => (connect, codec),
-        Ok(Ok(Opening::Refused(mut codec, fault))) => {
-            let reason = match fault.reason {
-                Reason::NotAuthorized => ConnectAckReason::ClientIdentifierNotValid,
-                Reason::PacketTooLarge => ConnectAckReason::PacketTooLarge,
-                _ => ConnectAckReason::MalformedPacket,
-            };
+        Ok(Ok(Opening::Refused(mut codec, reason, why))) => {
             // §3.1.4: 3.1.1 is closed without a word, but for an identifier that it can be told about.
             if codec.version() == Version::V5 || reason == ConnectAckReason::ClientIdentifierNotValid {
-                write_connack(stream, &mut codec, refusal(reason, fault.what)).await;
+                write_connack(stream, &mut codec, refusal(reason, why)).await;
             }
-            return refused(node, ConnectResult::Malformed, fault.what);
+            return refused(node, ConnectResult::Malformed, why);
         }
-        Ok(Ok(Opening::OtherVersion)) => {
-            let _ = stream.write_all(&UNACCEPTABLE_VERSION).await;
+        Ok(Ok(Opening::OtherVersion(connack))) => {
+            let _ = stream.write_all(connack).await;
             return refused(node, ConnectResult::Malformed, "another version of MQTT");
         }
         Ok(Ok(Opening::Fault(fault))) => {

@@ -251,15 +251,23 @@ impl Session {
                 self.codec.pingresp(&mut self.out);
                 Ok(())
             }
-            Packet::Disconnect => {
+            Packet::Disconnect { .. } => {
                 self.close(Ended::ByClient);
                 Ok(())
             }
-            Packet::Connect(_) => Err(Fault { reason: Reason::ProtocolError, what: "CONNECT comes once" }),
+            Packet::TooLarge { .. } => {
+                Err(Fault { reason: Reason::PacketTooLarge, what: "the packet is too large" })
+            }
+            Packet::PubRel { .. } => {
+                Err(Fault { reason: Reason::ProtocolError, what: "QoS 2 is not supported" })
+            }
         }
     }
 
     fn publish(&mut self, mut publish: Publish, now: Instant) -> Result<(), Fault> {
+        if publish.qos == QoS::ExactlyOnce {
+            return Err(Fault { reason: Reason::QosNotSupported, what: "the highest QoS is 1" });
+        }
         self.resolve_alias(&mut publish)?;
         match Topic::parse(&publish.topic) {
             Some(Topic::Request(id)) => {
@@ -326,7 +334,7 @@ impl Session {
         if let (Request::SendMsg { timeout, connect_timeout, .. }, Some(expiry_s)) =
             (&mut request, properties.expiry_s)
         {
-            let expiry = rpc::Budget::from_ms(expiry_s.get().saturating_mul(1000));
+            let expiry = rpc::Budget::from_ms(expiry_s.saturating_mul(1000));
             *timeout = (*timeout).min(expiry);
             *connect_timeout = (*connect_timeout).min(expiry);
         }
@@ -459,7 +467,7 @@ impl Session {
             self.paused = true;
             self.effects.push_back(Effect::Claim(PendingSubscribe { packet_id, status, requests }));
         } else {
-            self.codec.suback(packet_id, status, &mut self.out);
+            self.codec.suback(packet_id, &status, &mut self.out);
         }
     }
 
@@ -477,7 +485,7 @@ impl Session {
                 }
             }
         }
-        self.codec.suback(pending.packet_id, pending.status, &mut self.out);
+        self.codec.suback(pending.packet_id, &pending.status, &mut self.out);
     }
 
     fn unsubscribe(&mut self, packet_id: NonZeroU16, filters: &[ByteString]) {
