@@ -8,6 +8,9 @@ use crate::device::target::MAX_CALL_NUMBER;
 
 const REQUEST: &str = "v1/devices/me/rpc/request/";
 const RESPONSE: &str = "v1/devices/me/rpc/response/";
+const ATTRIBUTES: &str = "v1/devices/me/attributes";
+const ATTRIBUTES_REQUEST: &str = "v1/devices/me/attributes/request/";
+const ATTRIBUTES_RESPONSE: &str = "v1/devices/me/attributes/response/";
 
 /// What a client's PUBLISH is, by its topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,21 +21,24 @@ pub enum Topic {
     Response(u32),
     /// Telemetry or attributes.
     Uplink(UplinkKind),
+    /// The device asks which attributes are kept for it: none.
+    AttributesRequest(u32),
+    /// None of the device API's.
+    Foreign,
 }
 
 impl Topic {
-    /// Parses the topic of a PUBLISH; none if it is not one of the device API's.
-    pub fn parse(topic: &str) -> Option<Self> {
-        if let Some(id) = topic.strip_prefix(REQUEST) {
-            return call_number(id).map(Topic::Request);
-        }
-        if let Some(id) = topic.strip_prefix(RESPONSE) {
-            return call_number(id).map(Topic::Response);
-        }
+    /// Parses the topic of a PUBLISH.
+    pub fn parse(topic: &str) -> Self {
+        let numbered = |prefix: &str| topic.strip_prefix(prefix).and_then(call_number);
         match topic {
-            "v1/devices/me/telemetry" => Some(Topic::Uplink(UplinkKind::Telemetry)),
-            "v1/devices/me/attributes" => Some(Topic::Uplink(UplinkKind::Attributes)),
-            _ => None,
+            "v1/devices/me/telemetry" => Topic::Uplink(UplinkKind::Telemetry),
+            ATTRIBUTES => Topic::Uplink(UplinkKind::Attributes),
+            _ => numbered(REQUEST)
+                .map(Topic::Request)
+                .or_else(|| numbered(RESPONSE).map(Topic::Response))
+                .or_else(|| numbered(ATTRIBUTES_REQUEST).map(Topic::AttributesRequest))
+                .unwrap_or(Topic::Foreign),
         }
     }
 }
@@ -45,6 +51,11 @@ pub fn request_topic(number: u32) -> ByteString {
 /// The topic on which the answer to `number` is written or read.
 pub fn response_topic(number: u32) -> ByteString {
     format!("{RESPONSE}{number}").into()
+}
+
+/// The topic on which request `number` for attributes is answered.
+pub fn attributes_response_topic(number: u32) -> ByteString {
+    format!("{ATTRIBUTES_RESPONSE}{number}").into()
 }
 
 /// True when a caller may have its answer on `topic`.
@@ -75,8 +86,10 @@ struct Subscription {
 enum Space {
     Request,
     Response,
-    /// Granted for the SDKs' sake; nothing is ever published there.
-    Silent,
+    /// Answers to requests for attributes.
+    AttributesResponse,
+    /// Changes of attributes: granted for the SDKs' sake; there never is one.
+    Attributes,
 }
 
 /// What became of a SUBSCRIBE's filter.
@@ -147,6 +160,11 @@ impl Subscriptions {
         self.qos(Space::Response, topic.strip_prefix(RESPONSE)?)
     }
 
+    /// The quality of service of answers to requests for attributes, if they are listened to.
+    pub fn attributes_response_qos(&self) -> Option<QoS> {
+        self.qos(Space::AttributesResponse, "0")
+    }
+
     /// Overlapping filters give one message, at the highest of their qualities of service (§3.3.4).
     fn qos(&self, space: Space, tail: &str) -> Option<QoS> {
         self.subscriptions
@@ -179,8 +197,11 @@ impl Space {
         if let Some(tail) = filter.strip_prefix(RESPONSE) {
             return Some((Space::Response, tail));
         }
-        matches!(filter, "v1/devices/me/attributes" | "v1/devices/me/attributes/response/+")
-            .then_some((Space::Silent, filter))
+        match filter.strip_prefix(ATTRIBUTES)? {
+            "" => Some((Space::Attributes, "")),
+            "/response/+" => Some((Space::AttributesResponse, "+")),
+            _ => None,
+        }
     }
 }
 
@@ -252,23 +273,47 @@ mod tests {
     #[test]
     fn topics_are_told_apart() {
         let table = [
-            ("v1/devices/me/rpc/request/0", Some(Topic::Request(0))),
-            ("v1/devices/me/rpc/request/2147483647", Some(Topic::Request(2_147_483_647))),
-            ("v1/devices/me/rpc/response/17", Some(Topic::Response(17))),
-            ("v1/devices/me/telemetry", Some(Topic::Uplink(UplinkKind::Telemetry))),
-            ("v1/devices/me/attributes", Some(Topic::Uplink(UplinkKind::Attributes))),
-            ("v1/devices/me/rpc/request/2147483648", None),
-            ("v1/devices/me/rpc/request/", None),
-            ("v1/devices/me/rpc/request/-1", None),
-            ("v1/devices/me/rpc/request/+1", None),
-            ("v1/devices/me/rpc/request/01", None),
-            ("v1/devices/me/rpc/request/1/2", None),
-            ("v1/devices/me/attributes/request/1", None),
-            ("é", None),
+            ("v1/devices/me/rpc/request/0", Topic::Request(0)),
+            ("v1/devices/me/rpc/request/2147483647", Topic::Request(2_147_483_647)),
+            ("v1/devices/me/rpc/response/17", Topic::Response(17)),
+            ("v1/devices/me/telemetry", Topic::Uplink(UplinkKind::Telemetry)),
+            ("v1/devices/me/attributes", Topic::Uplink(UplinkKind::Attributes)),
+            ("v1/devices/me/attributes/request/1", Topic::AttributesRequest(1)),
+            ("v1/devices/me/attributes/request/", Topic::Foreign),
+            ("v1/devices/me/attributes/request/x", Topic::Foreign),
+            ("v1/devices/me/attributes/response/1", Topic::Foreign),
+            ("v1/devices/me/rpc/request/2147483648", Topic::Foreign),
+            ("v1/devices/me/rpc/request/", Topic::Foreign),
+            ("v1/devices/me/rpc/request/-1", Topic::Foreign),
+            ("v1/devices/me/rpc/request/01", Topic::Foreign),
+            ("v1/devices/me/rpc/request/1/2", Topic::Foreign),
+            ("/v1/devices/me/telemetry", Topic::Foreign),
+            ("V1/devices/me/telemetry", Topic::Foreign),
+            ("v1/gateway/connect", Topic::Foreign),
+            ("é", Topic::Foreign),
         ];
         for (topic, parsed) in table {
             assert_eq!(Topic::parse(topic), parsed, "{topic}");
         }
+        assert_eq!(attributes_response_topic(7), "v1/devices/me/attributes/response/7");
+        assert!(is_response_topic("v1/devices/me/rpc/response/x") && !is_response_topic(RESPONSE));
+    }
+
+    #[test]
+    fn who_listens_for_attributes() {
+        let table = [
+            ("v1/devices/me/attributes/response/+", Some(ANY)),
+            ("v1/devices/me/attributes", None),
+            ("v1/devices/me/rpc/response/+", None),
+        ];
+        for (filter, qos) in table {
+            assert_eq!(subscribed(&[filter]).attributes_response_qos(), qos, "{filter}");
+        }
+        let mut subscriptions =
+            subscribed(&["v1/devices/me/attributes", "v1/devices/me/attributes/response/+"]);
+        assert!(subscriptions.remove("v1/devices/me/attributes/response/+"));
+        assert_eq!(subscriptions.attributes_response_qos(), None);
+        assert!(subscriptions.remove("v1/devices/me/attributes"));
     }
 
     #[test]
@@ -291,6 +336,8 @@ mod tests {
         }
         for filter in
             ["#", "v1/devices/me/rpc/+/+", "v1/devices/me/#", "v1/devices/other/rpc/request/+", "$share/g/a"]
+                .into_iter()
+                .chain(["v1/devices/me/attributes/response/1", "v1/devices/me/attributes/+"])
         {
             assert_eq!(subscriptions.add(filter, ANY, 16), Grant::NotAllowed, "{filter}");
         }
@@ -338,8 +385,8 @@ mod tests {
         fn numbers_read_as_they_are_written(number in 0u32..=MAX_CALL_NUMBER) {
             let text = NumberText::of(number);
             prop_assert_eq!(text.as_str(), number.to_string());
-            prop_assert_eq!(Topic::parse(&request_topic(number)), Some(Topic::Request(number)));
-            prop_assert_eq!(Topic::parse(&response_topic(number)), Some(Topic::Response(number)));
+            prop_assert_eq!(Topic::parse(&request_topic(number)), Topic::Request(number));
+            prop_assert_eq!(Topic::parse(&response_topic(number)), Topic::Response(number));
         }
 
         #[test]

@@ -270,17 +270,17 @@ impl Session {
         }
         self.resolve_alias(&mut publish)?;
         match Topic::parse(&publish.topic) {
-            Some(Topic::Request(id)) => {
+            Topic::Request(id) => {
                 self.puback(publish.packet_id, PublishAckReason::Success, "");
                 self.request(id, publish, now);
                 Ok(())
             }
-            Some(Topic::Response(number)) => {
+            Topic::Response(number) => {
                 self.response(number, publish, now);
                 Ok(())
             }
-            Some(Topic::Uplink(kind)) => self.uplink(kind, publish, now),
-            None => {
+            Topic::Uplink(kind) => self.uplink(kind, publish, now),
+            Topic::AttributesRequest(_) | Topic::Foreign => {
                 let what = "the topic is none of the device API's";
                 match publish.packet_id {
                     Some(_) if self.codec.version() == Version::V5 => {
