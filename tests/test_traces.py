@@ -82,9 +82,7 @@ class Mqtt:
         call = self._client.expect(PUBLISH)
         if answer:
             self._client.publish(call.topic.replace("request", "response"), answer)
-        name, value = call.properties.get("user_property", ("traceparent", None))
-        assert name == "traceparent"
-        return value
+        return call.user.get("traceparent")
 
     def close(self) -> None:
         self._client.socket.close()

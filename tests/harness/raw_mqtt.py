@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from harness.waiting import PATIENCE_S
 
-CONNECT, CONNACK, PUBLISH, PUBACK = 1, 2, 3, 4
+CONNECT, CONNACK, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP = 1, 2, 3, 4, 5, 6, 7
 SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK = 8, 9, 10, 11
 PINGREQ, PINGRESP, DISCONNECT = 12, 13, 14
 
@@ -19,6 +19,10 @@ PROPERTIES = {
     0x11: ("session_expiry", "u32"),
     0x12: ("assigned_client_id", "text"),
     0x13: ("server_keep_alive", "u16"),
+    0x15: ("authentication_method", "text"),
+    0x16: ("authentication_data", "bytes"),
+    0x17: ("request_problem_information", "u8"),
+    0x18: ("will_delay", "u32"),
     0x1F: ("reason_string", "text"),
     0x21: ("receive_maximum", "u16"),
     0x22: ("topic_alias_maximum", "u16"),
@@ -46,6 +50,7 @@ class Packet:
     topic: str = ""
     payload: bytes = b""
     properties: dict[str, Any] = field(default_factory=dict)
+    user: dict[str, str] = field(default_factory=dict)
 
     @property
     def qos(self) -> int:
@@ -68,9 +73,9 @@ class RawMqtt:
     def __exit__(self, *_: object) -> None:
         self.socket.close()
 
-    def connect(self, username: str | None, *, client_id: str = "", keep_alive_s: int = 60, **properties: Any) -> Packet:
+    def connect(self, username: str | None, **options: Any) -> Packet:
         """Sends CONNECT, and gives CONNACK."""
-        self.send(connect(self.version, username, client_id=client_id, keep_alive_s=keep_alive_s, **properties))
+        self.send(connect(self.version, username, **options))
         return self.expect(CONNACK)
 
     def subscribe(self, *filters: str, qos: int = 0) -> Packet:
@@ -81,11 +86,19 @@ class RawMqtt:
         self.send(packet(UNSUBSCRIBE, self._id() + self._props() + b"".join(map(text, filters)), 2))
         return self.expect(UNSUBACK)
 
-    def publish(self, topic: str, payload: bytes | str, qos: int = 0, **properties: Any) -> None:
+    def publish(self, topic: str, payload: bytes | str, qos: int = 0, **properties: Any) -> bytes:
+        """Sends a message under the next packet id; gives what was sent."""
+        sent = self.message(topic, payload, qos, **properties)
+        self.send(sent)
+        return sent
+
+    def message(self, topic: str, payload: bytes | str, qos: int = 0, **properties: Any) -> bytes:
         payload = payload.encode() if isinstance(payload, str) else payload
         packet_id = self._id() if qos else b""
-        body = text(topic) + packet_id + (self._props(**properties)) + payload
-        self.send(packet(PUBLISH, body, qos << 1))
+        return packet(PUBLISH, text(topic) + packet_id + self._props(**properties) + payload, qos << 1)
+
+    def pubrel(self, packet_id: int) -> None:
+        self.send(packet(PUBREL, struct.pack(">H", packet_id), 2))
 
     def puback(self, packet_id: int) -> None:
         self.send(packet(PUBACK, struct.pack(">H", packet_id)))
@@ -94,8 +107,8 @@ class RawMqtt:
         self.send(packet(PINGREQ, b""))
         self.expect(PINGRESP)
 
-    def disconnect(self) -> None:
-        self.send(packet(DISCONNECT, b""))
+    def disconnect(self, reason: int | None = None) -> None:
+        self.send(packet(DISCONNECT, b"" if reason is None else bytes([reason])))
 
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
@@ -169,7 +182,7 @@ class RawMqtt:
             if v5:
                 it.properties, at = _read_properties(body, at)
             it.payload = body[at:]
-        elif kind == PUBACK:
+        elif kind in (PUBACK, PUBREC, PUBREL, PUBCOMP):
             (it.packet_id,) = struct.unpack_from(">H", body)
             it.code = body[2] if len(body) > 2 else 0
             if len(body) > 3:
@@ -183,6 +196,7 @@ class RawMqtt:
             it.code = body[0] if body else 0
             if len(body) > 1:
                 it.properties, at = _read_properties(body, 1)
+        it.user = dict(it.properties.get("user_property", []))
         return it
 
 
@@ -193,18 +207,37 @@ def connect(
     client_id: str = "",
     keep_alive_s: int = 60,
     password: str | None = None,
+    clean: bool = True,
+    flags: int = 0,
+    name: str = "MQTT",
+    will: tuple[str, bytes | str] | None = None,
+    will_qos: int = 0,
+    will_retain: bool = False,
+    will_properties: dict[str, Any] | None = None,
     **values: Any,
 ) -> bytes:
-    flags = 0x02 | (0x80 if username is not None else 0) | (0x40 if password is not None else 0)
-    body = text("MQTT") + bytes([version, flags]) + struct.pack(">H", keep_alive_s)
+    """A CONNECT; `flags` are set on top of those that its fields need."""
+    flags |= (0x80 if username is not None else 0) | (0x40 if password is not None else 0) | (0x02 if clean else 0)
+    flags |= (0x04 | will_qos << 3 | will_retain << 5) if will else 0
+    body = text(name) + bytes([version, flags]) + struct.pack(">H", keep_alive_s)
     if version == 5:
         body += properties(**values)
     body += text(client_id)
+    if will:
+        topic, payload = will
+        payload = payload.encode() if isinstance(payload, str) else payload
+        body += properties(**will_properties or {}) if version == 5 else b""
+        body += text(topic) + struct.pack(">H", len(payload)) + payload
     if username is not None:
         body += text(username)
     if password is not None:
         body += text(password)
     return packet(CONNECT, body)
+
+
+def again(sent: bytes) -> bytes:
+    """The same PUBLISH, sent again as the standard has it: DUP is set."""
+    return bytes([sent[0] | 0x08]) + sent[1:]
 
 
 def packet(kind: int, body: bytes, flags: int = 0) -> bytes:
@@ -217,8 +250,9 @@ def text(value: str) -> bytes:
 
 
 def properties(**values: Any) -> bytes:
+    """Properties; one that comes more than once is a list."""
     data = b""
-    for name, value in values.items():
+    for name, value in ((name, it) for name, many in values.items() for it in (many if isinstance(many, list) else [many])):
         number, kind = _IDS[name]
         data += bytes([number])
         match kind:
@@ -279,6 +313,6 @@ def _read_properties(body: bytes, at: int) -> tuple[dict[str, Any], int]:
             case "pair":
                 key, at = _read_text(body, at)
                 value, at = _read_text(body, at)
-                value = (key, value)
+                value = [*found.get(name, []), (key, value)]
         found[name] = value
     return found, end
