@@ -73,7 +73,7 @@ def test_a_newer_session_closes_a_page(shared_cluster, family, device):
 class Frames:
     """A WebSocket of our own, masked with zeros."""
 
-    def __init__(self, port, protocol="mqtt"):
+    def __init__(self, port, protocol="mqtt", chosen="mqtt"):
         self.http = RawHttp(port)
         key = base64.b64encode(os.urandom(16)).decode()
         self.http.send(
@@ -84,7 +84,7 @@ class Frames:
         if self.response.status == 101:
             proof = hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()
             assert self.response.headers["sec-websocket-accept"] == base64.b64encode(proof).decode()
-            assert self.response.headers["sec-websocket-protocol"] == "mqtt"
+            assert self.response.headers["sec-websocket-protocol"] == chosen
 
     def send(self, first, payload=b"", mask=0x80):
         length = len(payload)
@@ -128,9 +128,14 @@ def test_packets_may_be_cut_anywhere(frames):
     cut.expect_close(1000)
 
 
+def test_older_clients_say_it_otherwise(frames):
+    assert frames(protocol="mqttv3.1", chosen="mqttv3.1").response.status == 101
+    assert frames(protocol="mqttv3.1, mqtt").response.status == 101
+
+
 def test_what_is_refused(frames):
     assert frames(protocol="wamp").response.status == 400
-    assert frames(protocol="mqttv3.1").response.status == 400
+    assert frames(protocol="MQTT").response.status == 400
     frames().send(0x81, b"text").expect_close(1003)
     frames().send(0x82, CONNECT, mask=0).expect_close(1002)
     frames().send(0xC2, CONNECT).expect_close(1002)

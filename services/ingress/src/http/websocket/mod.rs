@@ -24,8 +24,9 @@ use super::reply;
 use super::routes::Server;
 use crate::device::mailbox::EndReason;
 
-/// The sub-protocol that a client must offer (MQTT-6.0.0-3).
-const SUB_PROTOCOL: &str = "mqtt";
+/// The sub-protocols of which a client must offer one (MQTT-6.0.0-3), in the order of our choice: the second is what
+/// clients of MQTT 3.1 say.
+const SUB_PROTOCOLS: [&str; 2] = ["mqtt", "mqttv3.1"];
 
 /// RFC 6455 §1.3.
 const ACCEPT_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -35,7 +36,7 @@ pub(super) async fn upgrade(
     State(server): State<Arc<Server>>,
     mut request: Request,
 ) -> Result<Response, Response> {
-    let accept = accept(request.method(), request.headers()).map_err(Refusal::response)?;
+    let (accept, sub_protocol) = accept(request.method(), request.headers()).map_err(Refusal::response)?;
     if server.devices.is_draining() {
         return Err(reply::broken_off(EndReason::ShuttingDown));
     }
@@ -48,7 +49,7 @@ pub(super) async fn upgrade(
     let headers = response.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUB_PROTOCOL));
+    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(sub_protocol));
     headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     Ok(response)
 }
@@ -94,8 +95,8 @@ impl Refusal {
     }
 }
 
-/// The proof that we understood the request (RFC 6455 §4.2.2), or what is wrong with it.
-fn accept(method: &Method, headers: &HeaderMap) -> Result<HeaderValue, Refusal> {
+/// The proof that we understood the request (RFC 6455 §4.2.2) and the sub-protocol, or what is wrong with it.
+fn accept(method: &Method, headers: &HeaderMap) -> Result<(HeaderValue, &'static str), Refusal> {
     if method != Method::GET
         || !lists(headers, &header::CONNECTION, "upgrade")
         || !lists(headers, &header::UPGRADE, "websocket")
@@ -105,15 +106,15 @@ fn accept(method: &Method, headers: &HeaderMap) -> Result<HeaderValue, Refusal> 
     if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
         return Err(Refusal::Version);
     }
-    if !offers(headers, SUB_PROTOCOL) {
-        return Err(Refusal::SubProtocol);
-    }
+    let sub_protocol =
+        SUB_PROTOCOLS.into_iter().find(|it| offers(headers, it)).ok_or(Refusal::SubProtocol)?;
     let key = headers.get(header::SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes);
     let Some(key) = key.filter(|key| STANDARD.decode(key).is_ok_and(|nonce| nonce.len() == 16)) else {
         return Err(Refusal::Key);
     };
     let digest = Sha1::new().chain_update(key).chain_update(ACCEPT_GUID).finalize();
-    HeaderValue::try_from(STANDARD.encode(digest)).map_err(|_| Refusal::Key)
+    let accept = HeaderValue::try_from(STANDARD.encode(digest)).map_err(|_| Refusal::Key)?;
+    Ok((accept, sub_protocol))
 }
 
 /// Whether a header lists `token`, in whatever case.
@@ -153,7 +154,11 @@ mod tests {
 
     #[test]
     fn the_standards_example_is_accepted() {
-        assert_eq!(accept(&Method::GET, &headers(&[])).unwrap(), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        for (offered, chosen) in [("mqttv3.1, mqtt", "mqtt"), ("mqttv3.1", "mqttv3.1"), ("x, mqtt", "mqtt")] {
+            let headers = headers(&[(header::SEC_WEBSOCKET_PROTOCOL, offered)]);
+            let (proof, sub_protocol) = accept(&Method::GET, &headers).unwrap();
+            assert_eq!((proof.to_str().unwrap(), sub_protocol), ("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", chosen));
+        }
     }
 
     #[test]
