@@ -66,6 +66,31 @@ def test_the_newest_callable_session_wins(shared_cluster, family, device, callab
     assert answer.text() == '"newer"'
 
 
+def test_clients_that_fight_over_a_device_are_slowed_and_seen(new_cluster, raw):
+    cluster = new_cluster()
+    node, identity = cluster.nodes[0], cluster.accounts.family().a
+    took = []
+    for _ in range(10):
+        session = raw(node.mqtt_port, 5)
+        session.connect(identity.token)
+        started = time.monotonic()
+        assert session.subscribe(REQUESTS).codes == [0]
+        took.append(time.monotonic() - started)
+    # The first takes over from nobody, and five takeovers are nothing special.
+    assert max(took[:7]) < 0.25 <= took[7] < took[8] < took[9]
+    assert node.admin.value("switchboard_takeovers_total") == 9
+    assert node.admin.value("switchboard_claims_delayed_total") == 3
+    told = [line for line in node.process.log_lines() if "take this device over" in line["message"]]
+    assert [line["device"] for line in told] == [identity.id]
+    # Others are not slowed, and the newest still wins.
+    session.ping()
+    other = raw(node.mqtt_port)
+    other.connect(cluster.accounts.family().a.token)
+    started = time.monotonic()
+    other.subscribe(REQUESTS)
+    assert time.monotonic() - started < 0.25
+
+
 def test_a_call_that_is_open_when_its_session_is_overtaken_is_lost(shared_cluster, family, device, callable_raw):
     nodes = shared_cluster.nodes
     older = callable_raw(nodes[0], family.b)

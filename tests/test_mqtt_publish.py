@@ -27,13 +27,6 @@ def client(connected, family, version):
     return connected(family.a, version)
 
 
-def ends(client, code):
-    if client.version == 5:
-        client.expect_disconnect(code)
-    else:
-        client.expect_closed()
-
-
 FOREIGN_TOPICS = [
     "elsewhere",
     "é",
@@ -42,29 +35,63 @@ FOREIGN_TOPICS = [
     "v1/devices/me/rpc/request/-1",
     "v1/devices/me/rpc/request/2147483648",
     "v1/devices/me/rpc/request/1/2",
+    "v1/devices/me/attributes/request/x",
     "v1/devices/me/claim",
     "v1/devices/other/rpc/request/1",
+    "v1/gateway/connect",
+    "v2/fw/request/0/chunk/0",
     "$SYS/x",
 ]
 
 
 @VERSIONS
 @pytest.mark.parametrize("topic", FOREIGN_TOPICS)
-def test_a_topic_that_is_none_closes(client, version, topic):
+def test_a_topic_that_is_none_closes_nothing(client, version, topic):
     client.publish(topic, "{}")
-    ends(client, 0x90)
+    client.ping()
+    client.publish(topic, "{}", qos=1)
+    ack = client.expect(PUBACK)
+    assert ack.code == (0x90 if version == 5 else 0)
+    assert ("reason_string" in ack.properties) == (version == 5)
+    client.publish(REQUESTS + "1", TIME)
+    assert client.expect(PUBLISH).topic == RESPONSES + "1"
 
 
 @VERSIONS
-@pytest.mark.parametrize("topic", FOREIGN_TOPICS)
-def test_a_topic_that_is_none_at_qos_1(client, version, topic):
-    client.publish(topic, "{}", qos=1)
-    if version == 5:
-        ack = client.expect(PUBACK)
-        assert ack.code == 0x90 and ack.properties["reason_string"]
-        client.ping()
-    else:
-        client.expect_closed()
+def test_what_is_dropped_is_counted_and_told_once_a_session(new_cluster, raw, version):
+    cluster = new_cluster()
+    node, device = cluster.nodes[0], cluster.accounts.family().a
+    client = raw(node.mqtt_port, version)
+    client.connect(device.token)
+    for topic in ("v1/gateway/connect", "v1/devices/me/claim", "v1/devices/me/claim"):
+        client.publish(topic, "secret")
+    client.publish("v1/devices/me/telemetry", "temp=21.5")
+    client.ping()
+    counts = {
+        reason: node.admin.value("switchboard_messages_dropped_total", reason=reason)
+        for reason in ("foreign_topic", "not_json", "too_large", "will")
+    }
+    assert counts == {"foreign_topic": 3, "not_json": 1, "too_large": 0, "will": 0}
+    told = [line for line in node.process.log_lines() if line["message"] == "messages are dropped"]
+    assert [line["device"] for line in told] == [device.id] * 2
+    assert [line["topic"] for line in told] == ['"v1/gateway/connect"', '"v1/devices/me/telemetry"']
+    assert "secret" not in node.process.err
+
+
+@VERSIONS
+@pytest.mark.parametrize("qos", [0, 1])
+def test_a_request_for_attributes_is_answered(client, version, qos):
+    request, response = "v1/devices/me/attributes/request/5", "v1/devices/me/attributes/response/5"
+    client.publish(request, '{"sharedKeys":"fw_title"}', qos=qos)
+    if qos:
+        assert client.expect(PUBACK).code == 0
+    client.ping()
+    client.subscribe("v1/devices/me/attributes/response/+", qos=1)
+    client.publish(request, '{"sharedKeys":"fw_title"}', qos=qos)
+    if qos:
+        assert client.expect(PUBACK).code == 0
+    answer = client.expect(PUBLISH)
+    assert (answer.topic, answer.payload, answer.qos) == (response, b"{}", 1)
 
 
 @VERSIONS
@@ -76,23 +103,23 @@ def test_a_topic_with_wildcards_closes(client, version, topic):
     client.expect_closed()
 
 
-@VERSIONS
-def test_qos_2_closes(client, version):
+def test_qos_2_closes_a_v5_client(connected, family):
+    client = connected(family.a, 5)
     client.publish(REQUESTS + "1", TIME, qos=2)
-    ends(client, 0x9B)
+    client.expect_disconnect(0x9B)
 
 
-@VERSIONS
-def test_a_packet_that_is_too_large_closes(client, version):
+def test_a_packet_that_is_too_large_closes_a_v5_client(connected, family):
+    client = connected(family.a, 5)
     client.publish("v1/devices/me/telemetry", "x" * 65536)
-    ends(client, 0x95)
+    client.expect_disconnect(0x95)
 
 
 @VERSIONS
 def test_a_packet_of_the_largest_size(client, version):
     topic = "v1/devices/me/telemetry"
     front = 1 + 3 + 2 + len(topic) + 2 + (1 if version == 5 else 0)
-    client.publish(topic, "x" * (65536 - front), qos=1)
+    client.publish(topic, f'"{"x" * (65536 - front - 2)}"', qos=1)
     assert client.expect(PUBACK).code == 0
 
 
@@ -114,23 +141,36 @@ def test_a_request_at_qos_1_is_acknowledged(client, version):
     assert kinds == {PUBACK, PUBLISH}
 
 
-@VERSIONS
-def test_an_answer_that_is_no_json_is_refused_and_the_call_stays_open(connected, family, version):
-    target, caller = connected(family.a, version), connected(family.b, 4, node=1)
+def test_an_answer_that_is_no_json_is_refused_and_the_call_stays_open(connected, family):
+    target, caller = connected(family.a, 5), connected(family.b, 4, node=1)
     target.subscribe(REQUESTS + "+")
     caller.publish(REQUESTS + "1", call(family.a))
     number = target.expect(PUBLISH).topic.removeprefix(REQUESTS)
     for wrong in (b"ok", b"{", b"", b'"\xff"'):
         target.publish(RESPONSES + number, wrong, qos=1)
-        ack = target.expect(PUBACK)
-        assert ack.code == (0x99 if version == 5 else 0)
+        assert target.expect(PUBACK).code == 0x99
     target.publish(RESPONSES + number, '{"right":true}', qos=1)
     assert target.expect(PUBACK).code == 0
     assert caller.expect(PUBLISH).payload == b'{"right":true}'
     # The second answer to one call goes nowhere.
     target.publish(RESPONSES + number, '{"twice":true}', qos=1)
-    assert target.expect(PUBACK).code == (0x10 if version == 5 else 0)
+    assert target.expect(PUBACK).code == 0x10
     caller.ping()
+
+
+@pytest.mark.parametrize(("version", "qos"), [(4, 0), (4, 1), (5, 0)])
+def test_an_answer_that_is_no_json_and_cannot_be_told_so_ends_the_call(connected, family, version, qos):
+    target, caller = connected(family.a, version), connected(family.b, 5, node=1)
+    target.subscribe(REQUESTS + "+")
+    caller.publish(REQUESTS + "1", call(family.a))
+    number = target.expect(PUBLISH).topic.removeprefix(REQUESTS)
+    target.publish(RESPONSES + number, "ok", qos=qos)
+    if qos:
+        assert target.expect(PUBACK).code == 0
+    answer = caller.expect(PUBLISH)
+    assert answer.payload == b'{"error":"Response of the remote device is not valid!"}'
+    assert answer.user["outcome"] == "answer_invalid"
+    target.ping()
 
 
 @VERSIONS
@@ -272,15 +312,64 @@ def test_the_clients_receive_maximum_is_kept(connected, family):
     assert answers == {RESPONSES + "1", RESPONSES + "2"}
 
 
-def test_the_clients_largest_packet_is_kept(connected, family):
-    caller, target = connected(family.a, 5, maximum_packet_size=200), connected(family.b, 5, node=1)
+@pytest.mark.parametrize(
+    ("size", "payload", "outcome"),
+    [
+        (2000, f'"{"x" * 300}"', "answered"),
+        (250, '{"error":"Response of the remote device is too large!"}', "answer_too_large"),
+        (95, '{"error":"Response of the remote device is too large!"}', None),
+        (85, "{}", "answer_too_large"),
+        (45, "{}", None),
+    ],
+)
+def test_whatever_a_caller_takes_it_reads_something(connected, family, size, payload, outcome):
+    caller, target = connected(family.a, 5, client_id="x", maximum_packet_size=size), connected(family.b, 5, node=1)
     target.subscribe(REQUESTS + "+")
     caller.publish(REQUESTS + "1", call(family.b))
     delivery = target.expect(PUBLISH)
     target.publish(delivery.properties["response_topic"], f'"{"x" * 300}"')
     answer = caller.expect(PUBLISH)
-    assert answer.payload.startswith(b'{"error":') and b"Maximum Packet Size" in answer.payload
+    assert (answer.payload.decode(), answer.user.get("outcome")) == (payload, outcome)
     caller.ping()
+
+
+def test_a_call_that_its_target_cannot_take(connected, family):
+    target, caller = connected(family.a, 5, client_id="x", maximum_packet_size=100), connected(family.b, 5, node=1)
+    target.subscribe(REQUESTS + "+")
+    caller.publish(REQUESTS + "1", call(family.a).replace('"body":1', f'"body":"{"x" * 200}"'))
+    answer = caller.expect(PUBLISH)
+    assert answer.payload == b'{"error":"Message is too large for the remote device!"}'
+    assert answer.user["outcome"] == "too_large_for_target"
+    # What does fit still comes, without what else is said beside it.
+    caller.publish(REQUESTS + "2", call(family.a))
+    delivery = target.expect(PUBLISH)
+    assert delivery.payload == b'{"method":"onMsg","params":1}' and delivery.user == {}
+    target.publish(delivery.properties["response_topic"], "2")
+    assert caller.expect(PUBLISH).payload == b"2"
+
+
+def test_the_target_learns_who_calls_and_the_caller_how_it_ended(connected, family):
+    target, caller = connected(family.a, 5), connected(family.b, 5, node=1)
+    target.subscribe(REQUESTS + "+")
+    forged = [(name, "forged") for name in ("caller", "caller-name", "call", "expires-ms", "outcome")]
+    caller.publish(REQUESTS + "1", call(family.a), user_property=forged)
+    delivery = target.expect(PUBLISH)
+    user = delivery.user
+    assert (user["caller"], user["caller-name"]) == (family.b.id, family.b.name)
+    assert 0 < int(user["expires-ms"]) <= 15000
+    target.publish(delivery.properties["response_topic"], '{"error":"mine"}', user_property=("outcome", "forged"))
+    answer = caller.expect(PUBLISH)
+    assert (answer.payload, answer.user) == (b'{"error":"mine"}', {"outcome": "answered", "call": user["call"]})
+    caller.publish(REQUESTS + "2", call(family.c))
+    answer = caller.expect(PUBLISH)
+    assert answer.payload.decode() == said.OFFLINE
+    assert answer.user["outcome"] == "offline" and answer.user["call"] != user["call"]
+
+
+def test_a_message_that_has_expired_is_not_asked(connected, family):
+    caller = connected(family.b, 5)
+    caller.publish(REQUESTS + "1", call(family.a), message_expiry=0)
+    assert caller.expect(PUBLISH).payload.decode() == said.TIMED_OUT
 
 
 def test_retain_is_refused(connected, family):

@@ -195,14 +195,18 @@ def test_reasons_that_a_client_may_give(client, version, raw, port, family):
 
 
 def test_a_reason_is_told_in_words_only_to_who_wants_them_and_as_far_as_they_fit(port, family, raw):
-    for options, words in (({}, True), ({"request_problem_information": 0}, False), ({"maximum_packet_size": 20}, False)):
+    for options, words in (({}, True), ({"request_problem_information": 0}, False), ({"maximum_packet_size": 40}, False)):
         client = raw(port, 5)
-        client.send(connect(5, family.a.token, **options))
-        if "maximum_packet_size" not in options:
-            assert client.expect(CONNACK).code == 0
+        assert client.connect(family.a.token, client_id="x", **options).code == 0
         client.publish("elsewhere", "{}", qos=1)
         ack = client.expect(PUBACK)
         assert (ack.code, "reason_string" in ack.properties) == (0x90, words)
+
+
+def test_who_has_no_room_for_a_connack_is_closed(port, family, raw):
+    client = raw(port, 5)
+    client.send(connect(5, family.a.token, maximum_packet_size=10))
+    client.expect_closed()
 
 
 @VERSIONS

@@ -313,8 +313,9 @@ def ingress() -> Json:
                 ),
                 graph(
                     "Sessions ended from here",
-                    "takeover: the device became callable elsewhere; the same one for ever is two devices with one token. revocation: the registry changed.",
+                    "takeover: the device became callable elsewhere; the same one for ever is two devices with one token, which are slowed. revocation: the registry changed.",
                     Query(rate("switchboard_takeovers_total"), "takeovers"),
+                    Query(rate("switchboard_claims_delayed_total"), "delayed by a fight"),
                     Query(rate("switchboard_revocations_total"), "revocations"), unit="cps", width=6,
                 ),
                 graph("Claims held", "Callable devices by node.", each("switchboard_claims_held"), stacked=True),
@@ -336,6 +337,10 @@ def ingress() -> Json:
                 graph(
                     "Answers nobody heard", "Answers whose caller had no subscription for them: the caller's fault.",
                     Query(rate("switchboard_answers_unheard_total"), "unheard"), unit="cps", width=6,
+                ),
+                graph(
+                    "Messages dropped", "MQTT messages that came to nothing, by reason; the log has device and topic.",
+                    rates("switchboard_messages_dropped_total", "reason"), unit="cps", width=6,
                 ),
                 graph(
                     "Telemetry and attributes", "failed: NATS did not take it, and the device was told so or got no acknowledgement.",

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
+use switchboard_ingress::calls::Ended;
 use switchboard_ingress::coap::codec::{Reading, read as read_datagram};
 use switchboard_ingress::coap::endpoint::{Effect as CoapEffect, Endpoint, EndpointLimits};
 use switchboard_ingress::coap::tally::Held;
@@ -140,7 +141,8 @@ fn read(data: &[u8], piece: usize) -> (Vec<u8>, Vec<String>) {
                 Opening::Incomplete => continue,
                 Opening::Connect(connect, codec) => {
                     let caller = Arc::new(Mutex::new(CallerLimits::new(now)));
-                    session = Some(Session::new(codec, limits(), caller, 60, connect.receive_maximum, now));
+                    let maximum = connect.receive_maximum;
+                    session = Some(Session::new(codec, limits(), caller, 60, maximum, None, now));
                 }
                 Opening::OtherVersion(_) | Opening::Refused(..) | Opening::Fault(_) => {
                     asked.push("refused".to_owned());
@@ -162,12 +164,14 @@ fn read(data: &[u8], piece: usize) -> (Vec<u8>, Vec<String>) {
                 }
                 Effect::Ask(ticket, request, _) => {
                     asked.push(format!("{request:?}"));
-                    session.answered(&ticket, &rpc::Outcome::Offline, Bytes::new());
+                    let (outcome, body, call) = (rpc::Outcome::Offline, Bytes::new(), None);
+                    session.answered(&ticket, Ended { outcome, body, call });
                 }
                 Effect::Uplink(kind, payload, packet_id) => {
                     asked.push(format!("{kind:?} {payload:?} {packet_id:?}"));
                     if let Some(packet_id) = packet_id {
-                        session.uplinked(packet_id, true);
+                        session.uplinked(packet_id, true, now);
+                        session.received(&mut inbound, MAX_PACKET_BYTES, now);
                     }
                 }
                 effect => asked.push(format!("{effect:?}")),

@@ -240,6 +240,12 @@ def again(sent: bytes) -> bytes:
     return bytes([sent[0] | 0x08]) + sent[1:]
 
 
+def id_of(sent: bytes) -> int:
+    """The packet id of a PUBLISH at QoS 1 or 2."""
+    at = next(index for index in range(1, 5) if not sent[index] & 0x80) + 1
+    return int.from_bytes(sent[at + 2 + int.from_bytes(sent[at : at + 2], "big") :][:2], "big")
+
+
 def packet(kind: int, body: bytes, flags: int = 0) -> bytes:
     return bytes([kind << 4 | flags]) + _length(len(body)) + body
 

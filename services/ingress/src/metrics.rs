@@ -26,6 +26,20 @@ closed_list! {
     }
 }
 
+closed_list! {
+    /// Why a device's MQTT message was dropped: the values of the label `reason`.
+    pub enum Dropped {
+        /// Its topic is none of the device API's.
+        ForeignTopic = "foreign_topic",
+        /// It must be JSON.
+        NotJson = "not_json",
+        /// It is larger than `mqtt.max_packet_bytes`, and its sender cannot be told.
+        TooLarge = "too_large",
+        /// It is a will that nobody would hear, or that came too often.
+        Will = "will",
+    }
+}
+
 /// Handles of one node's metrics.
 #[derive(Debug)]
 pub struct Metrics {
@@ -33,6 +47,7 @@ pub struct Metrics {
     call_seconds: Vec<Histogram>,
     limits: Vec<Counter>,
     connects: Vec<Counter>,
+    dropped: [Counter; Dropped::ALL.len()],
     visitors: [Gauge; Protocol::ALL.len()],
     sessions: [Gauge; Protocol::ALL.len()],
     delivery_seconds: Histogram,
@@ -42,16 +57,16 @@ pub struct Metrics {
     pub claims: Gauge,
     claim_seconds: Histogram,
     claims_failed: Counter,
+    /// Sessions that began later because clients fight over their device.
+    pub claims_delayed: Counter,
     /// Answers to calls that had ended or never were.
     pub answers_unheard: Counter,
     /// Sessions ended by a newer one of the same device.
     pub takeovers: Counter,
     /// Sessions ended because the registry changed.
     pub revocations: Counter,
-    /// Telemetry and attributes handed to NATS.
-    pub uplinks: Counter,
-    /// Telemetry and attributes that NATS did not take.
-    pub uplinks_failed: Counter,
+    uplinks: Counter,
+    uplinks_failed: Counter,
 }
 
 impl Metrics {
@@ -74,6 +89,8 @@ impl Metrics {
             connects: ConnectResult::ALL
                 .map(|result| counter!("switchboard_connects_total", "result" => result.as_str()))
                 .into(),
+            dropped: Dropped::ALL
+                .map(|reason| counter!("switchboard_messages_dropped_total", "reason" => reason.as_str())),
             visitors: Protocol::ALL
                 .map(|protocol| gauge!("switchboard_visitors", "protocol" => protocol.as_str())),
             sessions: Protocol::ALL
@@ -84,6 +101,7 @@ impl Metrics {
             claims: gauge!("switchboard_claims_held"),
             claim_seconds: histogram!("switchboard_claim_seconds"),
             claims_failed: counter!("switchboard_claims_failed_total"),
+            claims_delayed: counter!("switchboard_claims_delayed_total"),
             answers_unheard: counter!("switchboard_answers_unheard_total"),
             takeovers: counter!("switchboard_takeovers_total"),
             revocations: counter!("switchboard_revocations_total"),
@@ -118,6 +136,19 @@ impl Metrics {
     /// A connection attempt ended so.
     pub fn connect(&self, result: ConnectResult) {
         if let Some(counter) = self.connects.get(result as usize) {
+            counter.increment(1);
+        }
+    }
+
+    /// Telemetry or attributes were handed to NATS, or not.
+    pub fn uplinked(&self, taken: bool) {
+        let counter = if taken { &self.uplinks } else { &self.uplinks_failed };
+        counter.increment(1);
+    }
+
+    /// A device's message was dropped.
+    pub fn message_dropped(&self, reason: Dropped) {
+        if let Some(counter) = self.dropped.get(reason as usize) {
             counter.increment(1);
         }
     }
@@ -179,6 +210,11 @@ fn describe() {
         Unit::Count,
         "Connection attempts of devices, by result."
     );
+    describe_counter!(
+        "switchboard_messages_dropped_total",
+        Unit::Count,
+        "MQTT messages that came to nothing, acknowledged where their version knows no refusal, by reason."
+    );
     describe_gauge!(
         "switchboard_visitors",
         Unit::Count,
@@ -198,6 +234,11 @@ fn describe() {
     );
     describe_histogram!("switchboard_claim_seconds", Unit::Seconds, "Time to write a claim to the store.");
     describe_counter!("switchboard_claims_failed_total", Unit::Count, "Claims that the store did not take.");
+    describe_counter!(
+        "switchboard_claims_delayed_total",
+        Unit::Count,
+        "Devices that became callable later, since clients take them over from each other again and again."
+    );
     describe_counter!(
         "switchboard_answers_unheard_total",
         Unit::Count,

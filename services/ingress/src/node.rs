@@ -9,9 +9,10 @@ use boot::config::Settings;
 use boot::traces::{Hop, Span, Tracer};
 use bus::{Bus, ClaimStore, Connection, Reclaimed, Request};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use rpc::{
     Claim, CredentialHash, Delivery, DeliveryReply, DeviceStanding, DeviceState, Eviction, Limit, NodeId,
-    Outcome, UplinkKind, wire,
+    Outcome, Protocol, UplinkKind, wire,
 };
 use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, timeout};
@@ -19,6 +20,7 @@ use tokio::time::{MissedTickBehavior, timeout};
 use crate::calls::{Calls, now_ms};
 use crate::device::mailbox::{Incoming, Refused, Router};
 use crate::device::sessions::{HeldClaim, Session, Sessions, Visitor};
+use crate::device::takeovers::Takeovers;
 use crate::device::target::{Caller, Conclusion};
 use crate::metrics::Metrics;
 
@@ -41,6 +43,8 @@ pub struct Node {
     claims: ClaimStore,
     claim_places: Semaphore,
     changes: AtomicU64,
+    /// Who fights over a device here.
+    pub(crate) takeovers: Mutex<Takeovers>,
     tracer: Tracer,
 }
 
@@ -51,8 +55,21 @@ impl Node {
         let places = Arc::new(Semaphore::new(settings.ingress.max_connections.min(Semaphore::MAX_PERMITS)));
         let claim_places = Semaphore::new(settings.ingress.max_claims_in_flight);
         let (sessions, metrics) = (Sessions::default(), Metrics::register());
-        let changes = AtomicU64::new(0);
-        Node { id, settings, bus, sessions, calls, metrics, places, claims, claim_places, changes, tracer }
+        let (changes, takeovers) = (AtomicU64::new(0), Mutex::default());
+        Node {
+            id,
+            settings,
+            bus,
+            sessions,
+            calls,
+            metrics,
+            places,
+            claims,
+            claim_places,
+            changes,
+            takeovers,
+            tracer,
+        }
     }
 
     /// Writes a session's claim, and ends the session that held one before. False when the store did not take it.
@@ -123,11 +140,21 @@ impl Node {
 
     /// Hands telemetry or attributes up and waits until NATS has them. False when it did not take them.
     pub async fn uplink(&self, visitor: &Visitor, kind: UplinkKind, payload: Bytes) -> bool {
+        let told = self.tell_uplink(visitor, kind, payload).await;
+        self.confirm_uplink(told).await
+    }
+
+    /// Hands them up, one behind the other as they are told. False when NATS is away.
+    pub async fn tell_uplink(&self, visitor: &Visitor, kind: UplinkKind, payload: Bytes) -> bool {
         let subject = self.bus.subjects().uplink(visitor.tenant, visitor.device, kind);
+        self.bus.tell(subject, payload).await.is_ok()
+    }
+
+    /// Waits until NATS has what was told. False when it did not take it.
+    pub async fn confirm_uplink(&self, told: bool) -> bool {
         let wait = Duration::from_millis(self.settings.ingress.uplink_timeout_ms);
-        let taken = self.bus.tell_and_confirm(subject, payload, wait).await.is_ok();
-        let counter = if taken { &self.metrics.uplinks } else { &self.metrics.uplinks_failed };
-        counter.increment(1);
+        let taken = told && self.bus.confirm(wait).await.is_ok();
+        self.metrics.uplinked(taken);
         taken
     }
 
@@ -140,6 +167,11 @@ impl Node {
     /// Ends the session whose claim was overtaken.
     async fn evict(&self, newer: &Session, older: Claim) {
         let device = newer.visitor.device;
+        // A device that polls has its polls answered by any node: it takes over from itself.
+        let both_poll = [older.protocol, newer.visitor.protocol] == [Protocol::Http; 2];
+        if older.session != newer.id && !both_poll && self.takeovers.lock().happened(device, Instant::now()) {
+            tracing::warn!(%device, "clients take this device over from each other: its sessions begin later");
+        }
         if older.node == self.id {
             if older.session != newer.id {
                 self.metrics.takeovers.increment(1);

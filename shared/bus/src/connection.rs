@@ -258,6 +258,14 @@ impl Bus {
         wait: Duration,
     ) -> Result<(), TellError> {
         self.tell(subject, message).await?;
+        self.confirm(wait).await
+    }
+
+    /// Returns once the server has all that was published before.
+    ///
+    /// # Errors
+    /// `Down` when the round trip is not over within `wait`.
+    pub async fn confirm(&self, wait: Duration) -> Result<(), TellError> {
         self.round_trip(wait).await.map_err(|_| TellError::Down)
     }
 

@@ -89,6 +89,11 @@ impl Node {
     /// Makes a visitor callable: his session's claim stands. None when the store did not take it. To be ended by
     /// [`end_session`](Self::end_session).
     pub async fn begin_session(&self, visitor: &Arc<Visitor>) -> Option<Arc<Session>> {
+        let delay = self.takeovers.lock().delay(visitor.device, Instant::now());
+        if !delay.is_zero() {
+            self.metrics.claims_delayed.increment(1);
+            tokio::time::sleep(delay).await;
+        }
         let session = self.sessions.begin(visitor);
         if !self.claim(&session).await {
             self.refuse_unread(&session).await;

@@ -2,12 +2,14 @@
 //! which they write.
 //!
 //! A *visitor* is a device that this node knows: it has shown its access token, and may call. A *session* makes a
-//! visitor callable: a claim stands for it. `target`, `caller`, `limits` and `visitors` are pure.
+//! visitor callable: a claim stands for it. `target`, `caller`, `limits`, `takeovers` and
+//! `visitors` are pure.
 
 pub mod admit;
 pub mod caller;
 pub mod limits;
 pub mod mailbox;
 pub mod sessions;
+pub mod takeovers;
 pub mod target;
 pub mod visitors;

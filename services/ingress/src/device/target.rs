@@ -257,6 +257,14 @@ impl<R> Target<R> {
         AnswerTaken::NotJson
     }
 
+    /// The device's answer to call `number` is larger than can be read.
+    pub fn answer_too_large(&mut self, number: u32, now: Instant) {
+        let open = self.open.get(&number).is_some_and(|call| !call.oneway && !call.deadline.has_passed(now));
+        if open {
+            self.end_open(number, DeliveryReply::Ended(Outcome::AnswerTooLarge), Bytes::new());
+        }
+    }
+
     /// True while call `number` is open.
     pub fn is_open(&self, number: u32) -> bool {
         self.open.contains_key(&number)

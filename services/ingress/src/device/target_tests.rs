@@ -69,6 +69,21 @@ fn who_cannot_be_told_of_a_bad_answer_ends_the_call_with_it() {
 }
 
 #[test]
+fn an_answer_that_is_too_large_to_be_read_ends_its_call() {
+    let (mut target, now) = callable();
+    for (serial, budget_ms, oneway) in [(7, 1000, false), (8, 1000, true), (9, 10, false)] {
+        target.deliver(call(serial, budget_ms, oneway, now), now);
+        target.next(now).unwrap();
+    }
+    let later = now + Duration::from_millis(10);
+    for number in [1, 1, 2, 3, 4] {
+        target.answer_too_large(number, later);
+    }
+    assert_eq!(said(&mut target), ["7 answer_too_large"]);
+    assert!(target.is_open(2) && target.is_open(3));
+}
+
+#[test]
 fn a_one_way_call_is_delivered_when_it_is_written_and_takes_no_answer() {
     let (mut target, now) = callable();
     target.deliver(call(7, 1000, true, now), now);

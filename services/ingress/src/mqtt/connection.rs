@@ -11,11 +11,11 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bus::Asked;
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 use futures::Stream;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures::stream::FuturesUnordered;
-use rpc::{SessionEnd, UplinkKind};
+use rpc::SessionEnd;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Sleep;
 
@@ -153,7 +153,7 @@ where
         {
             break ended;
         }
-        if session.out().len() > max_outbound_bytes {
+        if session.unread_bytes() > max_outbound_bytes {
             session.end_slow_consumer();
             continue;
         }
@@ -177,10 +177,13 @@ where
                 session.drain();
             }
             Wake::Done(Done::Asked(Answered { ticket, ended, .. })) => {
-                session.answered(&ticket, &ended.outcome, ended.body);
-                node.metrics.call_ended(ticket.method, &ended.outcome, ticket.started.elapsed());
+                let told = session.answered(&ticket, ended);
+                node.metrics.call_ended(ticket.method, &told, ticket.started.elapsed());
             }
-            Wake::Done(Done::Uplinked(packet_id, taken)) => session.uplinked(packet_id, taken),
+            Wake::Done(Done::Uplinked(packet_id, taken)) => {
+                session.uplinked(packet_id, taken, Instant::now());
+                session.received(&mut inbound, max_packet_bytes, Instant::now());
+            }
             Wake::Read(Ok(0)) | Wake::Read(Err(_)) | Wake::Written(Err(_)) => session.end_of_stream(),
             Wake::Read(Ok(_)) => {
                 session.received(&mut inbound, max_packet_bytes, Instant::now());
@@ -198,6 +201,7 @@ where
             }
             Wake::Tick => {
                 session.tick(Instant::now());
+                session.received(&mut inbound, max_packet_bytes, Instant::now());
                 timer.as_mut().reset(session.next_tick().into());
             }
         }
@@ -206,7 +210,7 @@ where
     if let Some(in_hand) = in_hand {
         in_hand.give_up(node);
     }
-    Box::pin(end(stream, session, callable, ended, node)).await;
+    Box::pin(end(stream, session, &visitor, callable, ended, node)).await;
 }
 
 /// What comes first. The order is turned round each time, so that neither calls nor the client can starve the other;
@@ -293,17 +297,18 @@ async fn perform(
                     traceparent,
                 );
             }
-            Effect::Uplink(kind, payload, packet_id) => match packet_id {
-                Some(packet_id) => {
-                    let job = uplink(Arc::clone(node), Arc::clone(visitor), kind, payload, packet_id);
-                    in_hand.get_or_insert_with(|| Box::new(InHand::new())).uplinks.push(Box::pin(job));
+            Effect::Uplink(kind, payload, packet_id) => {
+                // Told here, in order; what waits for NATS waits beside the others.
+                let told = node.tell_uplink(visitor, kind, payload).await;
+                match packet_id {
+                    Some(packet_id) => {
+                        let node = Arc::clone(node);
+                        let job = async move { Done::Uplinked(packet_id, node.confirm_uplink(told).await) };
+                        in_hand.get_or_insert_with(|| Box::new(InHand::new())).uplinks.push(Box::pin(job));
+                    }
+                    None => node.metrics.uplinked(told),
                 }
-                None => {
-                    let subject = node.bus.subjects().uplink(visitor.tenant, visitor.device, kind);
-                    let taken = node.bus.tell(subject, payload).await.is_ok();
-                    count_uplink(node, taken);
-                }
-            },
+            }
             Effect::Conclude(conclusion) => node.conclude(conclusion).await,
             Effect::Claim(pending) => {
                 *callable = Box::pin(node.begin_session(visitor)).await;
@@ -319,6 +324,13 @@ async fn perform(
             }
             Effect::Refused(method, outcome) => node.metrics.call_ended(method, &outcome, Duration::ZERO),
             Effect::LimitHit(limit) => node.metrics.limit_hit(limit),
+            Effect::Dropped(reason, topic) => {
+                node.metrics.message_dropped(reason);
+                if let Some(topic) = topic {
+                    let reason = reason.as_str();
+                    tracing::info!(device = %visitor.device, reason, ?topic, "messages are dropped");
+                }
+            }
             Effect::AnswerUnheard => node.metrics.answers_unheard.increment(1),
             Effect::Close(ended) => return Some(ended),
         }
@@ -326,27 +338,11 @@ async fn perform(
     None
 }
 
-/// Hands a message up and waits until NATS has it.
-async fn uplink(
-    node: Arc<Node>,
-    visitor: Arc<Visitor>,
-    kind: UplinkKind,
-    payload: Bytes,
-    packet_id: NonZeroU16,
-) -> Done {
-    let taken = node.uplink(&visitor, kind, payload).await;
-    Done::Uplinked(packet_id, taken)
-}
-
-fn count_uplink(node: &Node, taken: bool) {
-    let counter = if taken { &node.metrics.uplinks } else { &node.metrics.uplinks_failed };
-    counter.increment(1);
-}
-
-/// Ends a session: answers what was open, releases its claim, and says goodbye.
+/// Ends a session: answers what was open, releases its claim, hands up its will, and says goodbye.
 async fn end<S>(
     stream: &mut S,
     mut session: Box<Session>,
+    visitor: &Visitor,
     callable: Option<Arc<sessions::Session>>,
     ended: Ended,
     node: &Node,
@@ -356,10 +352,17 @@ async fn end<S>(
     if let Some(callable) = callable {
         node.end_session(&callable, ended.session_end()).await;
     }
-    session.end();
+    session.end(ended, Instant::now());
     while let Some(effect) = session.next_effect() {
-        if let Effect::Conclude(conclusion) = effect {
-            node.conclude(conclusion).await;
+        match effect {
+            Effect::Conclude(conclusion) => node.conclude(conclusion).await,
+            Effect::Uplink(kind, payload, None) => {
+                let told = node.tell_uplink(visitor, kind, payload).await;
+                node.metrics.uplinked(told);
+            }
+            Effect::Dropped(reason, _) => node.metrics.message_dropped(reason),
+            // Nobody is there for the rest.
+            _ => {}
         }
     }
     let out = std::mem::take(session.out());

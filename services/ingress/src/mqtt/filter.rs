@@ -390,7 +390,10 @@ mod tests {
         }
 
         #[test]
-        fn a_topic_matches_itself_and_its_wildcards(levels in proptest::collection::vec("[a-z0-9]{0,3}", 1..5), at in 0usize..5) {
+        fn a_topic_matches_itself_and_its_wildcards(
+            levels in proptest::collection::vec("[a-z0-9]{0,3}", 1..5),
+            at in 0usize..5,
+        ) {
             let topic = levels.join("/");
             prop_assert!(matches(&topic, &topic));
             prop_assert!(matches("#", &topic));

@@ -10,9 +10,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::codec::{self, Codec, Connect, ConnectAck, ConnectAckReason, Opening, QoS, Reason, Version};
 use super::session::{Session, SessionLimits};
+use super::will;
 use crate::device::admit::{NotAdmitted, digest};
 use crate::device::sessions::Visitor;
-use crate::metrics::ConnectResult;
+use crate::metrics::{ConnectResult, Dropped};
 use crate::node::Node;
 
 /// A connected device: its session, and what it has sent behind its CONNECT.
@@ -37,12 +38,12 @@ where
     let wait = Duration::from_millis(node.settings.ingress.connect_timeout_ms);
     let mut inbound = BytesMut::new();
     let opening = tokio::time::timeout(wait, read_connect(stream, &mut inbound, node)).await;
-    let (connect, mut codec) = match opening {
+    let (connect, codec) = match opening {
         Ok(Ok(Opening::Connect(connect, codec))) => (connect, codec),
-        Ok(Ok(Opening::Refused(mut codec, reason, why))) => {
+        Ok(Ok(Opening::Refused(codec, reason, why))) => {
             // §3.1.4: 3.1.1 is closed without a word, but for an identifier that it can be told about.
             if codec.version() == Version::V5 || reason == ConnectAckReason::ClientIdentifierNotValid {
-                write_connack(stream, &mut codec, refusal(reason, why)).await;
+                write_connack(stream, &codec, refusal(reason, why)).await;
             }
             return refused(node, ConnectResult::Malformed, why);
         }
@@ -62,19 +63,32 @@ where
         Err(_) => return refused(node, ConnectResult::Malformed, "no CONNECT came in time"),
     };
 
-    match admit(&connect, node, full).await {
-        Ok(visitor) => {
+    let admitted = match connect.will.as_ref().map(|will| will::accept(connect.version, will)).transpose() {
+        Ok(will) => admit(&connect, node, full).await.map(|visitor| (visitor, will.flatten())),
+        Err((reason, why)) => Err((reason, why, Some(ConnectResult::Malformed))),
+    };
+    match admitted {
+        Ok((visitor, will)) => {
             let keep_alive_s = keep_alive_in_force(&connect, node);
             let ack = acceptance(&connect, keep_alive_s, limits, node, visitor.id);
             let mut out = BytesMut::new();
-            codec.connack(ack, &mut out);
+            if !codec.connack(ack, &mut out) {
+                // §3.2: nothing may be sent before it.
+                node.leave(&visitor);
+                tracing::debug!(device = %visitor.device, "its Maximum Packet Size has no room for a CONNACK");
+                return None;
+            }
+            if connect.will.is_some() && will.is_none() {
+                node.metrics.message_dropped(Dropped::Will);
+            }
             let (caller, limits, now) = (Arc::clone(&visitor.caller), Arc::clone(limits), Instant::now());
-            let mut session = Session::new(codec, limits, caller, keep_alive_s, connect.receive_maximum, now);
+            let receive_maximum = connect.receive_maximum;
+            let mut session = Session::new(codec, limits, caller, keep_alive_s, receive_maximum, will, now);
             *session.out() = out;
             Some(Connected { visitor, session: Box::new(session), inbound })
         }
         Err((reason, why, result)) => {
-            write_connack(stream, &mut codec, refusal(reason, why)).await;
+            write_connack(stream, &codec, refusal(reason, why)).await;
             match result {
                 Some(result) => refused(node, result, why),
                 None => None,
@@ -164,7 +178,7 @@ fn refusal(reason: ConnectAckReason, why: &'static str) -> ConnectAck {
     }
 }
 
-async fn write_connack<S: AsyncWrite + Unpin>(stream: &mut S, codec: &mut Codec, ack: ConnectAck) {
+async fn write_connack<S: AsyncWrite + Unpin>(stream: &mut S, codec: &Codec, ack: ConnectAck) {
     let mut out = BytesMut::new();
     codec.connack(ack, &mut out);
     // The connection is closed next: a client that is gone already misses nothing.

@@ -4,7 +4,10 @@ pub mod codec;
 pub(crate) mod connection;
 pub mod filter;
 mod handshake;
+mod inbound;
 mod listener;
+mod outbound;
 pub mod session;
+mod will;
 
 pub use listener::Listener;

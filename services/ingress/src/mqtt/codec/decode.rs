@@ -89,7 +89,7 @@ fn publish_properties(body: &mut Reader) -> Result<PublishProperties, Fault> {
             }
             property::USER => {
                 let (name, text) = value.pair()?;
-                let is_trace = &*name == "traceparent" && text.len() <= rpc::MAX_TRACEPARENT_BYTES;
+                let is_trace = &*name == super::TRACEPARENT && text.len() <= rpc::MAX_TRACEPARENT_BYTES;
                 if is_trace && read.traceparent.is_none() {
                     read.traceparent = Some(text);
                 }

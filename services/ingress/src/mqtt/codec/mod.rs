@@ -244,8 +244,9 @@ impl Codec {
         self.decode(inbound, max_bytes)
     }
 
-    /// CONNACK: `ack` for MQTT 5, of which 3.1.1 gets the return code that goes with its reason.
-    pub fn connack(&self, ack: ConnectAck, out: &mut BytesMut) {
+    /// CONNACK: `ack` for MQTT 5, of which 3.1.1 gets the return code that goes with its reason. False when the
+    /// client's Maximum Packet Size forbids it.
+    pub fn connack(&self, ack: ConnectAck, out: &mut BytesMut) -> bool {
         let return_code = match ack.reason_code {
             ConnectAckReason::Success => v3::ConnectAckReason::ConnectionAccepted,
             ConnectAckReason::ClientIdentifierNotValid => v3::ConnectAckReason::IdentifierRejected,
@@ -255,11 +256,28 @@ impl Codec {
         };
         let v3 = || v3::Packet::ConnectAck(v3::ConnectAck { return_code, session_present: false });
         let v5 = |why| v5::Packet::ConnectAck(Box::new(ConnectAck { reason_string: why, ..ack.clone() }));
-        self.write_why(ack.reason_string.clone(), v3, v5, out);
+        self.write_why(ack.reason_string.clone(), v3, v5, out)
     }
 
-    /// PUBLISH. False when the client's Maximum Packet Size forbids it (v5 §3.1.2.11.4: it must not be sent).
-    #[must_use]
+    /// Whether the client takes a PUBLISH of this size (v5 §3.1.2.11.4: a larger one must not be sent).
+    pub fn fits(&self, topic: &str, qos: QoS, payload_bytes: usize, properties: &PublishProperties) -> bool {
+        if self.max_outbound_bytes == usize::MAX {
+            return true;
+        }
+        let length_bytes =
+            |bytes: usize| [1 << 7, 1 << 14, 1 << 21].iter().filter(|it| bytes >= **it).count() + 1;
+        let PublishProperties { response_topic, correlation, traceparent, stamp, .. } = properties;
+        let values = [response_topic.as_ref().map(|it| it.len()), correlation.as_ref().map(Bytes::len)];
+        let values: usize = values.iter().flatten().map(|bytes| 3 + bytes).sum();
+        let trace = traceparent.iter().map(|value| (TRACEPARENT, value));
+        let user = trace.chain(stamp.iter().map(|(name, value)| (*name, value)));
+        let properties = values + user.map(|(name, value)| 5 + name.len() + value.len()).sum::<usize>();
+        let id_bytes = if qos == QoS::AtMostOnce { 0 } else { 2 };
+        let body = 2 + topic.len() + id_bytes + length_bytes(properties) + properties + payload_bytes;
+        1 + length_bytes(body) + body <= self.max_outbound_bytes
+    }
+
+    /// PUBLISH, which must [fit](Self::fits): nothing is written otherwise.
     pub fn publish(
         &self,
         topic: ByteString,
@@ -267,9 +285,9 @@ impl Codec {
         payload: Bytes,
         properties: PublishProperties,
         out: &mut BytesMut,
-    ) -> bool {
+    ) {
         let qos = if packet_id.is_some() { QoS::AtLeastOnce } else { QoS::AtMostOnce };
-        let traceparent = properties.traceparent.map(|value| ("traceparent", value));
+        let traceparent = properties.traceparent.map(|value| (TRACEPARENT, value));
         let user = traceparent.into_iter().chain(properties.stamp);
         let properties = v5::PublishProperties {
             response_topic: properties.response_topic,
@@ -283,7 +301,7 @@ impl Codec {
         match self.version {
             Version::V3 => self.write(v3::Packet::Publish(publish), v3::Codec::new(0), out),
             Version::V5 => self.write(v5::Packet::Publish(publish), v5::Codec::new(0, 0), out),
-        }
+        };
     }
 
     /// PUBACK. To 3.1.1 every reason reads the same.
@@ -369,14 +387,12 @@ impl Codec {
         v3: impl FnOnce() -> v3::Packet,
         v5: impl Fn(Option<ByteString>) -> v5::Packet,
         out: &mut BytesMut,
-    ) {
+    ) -> bool {
         match self.version {
-            Version::V3 => _ = self.write(v3(), v3::Codec::new(0), out),
+            Version::V3 => self.write(v3(), v3::Codec::new(0), out),
             Version::V5 => {
                 let explained = why.is_some() && self.write(v5(why), v5::Codec::new(0, 0), out);
-                if !explained {
-                    self.write(v5(None), v5::Codec::new(0, 0), out);
-                }
+                explained || self.write(v5(None), v5::Codec::new(0, 0), out)
             }
         }
     }
@@ -392,6 +408,9 @@ impl Codec {
         fits
     }
 }
+
+/// The user property of W3C's trace context.
+const TRACEPARENT: &str = "traceparent";
 
 /// A topic that a message can go to (§4.7.1, §4.7.3).
 fn topic_name(topic: ByteString) -> Result<ByteString, Fault> {

@@ -572,7 +572,7 @@ fn what_is_written_reads_back() {
             ..Default::default()
         };
         let packet_id = NonZeroU16::new(9);
-        assert!(codec.publish(topic.clone(), packet_id, payload.clone(), properties.clone(), &mut out));
+        codec.publish(topic.clone(), packet_id, payload.clone(), properties.clone(), &mut out);
         let Ok(Some(Packet::Publish(publish))) = codec.decode(&mut out, MAX) else { panic!() };
         let (qos, dup) = (QoS::AtLeastOnce, false);
         assert_eq!(*publish, Publish { topic, qos, dup, packet_id, payload, properties });
@@ -588,12 +588,12 @@ fn the_stamp_is_written_as_user_properties() {
         ..Default::default()
     };
     let mut out = BytesMut::new();
-    assert!(Codec::new(Version::V5).publish("a".into(), None, Bytes::new(), properties.clone(), &mut out));
+    Codec::new(Version::V5).publish("a".into(), None, Bytes::new(), properties.clone(), &mut out);
     let Ok(Some((v5::Packet::Publish(publish), _))) = v5::Codec::new(0, 0).decode(&mut out) else { panic!() };
     let user = publish.properties.unwrap().user_properties;
     let user: Vec<_> = user.iter().map(|(name, value)| (&**name, &**value)).collect();
     assert_eq!(user, [("traceparent", "00-1-2-01"), ("outcome", "Offline"), ("call", "1-2")]);
-    assert!(Codec::new(Version::V3).publish("a".into(), None, Bytes::new(), properties, &mut out));
+    Codec::new(Version::V3).publish("a".into(), None, Bytes::new(), properties, &mut out);
     assert_eq!(&out[..], b"\x30\x03\0\x01a");
 }
 
@@ -685,13 +685,12 @@ fn nothing_is_written_that_is_larger_than_the_client_takes() {
         };
         wrote(&|out| codec.puback(packet_id, PublishAckReason::QuotaExceeded, why, out));
         wrote(&|out| codec.disconnect(Reason::ProtocolError, why, out));
-        wrote(&|out| codec.connack(ack.clone(), out));
+        wrote(&|out| assert_eq!(codec.connack(ack.clone(), out), max >= 5));
         wrote(&|out| codec.suback(packet_id, &[SubscribeAckReason::GrantedQos0; 3], out));
         wrote(&|out| codec.unsuback(packet_id, &[true; 3], out));
         wrote(&|out| codec.pingresp(out));
         wrote(&|out| {
-            let fits = codec.publish("a".into(), None, "0123456789".into(), Default::default(), out);
-            assert_eq!(fits, max >= 16);
+            codec.publish("a".into(), None, "0123456789".into(), Default::default(), out);
         });
         // As much as fits: with its words, without them, or nothing.
         let words = 3 + why.len();
@@ -772,6 +771,39 @@ fn client_packet() -> impl Strategy<Value = (v3::Packet, v5::Packet)> {
 }
 
 proptest! {
+    /// What is said to fit is what is written, to the byte.
+    #[test]
+    fn what_fits_is_written(
+        topic in "[a-z]{1,200}",
+        texts in proptest::collection::vec(proptest::option::of("[a-z]{0,300}"), 5),
+        payload in 0usize..20_000,
+        packet_id in proptest::option::of(Just(NonZeroU16::MIN)),
+        slack in 0usize..3,
+    ) {
+        let text = |at: usize| texts[at].clone().map(ByteString::from);
+        let properties = PublishProperties {
+            response_topic: text(0),
+            correlation: text(1).map(ByteString::into_bytes),
+            traceparent: text(2),
+            stamp: [("outcome", text(3)), ("caller-name", text(4))]
+                .into_iter()
+                .filter_map(|(name, value)| Some((name, value?)))
+                .collect(),
+            ..Default::default()
+        };
+        let qos = if packet_id.is_some() { QoS::AtLeastOnce } else { QoS::AtMostOnce };
+        let written = |max| {
+            let mut out = BytesMut::new();
+            let payload = Bytes::from(vec![b'x'; payload]);
+            narrow(max).publish(topic.as_str().into(), packet_id, payload, properties.clone(), &mut out);
+            out.len()
+        };
+        let bytes = written(usize::MAX);
+        let max = bytes + slack - 1;
+        prop_assert_eq!(narrow(max).fits(&topic, qos, payload, &properties), slack > 0);
+        prop_assert_eq!(written(max), if slack > 0 { bytes } else { 0 });
+    }
+
     /// rmqtt-codec writes a client's packets, and both versions of one read the same.
     #[test]
     fn what_another_codec_writes_is_read((old, new) in client_packet()) {
