@@ -8,6 +8,8 @@ mod inbound;
 mod listener;
 mod outbound;
 pub mod session;
+#[cfg(test)]
+mod standard;
 mod will;
 
 pub use listener::Listener;
