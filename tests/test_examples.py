@@ -1,6 +1,5 @@
-"""Does what the README shows work as it is shown? Its scripts, run as they are."""
+"""Does what the READMEs show work as it is shown? Their commands and scripts, run as they are."""
 
-import json
 import re
 
 import pytest
@@ -17,6 +16,7 @@ OTHERS = (
 )
 AWAY = '{"error":"No active connection to the remote device!"}'
 OK = '{"status":"ok"}'
+PAGES = "".join((ROOT / page).read_text() for page in ("README.md", "services/ingress/README.md"))
 
 
 @pytest.fixture
@@ -107,38 +107,25 @@ def test_an_unknown_token_is_said(env):
     assert ran.code == 1 and "Not authorized" in ran.err
 
 
-def test_the_readme_shows_these_very_commands(env):
-    """Every `mosquitto_rr` of the README, with the port of this run, prints what stands below it."""
-    readme = (ROOT / "README.md").read_text()
-    shown = re.findall(r"```sh\n((?:#[^\n]*\n)?mosquitto_rr .*?)```\n```json\n(.*?)\n```", readme, re.DOTALL)
-    assert len(shown) >= 2
+@pytest.mark.parametrize(
+    ("client", "here"),
+    [
+        ("mosquitto_rr", ("-h localhost", "-h 127.0.0.1 -p {MQTT_PORT}")),
+        ("curl", ("localhost:8080", "127.0.0.1:{HTTP_PORT}")),
+        ("coap-client-notls", ("coap://127.0.0.1/", "coap://127.0.0.1:{COAP_PORT}/")),
+    ],
+)
+def test_a_command_that_is_shown_prints_what_stands_below_it(client, here, env, emulator):
+    """Every one of this client that has an answer below it, with the ports of this run."""
+    shown = re.findall(rf"```sh\n((?:#[^\n]*\n)?{client} (?:(?!```).)*)```\n```json\n(.*?)\n```", PAGES, re.DOTALL)
+    assert shown
     for command, answer in shown:
-        here = command.replace("-h localhost", f"-h 127.0.0.1 -p {env['MQTT_PORT']}")
-        assert run("sh", "-c", here, within_s=PATIENCE_S).ok().out.strip() == answer
-        assert json.loads(answer)
-    scripts = "".join(path.read_text() for path in (EXAMPLES / "mosquitto").glob("*.sh"))
+        ran = run("sh", "-c", command.replace(here[0], here[1].format(**env)), within_s=PATIENCE_S)
+        # A long answer stands there in lines.
+        assert ran.ok().out.strip() == answer.replace("\n ", "")
+
+
+def test_the_scripts_say_what_is_shown():
+    scripts = "".join(path.read_text() for path in EXAMPLES.glob("*/*.sh"))
     for body in ('{"method":"getDevices","params":{}}', '"timeout":2000,"oneway":false,"body":{"param1":"value1"}}}'):
-        assert body in readme and body in scripts
-
-
-def test_the_readme_shows_these_curl_commands(env):
-    """Every `curl` of the README that has an answer below it, with the port of this run."""
-    readme = (ROOT / "README.md").read_text()
-    shown = re.findall(r"```sh\n((?:#[^\n]*\n)?curl .*?)```\n```json\n(.*?)\n```", readme, re.DOTALL)
-    assert len(shown) >= 2
-    for command, answer in shown:
-        here = command.replace("localhost:8080", f"127.0.0.1:{env['HTTP_PORT']}")
-        assert run("sh", "-c", here, within_s=PATIENCE_S).ok().out.strip() == answer
-
-
-def test_the_readme_shows_these_coap_commands(env):
-    """Every `coap-client-notls` of the README that has an answer below it, with the port of this run."""
-    readme = (ROOT / "README.md").read_text()
-    shown = re.findall(r"```sh\n((?:#[^\n]*\n)?coap-client-notls .*?)```\n```json\n(.*?)\n```", readme, re.DOTALL)
-    assert len(shown) >= 2
-    for command, answer in shown:
-        here = command.replace("coap://127.0.0.1/", f"coap://127.0.0.1:{env['COAP_PORT']}/")
-        assert run("sh", "-c", here, within_s=PATIENCE_S).ok().out.strip() == answer
-    scripts = "".join(path.read_text() for path in (EXAMPLES / "coap").glob("*.sh"))
-    for body in ('{"method":"getDevices","params":{}}', '"timeout":2000,"oneway":false,"body":{"param1":"value1"}}}'):
-        assert body in scripts and any(body in command for command, _ in shown)
+        assert body in PAGES and body in scripts
