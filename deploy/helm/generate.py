@@ -5,6 +5,7 @@
 
 import json
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def main() -> None:
 def generated() -> dict[Path, str]:
     """Every generated file, and what it should hold."""
     files = {
-        CHART / "README.md": (CHART.parent / "README.in.md").read_text().replace("{{values}}\n", "".join(value_rows())),
+        CHART / "README.md": (CHART.parent / "README.in.md").read_text().replace("{{values}}\n", "".join(values())),
         CHART / "values.schema.json": schema(),
     }
     for folder, patterns in COPIES.items():
@@ -47,8 +48,8 @@ def stale() -> list[Path]:
     return [path for folder in list(COPIES)[1:] for path in (CHART / folder).glob("*") if path not in kept]
 
 
-def value_rows() -> Iterator[str]:
-    """The values as rows of a table: path, default, and the comment above."""
+def values() -> Iterator[str]:
+    """The values as a list: path, default, and the comment above."""
     parents: list[str] = []
     comment: list[str] = []
     for line in (CHART / "values.yaml").read_text().splitlines():
@@ -58,9 +59,12 @@ def value_rows() -> Iterator[str]:
         elif match := re.fullmatch(r"( *)([\w.-]+): ?(.*)", line):
             del parents[indent // 2 :]
             parents.append(match[2])
-            default = f"`{match[3]}`" if match[3] else ""
-            if default or comment:
-                yield f"| `{'.'.join(parents)}` | {default} | {' '.join(comment)} |\n".replace("|  |", "| |")
+            if match[3] or comment:
+                default = f" = `{match[3]}`" if match[3] else ""
+                meaning = f": {' '.join(comment)}" if comment else ""
+                item = f"- **`{'.'.join(parents)}`**{default}{meaning}"
+                yield textwrap.fill(item, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+                yield "\n"
             comment = []
         elif not line.strip():
             comment = []

@@ -97,7 +97,7 @@ pub struct LoadFigures {
     pub client_cpu_us_a_call: f64,
     /// How much of its one thread's time the bench used: near 100, it was what limited calls a second.
     pub client_busy_percent: f64,
-    /// What everything else on the machine used, in percent of one core: the figures of a busy machine are worth little.
+    /// What everything else on the machine used, in percent of one core: figures of a busy machine are worth little.
     pub others_busy_percent: f64,
     /// Resident memory when the window ended.
     pub server_rss_mib: PerProcess<f64>,
@@ -248,7 +248,7 @@ impl Report {
         self.samples.iter().filter_map(faulty).collect()
     }
 
-    /// The medians as Markdown tables, one for each scenario.
+    /// The medians as Markdown tables, one for each scenario, with a column for each system.
     pub fn tables(&self) -> String {
         let mut scenarios: Vec<Scenario> = Vec::new();
         for sample in &self.samples {
@@ -258,12 +258,12 @@ impl Report {
         }
         let mut text = String::new();
         for scenario in scenarios {
-            let rows = match scenario {
-                Scenario::Idle { .. } => self.idle_rows(scenario),
-                _ => self.load_rows(scenario),
+            let columns = match scenario {
+                Scenario::Idle { .. } => self.idle_columns(scenario),
+                _ => self.load_columns(scenario),
             };
             // Writing to a String cannot fail.
-            let _ = writeln!(text, "### {scenario}\n\n{}", aligned(&rows));
+            let _ = writeln!(text, "### {scenario}\n\n{}", aligned(&turned(&columns)));
         }
         text
     }
@@ -278,99 +278,120 @@ impl Report {
         systems
     }
 
-    fn load_rows(&self, scenario: Scenario) -> Vec<Vec<String>> {
-        let head = [
-            "system",
-            "calls/s",
-            "CPU µs a call",
-            "of which",
+    fn load_columns(&self, scenario: Scenario) -> Vec<Vec<String>> {
+        let systems = self.systems(scenario);
+        let cpu =
+            |system| self.loads(system, scenario).map(|load| &load.server_cpu_us_a_call).collect::<Vec<_>>();
+        let roles = roles(systems.iter().flat_map(|system| cpu(*system)));
+        let mut head = vec!["".to_owned(), "calls/s".to_owned(), "CPU µs a call".to_owned()];
+        head.extend(roles.iter().map(|role| format!("of which {role}")));
+        let rest = [
             "p50 ms",
             "p90",
             "p99",
             "p99.9",
             "max",
             "client µs a call",
-            "client busy",
-            "others busy",
+            "client busy %",
+            "others busy %",
             "RSS MiB",
         ];
-        let mut rows = vec![head.map(str::to_owned).to_vec()];
-        for system in self.systems(scenario) {
+        head.extend(rest.map(str::to_owned));
+        let mut columns = vec![head];
+        for system in systems {
             let figure = |decimals: usize, figure: fn(&LoadFigures) -> f64| {
                 self.of_load(system, scenario, figure)
                     .map_or("failed".into(), |value| format!("{value:.decimals$}"))
             };
-            let parts: Vec<_> = self.loads(system, scenario).map(|load| &load.server_cpu_us_a_call).collect();
-            rows.push(vec![
+            let mut column = vec![
                 system.name().to_owned(),
                 figure(0, |load| load.calls_per_s),
                 figure(1, |load| load.server_cpu_us_a_call.sum()),
-                breakdown(&parts, 1),
+            ];
+            column.extend(breakdown(&cpu(system), &roles, 1));
+            column.extend([
                 figure(3, |load| load.latency.p50_ms),
                 figure(3, |load| load.latency.p90_ms),
                 figure(3, |load| load.latency.p99_ms),
                 figure(3, |load| load.latency.p999_ms),
                 figure(2, |load| load.latency.max_ms),
                 figure(1, |load| load.client_cpu_us_a_call),
-                figure(0, |load| load.client_busy_percent) + " %",
-                figure(0, |load| load.others_busy_percent) + " %",
+                figure(0, |load| load.client_busy_percent),
+                figure(0, |load| load.others_busy_percent),
                 figure(1, |load| load.server_rss_mib.sum()),
             ]);
+            columns.push(column);
         }
-        rows
+        columns
     }
 
-    fn idle_rows(&self, scenario: Scenario) -> Vec<Vec<String>> {
-        let head = [
-            "system",
-            "connected",
-            "failed",
-            "KiB a connection",
-            "of which",
-            "CPU ms a connect",
-            "of which",
-            "connects/s",
-        ];
-        let mut rows = vec![head.map(str::to_owned).to_vec()];
-        for system in self.systems(scenario) {
+    fn idle_columns(&self, scenario: Scenario) -> Vec<Vec<String>> {
+        let systems = self.systems(scenario);
+        let memory = |system| {
+            self.idles(system, scenario).map(|idle| &idle.server_kib_a_connection).collect::<Vec<_>>()
+        };
+        let cpu = |system| {
+            self.idles(system, scenario).map(|idle| &idle.server_cpu_ms_a_connect).collect::<Vec<_>>()
+        };
+        let roles = roles(systems.iter().flat_map(|system| memory(*system)));
+        let mut head = ["", "connected", "failed", "connects/s"].map(str::to_owned).to_vec();
+        for figure in ["KiB a connection", "CPU ms a connect"] {
+            head.push(figure.to_owned());
+            head.extend(roles.iter().map(|role| format!("of which {role}")));
+        }
+        let mut columns = vec![head];
+        for system in systems {
             let figure = |decimals: usize, figure: fn(&IdleFigures) -> f64| {
                 self.of_idle(system, scenario, figure)
                     .map_or("failed".into(), |value| format!("{value:.decimals$}"))
             };
-            let memory: Vec<_> =
-                self.idles(system, scenario).map(|idle| &idle.server_kib_a_connection).collect();
-            let cpu: Vec<_> =
-                self.idles(system, scenario).map(|idle| &idle.server_cpu_ms_a_connect).collect();
             let failed: usize = self.idles(system, scenario).map(|idle| idle.failed + idle.dropped).sum();
             let connected = self.idles(system, scenario).map(|idle| idle.connected).min();
-            rows.push(vec![
+            let mut column = vec![
                 system.name().to_owned(),
                 connected.map_or("failed".into(), |connected| connected.to_string()),
                 failed.to_string(),
-                figure(2, |idle| idle.server_kib_a_connection.sum()),
-                breakdown(&memory, 2),
-                figure(3, |idle| idle.server_cpu_ms_a_connect.sum()),
-                breakdown(&cpu, 3),
                 figure(0, |idle| idle.connects_per_s),
-            ]);
+                figure(2, |idle| idle.server_kib_a_connection.sum()),
+            ];
+            column.extend(breakdown(&memory(system), &roles, 2));
+            column.push(figure(3, |idle| idle.server_cpu_ms_a_connect.sum()));
+            column.extend(breakdown(&cpu(system), &roles, 3));
+            columns.push(column);
         }
-        rows
+        columns
     }
 }
 
-/// The median of each role, its copies together, when there are several processes.
-fn breakdown(rounds: &[&PerProcess<f64>], decimals: usize) -> String {
-    let Some(first) = rounds.first().filter(|first| first.0.len() > 1) else { return String::new() };
-    let mut roles: Vec<&str> = first.0.iter().map(|(name, _)| role(name)).collect();
-    roles.dedup();
-    let each = roles.iter().filter_map(|wanted| {
+/// Columns as rows.
+fn turned(columns: &[Vec<String>]) -> Vec<Vec<String>> {
+    let rows = columns.first().map_or(0, Vec::len);
+    (0..rows).map(|row| columns.iter().filter_map(|column| column.get(row).cloned()).collect()).collect()
+}
+
+/// What the processes do, each once, of those systems that are several.
+fn roles<'a>(rounds: impl Iterator<Item = &'a PerProcess<f64>>) -> Vec<&'a str> {
+    let mut roles = Vec::new();
+    for (name, _) in rounds.filter(|round| round.0.len() > 1).flat_map(|round| &round.0) {
+        if !roles.contains(&role(name)) {
+            roles.push(role(name));
+        }
+    }
+    roles
+}
+
+/// The median of each role, its copies together; nothing for a role that the system does not have, or has alone.
+fn breakdown(rounds: &[&PerProcess<f64>], roles: &[&str], decimals: usize) -> Vec<String> {
+    let of = |wanted: &&str| {
         let copies = |round: &&PerProcess<f64>| {
-            let copies = round.0.iter().filter(|(name, _)| role(name) == *wanted);
-            copies.map(|(_, value)| *value).sum()
+            let copies: Vec<f64> =
+                round.0.iter().filter(|(name, _)| role(name) == *wanted).map(|(_, value)| *value).collect();
+            (round.0.len() > 1 && !copies.is_empty()).then(|| copies.iter().sum())
         };
-        median(rounds.iter().map(copies).collect()).map(|value| format!("{wanted} {value:.decimals$}"))
-    });
-    each.collect::<Vec<_>>().join(", ")
+        let each = rounds.iter().filter_map(copies).collect();
+        median(each).map_or(String::new(), |value| format!("{value:.decimals$}"))
+    };
+    roles.iter().map(of).collect()
 }
 
 /// What a process does: `ingress` of `ingress-2`.
@@ -389,7 +410,8 @@ pub fn aligned(rows: &[Vec<String>]) -> String {
     let numeric: Vec<bool> = (0..columns)
         .map(|column| {
             let mut cells = rows.iter().skip(1).filter_map(|row| row.get(column));
-            cells.all(|cell| cell.starts_with(|first: char| first.is_ascii_digit()) || cell == "failed")
+            let is_number = |cell: &str| cell.starts_with(|first: char| first.is_ascii_digit());
+            cells.all(|cell| cell.is_empty() || is_number(cell) || cell == "failed")
         })
         .collect();
     let mut text = String::new();
@@ -433,13 +455,23 @@ mod tests {
             let each = [("nats-server", 3.0), ("router-1", router), ("router-2", 0.5), ("ingress-1", 2.0)];
             PerProcess(each.map(|(name, value)| (name.to_owned(), value)).to_vec())
         };
-        assert_eq!(breakdown(&[&round(1.0), &round(1.5)], 2), "nats-server 3.00, router 1.75, ingress 2.00");
-        assert_eq!(breakdown(&[], 2), "");
+        let (first, second) = (round(1.0), round(1.5));
+        let alone = PerProcess(vec![("mosquitto".to_owned(), 1.0)]);
+        let roles = roles([&alone, &first, &second].into_iter());
+        assert_eq!(roles, ["nats-server", "router", "ingress"]);
+        assert_eq!(breakdown(&[&first, &second], &roles, 2), ["3.00", "1.75", "2.00"]);
+        assert_eq!(breakdown(&[&alone], &roles, 2), ["", "", ""]);
     }
 
     #[test]
     fn a_table_is_aligned() {
-        let rows = [vec!["system".to_owned(), "µs".to_owned()], vec!["chain".to_owned(), "12.5".to_owned()]];
-        assert_eq!(aligned(&rows), "| system |   µs |\n| ------ | ---: |\n| chain  | 12.5 |\n");
+        let columns = [["", "µs", "of"], ["chain", "12.5", "3.0"], ["one", "2.5", ""]]
+            .map(|column| column.map(str::to_owned).to_vec());
+        let table = "\
+            |     | chain | one |\n\
+            | --- | ----: | --: |\n\
+            | µs  |  12.5 | 2.5 |\n\
+            | of  |   3.0 |     |\n";
+        assert_eq!(aligned(&turned(&columns)), table);
     }
 }

@@ -16,7 +16,8 @@ use crate::tally::Faults;
 use crate::wire::Dialect;
 use crate::workload::{self, Expected, Pace, Plan};
 
-/// Before the first connect, so that starting is over, and after the last: what the system still does about it belongs to it, and its memory comes to rest.
+/// Before the first connect, so that starting is over, and after the last: what the system still does about it belongs
+/// to it, and its memory comes to rest.
 const SETTLE: Duration = Duration::from_secs(3);
 
 /// What to measure.
