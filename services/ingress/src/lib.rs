@@ -1,7 +1,7 @@
 //! Ingress: devices in and out. The only service that holds connections.
 //!
-//! `device_api` and most of `device` are pure; `calls` and `node` talk to the bus; `mqtt`, `http` and `coap` are framing,
-//! with one loop for each connection, one for each device that speaks HTTP, and one for all of CoAP.
+//! `device_api` and most of `device` are pure; `calls` and `node` talk to the bus; `mqtt`, `http` and `coap` are
+//! framing, with one loop for each connection, one for each device that speaks HTTP, and one for all of CoAP.
 
 pub mod calls;
 pub mod coap;

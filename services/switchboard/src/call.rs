@@ -28,8 +28,8 @@ Devices are named by id, by name, or by an ending that only one name has: A1 is 
 would read goes to standard output, outcome and time to standard error. The exit status is 0 when the call was \
 answered (or, with --oneway, delivered), else 1.
 
-With --via the call is made as the device itself would make it: with its access token, over its protocol, without NATS. \
-The target is one of those that the device may see.
+With --via the call is made as the device itself would make it: with its access token, over its protocol, without \
+NATS. The target is one of those that the device may see.
 
 Examples:
   switchboard call --from A1 --to A2 '{\"x\":1}'
@@ -172,7 +172,8 @@ async fn as_device(args: &CallArgs, via: Via, token: &str) -> anyhow::Result<Exi
     let connect = args.connect_timeout_ms.map(|ms| format!(r#""connectTimeout":{ms},"#)).unwrap_or_default();
     let (oneway, body) = (args.oneway, &args.body);
     let request = format!(
-        r#"{{"method":"sendMsg","params":{{"deviceId":"{target}","timeout":{timeout_ms},{connect}"oneway":{oneway},"body":{body}}}}}"#
+        "{{\"method\":\"sendMsg\",\"params\":{{\"deviceId\":\"{target}\",\"timeout\":{timeout_ms},{connect}\
+         \"oneway\":{oneway},\"body\":{body}}}}}"
     );
     let started = Instant::now();
     let wait = Duration::from_millis(timeout_ms.into()) + GRACE;

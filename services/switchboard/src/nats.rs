@@ -43,8 +43,8 @@ impl Nats {
     ) -> anyhow::Result<Nats> {
         let Some(binary) = binary.or_else(find_binary) else {
             bail!(
-                "nats-server is not found on the PATH or in .tools: --nats-server or NATS_SERVER names it, `./taskw tools` \
-                 fetches it, --nats URL uses a server that runs elsewhere"
+                "nats-server is not found on the PATH or in .tools: --nats-server or NATS_SERVER names it, \
+                 `./taskw tools` fetches it, --nats URL uses a server that runs elsewhere"
             );
         };
         let pid_file = data.nats_pid_file();

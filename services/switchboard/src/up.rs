@@ -408,8 +408,8 @@ pub(crate) fn next_steps(addresses: &Addresses, has_demo: bool) {
     say(format_args!("  {ask} \\\n    -m '{{\"method\":\"getDevices\",\"params\":{{}}}}'"));
     say("It calls Test Device A2, which is not connected, and reads so:");
     say(format_args!(
-        "  {ask} \\\n    -m '{{\"method\":\"sendMsg\",\"params\":{{\"deviceId\":\"aa435e80-9fce-11e6-8080-808080808080\",\
-         \"timeout\":2000,\"body\":{{\"param1\":\"value1\"}}}}}}'"
+        "  {ask} \\\n    -m '{{\"method\":\"sendMsg\",\"params\":{{\
+         \"deviceId\":\"aa435e80-9fce-11e6-8080-808080808080\",\"timeout\":2000,\"body\":{{\"param1\":\"value1\"}}}}}}'"
     ));
     say("The same without a client, and all devices (tokens are A1_TEST_TOKEN, A2_TEST_TOKEN, …):");
     say(format_args!("  {us} call --from A1 --to A2 '{{\"param1\":\"value1\"}}'{nats}"));

@@ -67,7 +67,8 @@ declare::settings! {
         max_connections: usize = 100_000, 1..=10_000_000;
         /// Milliseconds from the accepted connection to its complete CONNECT; then it is closed.
         connect_timeout_ms: u64 = 10_000, 100..=600_000;
-        /// Milliseconds the authorizer may take over a device's credentials; then the device is refused (MQTT 3 / 0x88).
+        /// Milliseconds the authorizer may take over a device's credentials; then the device is refused (MQTT 3 /
+        /// 0x88).
         authenticate_timeout_ms: u64 = 5_000, 10..=600_000;
         /// Calls that one device may have open as caller on one node, over all its sessions; a further one ends as
         /// "Too many requests!".
@@ -84,7 +85,8 @@ declare::settings! {
         uplinks_per_second_per_device: u32 = 100, 0..=1_000_000;
         /// Telemetry and attributes messages that one device may send at once after a pause.
         uplink_burst_per_device: u32 = 200, 1..=1_000_000;
-        /// Milliseconds that NATS may take to take over telemetry or attributes; then the device is told that it was not taken, or not acknowledged.
+        /// Milliseconds that NATS may take to take over telemetry or attributes; then the device is told that it was
+        /// not taken, or not acknowledged.
         uplink_timeout_ms: u64 = 5_000, 10..=600_000;
         /// Calls that may wait at a session to be written to its device; a further one ends as "Too many requests!".
         max_mailbox_calls: usize = 64, 1..=65_535;
@@ -93,10 +95,11 @@ declare::settings! {
         max_outbound_bytes: usize = 1_048_576, 4_096..=1_073_741_824;
         /// Milliseconds that writing a claim may take; then the SUBSCRIBE behind it is answered as failed.
         claim_timeout_ms: u64 = 5_000, 10..=600_000;
-        /// Claims that this node has the store write at once; further ones wait for half of `claim_timeout_ms`. When more
-        /// devices come back than the store keeps up with, what it writes is then never in vain.
+        /// Claims that this node has the store write at once; further ones wait for half of `claim_timeout_ms`. When
+        /// more devices come back than the store keeps up with, what it writes is then never in vain.
         max_claims_in_flight: usize = 256, 1..=65_535;
-        /// Milliseconds without renewal after which this node counts as dead and its claims as void; renewed at a third.
+        /// Milliseconds without renewal after which this node counts as dead and its claims as void; renewed at a
+        /// third.
         lease_ms: u64 = 15_000, 1_000..=600_000;
         /// Milliseconds that calls in flight may take to end when the node stops; the rest is cut off.
         drain_ms: u64 = 10_000, 0..=600_000;
@@ -254,12 +257,12 @@ declare::settings! {
 
     /// OpenTelemetry traces: one span for each hop of a call, sent to a collector. The variables OTEL_… are not read.
     [traces] Traces {
-        /// A collector's OTLP receiver over HTTP, to whose address /v1/traces is added. In plain text, so one nearby: TLS,
-        /// credentials and the way to a vendor are the collector's part. Empty: nothing is traced, and `traceparent` goes
-        /// from device to device as it is.
+        /// A collector's OTLP receiver over HTTP, to whose address /v1/traces is added. In plain text, so one nearby:
+        /// TLS, credentials and the way to a vendor are the collector's part. Empty: nothing is traced, and
+        /// `traceparent` goes from device to device as it is.
         endpoint: Option<String> = None, HttpEndpoint;
-        /// Of a million calls that come without a `traceparent`, how many are traced. One that comes with it is traced if
-        /// its sampled flag says so.
+        /// Of a million calls that come without a `traceparent`, how many are traced. One that comes with it is traced
+        /// if its sampled flag says so.
         calls_sampled_per_million: u32 = 10_000, 0..=1_000_000;
         /// Calls traced a second at the node where they come in, whoever asked for it; a further one goes on untraced,
         /// its flag taken away. 0: no limit.
@@ -268,8 +271,8 @@ declare::settings! {
         max_queued_spans: usize = 8_192, 1..=1_000_000;
         /// Spans of one request to the collector; as soon as so many have come, it is sent.
         max_batch_spans: usize = 512, 1..=100_000;
-        /// Milliseconds after which spans are sent though their batch is not full. Also the pause before a batch is sent
-        /// again that the collector did not take, doubled each time up to half a minute.
+        /// Milliseconds after which spans are sent though their batch is not full. Also the pause before a batch is
+        /// sent again that the collector did not take, doubled each time up to half a minute.
         export_interval_ms: u64 = 1_000, 10..=600_000;
         /// Milliseconds that the collector may take over one request.
         export_timeout_ms: u64 = 10_000, 10..=600_000;

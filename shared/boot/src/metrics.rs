@@ -63,7 +63,8 @@ impl Metrics {
     /// All metrics in Prometheus' text format ([`CONTENT_TYPE`]), those of the process and the build included.
     pub fn render(&self, ready: bool) -> String {
         let mut out = self.recorder.render();
-        out.push_str("# HELP switchboard_ready 1 while this process is ready for work, as /readyz says, otherwise 0.\n");
+        out.push_str("# HELP switchboard_ready ");
+        out.push_str("1 while this process is ready for work, as /readyz says, otherwise 0.\n");
         out.push_str(&format!("# TYPE switchboard_ready gauge\nswitchboard_ready {}\n\n", u8::from(ready)));
         out.push_str("# HELP switchboard_build_info Always 1; which version runs as which service.\n");
         out.push_str("# TYPE switchboard_build_info gauge\n");

@@ -1,7 +1,7 @@
 //! How does a call look from hop to hop? One OpenTelemetry span for each, recorded when the hop is over.
 //!
-//! A hop's [`Span`] takes its parent from the head's `traceparent`, puts itself in its place, and is recorded when it is
-//! dropped: calls wait in tables and mailboxes, and a span that waits there with its call is recorded however that
+//! A hop's [`Span`] takes its parent from the head's `traceparent`, puts itself in its place, and is recorded when it
+//! is dropped: calls wait in tables and mailboxes, and a span that waits there with its call is recorded however that
 //! ends. A call that is not traced costs a comparison, and no memory but the span's own eight bytes.
 
 mod export;
@@ -198,8 +198,8 @@ struct Open {
 }
 
 impl Span {
-    /// Notes something about the call, in place of what the key said before: ids and words of closed lists, never a token
-    /// or a body.
+    /// Notes something about the call, in place of what the key said before: ids and words of closed lists, never a
+    /// token or a body.
     pub fn note(&mut self, key: &'static str, value: impl fmt::Display) {
         if let Some(open) = &mut self.0 {
             open.span.attributes.retain(|noted| noted.key != key);

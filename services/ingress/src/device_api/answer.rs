@@ -150,7 +150,10 @@ mod tests {
         assert_eq!(get_time(1_480_000_000_000), r#"{"time":1480000000000}"#);
         assert_eq!(
             session_limits(65536, 100, 100, 0),
-            r#"{"maxPayloadSize":65536,"maxInflightMessages":100,"rateLimits":{"messages":"100:1","telemetryMessages":"0:0,","telemetryDataPoints":"0:0,"}}"#
+            concat!(
+                r#"{"maxPayloadSize":65536,"maxInflightMessages":100,"#,
+                r#""rateLimits":{"messages":"100:1","telemetryMessages":"0:0,","telemetryDataPoints":"0:0,"}}"#
+            )
         );
     }
 

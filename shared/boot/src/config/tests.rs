@@ -165,11 +165,13 @@ fn each_fault_says_where_what_and_what_instead() {
         ),
         (
             "[device_api]\nmax_timeout_ms = 10000",
-            "file:2: device_api.max_timeout_ms = 10000: expected at least device_api.default_timeout_ms, which is 20000 (default)",
+            "file:2: device_api.max_timeout_ms = 10000: expected at least \
+             device_api.default_timeout_ms, which is 20000 (default)",
         ),
         (
             "[device_api]\ndefault_connect_timeout_ms = 90000",
-            "file:2: device_api.default_connect_timeout_ms = 90000: expected at most device_api.max_timeout_ms, which is 60000 (default)",
+            "file:2: device_api.default_connect_timeout_ms = 90000: expected at most \
+             device_api.max_timeout_ms, which is 60000 (default)",
         ),
         ("[nats]\nuser = \"u\"", "file:2: nats.user: needs nats.password beside it"),
     ];
@@ -186,7 +188,8 @@ fn faults_of_environment_and_flags() {
         (
             "SWITCHBOARD_MQTT__LISTEN",
             "x",
-            "environment SWITCHBOARD_MQTT__LISTEN: mqtt.listen = \"x\": expected an IP address and a port, as 127.0.0.1:1883 or [::1]:1883",
+            "environment SWITCHBOARD_MQTT__LISTEN: mqtt.listen = \"x\": expected an IP address and a port, as \
+             127.0.0.1:1883 or [::1]:1883",
         ),
         (
             "SWITCHBOARD_MQTT__LISSTEN",
@@ -207,12 +210,14 @@ fn faults_of_environment_and_flags() {
         (
             "SWITCHBOARD_INGRESS__DRAIN_MS",
             "+5 s",
-            "environment SWITCHBOARD_INGRESS__DRAIN_MS: ingress.drain_ms = \"+5 s\": expected a whole number, 0 to 600000",
+            "environment SWITCHBOARD_INGRESS__DRAIN_MS: ingress.drain_ms = \"+5 s\": expected a whole number, 0 to \
+             600000",
         ),
         (
             "SWITCHBOARD_INGRESS__DRAIN_MS",
             "_1",
-            "environment SWITCHBOARD_INGRESS__DRAIN_MS: ingress.drain_ms = \"_1\": expected a whole number, 0 to 600000",
+            "environment SWITCHBOARD_INGRESS__DRAIN_MS: ingress.drain_ms = \"_1\": expected a whole number, 0 to \
+             600000",
         ),
     ];
     for (name, value, fault) in cases {
