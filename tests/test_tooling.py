@@ -51,6 +51,39 @@ def test_mqttjs_is_of_the_pinned_version():
     assert printed(tool("node"), "--eval", script, cwd=folder) == pinned
 
 
+@pytest.fixture
+def prose(tmp_path):
+    """What the lint says of a checkout with this page in it, and this program."""
+    printed("git", "init", "--quiet", tmp_path)
+
+    def say(page, program=""):
+        (tmp_path / "page.md").write_text(page)
+        (tmp_path / "program.rs").write_text(program)
+        ran = subprocess.run([ROOT / ".taskw" / "prose", tmp_path], check=False, capture_output=True, text=True, timeout=60)
+        assert (ran.returncode == 0) == (not ran.stderr), ran
+        return ran.stderr.strip()
+
+    return say
+
+
+def test_lines_are_as_long_as_they_may_be(prose):
+    assert prose("→" * 120, "→" * 120) == ""
+    assert prose("→" * 121) == "page.md:1: 121 characters; at most 120"
+    assert prose("", "\n" + "x" * 121) == "program.rs:2: 121 characters; at most 120"
+
+
+def test_links_lead_somewhere(prose):
+    page = "# What's in: `a_b`?\n[a](program.rs) [`b`](#whats-in-a_b) [c](https://example.com/#x)\n```\n[d](none.md)\n```\n"
+    assert prose(page) == ""
+    for link, fault in [
+        ("none.md", "page.md: there is no none.md"),
+        ("#none", "page.md: #none has no such heading"),
+        ("page.md#none", "page.md: page.md#none has no such heading"),
+        ("program.rs#none", "page.md: program.rs#none has no such heading"),
+    ]:
+        assert prose(f"{page}\n[text\nof two lines]({link})") == fault
+
+
 @pytest.mark.parametrize("list_name", LISTS)
 def test_nothing_is_fetched_without_a_hash(list_name):
     text = (ROOT / ".taskw" / f"{list_name}.txt").read_text().replace("\\\n", " ")
