@@ -1,5 +1,7 @@
 //! What did the device ask for? Parses a request's text into a [`Request`], or says in words which part is wrong.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use rpc::{Budget, DeviceId, Method, Outcome};
 use serde::Deserialize;
@@ -74,7 +76,9 @@ pub struct MalformedRequest {
 /// The longest unknown method name that is repeated in an answer, in characters.
 const MAX_ECHOED_METHOD_CHARS: usize = 64;
 
-/// Parses the text of a request (`{"method":…,"params":…}`; other fields are ignored).
+/// Parses the text of a request (`{"method":…,"params":…}`; other fields are ignored), as lenient as the JSON reader of
+/// ThingsBoard's plugin was: numbers and booleans may stand in strings, an object alone in an array, and `params` of a
+/// method that needs none may be anything.
 ///
 /// # Errors
 /// With the outcome that tells the caller which part is wrong, and what was expected.
@@ -135,12 +139,10 @@ struct SendMsgParams<'a> {
 }
 
 fn get_devices(params: Option<&RawValue>) -> Result<Request, &'static str> {
-    const OBJECT: &str = "params of getDevices must be an object";
-    // The Arduino SDK sends the string "{}".
-    let text = params.map_or("{}", RawValue::get);
-    let params: GetDevicesParams = match text {
-        "\"{}\"" => GetDevicesParams::default(),
-        text => object(text).map_err(|_| OBJECT)?,
+    let params: GetDevicesParams = match params.map(|raw| object(alone(raw.get()))) {
+        Some(Ok(params)) => params,
+        Some(Err(NotAnObject::Repeated)) => return Err("params must be an object without repeated fields"),
+        None | Some(Err(_)) => GetDevicesParams::default(),
     };
     let limit = match params.limit {
         None => None,
@@ -161,21 +163,20 @@ fn send_msg(
 ) -> Result<Request, MalformedRequest> {
     let wrong = |part: &str| malformed(Method::SendMsg, part);
     let text = params.ok_or_else(|| wrong("params must be an object"))?.get();
-    let params: SendMsgParams = object(text).map_err(|fault| wrong(fault.of("params")))?;
+    let params: SendMsgParams = object(alone(text)).map_err(|fault| wrong(fault.of("params")))?;
 
     let target =
         params.device_id.ok_or(()).and_then(device_id).map_err(|()| wrong("deviceId must be a UUID"))?;
     let timeout_ms = match params.timeout.map(milliseconds) {
         None => limits.default_timeout_ms,
         Some(Milliseconds::NotWhole) => return Err(wrong("timeout must be a whole number of milliseconds")),
-        Some(Milliseconds::NotPositive) => return Err(said("Timeout can't be negative!")),
+        Some(Milliseconds::Negative | Milliseconds::Of(0)) => return Err(said("Timeout can't be negative!")),
         Some(Milliseconds::Of(ms)) if ms <= limits.max_timeout_ms => ms,
         Some(Milliseconds::Of(_) | Milliseconds::Huge) => return Err(said("Timeout is too large!")),
     };
-    let connect_timeout_ms = match params.connect_timeout.map(|raw| (milliseconds(raw), raw.get())) {
+    let connect_timeout_ms = match params.connect_timeout.map(milliseconds) {
         None => limits.default_connect_timeout_ms.min(timeout_ms),
-        Some((_, "0")) => 0,
-        Some((Milliseconds::Of(ms), _)) if ms <= timeout_ms => ms,
+        Some(Milliseconds::Of(ms)) if ms <= timeout_ms => ms,
         Some(_) => return Err(wrong("connectTimeout must be whole milliseconds from 0 to timeout")),
     };
     let oneway = boolean(params.oneway).map_err(|()| wrong("oneway must be true or false"))?;
@@ -191,6 +192,7 @@ fn send_msg(
 /// What a text that should have been an object is instead.
 enum NotAnObject {
     NotJson,
+    Repeated,
     Other,
 }
 
@@ -198,8 +200,10 @@ impl NotAnObject {
     fn of(&self, part: &'static str) -> &'static str {
         match (self, part) {
             (NotAnObject::NotJson, _) => "it must be JSON in UTF-8",
-            (NotAnObject::Other, "params") => "params must be an object without repeated fields",
-            (NotAnObject::Other, _) => "it must be an object with method and params",
+            (NotAnObject::Repeated | NotAnObject::Other, "params") => {
+                "params must be an object without repeated fields"
+            }
+            (NotAnObject::Repeated | NotAnObject::Other, _) => "it must be an object with method and params",
         }
     }
 }
@@ -211,27 +215,76 @@ fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, NotAnObject> {
         return Err(if json { NotAnObject::Other } else { NotAnObject::NotJson });
     }
     serde_json::from_str(text)
-        .map_err(|error| if error.is_data() { NotAnObject::Other } else { NotAnObject::NotJson })
+        .map_err(|error| if error.is_data() { NotAnObject::Repeated } else { NotAnObject::NotJson })
 }
 
+/// What stands alone in an array, as ThingsBoard's Arduino SDK sends `params`; else the text itself.
+fn alone(text: &str) -> &str {
+    match serde_json::from_str::<(&RawValue,)>(text) {
+        Ok((only,)) => only.get(),
+        Err(_) => text,
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
 enum Milliseconds {
     Of(u32),
-    NotPositive,
+    Negative,
     Huge,
     NotWhole,
 }
 
-/// A number of milliseconds, of any size that JSON can write.
+/// A number of milliseconds of any size, in digits or in a string, with a fraction and an exponent where these leave it
+/// whole: `2000`, `2000.0`, `2e3`, `"2000"`.
 fn milliseconds(raw: &RawValue) -> Milliseconds {
-    let text = raw.get();
-    let digits = text.strip_prefix('-').unwrap_or(text);
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+    let text = match serde_json::from_str::<Cow<str>>(raw.get()) {
+        Ok(text) => text,
+        Err(_) => Cow::Borrowed(raw.get()),
+    };
+    let (mantissa, exponent) = match text.split_once(['e', 'E']) {
+        Some((mantissa, exponent)) => (mantissa, Some(exponent)),
+        None => (&*text, None),
+    };
+    let (negative, mantissa) = signed(mantissa);
+    let (whole, fraction) =
+        mantissa.split_once('.').map_or((mantissa, None), |(whole, it)| (whole, Some(it)));
+    let (exponent_negative, exponent) = exponent.map_or((false, "0"), signed);
+    if ![whole, fraction.unwrap_or("0"), exponent].iter().all(|it| is_digits(it)) {
         return Milliseconds::NotWhole;
     }
-    if text.starts_with('-') || digits == "0" {
-        return Milliseconds::NotPositive;
+    // The decimal point moves right by the exponent: exact for any number that a message can hold.
+    let digits = format!("{whole}{}", fraction.unwrap_or_default());
+    let significant = digits.trim_start_matches('0').trim_end_matches('0');
+    if significant.is_empty() {
+        return Milliseconds::Of(0);
     }
-    digits.parse().map_or(Milliseconds::Huge, Milliseconds::Of)
+    let exponent = exponent.parse::<i64>().unwrap_or(i64::MAX) * if exponent_negative { -1 } else { 1 };
+    let behind_point = fraction.map_or(0, str::len) as i64;
+    let zeros_cut = (digits.len() - digits.trim_end_matches('0').len()) as i64;
+    let zeros = exponent.saturating_sub(behind_point).saturating_add(zeros_cut);
+    if zeros < 0 {
+        return Milliseconds::NotWhole;
+    }
+    if negative {
+        return Milliseconds::Negative;
+    }
+    // 10 digits hold every u32.
+    if significant.len() as i64 > 10 || zeros > 10 {
+        return Milliseconds::Huge;
+    }
+    let zeros = usize::try_from(zeros).unwrap_or_default();
+    format!("{significant}{:0<zeros$}", "").parse().map_or(Milliseconds::Huge, Milliseconds::Of)
+}
+
+fn signed(number: &str) -> (bool, &str) {
+    match number.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, number.strip_prefix('+').unwrap_or(number)),
+    }
+}
+
+fn is_digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 fn device_id(raw: &RawValue) -> Result<DeviceId, ()> {
@@ -241,8 +294,8 @@ fn device_id(raw: &RawValue) -> Result<DeviceId, ()> {
 
 fn boolean(raw: Option<&RawValue>) -> Result<bool, ()> {
     match raw.map(RawValue::get) {
-        None | Some("false") => Ok(false),
-        Some("true") => Ok(true),
+        None | Some("false" | r#""false""#) => Ok(false),
+        Some("true" | r#""true""#) => Ok(true),
         Some(_) => Err(()),
     }
 }
@@ -298,6 +351,127 @@ mod tests {
     }
 
     #[test]
+    fn params_that_are_no_object_are_not_looked_at_where_none_are_needed() {
+        let mut all = vec!["".to_owned()];
+        for params in [r#""""#, r#""{}""#, "null", "7", "[]", "[1,2]", "[{}]", "[{},{}]", "{}", r#"{"x":[]}"#]
+        {
+            all.push(format!(r#","params":{params}"#));
+        }
+        for params in all {
+            let read = |method: &str| read(&format!(r#"{{"method":"{method}"{params}}}"#)).unwrap();
+            let list = read("getDevices");
+            assert!(
+                matches!(list, Request::GetDevices { limit: None, after: None, online: false }),
+                "{params}"
+            );
+            assert!(matches!(read("getTime"), Request::GetTime), "{params}");
+            assert!(matches!(read("getSessionLimits"), Request::GetSessionLimits), "{params}");
+        }
+    }
+
+    #[test]
+    fn one_object_in_an_array_is_that_object() {
+        let request = read(r#"{"method":"getDevices","params":[ {"limit":2,"online":"true"} ]}"#).unwrap();
+        assert!(matches!(request, Request::GetDevices { limit: Some(2), after: None, online: true }));
+        let text =
+            format!(r#"{{"method":"sendMsg","params":[{{"deviceId":"{TARGET}","body":[{{"a" : 1}}]}}]}}"#);
+        let Request::SendMsg { body, .. } = read(&text).unwrap() else { panic!() };
+        assert_eq!(body, r#"[{"a" : 1}]"#, "a body is the caller's own");
+    }
+
+    #[test]
+    fn forms_of_milliseconds_and_booleans() {
+        let timeout = |written: &str| match read(&send(&format!(r#","timeout":{written}"#))) {
+            Ok(Request::SendMsg { timeout, .. }) => Ok(timeout.as_ms()),
+            Ok(_) => panic!("{written}"),
+            Err(MalformedRequest { outcome: Outcome::Malformed(text), .. }) => Err(text.into_owned()),
+            Err(fault) => panic!("{fault:?}"),
+        };
+        for (written, ms) in [
+            ("2000", 2000),
+            ("2000.0", 2000),
+            ("2000.000000000000000000000000000000000000", 2000),
+            ("2e3", 2000),
+            ("2E+3", 2000),
+            ("0.2e4", 2000),
+            ("1.5e3", 1500),
+            ("20000e-1", 2000),
+            ("0.00000000000000000002e23", 2000),
+            ("6e4", 60_000),
+            (r#""2000""#, 2000),
+            (r#""2e3""#, 2000),
+            (r#""2000.0""#, 2000),
+            (r#""+0002000""#, 2000),
+            (r#""\u0032000""#, 2000),
+        ] {
+            assert_eq!(timeout(written), Ok(ms), "{written}");
+        }
+        let words = "Malformed request: timeout must be a whole number of milliseconds";
+        for written in [
+            "1.5",
+            "1e-1",
+            "0.2e3000000000000000000000000e",
+            "1e-99999999999999999999999",
+            "-1.5",
+            r#""""#,
+            r#"" 5""#,
+            r#""5 ""#,
+            r#""5ms""#,
+            r#""1_000""#,
+            r#""0x10""#,
+            r#""--5""#,
+            r#""5.""#,
+            r#"".5""#,
+            r#""5e""#,
+            r#""e5""#,
+            r#""1e5e5""#,
+            r#""1.2.3""#,
+            r#""NaN""#,
+            r#""Infinity""#,
+            r#""١""#,
+            "true",
+            "[5]",
+            "{}",
+        ] {
+            // A text that is no JSON at all is told so instead.
+            let fault = timeout(written).unwrap_err();
+            assert!(fault == words || fault.contains("it must be JSON"), "{written}: {fault}");
+        }
+        for written in
+            ["0", "-0", "0.0", "0e9", "-5", "-5.0", "-1e99999999999999999999", r#""-2000""#, r#""0""#]
+        {
+            assert_eq!(timeout(written), Err("Timeout can't be negative!".to_owned()), "{written}");
+        }
+        for written in [
+            "60001",
+            "60000.0e1",
+            "4294967296",
+            "18446744073709551617",
+            "1e10",
+            "1e400",
+            "1e9223372036854775807",
+            "1e99999999999999999999",
+            r#""99999999999999999999""#,
+        ] {
+            assert_eq!(timeout(written), Err("Timeout is too large!".to_owned()), "{written}");
+        }
+        for (written, oneway) in
+            [("true", true), ("false", false), (r#""true""#, true), (r#""false""#, false)]
+        {
+            let text = send(&format!(r#","oneway":{written}"#));
+            assert!(
+                matches!(read(&text), Ok(Request::SendMsg { oneway: it, .. }) if it == oneway),
+                "{written}"
+            );
+        }
+        for (written, ms) in [("0", 0), ("0.0", 0), (r#""0""#, 0), ("2e3", 2000), (r#""2000""#, 2000)] {
+            let text = send(&format!(r#","timeout":2000,"connectTimeout":{written}"#));
+            let Request::SendMsg { connect_timeout, .. } = read(&text).unwrap() else { panic!() };
+            assert_eq!(connect_timeout.as_ms(), ms, "{written}");
+        }
+    }
+
+    #[test]
     fn a_call_has_its_defaults_and_its_body_untouched() {
         let text = send("");
         let Request::SendMsg { timeout, connect_timeout, oneway, body, .. } = read(&text).unwrap() else {
@@ -349,8 +523,12 @@ mod tests {
             ),
             (r#"{"method":"sendMsg","params":{"deviceId":7}}"#, "Malformed request: deviceId must be a UUID"),
             (
-                r#"{"method":"getDevices","params":7}"#,
-                "Malformed request: params of getDevices must be an object",
+                r#"{"method":"sendMsg","params":[{},{}]}"#,
+                "Malformed request: params must be an object without repeated fields",
+            ),
+            (
+                r#"{"method":"getDevices","params":{"limit":1,"limit":2}}"#,
+                "Malformed request: params must be an object without repeated fields",
             ),
             (
                 r#"{"method":"getDevices","params":{"limit":0}}"#,
@@ -372,7 +550,11 @@ mod tests {
             (r#","timeout":60001"#, "Timeout is too large!"),
             (r#","timeout":99999999999999999999"#, "Timeout is too large!"),
             (r#","timeout":1.5"#, "Malformed request: timeout must be a whole number of milliseconds"),
-            (r#","timeout":"5""#, "Malformed request: timeout must be a whole number of milliseconds"),
+            (r#","timeout":"soon""#, "Malformed request: timeout must be a whole number of milliseconds"),
+            (
+                r#","connectTimeout":0.5"#,
+                "Malformed request: connectTimeout must be whole milliseconds from 0 to timeout",
+            ),
             (
                 r#","timeout":5,"connectTimeout":6"#,
                 "Malformed request: connectTimeout must be whole milliseconds from 0 to timeout",
@@ -406,6 +588,23 @@ mod tests {
             let text = send(&format!(r#","timeout":{ms}"#));
             let Request::SendMsg { timeout, .. } = read(&text).unwrap() else { panic!() };
             prop_assert_eq!(timeout.as_ms(), ms);
+        }
+
+        #[test]
+        fn a_number_reads_the_same_wherever_its_point_stands(ms in 1u32.., shift in 0usize..12) {
+            let raw = |text: String| RawValue::from_string(text).unwrap();
+            let digits = format!("{ms:0>12}");
+            let (whole, fraction) = digits.split_at(12 - shift);
+            for text in [
+                format!("\"{whole}.{fraction}0e{shift}\""),
+                format!("{ms}{:0<shift$}e-{shift}", ""),
+                format!("{ms}"),
+            ] {
+                if text.starts_with("\".") {
+                    continue;
+                }
+                prop_assert_eq!(milliseconds(&raw(text)), Milliseconds::Of(ms));
+            }
         }
     }
 }
