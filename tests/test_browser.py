@@ -1,4 +1,4 @@
-"""Is a browser page a device too? mqtt.js in Chromium, over WebSocket, plain and under TLS."""
+"""Is a browser page a device too? In Chromium: mqtt.js over WebSocket, plain and under TLS, and fetch from another origin."""
 
 import json
 import queue
@@ -17,6 +17,7 @@ from harness.waiting import PATIENCE_S
 CLIENTS = ROOT / "tests" / "clients"
 FILES = {
     "/page.html": (CLIENTS / "browser" / "page.html", "text/html"),
+    "/fetch.html": (CLIENTS / "browser" / "fetch.html", "text/html"),
     "/mqtt.min.js": (CLIENTS / "mqttjs" / "node_modules" / "mqtt" / "dist" / "mqtt.min.js", "text/javascript"),
 }
 
@@ -44,8 +45,8 @@ class Page:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
-    def url(self, **query):
-        return f"http://127.0.0.1:{self._server.server_port}/page.html?{urlencode(query)}"
+    def url(self, page="page.html", **query):
+        return f"http://127.0.0.1:{self._server.server_port}/{page}?{urlencode(query)}"
 
     def next(self, what):
         """What it says of this kind; other things that it says meanwhile stay to be read."""
@@ -122,3 +123,15 @@ def test_a_page_calls_and_is_called(new_cluster, device, page, browser, scheme, 
     assert answers[2] == {"from": "a page"}
     assert other.send_msg(family.a, '"to the page"').text() == '{"page":"to the page"}'
     assert page.next("called")["called"] == {"method": "onMsg", "params": "to the page"}
+
+
+def test_a_page_of_another_origin_calls_and_is_called_over_http(shared_cluster, family, device, page, browser):
+    here, there = shared_cluster.nodes
+    other = device(PahoV5, family.b).connect(there).become_callable(echo)
+    api = f"http://127.0.0.1:{here.http_port}"
+    browser(page.url("fetch.html", api=api, token=family.a.token, target=family.b.id))
+    assert page.next("refused")["refused"] == 401, "errors are readable too"
+    assert page.next("answer")["answer"] == {"from": "a page"}
+    page.next("callable")
+    assert other.send_msg(family.a, '"to the page"').text() == '{"page":"to the page"}'
+    assert page.next("called") == {"called": "to the page", "taken": 200}

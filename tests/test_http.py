@@ -1,8 +1,7 @@
-"""What does a device read over HTTP? Statuses, polls and their order, and what a bad client gets."""
+"""What does a device read over HTTP? Statuses, polls and their order."""
 
 import json
 import random
-import resource
 import socket
 import subprocess
 import time
@@ -91,7 +90,11 @@ def test_statuses(http, family):
         (("POST", rpc(family.a, "/first"), "1"), 404),
         (("POST", f"/api/v1/{family.a.token}/telemetry", '{"t":1}'), 200),
         (("POST", f"/api/v1/{family.a.token}/attributes", "{"), 400),
-        (("GET", f"/api/v1/{family.a.token}/attributes"), 405),
+        (("GET", f"/api/v1/{family.a.token}/attributes?clientKeys=a,b&sharedKeys=c"), 200),
+        (("GET", f"{nobody}/attributes"), 401),
+        (("GET", f"/api/v1/{family.a.token}/attributes/updates?timeout=1"), 408),
+        (("GET", f"/api/v1/{family.a.token}/attributes/updates?timeout=soon"), 400),
+        (("GET", f"{nobody}/attributes/updates"), 401),
         (("PUT", rpc(family.a), TIME), 405),
         (("GET", "/"), 404),
         (("GET", f"/api/v1/{family.a.token}/firmware"), 404),
@@ -201,7 +204,7 @@ def test_a_poll_whose_client_has_gone_swallows_no_call(node, http, family, devic
     caller = device(PahoV5, family.a).connect(node)
     become_callable(http, family.b)
     with waiting_polls(node, 1):
-        poll(node, family.b).close()
+        poll(node, family.b).reset()
         staying = poll(node, family.b)
     answer = caller.send_msg(family.b, "1")
     call = staying.response().json
@@ -380,7 +383,7 @@ def test_limits_of_a_caller(new_cluster, device):
     until("both are open", lambda: RawHttp(node.http_port).ask("POST", rpc(family.b), TIME).status == 429)
     assert hits("caller_in_flight") >= 1
     for connection in connections:
-        connection.close()
+        connection.reset()
     # A caller that has gone holds no place.
     until("there is room again", lambda: RawHttp(node.http_port).ask("POST", rpc(family.b), TIME).status == 200)
 
@@ -405,138 +408,6 @@ def test_more_connections_than_there_may_be(new_cluster):
 def _status(node, identity):
     with RawHttp(node.http_port) as http:
         return http.send(f"POST {rpc(identity)} HTTP/1.1\nHost: t\nContent-Length: {len(TIME)}\n\n{TIME}").response().status
-
-
-# What no well-behaved client sends.
-
-
-def test_a_body_that_is_too_large(node, http, family):
-    exact = '"' + "x" * 65_534 + '"'
-    assert http.ask("POST", f"/api/v1/{family.a.token}/telemetry", exact).status == 200
-    response = http.ask("POST", rpc(family.a), exact + " ")
-    assert (response.status, response.headers["connection"]) == (413, "close")
-    assert http.expect_closed() == b""
-    with RawHttp(node.http_port) as chunked:
-        chunked.send(f"POST {rpc(family.a)} HTTP/1.1\nHost: test\nTransfer-Encoding: chunked\n\n")
-        for _ in range(5):
-            chunked.send("8000\n" + "x" * 0x8000 + "\n")
-        assert chunked.response().status == 413
-    with RawHttp(node.http_port) as announced:
-        # Nothing is kept free for what is only announced.
-        announced.send(f"POST {rpc(family.a)} HTTP/1.1\nHost: test\nContent-Length: 99999999999999\n\n")
-        assert announced.response().status == 413
-
-
-def test_a_chunked_body_is_one_request(http, family):
-    http.send(f"POST {rpc(family.a)} HTTP/1.1\nHost: test\nTransfer-Encoding: chunked\n\n")
-    for part in TIME:
-        http.send(f"1\n{part}\n")
-    assert http.send("0\n\n").response().status == 200
-
-
-def test_slow_senders_are_cut_off(new_cluster):
-    cluster = new_cluster(settings={"http.header_timeout_ms": "500", "http.request_timeout_ms": "700"})
-    node, family = cluster.nodes[0], cluster.accounts.family()
-    with RawHttp(node.http_port) as silent, RawHttp(node.http_port) as head, RawHttp(node.http_port) as body:
-        started = time.monotonic()
-        head.send(f"POST {rpc(family.a)} HTTP/1.1\nHost: te")
-        body.send(f"POST {rpc(family.a)} HTTP/1.1\nHost: test\nContent-Length: 30\n\n{{")
-        silent.expect_closed()
-        head.expect_closed()
-        response = body.response()
-        assert (response.status, response.headers["connection"]) == (408, "close")
-        body.expect_closed()
-        assert 0.4 < time.monotonic() - started < 10
-
-
-def test_a_client_that_does_not_read_is_cut_off(new_cluster):
-    cluster = new_cluster(settings={"http.request_timeout_ms": "500"})
-    node, family = cluster.nodes[0], cluster.accounts.family()
-    body = json.dumps({"method": "x" * 64})
-    request = f"POST {rpc(family.a)} HTTP/1.1\nHost: t\nContent-Length: {len(body)}\n\n{body}".replace("\n", "\r\n").encode()
-    with RawHttp(node.http_port) as deaf:
-        deaf.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        deaf.socket.settimeout(20)
-        with pytest.raises(OSError):  # noqa: PT012
-            for _ in range(200_000):
-                deaf.socket.sendall(request)
-    assert _status(node, family.a) == 200
-
-
-def test_pipelined_requests_are_answered_in_order(node, http, family):
-    one = f"POST {rpc(family.a)} HTTP/1.1\nHost: t\nContent-Length: {len(TIME)}\n\n{TIME}"
-    two = f"POST {rpc(family.a, '/7')} HTTP/1.1\nHost: t\nContent-Length: 1\n\n1"
-    http.send((one + two) * 20)
-    assert [http.response().status for _ in range(40)] == [200, 404] * 20
-
-
-@pytest.mark.parametrize(
-    ("request_text", "status"),
-    [
-        ("GARBAGE\n\n", 400),
-        ("GET / HTTP/9.9\nHost: t\n\n", 400),
-        ("POST /api/v1/t/rpc HTTP/1.1\nHost: t\nContent-Length: -1\n\n", 400),
-        ("POST /api/v1/t/rpc HTTP/1.1\nHost: t\nContent-Length: 1\nContent-Length: 2\n\n1", 400),
-        ("POST /api/v1/t/rpc HTTP/1.1\nHost: t\nContent-Length: 5\nTransfer-Encoding: chunked\n\n0\n\n", 401),
-        ("POST /api/v1/t/rpc HTTP/1.1\nHost: t\nTransfer-Encoding: gzip\n\n", 400),
-        ("GET /api/v1/\xff\xfe/rpc HTTP/1.1\nHost: t\n\n", 400),
-        ("GET /" + "x" * 20_000 + " HTTP/1.1\nHost: t\n\n", 414),
-        ("GET / HTTP/1.1\n" + "X: y\n" * 200 + "\n", 431),
-        ("GET / HTTP/1.1\nX: " + "y" * 20_000 + "\n\n", 431),
-    ],
-    ids=lambda it: repr(it)[:60],
-)
-def test_bytes_that_are_no_request(http, request_text, status):
-    response = http.send(request_text.replace("\n", "\r\n").encode("latin-1")).response()
-    assert response.status in ((status, 431) if status == 414 else (status,)), response
-
-
-def test_a_body_shorter_than_it_says_ends_with_its_connection(node, family):
-    before = node.admin.value("switchboard_calls_total", method="getTime", outcome="answered")
-    with RawHttp(node.http_port) as liar:
-        liar.send(f"POST {rpc(family.a)} HTTP/1.1\nHost: t\nContent-Length: 500\n\n{TIME}")
-        liar.socket.shutdown(socket.SHUT_WR)
-        liar.expect_closed()
-    assert node.admin.value("switchboard_calls_total", method="getTime", outcome="answered") == before
-
-
-def test_a_body_longer_than_it_says_is_a_request_of_its_own_and_none(http, family):
-    http.send(f"POST {rpc(family.a)} HTTP/1.1\nHost: t\nContent-Length: {len(TIME)}\n\n{TIME}{TIME}\n\n")
-    assert http.response().status == 200
-    assert http.response().status == 400
-
-
-def test_head_takes_no_call(node, http, family, device):
-    caller = device(PahoV5, family.a).connect(node)
-    become_callable(http, family.b)
-    with RawHttp(node.http_port) as head:
-        head.send(f"HEAD {rpc(family.b)} HTTP/1.1\nHost: t\n\n")
-        answer = caller.send_msg(family.b, "1")
-        assert head.response("HEAD").status == 200
-    call = http.ask("GET", rpc(family.b)).json
-    http.ask("POST", rpc(family.b, f"/{call['id']}"), "2")
-    assert answer.text() == "2"
-
-
-def test_ten_thousand_half_open_requests_disturb_nobody(node, family, device):
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    before = node.admin.value("process_resident_memory_bytes")
-    target = device(HttpDevice, family.b).connect(node).become_callable(echo)
-    caller = device(PahoV5, family.a).connect(node)
-    half = []
-    for number in range(10_000):
-        connection = socket.create_connection(("127.0.0.1", node.http_port), 20)
-        connection.sendall(b"POST /api/v1/x/rpc HTTP/1.1\r\nContent-Length: 65536\r\n" + b"\r\n{" * (number % 2))
-        half.append(connection)
-    assert caller.send_msg(family.b, "1").text() == "1"
-    # What a length says is not set aside before it has come.
-    assert node.admin.value("process_resident_memory_bytes") - before < 10_000 * 40_000
-    for connection in half:
-        connection.close()
-    assert caller.send_msg(family.b, "2").text() == "2"
-    assert not target.ended.is_set()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 # The end of a node.

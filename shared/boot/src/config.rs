@@ -17,7 +17,7 @@ pub use value::{LogFormat, Secret};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use limit::{Anything, HttpEndpoint, LogFilter, NatsServers, SubjectToken};
+use limit::{Anything, HttpEndpoint, LogFilter, NatsServers, Origins, SubjectToken};
 use load::Checks;
 
 declare::settings! {
@@ -150,9 +150,11 @@ declare::settings! {
         poll_grace_ms: u64 = 5_000, 0..=3_600_000;
         /// Polls of one device that may wait on one node; a further one is refused (429).
         max_polls_per_device: usize = 16, 1..=65_535;
-        /// Milliseconds from the accepted connection, or the last answer, to the complete head of a request; then the
-        /// connection is closed. Hence also how long an idle connection is kept.
-        header_timeout_ms: u64 = 60_000, 100..=3_600_000;
+        /// Milliseconds from the accepted connection, or the first byte of a further request, to a request's complete
+        /// head; then the connection is closed.
+        header_timeout_ms: u64 = 10_000, 100..=3_600_000;
+        /// Milliseconds a connection is kept after an answer for a further request to begin.
+        idle_timeout_ms: u64 = 60_000, 100..=3_600_000;
         /// Milliseconds a request's body may take to come (408), and a client not to read a byte of its answer; then
         /// the connection is closed.
         request_timeout_ms: u64 = 10_000, 100..=600_000;
@@ -161,6 +163,9 @@ declare::settings! {
         /// Milliseconds for which a device is kept in mind after its last request, so that its next one needs no
         /// question to the authorizer. One that changes in the registry is forgotten at once.
         session_idle_ms: u64 = 60_000, 100..=3_600_000;
+        /// Origins whose web pages may use the device API (CORS), as https://app.example, several after commas; `*`: all,
+        /// since a token stands in each path and cookies count for nothing. Empty: none.
+        cors_origins: Option<String> = Some("*".to_owned()), Origins;
     }
 
     /// The certificate for devices that come over TLS (1.2 and 1.3), MQTT and HTTP alike.

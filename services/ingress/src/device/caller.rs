@@ -6,7 +6,7 @@ use bytes::Bytes;
 use rpc::{Limit, Method, Outcome};
 
 use super::limits::{DeviceLimits, Rate};
-use crate::device_api::{self, Request};
+use crate::device_api::{self, MalformedRequest, Request};
 
 /// A request that goes no further.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,6 +17,19 @@ pub struct RefusedRequest {
     pub outcome: Outcome,
     /// It is no request of the device API at all, where protocols with status codes say so.
     pub not_a_request: bool,
+}
+
+impl RefusedRequest {
+    /// One that comes while `limit` is reached.
+    pub fn busy(method: Method, limit: Limit) -> Self {
+        RefusedRequest { method, outcome: Outcome::Busy(limit), not_a_request: false }
+    }
+}
+
+impl From<MalformedRequest> for RefusedRequest {
+    fn from(it: MalformedRequest) -> Self {
+        RefusedRequest { method: it.method, outcome: it.outcome, not_a_request: it.not_a_request }
+    }
 }
 
 /// Why telemetry or attributes are not handed up.
@@ -85,19 +98,9 @@ impl CallerLimits {
         limits: &DeviceLimits,
         now: Instant,
     ) -> Result<Request, RefusedRequest> {
-        let request = device_api::parse(payload, &limits.api).map_err(|malformed| RefusedRequest {
-            method: malformed.method,
-            outcome: malformed.outcome,
-            not_a_request: malformed.not_a_request,
-        })?;
-        match self.admit(limits, now) {
-            Ok(()) => Ok(request),
-            Err(limit) => Err(RefusedRequest {
-                method: request.method(),
-                outcome: Outcome::Busy(limit),
-                not_a_request: false,
-            }),
-        }
+        let request = device_api::parse(payload, &limits.api)?;
+        self.admit(limits, now).map_err(|limit| RefusedRequest::busy(request.method(), limit))?;
+        Ok(request)
     }
 
     /// Admits one call, or what costs as much, which is in flight until [`ended`](Self::ended).
@@ -125,6 +128,14 @@ impl CallerLimits {
         self.in_flight == 0 && self.calls.is_full(now) && self.uplinks.is_full(now)
     }
 
+    /// Admits one telemetry or attributes message, before it is read.
+    ///
+    /// # Errors
+    /// With the limit that is reached.
+    pub fn admit_uplink(&mut self, limits: &DeviceLimits, now: Instant) -> Result<(), Limit> {
+        self.uplinks.take(limits.uplink_rate, now).then_some(()).ok_or(Limit::UplinkRate)
+    }
+
     /// Admits one telemetry or attributes message.
     ///
     /// # Errors
@@ -135,9 +146,7 @@ impl CallerLimits {
         limits: &DeviceLimits,
         now: Instant,
     ) -> Result<(), RefusedUplink> {
-        if !self.uplinks.take(limits.uplink_rate, now) {
-            return Err(RefusedUplink::TooOften(Limit::UplinkRate));
-        }
+        self.admit_uplink(limits, now).map_err(RefusedUplink::TooOften)?;
         match device_api::answer_is_json(payload) {
             true => Ok(()),
             false => Err(RefusedUplink::NotJson),

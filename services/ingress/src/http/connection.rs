@@ -1,34 +1,26 @@
 //! How does one HTTP connection run? hyper reads requests and writes responses; the router answers them.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use hyper_util::service::{TowerToHyperService, TowerToHyperServiceFuture};
 use tokio_util::sync::CancellationToken;
 
-use super::outbox::Outbox;
-use super::routes::Server;
+use super::exchange::Exchange;
+use super::server::Server;
 use super::websocket;
-use super::wire::{Transport, Wire};
+use super::wire::{Patience, Transport, Wire};
 
 /// Bytes of a request's head, and of what is read ahead of a body or of a pipelined request; a larger head is
 /// answered 431.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
-
-/// What a connection's requests share: an extension of each.
-#[derive(Default)]
-pub(super) struct Connection {
-    pub(super) outbox: Arc<Outbox>,
-    /// Set by the request that makes this a WebSocket.
-    pub(super) upgrade: Mutex<Option<OnUpgrade>>,
-}
 
 /// Serves one client until it goes, or `closing` is cancelled and its request is answered.
 pub(super) async fn serve<S: Transport>(
@@ -38,13 +30,17 @@ pub(super) async fn serve<S: Transport>(
     closing: CancellationToken,
 ) {
     let http = &server.node.settings.http;
-    let connection = Arc::new(Connection::default());
-    let write_timeout = Duration::from_millis(http.request_timeout_ms);
-    let wire = Wire::new(stream, Arc::clone(&connection.outbox), write_timeout);
-    let requests = Requests { router, connection: Arc::clone(&connection) };
+    let patience = Patience {
+        head: Duration::from_millis(http.header_timeout_ms),
+        idle: Duration::from_millis(http.idle_timeout_ms),
+        write: Duration::from_millis(http.request_timeout_ms),
+    };
+    let exchange = Arc::new(Exchange::default());
+    let wire = Wire::new(stream, Arc::clone(&exchange), patience);
+    let requests = Requests { router, exchange: Arc::clone(&exchange) };
     let serving = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_millis(http.header_timeout_ms))
+        .header_read_timeout(None)
+        .half_close(true)
         .max_buf_size(MAX_HEAD_BYTES)
         .serve_connection(TokioIo::new(wire), requests)
         .with_upgrades();
@@ -59,12 +55,12 @@ pub(super) async fn serve<S: Transport>(
         }
     }
     drop(serving);
-    let upgrade = connection.upgrade.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let upgrade = exchange.upgrade.lock().take();
     if let Some(upgrade) = upgrade
         && let Ok(upgraded) = Box::pin(upgrade).await
         && let Ok(parts) = upgraded.downcast::<TokioIo<Wire<S>>>()
     {
-        drop(connection);
+        drop(exchange);
         let stream = parts.io.into_inner().into_stream();
         Box::pin(websocket::serve(stream, parts.read_buf, &server)).await;
     }
@@ -73,16 +69,19 @@ pub(super) async fn serve<S: Transport>(
 /// The router, which is told whose requests it answers.
 struct Requests {
     router: Router,
-    connection: Arc<Connection>,
+    exchange: Arc<Exchange>,
 }
 
 impl Service<Request<Incoming>> for Requests {
-    type Response = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Response;
-    type Error = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Error;
-    type Future = TowerToHyperServiceFuture<Router, Request<Incoming>>;
+    type Response = <TowerToHyperService<Router> as Service<Request<Body>>>::Response;
+    type Error = <TowerToHyperService<Router> as Service<Request<Body>>>::Error;
+    type Future = TowerToHyperServiceFuture<Router, Request<Body>>;
 
-    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        request.extensions_mut().insert(Arc::clone(&self.connection));
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let (head, body) = request.into_parts();
+        self.exchange.begin(body);
+        let mut request = Request::from_parts(head, Body::empty());
+        request.extensions_mut().insert(Arc::clone(&self.exchange));
         TowerToHyperService::new(self.router.clone()).call(request)
     }
 }

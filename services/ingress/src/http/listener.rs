@@ -13,9 +13,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection;
+use super::cors::Cors;
 use super::devices::Devices;
 use super::metrics::HttpMetrics;
-use super::routes::{Server, router};
+use super::routes::router;
+use super::server::Server;
 use crate::mqtt::session::SessionLimits;
 use crate::node::Node;
 use crate::tls::Tls;
@@ -82,7 +84,8 @@ impl Listener {
     ) {
         let devices = Arc::new(Devices::new(Arc::clone(&node), tasks.clone()));
         let (metrics, places) = (HttpMetrics::register(), Arc::clone(&node.places));
-        let server = Arc::new(Server { node, limits, devices: Arc::clone(&devices), metrics });
+        let cors = Cors::new(node.settings.http.cors_origins.as_deref());
+        let server = Arc::new(Server { node, limits, devices: Arc::clone(&devices), metrics, cors });
         let acceptor = Acceptor {
             router: router(Arc::clone(&server)),
             server,

@@ -1,50 +1,15 @@
 //! What does HTTP tell Prometheus? Requests by route and status, and polls that wait. No path is a label: paths hold
 //! access tokens.
 
-use axum::http::{Method, StatusCode};
+use axum::http::StatusCode;
 use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, gauge};
 
-/// What a request is for: the values of the label `route`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Route {
-    Call,
-    Poll,
-    Answer,
-    Telemetry,
-    Attributes,
-    WebSocket,
-    /// Nothing that there is.
-    Other,
-}
-
-impl Route {
-    const ALL: [(Route, &'static str); 7] = [
-        (Route::Call, "call"),
-        (Route::Poll, "poll"),
-        (Route::Answer, "answer"),
-        (Route::Telemetry, "telemetry"),
-        (Route::Attributes, "attributes"),
-        (Route::WebSocket, "websocket"),
-        (Route::Other, "other"),
-    ];
-
-    /// From a pattern of the router, never from a path.
-    pub(super) fn of(pattern: Option<&str>, method: &Method) -> Self {
-        match pattern {
-            Some(super::routes::RPC) if method == Method::GET => Route::Poll,
-            Some(super::routes::RPC) => Route::Call,
-            Some(super::routes::ANSWER) => Route::Answer,
-            Some(super::routes::TELEMETRY) => Route::Telemetry,
-            Some(super::routes::ATTRIBUTES) => Route::Attributes,
-            Some(super::routes::MQTT) => Route::WebSocket,
-            _ => Route::Other,
-        }
-    }
-}
+use super::paths::Route;
 
 /// The statuses that there are; any other counts as the last.
-const STATUSES: [&str; 14] =
-    ["101", "200", "400", "401", "404", "405", "408", "409", "413", "426", "429", "500", "503", "other"];
+const STATUSES: [&str; 15] = [
+    "101", "200", "204", "400", "401", "404", "405", "408", "409", "413", "426", "429", "500", "503", "other",
+];
 
 pub(super) struct HttpMetrics {
     requests: Vec<[Counter; STATUSES.len()]>,

@@ -3,14 +3,18 @@
 //! `lease` is pure; `device` performs what it asks for; `routes` frames the same texts as MQTT does.
 
 mod connection;
+mod cors;
 mod device;
 mod devices;
+mod exchange;
 pub mod lease;
 mod listener;
 mod metrics;
 mod outbox;
+mod paths;
 mod reply;
 mod routes;
+mod server;
 pub mod websocket;
 mod wire;
 

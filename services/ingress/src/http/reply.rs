@@ -85,6 +85,13 @@ pub(super) fn empty(status: StatusCode) -> Response {
     response
 }
 
+/// A response that says which methods a path takes.
+pub(super) fn allowing(status: StatusCode, methods: HeaderValue) -> Response {
+    let mut response = empty(status);
+    response.headers_mut().insert(header::ALLOW, methods);
+    response
+}
+
 /// The last response on its connection.
 pub(super) fn closing(mut response: Response) -> Response {
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -3,73 +3,106 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Router;
 use axum::body::Body;
-use axum::extract::{DefaultBodyLimit, FromRequestParts, MatchedPath, RawPathParams, Request, State};
+use axum::extract::{Extension, FromRequestParts, MatchedPath, RawPathParams, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::{get, post};
-use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
-use rpc::{Limit, Outcome, UplinkKind};
+use axum::routing::{MethodRouter, get, post};
+use axum::{Router, http};
+use bytes::Bytes;
+use rpc::{Limit, Method, Outcome, UplinkKind};
 
-use super::connection::Connection;
 use super::device::{Told, Visit};
-use super::devices::Devices;
+use super::exchange::{BodyFault, Exchange};
 use super::lease::{NotPolled, PollEnd};
-use super::metrics::{HttpMetrics, Route};
 use super::outbox::CallBody;
+use super::paths::{self, Route};
 use super::reply;
+use super::server::Server;
 use crate::calls::Ended;
-use crate::device::caller::{CallerLimits, RefusedRequest, RefusedUplink};
+use crate::device::caller::{CallerLimits, RefusedRequest};
 use crate::device::mailbox::EndReason;
 use crate::device::sessions::Visitor;
 use crate::device::target::AnswerTaken;
-use crate::mqtt::session::SessionLimits;
-use crate::node::Node;
-
-pub(super) const RPC: &str = "/api/v1/{token}/rpc";
-pub(super) const ANSWER: &str = "/api/v1/{token}/rpc/{id}";
-pub(super) const TELEMETRY: &str = "/api/v1/{token}/telemetry";
-pub(super) const ATTRIBUTES: &str = "/api/v1/{token}/attributes";
-pub(super) const MQTT: &str = "/mqtt";
+use crate::device_api;
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// What all requests of a node share.
-pub(super) struct Server {
-    pub(super) node: Arc<Node>,
-    pub(super) limits: Arc<SessionLimits>,
-    pub(super) devices: Arc<Devices>,
-    pub(super) metrics: HttpMetrics,
-}
+/// How long a refused request's body may take to come; then the connection is closed instead.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Every route. Bodies are read by hand, within the limits of the settings.
 pub(super) fn router(server: Arc<Server>) -> Router {
     Router::new()
-        .route(RPC, post(call).get(poll))
-        .route(ANSWER, post(answer))
-        .route(TELEMETRY, post(telemetry))
-        .route(ATTRIBUTES, post(attributes))
-        .route(MQTT, get(super::websocket::upgrade))
+        .route(paths::RPC, only("GET, POST, OPTIONS", get(poll).post(call)))
+        .route(paths::ANSWER, only("POST, OPTIONS", post(answer)))
+        .route(paths::TELEMETRY, only("POST, OPTIONS", post(telemetry)))
+        .route(paths::ATTRIBUTES, only("GET, POST, OPTIONS", get(kept_attributes).post(attributes)))
+        .route(paths::UPDATES, only("GET, OPTIONS", get(attribute_updates)))
+        .route(paths::MQTT, only("GET, OPTIONS", get(super::websocket::upgrade)))
         .fallback(async || reply::error(StatusCode::NOT_FOUND, "There is nothing here!"))
-        .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(Arc::clone(&server), observe))
         .with_state(server)
 }
 
-/// Counts what was answered, and lets go of the client when the node shuts down.
-async fn observe(State(server): State<Arc<Server>>, request: Request, next: Next) -> Response {
+/// These methods alone. OPTIONS does nothing but say so; HEAD, which axum would carry out as a GET, is none of them.
+fn only(methods: &'static str, route: MethodRouter<Arc<Server>>) -> MethodRouter<Arc<Server>> {
+    let methods = HeaderValue::from_static(methods);
+    let allow = methods.clone();
+    let refuse = async move || reply::allowing(StatusCode::METHOD_NOT_ALLOWED, allow);
+    let options = async move |State(server): State<Arc<Server>>, asked: HeaderMap| {
+        let mut response = reply::allowing(StatusCode::NO_CONTENT, methods.clone());
+        server.cors.preflight(&asked, methods, &mut response);
+        response
+    };
+    route.options(options).head(refuse.clone()).fallback(refuse)
+}
+
+/// What holds for every request, whoever answers it: what HTTP/1.1 asks of both sides, and what is counted.
+async fn observe(
+    State(server): State<Arc<Server>>,
+    Extension(exchange): Extension<Arc<Exchange>>,
+    request: Request,
+    next: Next,
+) -> Response {
     let pattern = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     let route = Route::of(pattern, request.method());
-    let response = next.run(request).await;
+    let is_device_api = request.uri().path().starts_with(paths::DEVICE_API);
+    let origin = request.headers().get(header::ORIGIN).cloned();
+    // A client that waits to be told to go on has sent no body.
+    let holds_back = request.headers().contains_key(header::EXPECT);
+    let mut response = if names_one_host(request.version(), request.headers()) {
+        next.run(request).await
+    } else {
+        reply::error(StatusCode::BAD_REQUEST, "There must be one Host header that names a host!")
+    };
+    let max_bytes = if holds_back { 0 } else { server.node.settings.http.max_body_bytes };
+    let at_end = exchange.discard_body(max_bytes, DISCARD_TIMEOUT).await;
+    exchange.answered();
     server.metrics.answered(route, response.status());
-    if server.devices.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    if is_device_api {
+        server.cors.allow(origin.as_ref(), &mut response);
+    }
+    if !at_end || (server.devices.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS) {
         return reply::closing(response);
     }
     response
+}
+
+/// RFC 9112 §3.2: one in each request, though HTTP/1.0 knew of none.
+fn names_one_host(version: Version, headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let is_host = |host: &HeaderValue| {
+        host.is_empty()
+            || host.to_str().is_ok_and(|it| !it.contains('@') && it.parse::<http::uri::Authority>().is_ok())
+    };
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => is_host(host),
+        (None, _) => version < Version::HTTP_11,
+        (Some(_), Some(_)) => false,
+    }
 }
 
 /// The device whose token stands in the path, and the id of the call it answers where there is one.
@@ -95,25 +128,27 @@ impl FromRequestParts<Arc<Server>> for From {
 /// `POST …/rpc`: a request of the device, answered with its outcome.
 async fn call(
     State(server): State<Arc<Server>>,
+    Extension(exchange): Extension<Arc<Exchange>>,
     From { visit, .. }: From,
     headers: HeaderMap,
-    body: Body,
 ) -> Result<Response, Response> {
-    let body = read(&server, body).await?;
     let (node, limits) = (&server.node, &server.limits);
     let started = Instant::now();
-    let admitted = caller(visit.visitor(), |it| it.request(&body, &limits.device, started));
-    let request = admitted.map_err(|refused| {
-        let RefusedRequest { method, outcome, .. } = &refused;
-        if let Outcome::Busy(limit) = outcome {
+    let refuse = |refused: RefusedRequest| {
+        if let Outcome::Busy(limit) = &refused.outcome {
             node.metrics.limit_hit(*limit);
         }
-        node.metrics.call_ended(*method, outcome, Duration::ZERO);
+        node.metrics.call_ended(refused.method, &refused.outcome, Duration::ZERO);
         reply::refused(&refused)
-    })?;
+    };
+    // Before the body, which is not read for who may not call.
+    let admitted = caller(visit.visitor(), |it| it.admit(&limits.device, started));
+    admitted.map_err(|limit| refuse(RefusedRequest::busy(Method::Other, limit)))?;
     let _admitted = Admitted(Arc::clone(visit.visitor()));
+    let body = read(&server, &exchange).await?;
+    let request = device_api::parse(&body, &limits.device.api).map_err(|it| refuse(it.into()))?;
     drop(body);
-    let method = request.method();
+    let (method, started) = (request.method(), Instant::now());
     let traceparent = headers
         .get(TRACEPARENT)
         .filter(|value| value.len() <= rpc::MAX_TRACEPARENT_BYTES)
@@ -130,16 +165,12 @@ async fn call(
 /// `GET …/rpc`: a poll, answered with a call, or with 408 when its time is over.
 async fn poll(
     State(server): State<Arc<Server>>,
+    Extension(exchange): Extension<Arc<Exchange>>,
     From { visit, .. }: From,
     request: Request,
 ) -> Result<Response, Response> {
     let http = &server.node.settings.http;
-    let timeout = poll_timeout(request.uri().query(), http).ok_or_else(|| {
-        let max = http.max_poll_timeout_ms;
-        let text = format!("timeout must be whole milliseconds from 0 to {max}!");
-        reply::error(StatusCode::BAD_REQUEST, &text)
-    })?;
-    let connection = request.extensions().get::<Arc<Connection>>().map(Arc::clone);
+    let timeout = poll_timeout(request.uri().query(), http)?;
     // A poll that waits need not keep its head's 8 KB.
     drop(request);
     let mut poll = visit.poll(Instant::now() + timeout).map_err(|why| match why {
@@ -149,11 +180,8 @@ async fn poll(
     let _waiting = Waiting::new(&server);
     match poll.told().await {
         Told::Call(mut handover) => {
-            let Some(connection) = connection else {
-                return Err(reply::empty(StatusCode::INTERNAL_SERVER_ERROR));
-            };
             let traceparent = handover.traceparent.take();
-            let body = CallBody::new(handover, Arc::clone(&connection.outbox));
+            let body = CallBody::new(handover, Arc::clone(&exchange.outbox));
             let mut response = reply::json(Body::new(body));
             if let Some(traceparent) = traceparent.and_then(|text| HeaderValue::try_from(text).ok()) {
                 response.headers_mut().insert(TRACEPARENT, traceparent);
@@ -174,10 +202,10 @@ async fn poll(
 /// `POST …/rpc/{id}`: the device answers a call.
 async fn answer(
     State(server): State<Arc<Server>>,
+    Extension(exchange): Extension<Arc<Exchange>>,
     From { visit, id }: From,
-    body: Body,
 ) -> Result<Response, Response> {
-    let body = read(&server, body).await?;
+    let body = read(&server, &exchange).await?;
     let number = id.and_then(|id| call_number(&id));
     let taken = number.map_or(AnswerTaken::NoSuchCall, |number| visit.answer(number, &body));
     match taken {
@@ -191,31 +219,57 @@ async fn answer(
 
 async fn telemetry(
     State(server): State<Arc<Server>>,
+    Extension(exchange): Extension<Arc<Exchange>>,
     From { visit, .. }: From,
-    body: Body,
 ) -> Result<Response, Response> {
-    uplink(&server, &visit, UplinkKind::Telemetry, body).await
+    uplink(&server, &visit, UplinkKind::Telemetry, &exchange).await
 }
 
 async fn attributes(
     State(server): State<Arc<Server>>,
+    Extension(exchange): Extension<Arc<Exchange>>,
     From { visit, .. }: From,
-    body: Body,
 ) -> Result<Response, Response> {
-    uplink(&server, &visit, UplinkKind::Attributes, body).await
+    uplink(&server, &visit, UplinkKind::Attributes, &exchange).await
+}
+
+/// `GET …/attributes`: none are kept here, whichever are asked for.
+async fn kept_attributes(_: From) -> Response {
+    reply::json(Body::from("{}"))
+}
+
+/// `GET …/attributes/updates`: none ever comes, so it waits its time out. Each takes a connection, of which there are
+/// no more than the node admits.
+async fn attribute_updates(
+    State(server): State<Arc<Server>>,
+    From { visit, .. }: From,
+    request: Request,
+) -> Result<Response, Response> {
+    let timeout = poll_timeout(request.uri().query(), &server.node.settings.http)?;
+    drop(request);
+    tokio::select! {
+        () = tokio::time::sleep(timeout) => {}
+        why = visit.broken_off() => return Err(reply::broken_off(why)),
+    }
+    Ok(reply::empty(StatusCode::REQUEST_TIMEOUT))
 }
 
 /// Hands a message up, and answers once NATS has it.
-async fn uplink(server: &Server, visit: &Visit, kind: UplinkKind, body: Body) -> Result<Response, Response> {
-    let body = read(server, body).await?;
-    let admitted = caller(visit.visitor(), |it| it.uplink(&body, &server.limits.device, Instant::now()));
-    admitted.map_err(|refused| match refused {
-        RefusedUplink::NotJson => not_json(),
-        RefusedUplink::TooOften(limit) => {
-            server.node.metrics.limit_hit(limit);
-            reply::error(StatusCode::TOO_MANY_REQUESTS, "Too many requests!")
-        }
+async fn uplink(
+    server: &Server,
+    visit: &Visit,
+    kind: UplinkKind,
+    exchange: &Exchange,
+) -> Result<Response, Response> {
+    let admitted = caller(visit.visitor(), |it| it.admit_uplink(&server.limits.device, Instant::now()));
+    admitted.map_err(|limit| {
+        server.node.metrics.limit_hit(limit);
+        reply::error(StatusCode::TOO_MANY_REQUESTS, "Too many requests!")
     })?;
+    let body = read(server, exchange).await?;
+    if !device_api::answer_is_json(&body) {
+        return Err(not_json());
+    }
     if !server.node.uplink(visit.visitor(), kind, body).await {
         return Err(reply::error(StatusCode::SERVICE_UNAVAILABLE, "Internal server error!"));
     }
@@ -223,61 +277,25 @@ async fn uplink(server: &Server, visit: &Visit, kind: UplinkKind, body: Body) ->
 }
 
 /// A whole body.
-async fn read(server: &Server, body: Body) -> Result<Bytes, Response> {
+async fn read(server: &Server, exchange: &Exchange) -> Result<Bytes, Response> {
     let http = &server.node.settings.http;
-    let too_large = || {
-        server.node.metrics.limit_hit(Limit::PacketBytes);
-        let text = format!("The body must not exceed {} bytes!", http.max_body_bytes);
-        reply::closing(reply::error(StatusCode::PAYLOAD_TOO_LARGE, &text))
-    };
-    let timeout = Duration::from_millis(http.request_timeout_ms);
-    match tokio::time::timeout(timeout, collect(body, http.max_body_bytes)).await {
-        Ok(Ok(body)) => Ok(body),
-        Ok(Err(BodyFault::TooLarge)) => Err(too_large()),
-        Ok(Err(BodyFault::Broken)) => {
-            Err(reply::closing(reply::error(StatusCode::BAD_REQUEST, "The body cannot be read!")))
-        }
-        Err(_) => {
-            let text = "The body did not come in time!";
-            Err(reply::closing(reply::error(StatusCode::REQUEST_TIMEOUT, text)))
-        }
-    }
+    let read = exchange.read_body(http.max_body_bytes, Duration::from_millis(http.request_timeout_ms)).await;
+    read.map_err(|fault| {
+        let response = match fault {
+            BodyFault::TooLarge => {
+                server.node.metrics.limit_hit(Limit::PacketBytes);
+                let text = format!("The body must not exceed {} bytes!", http.max_body_bytes);
+                reply::error(StatusCode::PAYLOAD_TOO_LARGE, &text)
+            }
+            BodyFault::Broken => reply::error(StatusCode::BAD_REQUEST, "The body cannot be read!"),
+            BodyFault::TooSlow => reply::error(StatusCode::REQUEST_TIMEOUT, "The body did not come in time!"),
+        };
+        reply::closing(response)
+    })
 }
 
-enum BodyFault {
-    TooLarge,
-    Broken,
-}
-
-async fn collect(mut body: Body, max_bytes: usize) -> Result<Bytes, BodyFault> {
-    use axum::body::HttpBody;
-    if body.size_hint().lower() > max_bytes as u64 {
-        return Err(BodyFault::TooLarge);
-    }
-    let (mut first, mut rest) = (Bytes::new(), BytesMut::new());
-    while let Some(frame) = body.frame().await {
-        let Ok(part) = frame.map_err(|_| BodyFault::Broken)?.into_data() else { continue };
-        if first.len() + rest.len() + part.len() > max_bytes {
-            return Err(BodyFault::TooLarge);
-        }
-        // Most bodies come in one piece, which need not be copied.
-        if first.is_empty() {
-            first = part;
-        } else {
-            rest.extend_from_slice(&part);
-        }
-    }
-    if rest.is_empty() {
-        return Ok(first);
-    }
-    let mut whole = BytesMut::with_capacity(first.len() + rest.len());
-    whole.extend_from_slice(&first);
-    whole.extend_from_slice(&rest);
-    Ok(whole.freeze())
-}
-
-/// The time that a poll asks for: `timeout` in whole milliseconds; absent or 0 is the setting's. None when it cannot be.
-fn poll_timeout(query: Option<&str>, http: &boot::config::Http) -> Option<Duration> {
+/// The time that a poll asks for: `timeout` in whole milliseconds; absent or 0 is the setting's.
+fn poll_timeout(query: Option<&str>, http: &boot::config::Http) -> Result<Duration, Response> {
     let given = query.and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("timeout=")));
     let timeout_ms = match given {
         None => 0,
@@ -287,9 +305,12 @@ fn poll_timeout(query: Option<&str>, http: &boot::config::Http) -> Option<Durati
         Some(_) => u64::MAX,
     };
     match timeout_ms {
-        0 => Some(Duration::from_millis(http.poll_timeout_ms)),
-        ms if ms <= http.max_poll_timeout_ms => Some(Duration::from_millis(ms)),
-        _ => None,
+        0 => Ok(Duration::from_millis(http.poll_timeout_ms)),
+        ms if ms <= http.max_poll_timeout_ms => Ok(Duration::from_millis(ms)),
+        _ => {
+            let text = format!("timeout must be whole milliseconds from 0 to {}!", http.max_poll_timeout_ms);
+            Err(reply::error(StatusCode::BAD_REQUEST, &text))
+        }
     }
 }
 
@@ -353,7 +374,35 @@ mod tests {
             (Some("timeout=+5"), None),
         ];
         for (query, timeout_ms) in table {
-            assert_eq!(poll_timeout(query, &http), timeout_ms.map(Duration::from_millis), "{query:?}");
+            let timeout = poll_timeout(query, &http).ok();
+            assert_eq!(timeout, timeout_ms.map(Duration::from_millis), "{query:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_names_one_host() {
+        let table: [(Version, &[&str], bool); 14] = [
+            (Version::HTTP_11, &["a.example"], true),
+            (Version::HTTP_11, &["[::1]:8080"], true),
+            (Version::HTTP_11, &["127.0.0.1:8080"], true),
+            (Version::HTTP_11, &[""], true),
+            (Version::HTTP_10, &[], true),
+            (Version::HTTP_10, &["a"], true),
+            (Version::HTTP_11, &[], false),
+            (Version::HTTP_11, &["a", "a"], false),
+            (Version::HTTP_10, &["a", "a"], false),
+            (Version::HTTP_11, &["a b"], false),
+            (Version::HTTP_11, &["a, b"], false),
+            (Version::HTTP_11, &["a/b"], false),
+            (Version::HTTP_11, &["u@a"], false),
+            (Version::HTTP_11, &["http://a"], false),
+        ];
+        for (version, hosts, names_one) in table {
+            let mut headers = HeaderMap::new();
+            for host in hosts {
+                headers.append(header::HOST, HeaderValue::from_str(host).unwrap());
+            }
+            assert_eq!(names_one_host(version, &headers), names_one, "{version:?} {hosts:?}");
         }
     }
 

@@ -1,5 +1,11 @@
-//! What lies between HTTP and the socket? A stream that says when a call was written, gives up on a client that does
-//! not read, and lets the last words arrive before it closes.
+//! What lies between HTTP and the socket? A stream that says when a call was written, gives up on a client that sends or
+//! reads too slowly, and lets the last words arrive before it closes.
+//!
+//! The end of a client's input is not the client's end: it may have sent all that it had to say, and waits for its answer
+//! (RFC 9112 §9.6). Only a reset, or bytes that it does not take, tell that it has gone. Of a client that closes its socket
+//! altogether TCP tells the same as of one that reads on, until something was sent: the answer to that is a reset. So a
+//! call for such a client counts as written only once its end has acknowledged every byte, and goes back when it resets.
+//! What cannot be known is whether a client read what its system took before it closed.
 
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -8,54 +14,108 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::getpeername;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
-use super::outbox::Outbox;
+use super::exchange::Exchange;
 use crate::tls::Secured;
 
 /// How long a closing connection may take to read our last words and close its end. Without it, closing with unread
 /// input resets the connection and can take the last answer with it.
 const LINGER: Duration = Duration::from_millis(500);
 
+/// Between two looks at whether a client that sends no more has acknowledged its call: nothing tells of it.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
 /// A connection's socket, plain or under TLS.
 pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
-    /// True when the client is known to have closed the connection, whatever of its input is yet to be read.
-    fn is_gone(&self) -> bool;
+    /// The connection below.
+    fn socket(&self) -> &TcpStream;
 }
 
 impl Transport for TcpStream {
-    fn is_gone(&self) -> bool {
-        use rustix::net::{RecvFlags, recv};
-        let mut peeked = [0; 1];
-        match recv(self, &mut peeked, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-            Ok((received, _)) => received == 0,
-            Err(error) => error != rustix::io::Errno::AGAIN,
-        }
+    fn socket(&self) -> &TcpStream {
+        self
     }
 }
 
 impl Transport for Secured {
-    /// Behind what TLS has yet to read, it is not seen.
-    fn is_gone(&self) -> bool {
-        self.socket().is_gone()
+    fn socket(&self) -> &TcpStream {
+        Secured::socket(self)
     }
+}
+
+/// How long a connection's client may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// For a whole head, from the accepted connection or its first byte.
+    pub(super) head: Duration,
+    /// From the last answer to the next request's first byte.
+    pub(super) idle: Duration,
+    /// To take a byte of an answer.
+    pub(super) write: Duration,
 }
 
 /// The stream under one HTTP connection.
 pub(super) struct Wire<S> {
     stream: S,
-    outbox: Arc<Outbox>,
-    write_timeout: Duration,
+    exchange: Arc<Exchange>,
+    patience: Patience,
+    /// Requests that this has seen begin.
+    requests: u64,
+    /// Bytes of the next request have come.
+    head_begun: bool,
+    /// Runs while a head is waited for.
+    waiting: Option<Pin<Box<Sleep>>>,
     stalled: Option<Pin<Box<Sleep>>>,
+    /// The client was seen to close its sending side.
+    input_ended: bool,
+    /// A call waits to be acknowledged: until when, and when to look again.
+    confirming: Option<(Instant, Pin<Box<Sleep>>)>,
     lingering: Option<Pin<Box<Sleep>>>,
 }
 
+/// What a socket tells of its client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Client {
+    Sends,
+    SendsNoMore,
+    HasGone,
+}
+
+fn client(socket: &TcpStream) -> Client {
+    let mut asked = [PollFd::new(socket, PollFlags::RDHUP)];
+    let told = match poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+        Ok(_) => asked.iter().fold(PollFlags::empty(), |told, it| told | it.revents()),
+        Err(_) => PollFlags::ERR,
+    };
+    // HUP: both directions are closed, and by us none is while this is asked.
+    if told.intersects(PollFlags::ERR | PollFlags::HUP) {
+        Client::HasGone
+    } else if told.contains(PollFlags::RDHUP) {
+        Client::SendsNoMore
+    } else {
+        Client::Sends
+    }
+}
+
 impl<S: Transport> Wire<S> {
-    /// A client that takes no byte for `write_timeout` is given up.
-    pub(super) fn new(stream: S, outbox: Arc<Outbox>, write_timeout: Duration) -> Self {
-        Wire { stream, outbox, write_timeout, stalled: None, lingering: None }
+    pub(super) fn new(stream: S, exchange: Arc<Exchange>, patience: Patience) -> Self {
+        Wire {
+            stream,
+            exchange,
+            patience,
+            requests: 0,
+            head_begun: false,
+            waiting: None,
+            stalled: None,
+            input_ended: false,
+            confirming: None,
+            lingering: None,
+        }
     }
 
     /// The stream itself, for a protocol that takes it over.
@@ -74,7 +134,7 @@ impl<S: Transport> Wire<S> {
                 Poll::Ready(result)
             }
             Poll::Pending => {
-                let timeout = self.write_timeout;
+                let timeout = self.patience.write;
                 let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
                 ready!(stalled.as_mut().poll(cx));
                 Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
@@ -82,12 +142,87 @@ impl<S: Transport> Wire<S> {
         }
     }
 
-    /// The kernel takes bytes for a client that has closed its end as long as it has not been told so by a reset.
-    fn check_client(&self) -> io::Result<()> {
-        if self.outbox.is_writing() && self.stream.is_gone() {
-            return Err(io::ErrorKind::BrokenPipe.into());
+    /// A request that began ends the wait for its head.
+    fn note_requests(&mut self) {
+        if self.exchange.requests() != self.requests {
+            self.requests = self.exchange.requests();
+            (self.head_begun, self.waiting) = (false, None);
+        }
+    }
+
+    /// Something has come: a head has its own time from its first byte, a connection's first from the beginning.
+    fn input_came(&mut self) {
+        self.note_requests();
+        if !self.exchange.is_answering()
+            && !std::mem::replace(&mut self.head_begun, true)
+            && self.requests > 0
+        {
+            self.waiting = None;
+        }
+    }
+
+    /// Nothing has come. Ready when a head has taken too long; with the end of input for a client that kept silent.
+    fn poll_head_time(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.note_requests();
+        if self.exchange.is_answering() {
+            return Poll::Pending;
+        }
+        let idle = self.requests > 0 && !self.head_begun;
+        let patience = if idle { self.patience.idle } else { self.patience.head };
+        let waiting = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        ready!(waiting.as_mut().poll(cx));
+        Poll::Ready(if idle { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) })
+    }
+
+    /// While a request is being answered nothing is read: looks whether its client has gone, or sends no more.
+    fn poll_client(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.input_ended || !self.exchange.is_answering() {
+            return Ok(());
+        }
+        // Ready also with a further request, behind which an end is not seen before something is written.
+        if self.stream.socket().poll_read_ready(cx)?.is_ready() {
+            match client(self.stream.socket()) {
+                Client::Sends => {}
+                Client::SendsNoMore => {
+                    self.input_ended = true;
+                    self.exchange.input_ended();
+                }
+                Client::HasGone => return Err(io::ErrorKind::ConnectionReset.into()),
+            }
         }
         Ok(())
+    }
+
+    /// Whether a call whose bytes the socket has taken is in its client's hands.
+    fn poll_taken(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.confirming.is_none() {
+            match client(self.stream.socket()) {
+                Client::Sends => return Poll::Ready(Ok(())),
+                Client::SendsNoMore => {}
+                Client::HasGone => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            }
+            // Our end goes behind the call, and is acknowledged with it. Already reset, it says so below.
+            match ready!(Pin::new(&mut self.stream).poll_shutdown(cx)) {
+                Err(error) if error.kind() != io::ErrorKind::NotConnected => return Poll::Ready(Err(error)),
+                Ok(()) | Err(_) => {}
+            }
+            self.lingering = Some(Box::pin(tokio::time::sleep(LINGER)));
+            let give_up_at = Instant::now() + self.patience.write;
+            self.confirming = Some((give_up_at, Box::pin(tokio::time::sleep(LOOK_AGAIN))));
+        }
+        loop {
+            let socket = self.stream.socket();
+            // A connection of which both ends are closed, or that was reset, has no peer any more.
+            if getpeername(socket).is_err() {
+                return Poll::Ready(socket.take_error()?.map_or(Ok(()), Err));
+            }
+            let Some((give_up_at, look_again)) = &mut self.confirming else { return Poll::Pending };
+            ready!(look_again.as_mut().poll(cx));
+            if Instant::now() >= *give_up_at {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            look_again.as_mut().reset(Instant::now() + LOOK_AGAIN);
+        }
     }
 }
 
@@ -97,13 +232,18 @@ impl<S: Transport> AsyncRead for Wire<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        match Pin::new(&mut self.stream).poll_read(cx, buffer) {
+            Poll::Ready(result) => {
+                self.input_came();
+                Poll::Ready(result)
+            }
+            Poll::Pending => self.poll_head_time(cx),
+        }
     }
 }
 
 impl<S: Transport> AsyncWrite for Wire<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.check_client()?;
         self.poll_progress(cx, |stream, cx| stream.poll_write(cx, bytes))
     }
 
@@ -112,7 +252,6 @@ impl<S: Transport> AsyncWrite for Wire<S> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.check_client()?;
         self.poll_progress(cx, |stream, cx| stream.poll_write_vectored(cx, slices))
     }
 
@@ -120,10 +259,14 @@ impl<S: Transport> AsyncWrite for Wire<S> {
         self.stream.is_write_vectored()
     }
 
-    /// HTTP flushes once the stream has taken all that was buffered.
+    /// HTTP flushes once the stream has taken all that was buffered, and whenever it looks at the connection.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_progress(cx, AsyncWrite::poll_flush))?;
-        self.outbox.flushed();
+        self.poll_client(cx)?;
+        if self.exchange.outbox.is_writing() {
+            ready!(self.poll_taken(cx))?;
+            self.exchange.outbox.flushed();
+        }
         Poll::Ready(Ok(()))
     }
 

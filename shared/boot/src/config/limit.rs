@@ -105,6 +105,30 @@ impl Limit<Option<String>> for HttpEndpoint {
     }
 }
 
+/// Origins of web pages as browsers write them (RFC 6454 §6.2), or all.
+pub(super) struct Origins;
+
+impl Limit<Option<String>> for Origins {
+    fn admits(&self, value: &Option<String>) -> bool {
+        value.as_deref().is_none_or(|value| value == "*" || value.split(',').map(str::trim).all(is_origin))
+    }
+
+    fn expected(&self) -> String {
+        "*, or scheme://host (with :port where it is not the scheme's own) in small letters and without a path, several \
+         after commas; empty: none"
+            .to_owned()
+    }
+}
+
+fn is_origin(origin: &str) -> bool {
+    let Some((scheme, authority)) = origin.split_once("://") else { return false };
+    let scheme_fits = scheme.starts_with(|first: char| first.is_ascii_lowercase())
+        && scheme.chars().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || "+-.".contains(it));
+    scheme_fits
+        && !authority.contains(['@', '/'])
+        && authority.parse::<Authority>().is_ok_and(|it| it.as_str().to_ascii_lowercase() == authority)
+}
+
 /// A `tracing` filter whose every part says a level: a lone word would be taken as a target, and a
 /// misspelt level would silence everything else.
 pub(super) struct LogFilter;

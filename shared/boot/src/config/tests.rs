@@ -309,7 +309,7 @@ fn what_is_empty_takes_back() {
 }
 
 #[test]
-fn servers_filters_and_endpoints() {
+fn servers_filters_endpoints_and_origins() {
     let valid =
         ["nats://127.0.0.1:4222", "a:1, tls://b.example:2/", "localhost", "nats://[::1]:4222", "ws://[::1]"];
     for url in valid {
@@ -344,6 +344,22 @@ fn servers_filters_and_endpoints() {
     for endpoint in ["https://a:4318", "a:4318", "/v1/traces", "http://", "http://u:p@a", "http://a/?b=c"] {
         let endpoint = format!("traces.endpoint={endpoint}");
         assert_eq!(faults("", &[], &[&endpoint]).len(), 1, "{endpoint}");
+    }
+    for origins in
+        ["", "*", "https://app.example", "http://localhost:3000, capacitor://localhost,https://[::1]:8443"]
+    {
+        assert_eq!(faults("", &[], &[&format!("http.cors_origins={origins}")]), Vec::<String>::new());
+    }
+    for origins in [
+        "app.example",
+        "https://",
+        "https://a/",
+        "https://A.example",
+        "https://u@a",
+        "*,https://a",
+        "https://a,",
+    ] {
+        assert_eq!(faults("", &[], &[&format!("http.cors_origins={origins}")]).len(), 1, "{origins}");
     }
 }
 

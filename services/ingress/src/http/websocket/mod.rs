@@ -7,7 +7,7 @@
 pub mod frame;
 mod stream;
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
@@ -19,9 +19,9 @@ use sha1::{Digest, Sha1};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::stream::WebSocket;
-use super::connection::Connection;
+use super::exchange::Exchange;
 use super::reply;
-use super::routes::Server;
+use super::server::Server;
 use crate::device::mailbox::EndReason;
 
 /// The sub-protocols of which a client must offer one (MQTT-6.0.0-3), in the order of our choice: the second is what
@@ -41,10 +41,10 @@ pub(super) async fn upgrade(
         return Err(reply::broken_off(EndReason::ShuttingDown));
     }
     let upgrade = hyper::upgrade::on(&mut request);
-    let Some(connection) = request.extensions().get::<Arc<Connection>>() else {
+    let Some(exchange) = request.extensions().get::<Arc<Exchange>>() else {
         return Err(reply::empty(StatusCode::INTERNAL_SERVER_ERROR));
     };
-    *connection.upgrade.lock().unwrap_or_else(PoisonError::into_inner) = Some(upgrade);
+    *exchange.upgrade.lock() = Some(upgrade);
     let mut response = reply::empty(StatusCode::SWITCHING_PROTOCOLS);
     let headers = response.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));

@@ -1,0 +1,136 @@
+//! What do a connection and the request that it carries share? The call being written, the body yet to be read, and
+//! whether the client has said its last.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::body::HttpBody;
+use bytes::{Bytes, BytesMut};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::outbox::Outbox;
+
+/// One connection's: an extension of each of its requests.
+#[derive(Default)]
+pub(super) struct Exchange {
+    pub(super) outbox: Arc<Outbox>,
+    /// Set by the request that makes this a WebSocket.
+    pub(super) upgrade: Mutex<Option<OnUpgrade>>,
+    body: Mutex<Option<Incoming>>,
+    /// Requests so far.
+    requests: AtomicU64,
+    answering: AtomicBool,
+    last_words: Notify,
+}
+
+/// Why a body is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BodyFault {
+    TooLarge,
+    Broken,
+    TooSlow,
+}
+
+impl Exchange {
+    /// A request begins, whose body stays here until somebody asks for it.
+    pub(super) fn begin(&self, body: Incoming) {
+        let body = if body.is_end_stream() { None } else { Some(body) };
+        *self.body.lock() = body;
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.answering.store(true, Ordering::Relaxed);
+    }
+
+    /// The request has its response, which is yet to be written.
+    pub(super) fn answered(&self) {
+        self.answering.store(false, Ordering::Relaxed);
+    }
+
+    /// True while a request has no response.
+    pub(super) fn is_answering(&self) -> bool {
+        self.answering.load(Ordering::Relaxed)
+    }
+
+    /// How many requests have begun on this connection.
+    pub(super) fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// The client has closed its sending side; it may well read on.
+    pub(super) fn input_ended(&self) {
+        self.last_words.notify_one();
+    }
+
+    /// Waits until the client closes its sending side.
+    pub(super) async fn end_of_input(&self) {
+        self.last_words.notified().await;
+    }
+
+    /// The request's whole body, empty when it was read before.
+    pub(super) async fn read_body(&self, max_bytes: usize, within: Duration) -> Result<Bytes, BodyFault> {
+        let Some(body) = self.take_body() else { return Ok(Bytes::new()) };
+        tokio::time::timeout(within, collect(body, max_bytes)).await.unwrap_or(Err(BodyFault::TooSlow))
+    }
+
+    /// Reads past a body that nobody asked for, so that the connection's next request can be found behind it (RFC 9112
+    /// §9.3). False when it cannot be, or may take none, and the connection must be closed.
+    pub(super) async fn discard_body(&self, max_bytes: usize, within: Duration) -> bool {
+        let Some(mut body) = self.take_body() else { return true };
+        // To read is to ask for it, where a client waits to be asked (RFC 9110 §10.1.1).
+        if max_bytes == 0 || body.size_hint().lower() > max_bytes as u64 {
+            return false;
+        }
+        let discarded = async {
+            let mut left = max_bytes;
+            while let Some(frame) = next_frame(&mut body).await {
+                let Some(rest) = frame.ok().and_then(|part| left.checked_sub(part.len())) else {
+                    return false;
+                };
+                left = rest;
+            }
+            true
+        };
+        tokio::time::timeout(within, discarded).await.unwrap_or(false)
+    }
+
+    fn take_body(&self) -> Option<Incoming> {
+        self.body.lock().take()
+    }
+}
+
+async fn collect(mut body: Incoming, max_bytes: usize) -> Result<Bytes, BodyFault> {
+    if body.size_hint().lower() > max_bytes as u64 {
+        return Err(BodyFault::TooLarge);
+    }
+    let (mut first, mut rest) = (Bytes::new(), BytesMut::new());
+    while let Some(frame) = next_frame(&mut body).await {
+        let part = frame.map_err(|_| BodyFault::Broken)?;
+        if first.len() + rest.len() + part.len() > max_bytes {
+            return Err(BodyFault::TooLarge);
+        }
+        // Most bodies come in one piece, which need not be copied.
+        if first.is_empty() {
+            first = part;
+        } else {
+            rest.extend_from_slice(&part);
+        }
+    }
+    if rest.is_empty() {
+        return Ok(first);
+    }
+    let mut whole = BytesMut::with_capacity(first.len() + rest.len());
+    whole.extend_from_slice(&first);
+    whole.extend_from_slice(&rest);
+    Ok(whole.freeze())
+}
+
+/// The next piece of a body; trailers are an empty one.
+async fn next_frame(body: &mut Incoming) -> Option<Result<Bytes, hyper::Error>> {
+    let frame = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await?;
+    Some(frame.map(|frame| frame.into_data().unwrap_or_default()))
+}
