@@ -5,13 +5,14 @@ import random
 import socket
 import subprocess
 import time
+import urllib.parse
 from collections import Counter
 from contextlib import contextmanager
 
 import pytest
 from harness import said
 from harness.cluster import Cluster
-from harness.devices import HttpDevice, PahoV5
+from harness.devices import CoapDevice, HttpDevice, PahoV5, PahoV311
 from harness.devices.device import answering, echo
 from harness.nats_listener import NatsListener
 from harness.processes import run
@@ -200,6 +201,51 @@ def test_a_one_way_call_is_delivered_by_the_poll_that_takes_it(node, http, famil
     assert http.ask("POST", rpc(family.b, f"/{call['id']}"), "1").status == 404
 
 
+def test_a_poll_whose_client_sends_no_more_hears_its_call(node, http, family, device):
+    """As `nc -N` has it: the end of its input is not the client's end."""
+    caller = device(PahoV5, family.a).connect(node)
+    become_callable(http, family.b)
+    for number in range(20):
+        with waiting_polls(node, 1):
+            half = poll(node, family.b)
+            half.socket.shutdown(socket.SHUT_WR)
+        answer = caller.send_msg(family.b, str(number))
+        call = half.response().json
+        assert call["params"] == number
+        assert half.expect_closed() == b""
+        assert http.ask("POST", rpc(family.b, f"/{call['id']}"), str(number)).status == 200
+        assert answer.text() == str(number)
+
+
+def test_a_poll_whose_client_sends_no_more_ends_in_time(node, family):
+    with poll(node, family.b, 1_000) as half:
+        half.socket.shutdown(socket.SHUT_WR)
+        assert half.response().status == 408
+
+
+def test_polls_whose_clients_closed_give_way_and_swallow_no_call(node, http, family, device):
+    """Of a client that closed its socket TCP tells the same as of one that reads on, until it is sent something."""
+    caller = device(PahoV5, family.a).connect(node)
+    become_callable(http, family.b)
+    with waiting_polls(node, 16):
+        for _ in range(16):
+            poll(node, family.b).close()
+    # They neither keep a live one out, nor take its call.
+    with waiting_polls(node, 0):
+        staying = poll(node, family.b)
+    answer = caller.send_msg(family.b, "1")
+    call = staying.response().json
+    http.ask("POST", rpc(family.b, f"/{call['id']}"), '"heard"')
+    assert answer.text() == '"heard"'
+    # With nobody else there, the next that comes gets the call, whatever was tried before.
+    answer = caller.send_msg(family.b, "2")
+    until("all are known to have gone", lambda: node.admin.value("switchboard_http_polls") == 0)
+    call = http.ask("GET", rpc(family.b)).json
+    http.ask("POST", rpc(family.b, f"/{call['id']}"), '"heard"')
+    assert answer.text() == '"heard"'
+    staying.close()
+
+
 def test_a_poll_whose_client_has_gone_swallows_no_call(node, http, family, device):
     caller = device(PahoV5, family.a).connect(node)
     become_callable(http, family.b)
@@ -230,29 +276,31 @@ def test_a_poll_whose_end_cannot_be_read_swallows_no_call(node, http, family, de
 
 
 def test_polls_that_go_at_the_moment_of_a_call_swallow_none(node, http, family, device):
-    """The client closes while the call is on its way: whichever is first, the call is heard by the next poll."""
+    """The client goes, in one way or another, while the call is on its way: it is heard once."""
     caller = device(PahoV5, family.a).connect(node)
     become_callable(http, family.b)
     rng, ends = random.Random(7), Counter()
-    for number in range(100):
+    for number in range(150):
         going = poll(node, family.b)
-        answer = caller.send_msg(family.b, str(number), timeout=20_000)
-        # The client is seen to go before, while and after the call comes. What it has read in the end is its own.
-        time.sleep(rng.random() * 0.004)
-        going.socket.shutdown(socket.SHUT_WR)
-        heard = going.expect_closed().decode()
-        going.close()
-        if heard:
-            call = json.loads(heard[heard.index("\r\n\r\n") :])
+        end = rng.choice(["half-close", "close", "reset"])
+        if end == "half-close":
+            answer = caller.send_msg(family.b, str(number))
+            # Seen to send no more before, while and after the call comes.
+            time.sleep(rng.random() * 0.004)
+            going.socket.shutdown(socket.SHUT_WR)
+            heard = going.expect_closed().decode()
         else:
-            response = http.ask("GET", rpc(family.b, "?timeout=3000"))
-            assert response.status == 200, f"call {number} was swallowed"
-            call = response.json
-        ends[bool(heard)] += 1
+            time.sleep(rng.random() * 0.002)
+            going.reset() if end == "reset" else going.close()
+            answer = caller.send_msg(family.b, str(number))
+            heard = http.ask("GET", rpc(family.b, "?timeout=3000")).body
+        assert heard, f"call {number} was swallowed: {end}"
+        ends[end] += 1
+        call = json.loads(heard[heard.index('{"id"') :])
         assert call["params"] == number
         assert http.ask("POST", rpc(family.b, f"/{call['id']}"), str(number)).status == 200
         assert answer.text() == str(number)
-    print(f"heard by the first poll: {ends[True]}, by the next: {ends[False]}")
+    print(ends)
 
 
 def test_more_polls_than_may_wait(node, http, family):
@@ -288,6 +336,102 @@ def test_a_newer_session_takes_over(shared_cluster, node, http, family, device, 
     http.ask("POST", rpc(family.b, f"/{call['id']}"), '"http"')
     assert again.text() == '"http"'
     waiting.close()
+
+
+def test_a_device_may_answer_at_another_node(shared_cluster, family, device):
+    """The number says which node gave the call; what that says of the answer is what the device reads."""
+    here, there = shared_cluster.nodes
+    caller = device(PahoV5, family.a).connect(here)
+    with RawHttp(here.http_port) as poller, RawHttp(there.http_port) as other:
+        become_callable(poller, family.b)
+        for body in ('"there"', '{"large":"' + "x" * 60_000 + '"}'):
+            answer = caller.send_msg(family.b, "1")
+            call = poller.ask("GET", rpc(family.b)).json
+            path = rpc(family.b, f"/{call['id']}")
+            assert other.ask("POST", path, "ok").status == 400, "it is not JSON, and the call stays open"
+            assert other.ask("POST", path, body).status == 200
+            assert answer.text() == body
+            assert other.ask("POST", path, body).status == 404
+            assert poller.ask("POST", path, body).status == 404
+        oneway = caller.send_msg(family.b, "1", oneway=True)
+        call = poller.ask("GET", rpc(family.b)).json
+        assert oneway.text() == "null"
+        assert other.ask("POST", rpc(family.b, f"/{call['id']}"), "1").status == 404
+        # Another device's token does not answer this one's call.
+        answer = caller.send_msg(family.b, "1")
+        path = rpc(family.b, f"/{poller.ask('GET', rpc(family.b)).json['id']}")
+        assert other.ask("POST", path.replace(family.b.token, family.c.token), '"c"').status == 404
+        assert other.ask("POST", path, '"b"').status == 200
+        assert answer.text() == '"b"'
+
+
+def test_a_number_that_no_node_gave(shared_cluster, http, family):
+    started = time.monotonic()
+    for number in range(5, 2**31, 2**28):
+        assert http.ask("POST", rpc(family.b, f"/{number}"), "1").status == 404
+    assert time.monotonic() - started < 1, "NATS says at once that nobody is there"
+
+
+def test_an_answer_for_another_node_while_nats_is_away(new_cluster, device):
+    cluster = new_cluster(nodes=2)
+    family = cluster.accounts.family()
+    here, there = cluster.nodes
+    with RawHttp(here.http_port) as poller, RawHttp(there.http_port) as other:
+        become_callable(poller, family.b)
+        assert other.ask("POST", rpc(family.b), TIME).status == 200
+        device(PahoV5, family.a).connect(there).send_msg(family.b, "1", timeout=60_000)
+        call = poller.ask("GET", rpc(family.b)).json
+        cluster.nats.process.kill()
+        until("the node has seen it", lambda: other.ask("POST", rpc(family.b, f"/{call['id']}"), "1").status == 503)
+        assert poller.ask("POST", rpc(family.b, f"/{call['id']}"), "1").status == 200
+
+
+def test_what_stands_beside_a_body(shared_cluster, http, family, device):
+    """Names for machines, and who calls: stamped at the caller's node, whatever a client says of itself."""
+    caller = RawHttp(shared_cluster.nodes[1].http_port)
+    become_callable(http, family.b)
+    body = send_msg(family.b, timeout=10_000)
+    caller.send(
+        f"POST {rpc(family.a)} HTTP/1.1\nHost: t\nSwitchboard-Caller: me\nContent-Length: {len(body)}\n\n{body}"
+    )
+    call = http.ask("GET", rpc(family.b))
+    assert set(call.json) == {"id", "method", "params"}, "the body names nobody unless it is set so"
+    assert call.headers["switchboard-caller"] == family.a.id
+    assert urllib.parse.unquote(call.headers["switchboard-caller-name"]) == family.a.name
+    assert 5_000 < int(call.headers["switchboard-expires-ms"]) <= 10_000
+    http.ask("POST", rpc(family.b, f"/{call.json['id']}"), '{"error":"of the device itself"}')
+    answer = caller.response()
+    assert answer.headers["switchboard-outcome"] == "answered"
+    assert answer.headers["switchboard-call"] == call.headers["switchboard-call"]
+    table = [
+        (send_msg(family.c), 200, "offline"),
+        (send_msg(family.c, timeout=0), 200, "malformed"),
+        ("[", 400, "malformed"),
+        (TIME, 200, "answered"),
+        ('{"method":"sendMsg","params":{"deviceId":"00000000-0000-0000-0000-000000000000"}}', 200, "unknown_device"),
+    ]
+    for request, status, outcome in table:
+        response = caller.ask("POST", rpc(family.a), request)
+        assert (response.status, response.headers["switchboard-outcome"]) == (status, outcome), request
+        assert ("switchboard-call" in response.headers) == (outcome in ("offline", "unknown_device"))
+    caller.close()
+
+
+def test_the_message_names_the_caller_where_it_is_set_so(new_cluster, device):
+    cluster = new_cluster(settings={"device_api.tell_caller_in_body": "true"})
+    node, family = cluster.nodes[0], cluster.accounts.family()
+    caller = device(PahoV5, family.a).connect(node)
+    for kind in (PahoV311, PahoV5, HttpDevice, CoapDevice):
+        target = device(kind, family.b).connect(node).become_callable()
+        answer = caller.send_msg(family.b, '{"a" : 1}', timeout=10_000)
+        call = target.next_call()
+        message = json.loads(call.text)
+        assert 5_000 < message.pop("expiresMs") <= 10_000
+        caller_is = {"id": family.a.id, "name": family.a.name}
+        assert message == {"method": "onMsg", "params": {"a": 1}, "caller": caller_is}, kind.protocol
+        call.answer("1")
+        assert answer.text() == "1"
+        target.close()
 
 
 def test_polls_at_one_node_after_the_other(shared_cluster, family, device):

@@ -1,5 +1,6 @@
 """What can each service's NATS user do, and what not? The configuration of deploy/nats, on a real server."""
 
+import json
 import secrets
 from pathlib import Path
 
@@ -79,6 +80,14 @@ def test_the_services_need_no_more(cluster, device):
     until("the target is away", lambda: caller.send_msg(family.b, "2", timeout=2_000).text() == said.OFFLINE)
     caller.publish("v1/devices/me/telemetry", '{"t":1}')
 
+    # An answer at another node than the poll.
+    poller, answers = HttpDevice(family.b).connect(here), HttpDevice(family.b).connect(there)
+    poller.request("GET", "rpc?timeout=1")
+    answer = caller.send_msg(family.b, "1")
+    number = json.loads(poller.request("GET", "rpc")[1])["id"]
+    assert answers.request("POST", f"rpc/{number}", '"there"')[0] == 200
+    assert answer.text() == '"there"'
+
     # A newer session on another node, and a call by the command.
     older = device(PahoV5, family.b).connect(here).become_callable(echo)
     device(PahoV5, family.b).connect(there).become_callable(echo)
@@ -107,7 +116,7 @@ def test_who_has_no_password_is_nobody(cluster):
 # What a user may do, and beside it what comes close and may not be done.
 PUBLISH = {
     "ingress": (
-        ["swb.call", "swb.list", "swb.authenticate", f"swb.uplink.t.{DEVICE}.telemetry", f"$KV.swb_claims.{DEVICE}"],
+        ["swb.call", "swb.list", "swb.authenticate", f"swb.uplink.t.{DEVICE}.telemetry", f"$KV.swb_claims.{DEVICE}", "swb.answer.7"],
         # A stolen node: no call without the authorizer's word, no word in another's name, no look at the registry.
         [
             *["swb.route", "swb.presence", NODE, INBOX, f"swb.bounce.1.{INBOX}"],
@@ -121,7 +130,7 @@ PUBLISH = {
     "authorizer": (
         ["swb.route", "swb.presence", INBOX, f"swb.event.device.{DEVICE}", "$JS.API.STREAM.INFO.KV_swb_devices"],
         [
-            *[NODE, "swb.call", "swb.authenticate", "swb.uplink.t.d.telemetry", f"$KV.swb_claims.{DEVICE}"],
+            *[NODE, "swb.call", "swb.authenticate", "swb.uplink.t.d.telemetry", f"$KV.swb_claims.{DEVICE}", "swb.answer.7"],
             *[f"$KV.swb_devices.device.{DEVICE}", "$JS.API.STREAM.UPDATE.KV_swb_devices", "$JS.API.STREAM.DELETE.KV_swb_devices"],
             *["$JS.API.STREAM.PURGE.KV_swb_devices", "$JS.API.STREAM.CREATE.EVERYTHING", "anything"],
         ],
@@ -129,7 +138,7 @@ PUBLISH = {
     "router": (
         [NODE, INBOX, f"$KV.swb_claims.{DEVICE}", "$JS.API.STREAM.INFO.KV_swb_nodes"],
         [
-            *["swb.route", "swb.presence", "swb.call", "swb.authenticate", "swb.uplink.t.d.telemetry"],
+            *["swb.route", "swb.presence", "swb.call", "swb.authenticate", "swb.uplink.t.d.telemetry", "swb.answer.7"],
             *[f"swb.event.device.{DEVICE}", "$KV.swb_nodes.0123456789abcdef", f"$KV.swb_devices.device.{DEVICE}"],
             *["$JS.API.STREAM.INFO.KV_swb_devices", "$JS.API.DIRECT.GET.KV_swb_devices.x", "anything"],
         ],
@@ -137,17 +146,17 @@ PUBLISH = {
     "operator": (
         [f"$KV.swb_devices.device.{DEVICE}", "swb.call", "swb.list"],
         [
-            *["swb.route", "swb.presence", NODE, INBOX, "swb.authenticate", f"$KV.swb_claims.{DEVICE}"],
+            *["swb.route", "swb.presence", NODE, INBOX, "swb.authenticate", f"$KV.swb_claims.{DEVICE}", "swb.answer.7"],
             *["$JS.API.STREAM.DELETE.KV_swb_devices", "$JS.API.STREAM.PURGE.KV_swb_devices", "anything"],
         ],
     ),
-    "listener": ([], ["swb.call", "swb.route", NODE, INBOX, "swb.uplink.t.d.telemetry", "$JS.API.INFO", "anything"]),
+    "listener": ([], ["swb.call", "swb.route", "swb.answer.7", NODE, INBOX, "swb.uplink.t.d.telemetry", "$JS.API.INFO", "anything"]),
 }
 
 # Subject and queue group.
 SUBSCRIBE = {
     "ingress": (
-        [(NODE, ""), ("swb.reply.0123456789abcdef.>", ""), ("swb.event.device.*", "")],
+        [(NODE, ""), ("swb.reply.0123456789abcdef.>", ""), ("swb.event.device.*", ""), ("swb.answer.7", "")],
         [
             *[("swb.call", ""), ("swb.call", "authorizer"), ("swb.authenticate", ""), ("swb.authenticate", "authorizer")],
             *[("swb.route", ""), ("swb.route", "router"), ("swb.uplink.>", ""), ("swb.>", ""), (">", "")],
@@ -159,13 +168,13 @@ SUBSCRIBE = {
         # Nothing is overheard: who takes a question takes it out of the queue.
         [
             *[("swb.call", ""), ("swb.call", "spy"), ("swb.authenticate", ""), ("swb.route", "router"), ("swb.route", "")],
-            *[(NODE, ""), ("swb.uplink.>", ""), ("swb.>", ""), (">", "")],
+            *[(NODE, ""), ("swb.answer.7", ""), ("swb.uplink.>", ""), ("swb.>", ""), (">", "")],
         ],
     ),
     "router": (
         [("swb.route", "router"), ("swb.presence", "router"), ("swb.feed.0123456789abcdef.>", "")],
         [
-            *[("swb.route", ""), ("swb.route", "spy"), ("swb.call", "authorizer"), ("swb.call", ""), (NODE, "")],
+            *[("swb.route", ""), ("swb.route", "spy"), ("swb.call", "authorizer"), ("swb.call", ""), (NODE, ""), ("swb.answer.7", "")],
             *[("swb.authenticate", "authorizer"), ("swb.uplink.>", ""), ("swb.>", ""), (">", "")],
         ],
     ),

@@ -14,7 +14,7 @@ use switchboard_ingress::coap::tally::Held;
 use switchboard_ingress::device::admit::{NotAdmitted, digest};
 use switchboard_ingress::device::caller::CallerLimits;
 use switchboard_ingress::device::limits::{DeviceLimits, Rate};
-use switchboard_ingress::device_api::{self, ApiLimits, Request};
+use switchboard_ingress::device_api::{self, ApiLimits, Beside, Request};
 use switchboard_ingress::http::websocket::frame::{CloseCode, Decoder, MAX_CONTROL_BYTES, Piece};
 use switchboard_ingress::mqtt::codec::{self, Opening};
 use switchboard_ingress::mqtt::session::{Effect, Session, SessionLimits};
@@ -35,12 +35,14 @@ pub(crate) fn mqtt_reader(data: &[u8]) {
 pub(crate) fn device_api(data: &[u8]) {
     let text = Bytes::copy_from_slice(data);
     match device_api::parse(&text, &API) {
-        Ok(Request::SendMsg { timeout, connect_timeout, body, .. }) => {
+        Ok(Request::SendMsg { target, timeout, connect_timeout, body, .. }) => {
             assert!(1 <= timeout.as_ms() && timeout.as_ms() <= API.max_timeout_ms);
             assert!(connect_timeout <= timeout);
             assert!(device_api::answer_is_json(&body));
-            assert!(device_api::answer_is_json(&device_api::on_msg(&body)));
-            assert!(device_api::answer_is_json(&device_api::on_msg_numbered(1, &body)));
+            let beside = Beside { caller: Some((target, "\"")), expires: timeout };
+            for (number, beside) in [(None, None), (Some(1), Some(&beside))] {
+                assert!(device_api::answer_is_json(&device_api::on_msg(number, &body, beside)));
+            }
         }
         Ok(Request::GetDevices { .. } | Request::GetSessionLimits | Request::GetTime) => {}
         Err(malformed) => {

@@ -58,6 +58,10 @@ declare::settings! {
         default_connect_timeout_ms: u32 = 0, 0..=3_600_000;
         /// Whether a device of another customer reads as "Target device not found!" instead of "not allowed".
         conceal_foreign_devices: bool = false, Anything;
+        /// Whether the message that a target reads names who calls and how long an answer is of use, as the members
+        /// `caller` and `expiresMs`. Firmware that takes no further members must not be sent them; over MQTT 5 and HTTP
+        /// properties and headers say the same in any case.
+        tell_caller_in_body: bool = false, Anything;
     }
 
     /// The node that devices connect to.

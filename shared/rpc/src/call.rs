@@ -75,6 +75,28 @@ pub enum DeliveryReply {
     NotHere,
 }
 
+/// A device's answer that came to another node than its call (`swb.answer.<tag>`). Its body follows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Who answers: stamped where it showed its token.
+    pub device: DeviceId,
+    /// The number under which it was given the call.
+    pub number: u32,
+}
+
+/// What the node that gave the call says to an [`Answer`]. One that does not know the device says nothing: nodes may
+/// share a tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AnswerReply {
+    /// It is on its way to the caller.
+    Taken,
+    /// No such call of the device is open.
+    NoSuchCall,
+    /// It is not JSON; the call stays open.
+    NotJson,
+}
+
 /// Tells a node that one of its sessions has been overtaken by a newer one (`swb.event.takeover.<node>`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Eviction {

@@ -154,6 +154,16 @@ hex_id!(
     /// One running ingress process. Chosen at random for each start, so a restarted node is a new one.
     NodeId, "node id"
 );
+/// The bits of a node's [tag](NodeId::tag).
+pub const NODE_TAG_BITS: u32 = 14;
+
+impl NodeId {
+    /// What the numbers of a node's calls have in common: short enough for them, and nearly always its own.
+    pub fn tag(self) -> u16 {
+        (self.0 >> (u64::BITS - NODE_TAG_BITS)) as u16
+    }
+}
+
 hex_id!(
     /// One session on a node. Unique on that node for as long as it runs.
     SessionId, "session id"

@@ -14,13 +14,15 @@ mod trace;
 pub mod wire;
 
 pub use budget::{Budget, Deadline};
-pub use call::{Call, Delivery, DeliveryReply, Eviction, Routed, SessionEnd, SessionEvent};
+pub use call::{
+    Answer, AnswerReply, Call, Delivery, DeliveryReply, Eviction, Routed, SessionEnd, SessionEvent,
+};
 pub use claim::{Claim, Protocol};
 pub use directory::{
     AuthenticateReply, AuthenticateRequest, CredentialHash, DeviceStanding, DeviceState, Identity,
     ListRequest, PresenceReply, PresenceRequest,
 };
-pub use ids::{CallId, CustomerId, DeviceId, NodeId, ParseIdError, SessionId, TenantId};
+pub use ids::{CallId, CustomerId, DeviceId, NODE_TAG_BITS, NodeId, ParseIdError, SessionId, TenantId};
 pub use outcome::{Limit, Method, Outcome, OutcomeName};
 pub use subjects::{Subjects, UplinkKind};
 pub use trace::{MAX_TRACEPARENT_BYTES, ParseTraceError, Sampling, TraceContext};

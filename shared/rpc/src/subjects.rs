@@ -93,6 +93,11 @@ impl Subjects {
         subject.strip_prefix(self.under(&format!("bounce.{authorizer}.")).as_str())
     }
 
+    /// A node → the nodes of that [tag](NodeId::tag): a device answers a call that one of them gave it.
+    pub fn answer(&self, tag: u16) -> String {
+        self.under(&format!("answer.{tag}"))
+    }
+
     /// Claimer → the older session's node: it has been overtaken.
     pub fn takeover(&self, node: NodeId) -> String {
         self.under(&format!("event.takeover.{node}"))

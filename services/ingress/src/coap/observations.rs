@@ -19,7 +19,6 @@ use super::tally::Event;
 use crate::device::mailbox::Incoming;
 use crate::device::target::{AnswerTaken, Numbers, Target};
 use crate::device::visitors::Key;
-use crate::device_api;
 
 /// What to look at when its time has come; whether there is anything to do is seen then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -408,7 +407,8 @@ impl Observations {
 /// Sends an observer its next call, if one waits.
 fn notify(key: ObserverKey, observer: &mut Observer, requests: &mut Requests, now: Instant) {
     let Some((number, call)) = observer.target.next(now) else { return };
-    let mut whole = Response::json(Code::CONTENT, device_api::on_msg_numbered(number, &call.body));
+    let mut whole =
+        Response::json(Code::CONTENT, call.message(Some(number), requests.limits.device.tells_caller, now));
     let block = Block { exponent: observer.exponent, ..LARGEST_BLOCK };
     let (source, token) = observer.registration;
     let link = &mut requests.link;

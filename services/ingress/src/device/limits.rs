@@ -27,6 +27,8 @@ pub struct DeviceLimits {
     pub uplink_rate: Rate,
     /// What may wait for it, and be open at it, as a target.
     pub target: TargetLimits,
+    /// Whether the messages that it reads as a target name the caller.
+    pub tells_caller: bool,
 }
 
 impl From<&Settings> for DeviceLimits {
@@ -51,6 +53,7 @@ impl From<&Settings> for DeviceLimits {
                 max_waiting: ingress.max_mailbox_calls,
                 max_open: ingress.max_calls_in_flight_per_target,
             },
+            tells_caller: api.tell_caller_in_body,
         }
     }
 }

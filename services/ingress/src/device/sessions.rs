@@ -245,6 +245,11 @@ impl Sessions {
         self.devices.lock().values().flat_map(|it| it.visitors.iter().cloned()).collect()
     }
 
+    /// The visitors that are this device.
+    pub fn visitors_of(&self, device: DeviceId) -> Vec<Arc<Visitor>> {
+        self.devices.lock().get(&device).map(|it| it.visitors.clone()).unwrap_or_default()
+    }
+
     /// Every session.
     pub fn sessions(&self) -> Vec<Arc<Session>> {
         self.devices.lock().values().flat_map(|it| it.sessions.iter().cloned()).collect()
@@ -306,9 +311,11 @@ mod tests {
         let a = sessions.enter(identity(1), DIGEST, Protocol::Mqtt, now);
         let b = sessions.enter(identity(1), DIGEST, Protocol::Http, now);
         assert!(a.id != b.id && Arc::ptr_eq(&a.caller, &b.caller));
+        assert_eq!(sessions.visitors_of(a.device).iter().map(|it| it.id).collect::<Vec<_>>(), [a.id, b.id]);
         let session = sessions.begin(&a);
         assert!(sessions.leave(&a) && !sessions.leave(&a) && sessions.leave(&b));
         assert_eq!((sessions.visitors().len(), sessions.sessions().len()), (0, 1));
+        assert!(sessions.visitors_of(a.device).is_empty());
         sessions.end(&session);
         assert!(sessions.devices.lock().is_empty());
     }

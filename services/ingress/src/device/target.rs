@@ -14,7 +14,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use rpc::{CallId, Deadline, DeliveryReply, DeviceId, Limit, Outcome};
 
-use crate::device_api;
+use crate::device_api::{self, Beside};
 
 /// The largest number of a call: the device API's ids are 31 bits wide.
 pub const MAX_CALL_NUMBER: u32 = 2_147_483_647;
@@ -45,6 +45,18 @@ pub struct Incoming<R> {
     pub deadline: Deadline,
     /// Where the answer goes.
     pub reply_to: R,
+}
+
+impl<R> Incoming<R> {
+    /// What the device reads, with the call's number where nothing else carries it. `tells_caller`: it names who calls,
+    /// and for how long an answer is of use.
+    pub fn message(&self, number: Option<u32>, tells_caller: bool, now: Instant) -> Bytes {
+        let beside = tells_caller.then(|| Beside {
+            caller: self.caller.as_ref().map(|caller| (caller.id, caller.name.as_str())),
+            expires: self.deadline.remaining(now),
+        });
+        device_api::on_msg(number, &self.body, beside.as_ref())
+    }
 }
 
 /// Who calls.

@@ -79,6 +79,11 @@ impl<V> Visitors<V> {
         }
     }
 
+    /// True while something needs him.
+    pub fn is_held(&self, key: Key) -> bool {
+        self.visits.get(&key).is_some_and(|visit| visit.holds > 0)
+    }
+
     /// One thing fewer needs him. True when nothing does any more.
     pub fn let_go(&mut self, key: Key, now: Instant) -> bool {
         let Some(visit) = self.visits.get_mut(&key) else { return false };
@@ -163,7 +168,8 @@ mod tests {
         visitors.hold(a);
         assert_eq!(visitors.next_idle(), Some(seconds(start, 11)));
         assert_eq!((visitors.idle(seconds(start, 10)), visitors.idle(seconds(start, 11))), (None, Some(b)));
-        assert!(!visitors.let_go(a, seconds(start, 5)) && visitors.let_go(a, seconds(start, 6)));
+        assert!(!visitors.let_go(a, seconds(start, 5)) && visitors.is_held(a));
+        assert!(visitors.let_go(a, seconds(start, 6)) && !visitors.is_held(a));
         visitors.touch(b, seconds(start, 7));
         assert_eq!((visitors.idle(seconds(start, 16)), visitors.unheld()), (Some(a), vec![a, b]));
         assert_eq!(

@@ -1,7 +1,7 @@
 //! What does the device read? The texts of answers and of `onMsg`, to the byte.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use rpc::{Method, Outcome};
+use rpc::{Budget, DeviceId, Method, Outcome};
 use serde::Serialize;
 
 /// What a caller reads for an outcome; `body` is the answer's own text, handed on untouched.
@@ -26,14 +26,41 @@ pub fn answer(method: Method, outcome: &Outcome, body: Bytes) -> Bytes {
     }
 }
 
-/// What a target reads: `{"method":"onMsg","params":<body>}`.
-pub fn on_msg(body: &[u8]) -> Bytes {
-    framed(br#"{"method":"onMsg","params":"#, body)
+/// What a message may say beside its params: of use to firmware that cannot read a protocol's headers.
+#[derive(Debug, Clone, Copy)]
+pub struct Beside<'a> {
+    /// Who calls, and its name, which may be empty: not told.
+    pub caller: Option<(DeviceId, &'a str)>,
+    /// For how long an answer is of use.
+    pub expires: Budget,
 }
 
-/// The same with the call's number in front, where the topic does not carry it (HTTP, CoAP).
-pub fn on_msg_numbered(number: u32, body: &[u8]) -> Bytes {
-    framed(format!(r#"{{"id":{number},"method":"onMsg","params":"#).as_bytes(), body)
+/// What a target reads: `{"method":"onMsg","params":<body>}`, in front of it `"id"`, the call's number, where no topic
+/// carries it (HTTP, CoAP), and behind it `"caller":{"id","name"}` and `"expiresMs"` where they are to be told.
+pub fn on_msg(number: Option<u32>, body: &[u8], beside: Option<&Beside<'_>>) -> Bytes {
+    let id = number.map(|number| format!(r#""id":{number},"#)).unwrap_or_default();
+    let front = format!(r#"{{{id}"method":"onMsg","params":"#);
+    let behind = beside.map(Beside::members).unwrap_or_default();
+    let mut text = BytesMut::with_capacity(front.len() + body.len() + behind.len() + 1);
+    text.put_slice(front.as_bytes());
+    text.put_slice(body);
+    text.put_slice(behind.as_bytes());
+    text.put_u8(b'}');
+    text.freeze()
+}
+
+impl Beside<'_> {
+    fn members(&self) -> String {
+        #[derive(Serialize)]
+        struct Caller<'a> {
+            id: DeviceId,
+            #[serde(skip_serializing_if = "str::is_empty")]
+            name: &'a str,
+        }
+        let caller = self.caller.and_then(|(id, name)| serde_json::to_string(&Caller { id, name }).ok());
+        let caller = caller.map(|it| format!(r#","caller":{it}"#)).unwrap_or_default();
+        format!(r#"{caller},"expiresMs":{}"#, self.expires.as_ms())
+    }
 }
 
 /// True when a target's answer is JSON text in UTF-8, which it must be.
@@ -91,14 +118,6 @@ fn error(text: &str) -> Bytes {
     serde_json::to_vec(&Error { error: text }).unwrap_or_default().into()
 }
 
-fn framed(front: &[u8], body: &[u8]) -> Bytes {
-    let mut text = BytesMut::with_capacity(front.len() + body.len() + 1);
-    text.put_slice(front);
-    text.put_slice(body);
-    text.put_u8(b'}');
-    text.freeze()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,8 +164,23 @@ mod tests {
 
     #[test]
     fn calls_read_as_the_contract_says() {
-        assert_eq!(on_msg(br#"{"param1":"value1"}"#), r#"{"method":"onMsg","params":{"param1":"value1"}}"#);
-        assert_eq!(on_msg_numbered(1, b"null"), r#"{"id":1,"method":"onMsg","params":null}"#);
+        let body = br#"{"param1":"value1"}"#;
+        assert_eq!(on_msg(None, body, None), r#"{"method":"onMsg","params":{"param1":"value1"}}"#);
+        assert_eq!(on_msg(Some(1), b"null", None), r#"{"id":1,"method":"onMsg","params":null}"#);
+        let id: DeviceId = "aa435e80-9fce-11e6-8080-808080808080".parse().unwrap();
+        let beside = |caller| Some(Beside { caller, expires: Budget::from_ms(1875) });
+        assert_eq!(
+            on_msg(Some(1), b"[]", beside(Some((id, "Door \"1\""))).as_ref()),
+            r#"{"id":1,"method":"onMsg","params":[],"caller":{"id":"aa435e80-9fce-11e6-8080-808080808080","name":"Door \"1\""},"expiresMs":1875}"#
+        );
+        assert_eq!(
+            on_msg(None, b"1", beside(Some((id, ""))).as_ref()),
+            r#"{"method":"onMsg","params":1,"caller":{"id":"aa435e80-9fce-11e6-8080-808080808080"},"expiresMs":1875}"#
+        );
+        assert_eq!(
+            on_msg(None, b"1", beside(None).as_ref()),
+            r#"{"method":"onMsg","params":1,"expiresMs":1875}"#
+        );
         assert_eq!(get_time(1_480_000_000_000), r#"{"time":1480000000000}"#);
         assert_eq!(
             session_limits(65536, 100, 100, 0),

@@ -5,5 +5,5 @@
 mod answer;
 mod request;
 
-pub use answer::{answer, answer_is_json, get_time, on_msg, on_msg_numbered, session_limits};
+pub use answer::{Beside, answer, answer_is_json, get_time, on_msg, session_limits};
 pub use request::{ApiLimits, MalformedRequest, Request, parse};

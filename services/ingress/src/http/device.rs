@@ -1,8 +1,7 @@
 //! What does a node keep of one device that speaks HTTP? Who it is, and its lease; one loop performs what they ask for.
 //!
-//! Kept from the device's first request until it has been silent for a while, or the registry changes it: like an
-//! MQTT connection, it is a session that the node is told about, so a device is not asked for twice and a revoked one
-//! is not served once more.
+//! Like an MQTT connection, it is a visitor that the node is told about, so a device is not asked for twice and a revoked
+//! one is not served once more.
 
 use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher, RandomState};
@@ -13,14 +12,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
-use rpc::SessionEnd;
+use rpc::{NODE_TAG_BITS, SessionEnd};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::lease::{Effect, Lease, LeaseLimits, NotPolled, PollEnd, PollId};
+use super::lease::{Effect, Handed, Lease, LeaseLimits, NotPolled, PollEnd, PollId, Told};
 use crate::device::mailbox::{EndReason, Mail, Router};
 use crate::device::sessions::{Session, Visitor};
-use crate::device::target::AnswerTaken;
+use crate::device::target::{AnswerTaken, Numbers};
 use crate::node::Node;
 
 /// A device that this node keeps in mind.
@@ -34,32 +33,26 @@ pub(super) struct Device {
 }
 
 struct State {
-    lease: Lease<oneshot::Sender<Told>, Router>,
-    /// Requests that are being answered.
-    requests: usize,
-    last_request_at: Instant,
-    draining: bool,
+    lease: Lease<oneshot::Sender<Told<Handover>>, Router>,
     /// No request is let in any more: the loop is over, or about to be.
     closed: bool,
+    /// The loop is to look again, whatever it waits for.
+    nudged: bool,
     /// When the loop wakes by itself.
     wakes_at: Instant,
     waker: Option<Waker>,
 }
 
-/// What a poll is told, with the call to be written if there is one.
-pub(super) enum Told {
-    Call(Handover),
-    End(PollEnd),
-}
+/// When a loop wakes that has nothing to wait for.
+const LONG: Duration = Duration::from_secs(3_600);
+
+/// The bits of a call's number that count; those above them name its node.
+const COUNT_BITS: u32 = 31 - NODE_TAG_BITS;
 
 /// A call on its way into a connection. Dropped without [`written`](Self::written), it goes back.
 pub(super) struct Handover {
     device: Arc<Device>,
-    number: u32,
-    /// What the device reads.
-    pub(super) text: Bytes,
-    /// W3C trace context, as the caller gave it.
-    pub(super) traceparent: Option<String>,
+    pub(super) call: Handed,
     written: bool,
 }
 
@@ -67,29 +60,15 @@ impl Handover {
     /// The connection has taken it.
     pub(super) fn written(mut self) {
         self.written = true;
-        self.device.with(|state| state.lease.written(self.number, Instant::now()));
+        self.device.with(|state| state.lease.written(self.call.number, Instant::now()));
     }
 }
 
 impl Drop for Handover {
     fn drop(&mut self) {
         if !self.written {
-            self.device.with(|state| state.lease.unwritten(self.number, Instant::now()));
+            self.device.with(|state| state.lease.unwritten(self.call.number, Instant::now()));
         }
-    }
-}
-
-/// A request of the device that is being answered: while there is one, the device is kept.
-pub(super) struct Visit {
-    device: Arc<Device>,
-}
-
-impl Drop for Visit {
-    fn drop(&mut self) {
-        self.device.with(|state| {
-            state.requests = state.requests.saturating_sub(1);
-            state.last_request_at = Instant::now();
-        });
     }
 }
 
@@ -97,14 +76,19 @@ impl Drop for Visit {
 pub(super) struct WaitingPoll<'a> {
     device: &'a Arc<Device>,
     id: PollId,
-    told: oneshot::Receiver<Told>,
+    told: oneshot::Receiver<Told<Handover>>,
 }
 
 impl WaitingPoll<'_> {
     /// What it is told, in the end.
-    pub(super) async fn told(&mut self) -> Told {
+    pub(super) async fn told(&mut self) -> Told<Handover> {
         // The loop tells every poll before it ends.
         (&mut self.told).await.unwrap_or(Told::End(PollEnd::Unavailable))
+    }
+
+    /// Its client sends no more, and may have gone.
+    pub(super) fn in_doubt(&self) {
+        self.device.with(|state| state.lease.poll_in_doubt(self.id));
     }
 }
 
@@ -114,42 +98,16 @@ impl Drop for WaitingPoll<'_> {
     }
 }
 
-impl Visit {
-    /// Whom the request is of.
-    pub(super) fn visitor(&self) -> &Arc<Visitor> {
-        &self.device.visitor
-    }
-
-    /// Waits for a call, until then.
-    pub(super) fn poll(&self, until: Instant) -> Result<WaitingPoll<'_>, NotPolled> {
-        let (sender, told) = oneshot::channel();
-        let id = self.device.with(|state| state.lease.poll(sender, until, Instant::now()))?;
-        Ok(WaitingPoll { device: &self.device, id, told })
-    }
-
-    /// The device answers call `number`.
-    pub(super) fn answer(&self, number: u32, body: &Bytes) -> AnswerTaken {
-        self.device.with(|state| state.lease.answer(number, body, Instant::now()))
-    }
-
-    /// Waits until the node breaks the request off.
-    pub(super) async fn broken_off(&self) -> EndReason {
-        self.device.closing.cancelled().await;
-        self.device.ended.get().copied().unwrap_or(EndReason::ShuttingDown)
-    }
-}
-
 impl Device {
-    /// A device that was just added to the node's visitors.
-    pub(super) fn new(visitor: Arc<Visitor>, limits: LeaseLimits, now: Instant) -> Self {
+    /// A device that was just added to the node's visitors; the numbers of its calls name the node by its tag.
+    pub(super) fn new(visitor: Arc<Visitor>, limits: LeaseLimits, node_tag: u16, now: Instant) -> Self {
         // Keyed at random by the operating system.
-        let first_number = (RandomState::new().hash_one(visitor.id) >> 33) as u32;
+        let random = (RandomState::new().hash_one(visitor.id) >> 33) as u32;
+        let numbers = Numbers::tagged(u32::from(node_tag), COUNT_BITS, random);
         let state = State {
-            lease: Lease::new(limits, first_number, now),
-            requests: 0,
-            last_request_at: now,
-            draining: false,
+            lease: Lease::new(limits, numbers, now),
             closed: false,
+            nudged: false,
             wakes_at: now,
             waker: None,
         };
@@ -161,15 +119,47 @@ impl Device {
         }
     }
 
-    /// Begins a request, unless the device is being forgotten.
-    pub(super) fn visit(self: &Arc<Self>) -> Option<Visit> {
-        let mut state = self.lock();
-        if state.closed {
-            return None;
-        }
-        state.requests += 1;
-        drop(state);
-        Some(Visit { device: Arc::clone(self) })
+    /// Which node a call of this number is at.
+    pub(super) fn node_tag(number: u32) -> u16 {
+        (number >> COUNT_BITS) as u16
+    }
+
+    /// Waits for a call, until then.
+    pub(super) fn poll(self: &Arc<Self>, until: Instant) -> Result<WaitingPoll<'_>, NotPolled> {
+        let (sender, told) = oneshot::channel();
+        let id = self.with(|state| state.lease.poll(sender, until, Instant::now()))?;
+        Ok(WaitingPoll { device: self, id, told })
+    }
+
+    /// The device answers call `number`.
+    pub(super) fn answer(self: &Arc<Self>, number: u32, body: &Bytes) -> AnswerTaken {
+        self.with(|state| state.lease.answer(number, body, Instant::now()))
+    }
+
+    /// Waits until the node breaks requests off.
+    pub(super) async fn broken_off(&self) -> EndReason {
+        self.closing.cancelled().await;
+        self.ended.get().copied().unwrap_or(EndReason::ShuttingDown)
+    }
+
+    /// True when no request is let in any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    /// True when forgetting the device would change nothing, but for requests that are being answered.
+    pub(super) fn is_at_rest(&self, now: Instant) -> bool {
+        self.lock().lease.is_at_rest() && self.visitor.caller.lock().is_at_rest(now)
+    }
+
+    /// The device is forgotten: its loop ends.
+    pub(super) fn close(self: &Arc<Self>) {
+        self.with(|state| state.closed = true);
+    }
+
+    /// The loop looks again whether it is still needed.
+    pub(super) fn nudge(self: &Arc<Self>) {
+        self.with(|state| state.nudged = true);
     }
 
     /// Serves the device no longer.
@@ -187,11 +177,11 @@ impl Device {
         let mut told = Vec::new();
         let mut state = self.lock();
         let result = change(&mut state);
-        while let Some((poll, end)) = state.lease.next_handover() {
-            told.push((poll, end));
+        while let Some(handover) = state.lease.next_handover() {
+            told.push(handover);
         }
         let wakes = state.closed
-            || state.draining
+            || state.nudged
             || state.lease.has_effects()
             || state.lease.next_tick().is_some_and(|tick| tick < state.wakes_at);
         let waker = if wakes { state.waker.take() } else { None };
@@ -199,13 +189,10 @@ impl Device {
         if let Some(waker) = waker {
             waker.wake();
         }
-        for (poll, end) in told {
-            let told = match end {
-                PollEnd::Call { number, text, traceparent } => {
-                    let device = Arc::clone(self);
-                    Told::Call(Handover { device, number, text, traceparent, written: false })
-                }
-                end => Told::End(end),
+        for (poll, told) in told {
+            let told = match told {
+                Told::Call(call) => Told::Call(Handover { device: Arc::clone(self), call, written: false }),
+                Told::End(end) => Told::End(end),
             };
             // A poll that has gone meanwhile drops what it is told, and a call goes back.
             let _ = poll.send(told);
@@ -217,11 +204,18 @@ impl Device {
         self.state.lock()
     }
 
-    /// Performs what the lease asks for, until the device is forgotten.
-    pub(super) async fn run(self: Arc<Self>, node: Arc<Node>, idle: Duration) {
+    /// Performs what the lease asks for, until the device is forgotten. Once the node drains, `forget` is asked as soon
+    /// as the lease is at rest: false while a request is still being answered.
+    pub(super) async fn run(
+        self: Arc<Self>,
+        node: Arc<Node>,
+        draining: CancellationToken,
+        forget: impl Fn() -> bool,
+    ) {
         let mut session: Option<Arc<Session>> = None;
         let mut ended = SessionEnd::ByDevice;
-        let mut timer = pin!(tokio::time::sleep(idle));
+        let mut timer = pin!(tokio::time::sleep(LONG));
+        let (mut drain, mut drains) = (pin!(draining.cancelled_owned()), false);
         loop {
             // Boxed, here and below: a device that waits is counted in kilobytes.
             if self.lock().lease.has_effects() {
@@ -229,7 +223,10 @@ impl Device {
             }
             let now = Instant::now();
             self.with(|state| state.lease.tick(now));
-            let Some(wakes_at) = self.rest(now, idle) else { break };
+            let Some(wakes_at) = self.rest(now) else { break };
+            if drains && self.lock().lease.is_at_rest() && forget() {
+                break;
+            }
             timer.as_mut().reset(wakes_at.into());
             let mail = poll_fn(|cx| {
                 if let Poll::Ready(mail) = self.visitor.mailbox.poll_next(cx) {
@@ -239,6 +236,9 @@ impl Device {
                     && let Poll::Ready(mail) = session.mailbox.poll_next(cx)
                 {
                     return Poll::Ready(Some(mail));
+                }
+                if !drains && drain.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Some(Mail::Drain));
                 }
                 if self.poll_work(cx).is_ready() || timer.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(None);
@@ -262,11 +262,8 @@ impl Device {
                     self.end(reason);
                 }
                 Some(Mail::Drain) => {
-                    ended = SessionEnd::ShuttingDown;
-                    self.with(|state| {
-                        state.draining = true;
-                        state.lease.drain(Instant::now());
-                    });
+                    (ended, drains) = (SessionEnd::ShuttingDown, true);
+                    self.with(|state| state.lease.drain(Instant::now()));
                 }
                 None => ended = SessionEnd::ByDevice,
             }
@@ -275,36 +272,26 @@ impl Device {
         node.leave(&self.visitor);
     }
 
-    /// When to wake at the latest; none when the device is to be forgotten.
-    fn rest(&self, now: Instant, idle: Duration) -> Option<Instant> {
+    /// When to wake at the latest; none when the device was forgotten.
+    fn rest(&self, now: Instant) -> Option<Instant> {
         let mut state = self.lock();
-        if state.lease.has_effects() {
+        if state.closed {
+            return None;
+        }
+        state.wakes_at = match state.lease.has_effects() {
             // Of the tick just now: to be performed first.
-            state.wakes_at = now;
-            return Some(now);
-        }
-        let lease_rests = state.lease.is_at_rest() && state.requests == 0;
-        if state.closed || (state.draining && lease_rests) {
-            state.closed = true;
-            return None;
-        }
-        let idle_until = state.last_request_at + idle;
-        if lease_rests && now >= idle_until && self.visitor.caller.lock().is_at_rest(now) {
-            state.closed = true;
-            return None;
-        }
-        // A device that is not at rest is looked at again after another while.
-        let again = if idle_until > now { idle_until } else { now + idle };
-        state.wakes_at = state.lease.next_tick().map_or(again, |tick| tick.min(again));
+            true => now,
+            false => state.lease.next_tick().unwrap_or(now + LONG),
+        };
         Some(state.wakes_at)
     }
 
     /// Ready when there is something to perform.
     fn poll_work(&self, cx: &Context<'_>) -> Poll<()> {
         let mut state = self.lock();
-        let at_end = state.closed || (state.draining && state.requests == 0 && state.lease.is_at_rest());
+        let nudged = std::mem::take(&mut state.nudged);
         let earlier = state.lease.next_tick().is_some_and(|tick| tick < state.wakes_at);
-        if at_end || earlier || state.lease.has_effects() {
+        if state.closed || nudged || earlier || state.lease.has_effects() {
             return Poll::Ready(());
         }
         state.waker = Some(cx.waker().clone());

@@ -1,21 +1,21 @@
-//! Which device does a request come from? The map from access tokens to the devices that this node keeps in mind, and
-//! the question to the authorizer for those that it does not.
+//! Which device does a request come from? The visitors that this node keeps in mind by their access tokens, and the way in
+//! for those that it does not.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
-use rpc::{Limit, Protocol};
+use rpc::{DeviceId, Limit, Protocol};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::device::{Device, Visit};
+use super::device::Device;
 use super::lease::LeaseLimits;
 use crate::device::admit::{NotAdmitted, digest};
 use crate::device::limits::DeviceLimits;
-use crate::device::mailbox::{EndReason, Mail};
-use crate::device::sessions::{CredentialDigest, Visitor};
+use crate::device::mailbox::EndReason;
+use crate::device::sessions::Visitor;
+use crate::device::visitors::{Key, Visitors};
 use crate::node::Node;
 
 /// Why a request is not let in.
@@ -36,44 +36,67 @@ pub(super) struct Devices {
     node: Arc<Node>,
     limits: LeaseLimits,
     idle: Duration,
-    known: Mutex<HashMap<CredentialDigest, Arc<Device>>>,
+    known: Mutex<Visitors<Arc<Device>>>,
     /// Everything of the node that is waited for when it shuts down; `loops` are those of devices alone.
     tasks: TaskTracker,
     loops: TaskTracker,
-    draining: AtomicBool,
+    draining: CancellationToken,
+}
+
+/// A request of a device that is being answered: while there is one, the device is kept.
+pub(super) struct Visit {
+    devices: Arc<Devices>,
+    key: Key,
+    pub(super) device: Arc<Device>,
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        let was_last = self.devices.known().let_go(self.key, Instant::now());
+        if was_last && self.devices.is_draining() {
+            self.device.nudge();
+        }
+    }
 }
 
 impl Devices {
     pub(super) fn new(node: Arc<Node>, tasks: TaskTracker) -> Self {
-        let http = &node.settings.http;
+        let (http, device) = (&node.settings.http, DeviceLimits::from(&*node.settings));
         let limits = LeaseLimits {
             max_polls: http.max_polls_per_device,
-            target: DeviceLimits::from(&*node.settings).target,
+            target: device.target,
             grace: Duration::from_millis(http.poll_grace_ms),
+            tells_caller: device.tells_caller,
         };
+        let idle = Duration::from_millis(http.session_idle_ms);
         Devices {
             limits,
-            idle: Duration::from_millis(http.session_idle_ms),
+            idle,
+            known: Mutex::new(Visitors::new(http.max_sessions, idle)),
             node,
-            known: Mutex::default(),
             tasks,
             loops: TaskTracker::new(),
-            draining: AtomicBool::new(false),
+            draining: CancellationToken::new(),
         }
     }
 
     /// Lets a request in, for as long as its [`Visit`] lives.
     pub(super) async fn enter(self: &Arc<Self>, token: &str) -> Result<Visit, NotLetIn> {
         let credential = digest(token.as_bytes());
-        if let Some(visit) = self.known().get(&credential).and_then(Device::visit) {
-            return Ok(visit);
-        }
-        if self.is_draining() {
-            return Err(NotLetIn::ShuttingDown);
-        }
-        if self.known().len() >= self.node.settings.http.max_sessions {
-            self.node.metrics.limit_hit(Limit::Sessions);
-            return Err(NotLetIn::Full);
+        {
+            let mut known = self.known();
+            let found = known.find(&credential).and_then(|key| Some((key, Arc::clone(known.get(key)?))));
+            if let Some((key, device)) = found
+                && !device.is_closed()
+            {
+                return Ok(self.visit(&mut known, key, device));
+            }
+            if self.is_draining() {
+                return Err(NotLetIn::ShuttingDown);
+            }
+            if known.len() >= self.node.settings.http.max_sessions {
+                return Err(self.full());
+            }
         }
         let visitor = self.node.admit(credential, Protocol::Http).await.map_err(|why| match why {
             NotAdmitted::Unknown => NotLetIn::Unknown,
@@ -82,25 +105,57 @@ impl Devices {
         self.keep(visitor)
     }
 
-    /// From now on nobody new is let in.
+    /// From now on nobody new is let in, and devices are forgotten as soon as they are owed nothing.
     pub(super) fn drain(&self) {
-        let known = self.known();
-        self.draining.store(true, Ordering::SeqCst);
-        for device in known.values() {
-            // Some may have come too late to be told with the node's other sessions.
-            device.visitor.mailbox.tell(Mail::Drain);
-        }
+        let _known = self.known();
+        self.draining.cancel();
         self.loops.close();
     }
 
     /// True while the node shuts down.
     pub(super) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::SeqCst)
+        self.draining.is_cancelled()
+    }
+
+    /// Waits until the node shuts down.
+    pub(super) async fn draining(&self) {
+        self.draining.cancelled().await;
     }
 
     /// After [`drain`](Self::drain): waits until no device is owed anything.
     pub(super) async fn drained(&self) {
         self.loops.wait().await;
+    }
+
+    /// Forgets devices that have been idle for long enough, without end.
+    pub(super) async fn forget_idle(&self) {
+        loop {
+            let now = Instant::now();
+            let next = {
+                let mut known = self.known();
+                while let Some(key) = known.idle(now) {
+                    if known.get(key).is_some_and(|device| !device.is_at_rest(now)) {
+                        known.touch(key, now);
+                    } else if let Some(device) = known.forget(key) {
+                        device.close();
+                    }
+                }
+                // Who comes meanwhile is not idle before that.
+                known.next_idle().unwrap_or(now + self.idle)
+            };
+            tokio::time::sleep_until(next.into()).await;
+        }
+    }
+
+    /// What is kept of that device: one for each token that it has shown.
+    pub(super) fn of(&self, id: DeviceId) -> Vec<Arc<Device>> {
+        let visitors = self.node.sessions.visitors_of(id);
+        let known = self.known();
+        let find = |visitor: &Arc<Visitor>| {
+            let device = known.get(known.find(&visitor.credential)?)?;
+            Arc::ptr_eq(&device.visitor, visitor).then(|| Arc::clone(device))
+        };
+        visitors.iter().filter_map(find).collect()
     }
 
     /// Keeps a visitor in mind, unless another of his first requests came first.
@@ -111,39 +166,55 @@ impl Devices {
             self.node.leave(&visitor);
             return Err(NotLetIn::ShuttingDown);
         }
-        if let Some(device) = known.get(&credential)
+        let found = known.find(&credential).and_then(|key| Some((key, Arc::clone(known.get(key)?))));
+        if let Some((key, device)) = &found
             && device.visitor.is_same(&visitor)
-            && let Some(visit) = device.visit()
+            && !device.is_closed()
         {
             self.node.leave(&visitor);
-            return Ok(visit);
+            return Ok(self.visit(&mut known, *key, Arc::clone(device)));
         }
-        let device = Arc::new(Device::new(visitor, self.limits, Instant::now()));
-        let visit = device.visit().ok_or(NotLetIn::Unavailable)?;
-        if let Some(older) = known.insert(credential, Arc::clone(&device)) {
+        let now = Instant::now();
+        let tag = self.node.id.tag();
+        let device = Arc::new(Device::new(Arc::clone(&visitor), self.limits, tag, now));
+        let Some(key) = known.add(credential, Arc::clone(&device), now) else {
+            self.node.leave(&visitor);
+            return Err(self.full());
+        };
+        let visit = self.visit(&mut known, key, Arc::clone(&device));
+        let (devices, node, draining) = (Arc::clone(self), Arc::clone(&self.node), self.draining.clone());
+        // Still under the lock: whoever drains waits for this loop, or was first.
+        self.tasks.spawn(self.loops.track_future(async move {
+            device.run(node, draining, || devices.forget_unheld(key)).await;
+            devices.known().forget(key);
+        }));
+        drop(known);
+        if let Some((_, older)) = found {
             older.end(EndReason::Revoked);
         }
-        drop(known);
-        let (devices, of_loop) = (Arc::clone(self), Arc::clone(&device));
-        let run = async move {
-            Arc::clone(&of_loop).run(Arc::clone(&devices.node), devices.idle).await;
-            devices.forget(&of_loop, credential);
-        };
-        self.tasks.spawn(self.loops.track_future(run));
         Ok(visit)
     }
 
-    fn forget(&self, device: &Arc<Device>, credential: CredentialDigest) {
-        let mut known = self.known();
-        if known.get(&credential).is_some_and(|it| Arc::ptr_eq(it, device)) {
-            known.remove(&credential);
-            if known.is_empty() && known.capacity() > 1024 {
-                *known = HashMap::new();
-            }
-        }
+    fn visit(self: &Arc<Self>, known: &mut Visitors<Arc<Device>>, key: Key, device: Arc<Device>) -> Visit {
+        known.hold(key);
+        Visit { devices: Arc::clone(self), key, device }
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<CredentialDigest, Arc<Device>>> {
+    fn forget_unheld(&self, key: Key) -> bool {
+        let mut known = self.known();
+        let unheld = !known.is_held(key);
+        if unheld {
+            known.forget(key);
+        }
+        unheld
+    }
+
+    fn full(&self) -> NotLetIn {
+        self.node.metrics.limit_hit(Limit::Sessions);
+        NotLetIn::Full
+    }
+
+    fn known(&self) -> MutexGuard<'_, Visitors<Arc<Device>>> {
         self.known.lock()
     }
 }

@@ -16,6 +16,7 @@ use super::connection;
 use super::cors::Cors;
 use super::devices::Devices;
 use super::metrics::HttpMetrics;
+use super::relay;
 use super::routes::router;
 use super::server::Server;
 use crate::mqtt::session::SessionLimits;
@@ -94,14 +95,16 @@ impl Listener {
             tasks,
             closing: CancellationToken::new(),
         };
+        let until_drained = async {
+            stop.cancelled().await;
+            devices.drain();
+            devices.drained().await;
+        };
         tokio::select! {
-            () = stop.cancelled() => {}
+            () = until_drained => {}
             () = acceptor.accept_all(&self) => {}
-        }
-        devices.drain();
-        tokio::select! {
-            () = devices.drained() => {}
-            () = acceptor.accept_all(&self) => {}
+            () = relay::serve(&acceptor.server.node, &devices) => {}
+            () = devices.forget_idle() => {}
         }
         acceptor.closing.cancel();
     }

@@ -12,6 +12,7 @@ mod listener;
 mod metrics;
 mod outbox;
 mod paths;
+mod relay;
 mod reply;
 mod routes;
 mod server;

@@ -53,7 +53,7 @@ pub(super) struct CallBody {
 
 impl CallBody {
     pub(super) fn new(mut handover: Handover, outbox: Arc<Outbox>) -> Self {
-        let text = std::mem::take(&mut handover.text);
+        let text = std::mem::take(&mut handover.call.text);
         CallBody { text: Some(text), handover: Some(handover), outbox }
     }
 }

@@ -1,13 +1,20 @@
 //! How does an outcome become an HTTP response? One exhaustive match for calls, and the words for everything else.
 
+use std::sync::Arc;
+
 use axum::body::Body;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use bytes::Bytes;
-use rpc::{Method, Outcome};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use rpc::{CallId, Method, Outcome};
 use serde::Serialize;
 
+use super::device::Handover;
 use super::devices::NotLetIn;
+use super::lease::Handed;
+use super::outbox::{CallBody, Outbox};
+use crate::calls::Ended;
 use crate::device::caller::RefusedRequest;
 use crate::device::mailbox::EndReason;
 use crate::device_api;
@@ -17,10 +24,25 @@ const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
+/// W3C trace context, both ways.
+pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// The machine-readable name of what a body says.
+const OUTCOME: HeaderName = HeaderName::from_static("switchboard-outcome");
+/// A call's id.
+const CALL: HeaderName = HeaderName::from_static("switchboard-call");
+const CALLER: HeaderName = HeaderName::from_static("switchboard-caller");
+/// Percent-encoded: a header has no other way for what is not ASCII.
+const CALLER_NAME: HeaderName = HeaderName::from_static("switchboard-caller-name");
+const EXPIRES_MS: HeaderName = HeaderName::from_static("switchboard-expires-ms");
+
+/// All but what RFC 3986 §2.3 leaves unreserved.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
 /// The response to a request of `method` that ended so. Errors are outcomes too: 200, as ThingsBoard answers, but for
 /// those that are about the request itself or about this system.
-pub(super) fn ended(method: Method, outcome: &Outcome, body: Bytes) -> Response {
-    let status = match outcome {
+pub(super) fn ended(method: Method, Ended { outcome, body, call }: Ended) -> Response {
+    let status = match &outcome {
         Outcome::Answered
         | Outcome::Delivered
         | Outcome::Denied
@@ -36,23 +58,65 @@ pub(super) fn ended(method: Method, outcome: &Outcome, body: Bytes) -> Response 
         Outcome::Busy(_) => StatusCode::TOO_MANY_REQUESTS,
         Outcome::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
     };
-    said(status, device_api::answer(method, outcome, body))
+    of_outcome(status, method, &outcome, body, call)
 }
 
 /// The response to a request that goes no further.
-pub(super) fn refused(refused: &RefusedRequest) -> Response {
-    if refused.not_a_request {
-        let text = device_api::answer(refused.method, &refused.outcome, Bytes::new());
-        return said(StatusCode::BAD_REQUEST, text);
+pub(super) fn refused(RefusedRequest { method, outcome, not_a_request }: RefusedRequest) -> Response {
+    if not_a_request {
+        return of_outcome(StatusCode::BAD_REQUEST, method, &outcome, Bytes::new(), None);
     }
-    ended(refused.method, &refused.outcome, Bytes::new())
+    ended(method, Ended { outcome, body: Bytes::new(), call: None })
+}
+
+fn of_outcome(
+    status: StatusCode,
+    method: Method,
+    outcome: &Outcome,
+    body: Bytes,
+    call: Option<CallId>,
+) -> Response {
+    let mut response = said(status, device_api::answer(method, outcome, body));
+    let headers = response.headers_mut();
+    headers.insert(OUTCOME, HeaderValue::from_static(outcome.as_str()));
+    if let Some(call) = call {
+        insert(headers, CALL, call.to_string());
+    }
+    response
+}
+
+/// The response to a poll that takes a call; the call counts as written once `outbox` has seen it off.
+pub(super) fn call(mut handover: Handover, outbox: Arc<Outbox>) -> Response {
+    let Handed { call, expires, .. } = handover.call;
+    let (caller, traceparent) = (handover.call.caller.take(), handover.call.traceparent.take());
+    let mut response = json(Body::new(CallBody::new(handover, outbox)));
+    let headers = response.headers_mut();
+    insert(headers, CALL, call.to_string());
+    insert(headers, EXPIRES_MS, expires.as_ms().to_string());
+    if let Some(caller) = caller {
+        insert(headers, CALLER, caller.id.to_string());
+        if !caller.name.is_empty() {
+            insert(headers, CALLER_NAME, utf8_percent_encode(&caller.name, RESERVED).to_string());
+        }
+    }
+    if let Some(traceparent) = traceparent {
+        insert(headers, TRACEPARENT, traceparent);
+    }
+    response
+}
+
+/// What no header can hold is left out.
+fn insert(headers: &mut HeaderMap, name: HeaderName, text: String) {
+    if let Ok(value) = HeaderValue::try_from(text) {
+        headers.insert(name, value);
+    }
 }
 
 /// The response to a device that is not let in.
 pub(super) fn not_let_in(why: NotLetIn) -> Response {
     match why {
         NotLetIn::Unknown => unknown_token(),
-        NotLetIn::Unavailable => error(StatusCode::SERVICE_UNAVAILABLE, "Internal server error!"),
+        NotLetIn::Unavailable => unavailable(),
         NotLetIn::Full => error(StatusCode::SERVICE_UNAVAILABLE, "This node has as many devices as it may!"),
         NotLetIn::ShuttingDown => shutting_down(),
     }
@@ -67,6 +131,11 @@ pub(super) fn broken_off(why: EndReason) -> Response {
         EndReason::Revoked => unknown_token(),
         EndReason::ShuttingDown => shutting_down(),
     }
+}
+
+/// A service or NATS is missing.
+pub(super) fn unavailable() -> Response {
+    error(StatusCode::SERVICE_UNAVAILABLE, "Internal server error!")
 }
 
 /// Something else that went wrong, in words.
@@ -125,7 +194,7 @@ fn said(status: StatusCode, text: Bytes) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rpc::Limit;
+    use rpc::{Limit, NodeId};
 
     #[test]
     fn outcomes_have_their_status() {
@@ -137,14 +206,23 @@ mod tests {
             (Outcome::Offline, 200, None),
             (Outcome::TimedOut, 200, None),
             (Outcome::Lost, 200, None),
+            (Outcome::TooLargeForTarget, 200, None),
+            (Outcome::AnswerTooLarge, 200, None),
+            (Outcome::AnswerInvalid, 200, None),
+            (Outcome::Malformed("x".into()), 200, None),
             (Outcome::Busy(Limit::Mailbox), 200, None),
             (Outcome::Busy(Limit::CallRate), 429, Some("1")),
             (Outcome::Busy(Limit::CallerInFlight), 429, Some("1")),
             (Outcome::Unavailable, 503, Some("1")),
         ];
         for (outcome, status, retry_after_s) in table {
-            let response = ended(Method::SendMsg, &outcome, Bytes::from_static(b"1"));
+            let call = Some(CallId { node: NodeId(1), serial: 2 });
+            let name = outcome.as_str();
+            let response =
+                ended(Method::SendMsg, Ended { outcome: outcome.clone(), body: Bytes::new(), call });
             assert_eq!(response.status(), status, "{outcome:?}");
+            assert_eq!(response.headers()[OUTCOME], name);
+            assert_eq!(response.headers()[CALL], "0000000000000001-2");
             let header = response.headers().get(header::RETRY_AFTER).map(|it| it.to_str().unwrap());
             assert_eq!(header, retry_after_s, "{outcome:?}");
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use axum::extract::{Extension, FromRequestParts, MatchedPath, RawPathParams, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Version, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
@@ -14,21 +14,18 @@ use axum::{Router, http};
 use bytes::Bytes;
 use rpc::{Limit, Method, Outcome, UplinkKind};
 
-use super::device::{Told, Visit};
+use super::devices::Visit;
 use super::exchange::{BodyFault, Exchange};
-use super::lease::{NotPolled, PollEnd};
-use super::outbox::CallBody;
+use super::lease::{NotPolled, PollEnd, Told};
 use super::paths::{self, Route};
+use super::relay;
 use super::reply;
 use super::server::Server;
-use crate::calls::Ended;
 use crate::device::caller::{CallerLimits, RefusedRequest};
 use crate::device::mailbox::EndReason;
 use crate::device::sessions::Visitor;
 use crate::device::target::AnswerTaken;
 use crate::device_api;
-
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// How long a refused request's body may take to come; then the connection is closed instead.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
@@ -139,27 +136,27 @@ async fn call(
             node.metrics.limit_hit(*limit);
         }
         node.metrics.call_ended(refused.method, &refused.outcome, Duration::ZERO);
-        reply::refused(&refused)
+        reply::refused(refused)
     };
     // Before the body, which is not read for who may not call.
-    let admitted = caller(visit.visitor(), |it| it.admit(&limits.device, started));
+    let admitted = caller(&visit.device.visitor, |it| it.admit(&limits.device, started));
     admitted.map_err(|limit| refuse(RefusedRequest::busy(Method::Other, limit)))?;
-    let _admitted = Admitted(Arc::clone(visit.visitor()));
+    let _admitted = Admitted(Arc::clone(&visit.device.visitor));
     let body = read(&server, &exchange).await?;
     let request = device_api::parse(&body, &limits.device.api).map_err(|it| refuse(it.into()))?;
     drop(body);
     let (method, started) = (request.method(), Instant::now());
     let traceparent = headers
-        .get(TRACEPARENT)
+        .get(reply::TRACEPARENT)
         .filter(|value| value.len() <= rpc::MAX_TRACEPARENT_BYTES)
         .and_then(|value| value.to_str().ok())
         .map(str::to_owned);
-    let Ended { outcome, body, .. } = tokio::select! {
-        ended = node.calls.perform(visit.visitor(), request, traceparent) => ended,
-        why = visit.broken_off() => return Err(reply::broken_off(why)),
+    let ended = tokio::select! {
+        ended = node.calls.perform(&visit.device.visitor, request, traceparent) => ended,
+        why = visit.device.broken_off() => return Err(reply::broken_off(why)),
     };
-    node.metrics.call_ended(method, &outcome, started.elapsed());
-    Ok(reply::ended(method, &outcome, body))
+    node.metrics.call_ended(method, &ended.outcome, started.elapsed());
+    Ok(reply::ended(method, ended))
 }
 
 /// `GET …/rpc`: a poll, answered with a call, or with 408 when its time is over.
@@ -170,32 +167,30 @@ async fn poll(
     request: Request,
 ) -> Result<Response, Response> {
     let http = &server.node.settings.http;
-    let timeout = poll_timeout(request.uri().query(), http)?;
+    let timeout = poll_timeout(request.uri().query(), http).ok_or_else(|| no_such_timeout(http))?;
     // A poll that waits need not keep its head's 8 KB.
     drop(request);
-    let mut poll = visit.poll(Instant::now() + timeout).map_err(|why| match why {
+    let mut poll = visit.device.poll(Instant::now() + timeout).map_err(|why| match why {
         NotPolled::Full => reply::error(StatusCode::TOO_MANY_REQUESTS, "Too many requests!"),
         NotPolled::Over => reply::broken_off(EndReason::ShuttingDown),
     })?;
     let _waiting = Waiting::new(&server);
-    match poll.told().await {
-        Told::Call(mut handover) => {
-            let traceparent = handover.traceparent.take();
-            let body = CallBody::new(handover, Arc::clone(&exchange.outbox));
-            let mut response = reply::json(Body::new(body));
-            if let Some(traceparent) = traceparent.and_then(|text| HeaderValue::try_from(text).ok()) {
-                response.headers_mut().insert(TRACEPARENT, traceparent);
-            }
-            Ok(response)
+    let told = tokio::select! {
+        biased;
+        told = poll.told() => told,
+        () = exchange.end_of_input() => {
+            poll.in_doubt();
+            poll.told().await
         }
+    };
+    match told {
+        Told::Call(handover) => Ok(reply::call(handover, Arc::clone(&exchange.outbox))),
         // A node that shuts down has none to wait for: the device asks again, and reaches another.
         Told::End(PollEnd::TimedOut | PollEnd::Ended(EndReason::ShuttingDown)) => {
             Ok(reply::empty(StatusCode::REQUEST_TIMEOUT))
         }
         Told::End(PollEnd::Ended(why)) => Err(reply::broken_off(why)),
-        Told::End(PollEnd::Unavailable | PollEnd::Call { .. }) => {
-            Err(reply::not_let_in(super::devices::NotLetIn::Unavailable))
-        }
+        Told::End(PollEnd::Unavailable) => Err(reply::unavailable()),
     }
 }
 
@@ -206,15 +201,31 @@ async fn answer(
     From { visit, id }: From,
 ) -> Result<Response, Response> {
     let body = read(&server, &exchange).await?;
-    let number = id.and_then(|id| call_number(&id));
-    let taken = number.map_or(AnswerTaken::NoSuchCall, |number| visit.answer(number, &body));
+    let no_such_call = || reply::error(StatusCode::NOT_FOUND, "No such call is open!");
+    let number = id.and_then(|id| call_number(&id)).ok_or_else(no_such_call)?;
+    let taken = match visit.device.answer(number, &body) {
+        AnswerTaken::NoSuchCall => answer_elsewhere(&server, &visit, number, &body).await?,
+        taken => taken,
+    };
     match taken {
         AnswerTaken::Yes => Ok(reply::empty(StatusCode::OK)),
-        AnswerTaken::NoSuchCall | AnswerTaken::OneWay => {
-            Err(reply::error(StatusCode::NOT_FOUND, "No such call is open!"))
-        }
+        AnswerTaken::NoSuchCall | AnswerTaken::OneWay => Err(no_such_call()),
         AnswerTaken::NotJson => Err(not_json()),
     }
+}
+
+/// An answer to a call that is not here costs its device what a call costs: another node is asked.
+async fn answer_elsewhere(
+    server: &Server,
+    visit: &Visit,
+    number: u32,
+    body: &Bytes,
+) -> Result<AnswerTaken, Response> {
+    let visitor = &visit.device.visitor;
+    let admitted = caller(visitor, |it| it.admit(&server.limits.device, Instant::now()));
+    admitted.map_err(|limit| too_many(server, limit))?;
+    let _admitted = Admitted(Arc::clone(visitor));
+    relay::hand_on(&server.node, visitor, number, body).await.ok_or_else(reply::unavailable)
 }
 
 async fn telemetry(
@@ -245,11 +256,13 @@ async fn attribute_updates(
     From { visit, .. }: From,
     request: Request,
 ) -> Result<Response, Response> {
-    let timeout = poll_timeout(request.uri().query(), &server.node.settings.http)?;
+    let http = &server.node.settings.http;
+    let timeout = poll_timeout(request.uri().query(), http).ok_or_else(|| no_such_timeout(http))?;
     drop(request);
     tokio::select! {
         () = tokio::time::sleep(timeout) => {}
-        why = visit.broken_off() => return Err(reply::broken_off(why)),
+        () = server.devices.draining() => {}
+        why = visit.device.broken_off() => return Err(reply::broken_off(why)),
     }
     Ok(reply::empty(StatusCode::REQUEST_TIMEOUT))
 }
@@ -261,17 +274,14 @@ async fn uplink(
     kind: UplinkKind,
     exchange: &Exchange,
 ) -> Result<Response, Response> {
-    let admitted = caller(visit.visitor(), |it| it.admit_uplink(&server.limits.device, Instant::now()));
-    admitted.map_err(|limit| {
-        server.node.metrics.limit_hit(limit);
-        reply::error(StatusCode::TOO_MANY_REQUESTS, "Too many requests!")
-    })?;
+    let admitted = caller(&visit.device.visitor, |it| it.admit_uplink(&server.limits.device, Instant::now()));
+    admitted.map_err(|limit| too_many(server, limit))?;
     let body = read(server, exchange).await?;
     if !device_api::answer_is_json(&body) {
         return Err(not_json());
     }
-    if !server.node.uplink(visit.visitor(), kind, body).await {
-        return Err(reply::error(StatusCode::SERVICE_UNAVAILABLE, "Internal server error!"));
+    if !server.node.uplink(&visit.device.visitor, kind, body).await {
+        return Err(reply::unavailable());
     }
     Ok(reply::empty(StatusCode::OK))
 }
@@ -294,8 +304,8 @@ async fn read(server: &Server, exchange: &Exchange) -> Result<Bytes, Response> {
     })
 }
 
-/// The time that a poll asks for: `timeout` in whole milliseconds; absent or 0 is the setting's.
-fn poll_timeout(query: Option<&str>, http: &boot::config::Http) -> Result<Duration, Response> {
+/// The time that a poll asks for: `timeout` in whole milliseconds; absent or 0 is the setting's. None when it cannot be.
+fn poll_timeout(query: Option<&str>, http: &boot::config::Http) -> Option<Duration> {
     let given = query.and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("timeout=")));
     let timeout_ms = match given {
         None => 0,
@@ -305,19 +315,26 @@ fn poll_timeout(query: Option<&str>, http: &boot::config::Http) -> Result<Durati
         Some(_) => u64::MAX,
     };
     match timeout_ms {
-        0 => Ok(Duration::from_millis(http.poll_timeout_ms)),
-        ms if ms <= http.max_poll_timeout_ms => Ok(Duration::from_millis(ms)),
-        _ => {
-            let text = format!("timeout must be whole milliseconds from 0 to {}!", http.max_poll_timeout_ms);
-            Err(reply::error(StatusCode::BAD_REQUEST, &text))
-        }
+        0 => Some(Duration::from_millis(http.poll_timeout_ms)),
+        ms if ms <= http.max_poll_timeout_ms => Some(Duration::from_millis(ms)),
+        _ => None,
     }
+}
+
+fn no_such_timeout(http: &boot::config::Http) -> Response {
+    let text = format!("timeout must be whole milliseconds from 0 to {}!", http.max_poll_timeout_ms);
+    reply::error(StatusCode::BAD_REQUEST, &text)
 }
 
 /// The number of a call, written as we wrote it.
 fn call_number(text: &str) -> Option<u32> {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
     text.parse().ok().filter(|_| digits)
+}
+
+fn too_many(server: &Server, limit: Limit) -> Response {
+    server.node.metrics.limit_hit(limit);
+    reply::error(StatusCode::TOO_MANY_REQUESTS, "Too many requests!")
 }
 
 fn not_json() -> Response {
@@ -374,7 +391,7 @@ mod tests {
             (Some("timeout=+5"), None),
         ];
         for (query, timeout_ms) in table {
-            let timeout = poll_timeout(query, &http).ok();
+            let timeout = poll_timeout(query, &http);
             assert_eq!(timeout, timeout_ms.map(Duration::from_millis), "{query:?}");
         }
     }

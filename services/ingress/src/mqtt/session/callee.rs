@@ -8,7 +8,6 @@ use bytestring::ByteString;
 use super::Session;
 use crate::device::mailbox::Incoming;
 use crate::device::target::AnswerTaken;
-use crate::device_api;
 use crate::metrics::Dropped;
 use crate::mqtt::codec::{Publish, PublishAckReason, PublishProperties, QoS, Version};
 use crate::mqtt::filter::{request_topic, response_topic};
@@ -42,7 +41,8 @@ impl Session {
                 traceparent: call.traceparent.as_deref().map(ByteString::from),
                 ..Default::default()
             };
-            let (topic, payload) = (request_topic(number), device_api::on_msg(&call.body));
+            let topic = request_topic(number);
+            let payload = call.message(None, self.limits.device.tells_caller, now);
             let stamped = match self.codec.version() {
                 Version::V3 => bare.clone(),
                 Version::V5 => PublishProperties { stamp: stamp(call, now), ..bare.clone() },
