@@ -57,7 +57,7 @@ pub(crate) struct AddArgs {
     /// Its id; made up when not given
     #[arg(long, value_name = "UUID")]
     id: Option<Uuid>,
-    /// Its access token; made up when not given, which is safer
+    /// Its access token, 1 to 255 bytes without control characters; made up when not given, which is safer
     #[arg(long, env = "SWITCHBOARD_DEVICE_TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// Words of your own about it, as site=north; may be repeated
@@ -131,7 +131,7 @@ pub(crate) struct RenameArgs {
 pub(crate) struct RotateArgs {
     /// Id or name
     device: String,
-    /// The new token; made up when not given, which is safer
+    /// The new token, 1 to 255 bytes without control characters; made up when not given, which is safer
     #[arg(long, env = "SWITCHBOARD_DEVICE_TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// Do not ask

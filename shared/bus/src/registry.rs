@@ -34,7 +34,7 @@ pub use records::{
     Customer, Device, Invalid, MAX_LABEL_KEY_CHARS, MAX_LABEL_VALUE_CHARS, MAX_LABELS, MAX_NAME_CHARS,
     Snapshot, Tenant, check_labels, check_name,
 };
-pub use token::{MAX_TOKEN_CHARS, Token, credential_of};
+pub use token::{MAX_TOKEN_BYTES, Token, credential_of};
 pub use watch::{Change, RegistryWatch};
 
 use crate::{Bus, StoreError};

@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable
 from typing import ClassVar, Self
+from urllib.parse import quote
 
 from harness.accounts import Identity
 from harness.cluster import Ingress
@@ -125,7 +126,7 @@ class HttpDevice(Device):
         self, connection: http.client.HTTPConnection, method: str, path: str, body: str | None = None
     ) -> tuple[int, str]:
         data = None if body is None else body.encode()
-        connection.request(method, f"/api/v1/{self.identity.token}/{path}", data)
+        connection.request(method, f"/api/v1/{quote(self.identity.token, safe='')}/{path}", data)
         response = connection.getresponse()
         return response.status, response.read().decode()
 
