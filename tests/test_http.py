@@ -481,6 +481,27 @@ def test_telemetry_and_attributes_reach_nats(shared_cluster, http, family):
             assert (subject.rsplit(".", 2)[1:], message.decode()) == ([family.a.id, kind], body)
 
 
+def test_attributes_are_asked_for_and_waited_for_in_vain(new_cluster, device):
+    """SDKs do at start; nobody becomes callable by it."""
+    cluster = new_cluster(settings={"http.max_poll_timeout_ms": "60000"})
+    node, family = cluster.nodes[0], cluster.accounts.family()
+    caller = device(PahoV5, family.a).connect(node)
+    with RawHttp(node.http_port) as http, RawHttp(node.http_port) as waiting:
+        assert http.ask("GET", f"/api/v1/{family.b.token}/attributes?clientKeys=a&sharedKeys=b,c").body == "{}"
+        started = time.monotonic()
+        updates = f"/api/v1/{family.b.token}/attributes/updates"
+        waiting.send(f"GET {updates} HTTP/1.1\nHost: t\n\n")
+        assert http.ask("GET", f"{updates}?timeout=300").status == 408
+        assert time.monotonic() - started > 0.3
+        assert caller.send_msg(family.b, "1").text() == said.OFFLINE
+        # Whoever waits is let go by a node that shuts down.
+        draining = time.monotonic()
+        assert node.term() == 0
+        response = waiting.response()
+        assert (response.status, response.headers["connection"]) == (408, "close")
+        assert time.monotonic() - draining < 5
+
+
 def test_trace_context_is_carried(node, http, family):
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     become_callable(http, family.b)

@@ -285,6 +285,48 @@ def test_a_chunked_body_is_one_request(http, family):
     assert http.send("0\n\n").response().status == 200
 
 
+@pytest.mark.parametrize(
+    ("chunks", "status"),
+    [
+        ("FFFFFFFFFFFFFFFF\n", 413),
+        ("10001\n", 413),
+        ("8000\n" + "x" * 0x8000 + "\n8001\n", 413),
+        ("1;" + "e" * 300, 413),
+        ("000000000000000000001\n", 400),
+        ("not a size\n", 400),
+    ],
+    ids=lambda it: repr(it)[:30],
+)
+@pytest.mark.parametrize("pause", [False, True], ids=["at once", "later"])
+def test_a_chunk_that_cannot_be_is_refused_at_once(http, family, chunks, status, pause):
+    """Not when its bytes have not come in time."""
+    started = time.monotonic()
+    assert http.ask("POST", rpc(family.a), TIME).status == 200
+    head = f"POST {rpc(family.a)} HTTP/1.1\nHost: t\nTransfer-Encoding: chunked\n\n"
+    if pause:
+        http.send(head)
+        time.sleep(0.05)
+        http.send(chunks)
+    else:
+        http.send(head + chunks)
+    response = http.response()
+    assert (response.status, response.headers["connection"]) == (status, "close")
+    assert http.expect_closed() == b""
+    assert time.monotonic() - started < 5
+
+
+def test_chunks_that_can_be_are_taken_on_a_kept_connection(http, family):
+    """Whatever is cut where, and with extensions that nobody asked for."""
+    texts = [TIME, '"' + "F" * 9_000 + '"', "0\n\nPOST /api"]
+    for text in texts * 3:
+        http.send(f"POST /api/v1/{family.a.token}/telemetry HTTP/1.1\nHost: t\nTransfer-Encoding: chunked\n\n")
+        for at in range(0, len(text), 700):
+            part = text[at : at + 700]
+            http.send(f"{len(part.replace(chr(10), chr(13) + chr(10))):x};a=b\n{part}\n")
+        assert http.send("0\nTrailer: x\n\n").response().status == (400 if text.startswith("0") else 200)
+        assert http.ask("POST", rpc(family.a), TIME).status == 200
+
+
 def test_slow_senders_are_cut_off(new_cluster):
     cluster = new_cluster(settings={"http.header_timeout_ms": "500", "http.request_timeout_ms": "700"})
     node, family = cluster.nodes[0], cluster.accounts.family()

@@ -36,7 +36,7 @@ pub(super) async fn serve<S: Transport>(
         write: Duration::from_millis(http.request_timeout_ms),
     };
     let exchange = Arc::new(Exchange::default());
-    let wire = Wire::new(stream, Arc::clone(&exchange), patience);
+    let wire = Wire::new(stream, Arc::clone(&exchange), patience, http.max_body_bytes);
     let requests = Requests { router, exchange: Arc::clone(&exchange) };
     let serving = http1::Builder::new()
         .header_read_timeout(None)

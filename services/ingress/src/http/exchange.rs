@@ -23,9 +23,12 @@ pub(super) struct Exchange {
     /// Set by the request that makes this a WebSocket.
     pub(super) upgrade: Mutex<Option<OnUpgrade>>,
     body: Mutex<Option<Incoming>>,
+    /// What the bytes of a request's body showed, should it be chunked: which request's, counted from 0.
+    announced: Mutex<Option<(u64, BodyFault)>>,
     /// Requests so far.
     requests: AtomicU64,
     answering: AtomicBool,
+    chunked: AtomicBool,
     last_words: Notify,
 }
 
@@ -40,6 +43,8 @@ pub(super) enum BodyFault {
 impl Exchange {
     /// A request begins, whose body stays here until somebody asks for it.
     pub(super) fn begin(&self, body: Incoming) {
+        // A chunked body has no size of its own.
+        self.chunked.store(body.size_hint().exact().is_none(), Ordering::Relaxed);
         let body = if body.is_end_stream() { None } else { Some(body) };
         *self.body.lock() = body;
         self.requests.fetch_add(1, Ordering::Relaxed);
@@ -56,9 +61,19 @@ impl Exchange {
         self.answering.load(Ordering::Relaxed)
     }
 
+    /// True when the body of the last request comes in chunks.
+    pub(super) fn is_chunked(&self) -> bool {
+        self.chunked.load(Ordering::Relaxed)
+    }
+
     /// How many requests have begun on this connection.
     pub(super) fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
+    }
+
+    /// The body of request number `request` is not to be waited for, if it is chunked.
+    pub(super) fn announce(&self, request: u64, fault: BodyFault) {
+        *self.announced.lock() = Some((request, fault));
     }
 
     /// The client has closed its sending side; it may well read on.
@@ -74,7 +89,14 @@ impl Exchange {
     /// The request's whole body, empty when it was read before.
     pub(super) async fn read_body(&self, max_bytes: usize, within: Duration) -> Result<Bytes, BodyFault> {
         let Some(body) = self.take_body() else { return Ok(Bytes::new()) };
-        tokio::time::timeout(within, collect(body, max_bytes)).await.unwrap_or(Err(BodyFault::TooSlow))
+        if let Some(fault) = self.announced() {
+            return Err(fault);
+        }
+        let read = tokio::time::timeout(within, collect(body, max_bytes)).await;
+        read.unwrap_or(Err(BodyFault::TooSlow)).map_err(|fault| match fault {
+            BodyFault::Broken => self.announced().unwrap_or(fault),
+            BodyFault::TooLarge | BodyFault::TooSlow => fault,
+        })
     }
 
     /// Reads past a body that nobody asked for, so that the connection's next request can be found behind it (RFC 9112
@@ -82,7 +104,7 @@ impl Exchange {
     pub(super) async fn discard_body(&self, max_bytes: usize, within: Duration) -> bool {
         let Some(mut body) = self.take_body() else { return true };
         // To read is to ask for it, where a client waits to be asked (RFC 9110 §10.1.1).
-        if max_bytes == 0 || body.size_hint().lower() > max_bytes as u64 {
+        if max_bytes == 0 || body.size_hint().lower() > max_bytes as u64 || self.announced().is_some() {
             return false;
         }
         let discarded = async {
@@ -96,6 +118,11 @@ impl Exchange {
             true
         };
         tokio::time::timeout(within, discarded).await.unwrap_or(false)
+    }
+
+    fn announced(&self) -> Option<BodyFault> {
+        let current = self.requests().checked_sub(1).filter(|_| self.is_chunked());
+        self.announced.lock().filter(|(request, _)| Some(*request) == current).map(|(_, fault)| fault)
     }
 
     fn take_body(&self) -> Option<Incoming> {

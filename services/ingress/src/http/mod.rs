@@ -2,6 +2,7 @@
 //!
 //! `lease` is pure; `device` performs what it asks for; `routes` frames the same texts as MQTT does.
 
+mod chunks;
 mod connection;
 mod cors;
 mod device;

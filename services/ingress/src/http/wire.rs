@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
+use super::chunks::Framing;
 use super::exchange::Exchange;
 use crate::tls::Secured;
 
@@ -64,6 +65,8 @@ pub(super) struct Wire<S> {
     stream: S,
     exchange: Arc<Exchange>,
     patience: Patience,
+    framing: Framing,
+    max_body_bytes: usize,
     /// Requests that this has seen begin.
     requests: u64,
     /// Bytes of the next request have come.
@@ -103,11 +106,13 @@ fn client(socket: &TcpStream) -> Client {
 }
 
 impl<S: Transport> Wire<S> {
-    pub(super) fn new(stream: S, exchange: Arc<Exchange>, patience: Patience) -> Self {
+    pub(super) fn new(stream: S, exchange: Arc<Exchange>, patience: Patience, max_body_bytes: usize) -> Self {
         Wire {
             stream,
             exchange,
             patience,
+            framing: Framing::default(),
+            max_body_bytes,
             requests: 0,
             head_begun: false,
             waiting: None,
@@ -150,15 +155,25 @@ impl<S: Transport> Wire<S> {
         }
     }
 
-    /// Something has come: a head has its own time from its first byte, a connection's first from the beginning.
-    fn input_came(&mut self) {
+    /// Something has come: a head has its own time from its first byte, a connection's first from the beginning. An
+    /// error where a chunked body that is being read is not to be waited for.
+    fn input_came(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.note_requests();
-        if !self.exchange.is_answering()
-            && !std::mem::replace(&mut self.head_begun, true)
-            && self.requests > 0
+        if !self.exchange.is_answering() {
+            if !std::mem::replace(&mut self.head_begun, true) && self.requests > 0 {
+                self.waiting = None;
+            }
+            if let Some(fault) = self.framing.head(bytes, self.requests, self.max_body_bytes) {
+                self.exchange.announce(self.requests, fault);
+            }
+        } else if let Some(request) = self.requests.checked_sub(1)
+            && let Some(fault) = self.framing.body(bytes, request)
+            && self.exchange.is_chunked()
         {
-            self.waiting = None;
+            self.exchange.announce(request, fault);
+            return Err(io::ErrorKind::InvalidData.into());
         }
+        Ok(())
     }
 
     /// Nothing has come. Ready when a head has taken too long; with the end of input for a client that kept silent.
@@ -232,11 +247,12 @@ impl<S: Transport> AsyncRead for Wire<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
         match Pin::new(&mut self.stream).poll_read(cx, buffer) {
-            Poll::Ready(result) => {
-                self.input_came();
-                Poll::Ready(result)
+            Poll::Ready(Ok(())) => {
+                Poll::Ready(self.input_came(buffer.filled().get(before..).unwrap_or_default()))
             }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => self.poll_head_time(cx),
         }
     }
