@@ -88,7 +88,7 @@ impl WaitingPoll<'_> {
 
     /// Its client sends no more, and may have gone.
     pub(super) fn in_doubt(&self) {
-        self.device.with(|state| state.lease.poll_in_doubt(self.id));
+        self.device.with(|state| state.lease.poll_in_doubt(self.id, Instant::now()));
     }
 }
 

@@ -189,11 +189,13 @@ impl<P, R> Lease<P, R> {
         Ok(id)
     }
 
-    /// The poll's client sends no more: it may have gone, or read on.
-    pub fn poll_in_doubt(&mut self, id: PollId) {
+    /// The poll's client sends no more: it may have gone, or read on. It is waited for no longer than a device that is
+    /// between two polls, so that one that has gone is not called online for a whole poll's time.
+    pub fn poll_in_doubt(&mut self, id: PollId, now: Instant) {
         let at = self.polls.iter().position(|poll| poll.id == id);
         if let Some(poll) = at.and_then(|at| self.polls.remove(at)) {
-            self.polls.push_back(WaitingPoll { in_doubt: true, ..poll });
+            let until = poll.until.min(now + self.limits.grace);
+            self.polls.push_back(WaitingPoll { until, in_doubt: true, ..poll });
         }
     }
 

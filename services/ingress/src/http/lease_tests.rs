@@ -65,7 +65,7 @@ impl Bench {
     }
 
     fn in_doubt(&mut self, poll: char) {
-        self.lease.poll_in_doubt(self.polls[&poll]);
+        self.lease.poll_in_doubt(self.polls[&poll], self.now);
         assert_eq!(self.said(), "");
     }
 
@@ -193,10 +193,13 @@ fn polls_in_doubt_make_room_the_oldest_first() {
 }
 
 #[test]
-fn a_poll_in_doubt_keeps_the_device_callable_until_its_time_is_over() {
+fn a_poll_in_doubt_is_waited_for_as_long_as_the_next_poll_would_be() {
     let mut bench = Bench::callable();
+    bench.poll('b', 1_000);
     bench.in_doubt('a');
-    assert_eq!(bench.pass(59_999), "");
+    bench.in_doubt('b');
+    assert_eq!(bench.pass(1_000), "b TimedOut");
+    assert_eq!(bench.pass(3_999), "");
     assert_eq!(bench.pass(1), "a TimedOut");
     assert_eq!(bench.pass(5_000), "release");
 }
@@ -402,7 +405,7 @@ proptest! {
                     lease.poll_gone(id, now);
                 },
                 Step::InDoubt(which) => if let Some(&id) = polls.values().nth(which % polls.len().max(1)) {
-                    lease.poll_in_doubt(id);
+                    lease.poll_in_doubt(id, now);
                 },
                 Step::Deliver(budget_ms, oneway) => {
                     serial += 1;
