@@ -269,7 +269,9 @@ def test_a_poll_whose_end_cannot_be_read_swallows_no_call(node, http, family, de
             going.send(f"GET {rpc(family.b)} HTTP/1.1\nHost: test\n\n" * 2)
         going.close()
         answer = caller.send_msg(family.b, str(number))
-        call = http.ask("GET", rpc(family.b)).json
+        response = http.ask("GET", rpc(family.b))
+        assert response.status == 200, response
+        call = response.json
         assert call["params"] == number
         assert http.ask("POST", rpc(family.b, f"/{call['id']}"), str(number)).status == 200
         assert answer.text() == str(number)

@@ -74,7 +74,7 @@ pub(super) struct Wire<S> {
     /// Runs while a head is waited for.
     waiting: Option<Pin<Box<Sleep>>>,
     stalled: Option<Pin<Box<Sleep>>>,
-    /// The client was seen to close its sending side.
+    /// During this request the client was seen to close its sending side, or to have done so.
     input_ended: bool,
     /// A call waits to be acknowledged: until when, and when to look again.
     confirming: Option<(Instant, Pin<Box<Sleep>>)>,
@@ -147,11 +147,11 @@ impl<S: Transport> Wire<S> {
         }
     }
 
-    /// A request that began ends the wait for its head.
+    /// A request that began ends the wait for its head, and is told anew when its client sends no more.
     fn note_requests(&mut self) {
         if self.exchange.requests() != self.requests {
             self.requests = self.exchange.requests();
-            (self.head_begun, self.waiting) = (false, None);
+            (self.head_begun, self.waiting, self.input_ended) = (false, None, false);
         }
     }
 
@@ -191,6 +191,7 @@ impl<S: Transport> Wire<S> {
 
     /// While a request is being answered nothing is read: looks whether its client has gone, or sends no more.
     fn poll_client(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        self.note_requests();
         if self.input_ended || !self.exchange.is_answering() {
             return Ok(());
         }
@@ -216,7 +217,8 @@ impl<S: Transport> Wire<S> {
                 Client::SendsNoMore => {}
                 Client::HasGone => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
             }
-            // Our end goes behind the call, and is acknowledged with it. Already reset, it says so below.
+            // Our end goes behind the call, and is acknowledged with it; what was pipelined behind its poll is given up.
+            // Already reset, it says so below.
             match ready!(Pin::new(&mut self.stream).poll_shutdown(cx)) {
                 Err(error) if error.kind() != io::ErrorKind::NotConnected => return Poll::Ready(Err(error)),
                 Ok(()) | Err(_) => {}
