@@ -136,6 +136,8 @@ fn read(data: &[u8], piece: usize) -> (Vec<u8>, Vec<String>) {
     let mut inbound = BytesMut::new();
     let mut session: Option<Session> = None;
     let (mut written, mut asked) = (Vec::new(), Vec::new());
+    // What is done for the session ends when all has been read: how far that is must not depend on the pieces.
+    let (mut tickets, mut uplinks) = (Vec::new(), Vec::new());
     for bytes in data.chunks(piece) {
         inbound.extend_from_slice(bytes);
         if session.is_none() {
@@ -166,20 +168,26 @@ fn read(data: &[u8], piece: usize) -> (Vec<u8>, Vec<String>) {
                 }
                 Effect::Ask(ticket, request, _) => {
                     asked.push(format!("{request:?}"));
-                    let (outcome, body, call) = (rpc::Outcome::Offline, Bytes::new(), None);
-                    session.answered(&ticket, Ended { outcome, body, call });
+                    tickets.push(ticket);
                 }
                 Effect::Uplink(kind, payload, packet_id) => {
                     asked.push(format!("{kind:?} {payload:?} {packet_id:?}"));
-                    if let Some(packet_id) = packet_id {
-                        session.uplinked(packet_id, true, now);
-                        session.received(&mut inbound, MAX_PACKET_BYTES, now);
-                    }
+                    uplinks.extend(packet_id);
                 }
                 effect => asked.push(format!("{effect:?}")),
             }
         }
         written.extend_from_slice(&session.out().split());
+    }
+    if let Some(session) = &mut session {
+        for ticket in tickets {
+            let (outcome, body, call) = (rpc::Outcome::Offline, Bytes::new(), None);
+            session.answered(&ticket, Ended { outcome, body, call });
+        }
+        for packet_id in uplinks {
+            session.uplinked(packet_id, true, now);
+        }
+        written.extend_from_slice(session.out());
     }
     (written, asked)
 }
