@@ -187,9 +187,6 @@ where
             Wake::Read(Ok(0)) | Wake::Read(Err(_)) | Wake::Written(Err(_)) => session.end_of_stream(),
             Wake::Read(Ok(_)) => {
                 session.received(&mut inbound, max_packet_bytes, Instant::now());
-                if inbound.is_empty() {
-                    inbound = BytesMut::new();
-                }
             }
             Wake::Written(Ok(bytes)) => {
                 let out = session.out();
@@ -204,6 +201,10 @@ where
                 session.received(&mut inbound, max_packet_bytes, Instant::now());
                 timer.as_mut().reset(session.next_tick().into());
             }
+        }
+        if inbound.is_empty() && inbound.capacity() > 0 {
+            // An idle connection owns no buffer.
+            inbound = BytesMut::new();
         }
     };
     tracing::debug!(device = %visitor.device, ?ended, "a connection ends");

@@ -11,7 +11,7 @@ use super::{Effect, Session};
 use crate::calls;
 use crate::device::caller::RefusedRequest;
 use crate::device_api::{self, Request};
-use crate::mqtt::codec::{Publish, PublishProperties, QoS};
+use crate::mqtt::codec::{Publish, PublishProperties, QoS, Version};
 use crate::mqtt::filter::{attributes_response_topic, is_response_topic, response_topic};
 use crate::mqtt::outbound::Outgoing;
 
@@ -138,11 +138,16 @@ impl Session {
         correlation: Option<&Bytes>,
         qos: QoS,
     ) -> bool {
-        let call = call.map(|call| ("call", ByteString::from(call.to_string())));
-        let name = ("outcome", ByteString::from_static(outcome.as_str()));
         let bare = PublishProperties { correlation: correlation.cloned(), ..Default::default() };
-        let stamped =
-            PublishProperties { stamp: std::iter::once(name).chain(call).collect(), ..bare.clone() };
+        let stamp = match self.codec.version() {
+            Version::V3 => Vec::new(),
+            Version::V5 => {
+                let name = ("outcome", ByteString::from_static(outcome.as_str()));
+                let call = call.map(|call| ("call", ByteString::from(call.to_string())));
+                std::iter::once(name).chain(call).collect()
+            }
+        };
+        let stamped = PublishProperties { stamp, ..bare.clone() };
         let fits = |it: &PublishProperties| self.codec.fits(topic, qos, payload.len(), it);
         let Some(properties) = [stamped, bare].into_iter().find(fits) else { return false };
         self.send(Outgoing { topic: topic.clone(), payload, properties }, qos);

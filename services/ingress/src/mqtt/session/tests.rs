@@ -766,6 +766,87 @@ fn an_uplink_that_nats_does_not_take_is_the_clients_again() {
     }
 }
 
+/// Draining, and not over yet; `done` ends what was in flight.
+fn drains_until(mut session: Session, done: impl FnOnce(&mut Session)) {
+    effects(&mut session);
+    session.drain();
+    assert!(effects(&mut session).is_empty() && !session.wants_input());
+    done(&mut session);
+    let [.., Effect::Close(ended)] = effects(&mut session)[..] else { panic!() };
+    assert_eq!(ended, Ended::ByNode(EndReason::ShuttingDown));
+}
+
+#[test]
+fn a_draining_session_lets_each_kind_of_thing_finish_and_reads_nothing_new() {
+    let now = Instant::now();
+    let [first, second, third] = [1, 2, 3].map(|id| NonZeroU16::new(id).unwrap());
+    let uplink = |id| sent(Version::V3, at(QoS::AtLeastOnce, TELEMETRY, id, "{}"));
+    let mut with_uplink = session(Version::V3, 10, now);
+    with_uplink.received(&mut uplink(1), MAX, now);
+    drains_until(with_uplink, |it| it.uplinked(first, true, now));
+
+    // One more than there is room for is held, and done before the end.
+    let mut with_held = session(Version::V3, 10, now);
+    (1..=3).for_each(|id| with_held.received(&mut uplink(id), MAX, now));
+    drains_until(with_held, |it| {
+        it.uplinked(first, true, now);
+        it.uplinked(second, true, now);
+        assert!(effects(it).is_empty());
+        it.received(&mut BytesMut::new(), MAX, now);
+        assert!(matches!(effects(it)[..], [Effect::Uplink(..)]));
+        it.uplinked(third, true, now);
+    });
+
+    let mut with_call = session(Version::V3, 10, now);
+    with_call.received(&mut sent(Version::V3, at(QoS::AtMostOnce, REQUEST_7, 0, CALL)), MAX, now);
+    let Some(Effect::Ask(ticket, ..)) = with_call.next_effect() else { panic!() };
+    drains_until(with_call, |it| _ = it.answered(&ticket, ended(Outcome::Offline, "")));
+
+    // An answer that waits for its turn: the client still has to be heard, for its PUBACK.
+    let mut with_answer = session(Version::V3, 1, now);
+    callable(&mut with_answer, RESPONSES, QoS::AtLeastOnce, now);
+    for _ in 0..2 {
+        with_answer.received(&mut sent(Version::V3, at(QoS::AtMostOnce, REQUEST_7, 0, "{")), MAX, now);
+    }
+    effects(&mut with_answer);
+    with_answer.drain();
+    assert!(effects(&mut with_answer).is_empty() && with_answer.wants_input());
+    with_answer.received(&mut v3_bytes([v3::Packet::PublishAck { packet_id: first }]), MAX, now);
+    assert!(matches!(effects(&mut with_answer)[..], [Effect::Close(_)]));
+}
+
+#[test]
+fn calls_of_a_session_that_ends_are_in_flight_no_more() {
+    let now = Instant::now();
+    let mut session = session(Version::V3, 10, now);
+    for _ in 0..3 {
+        session.received(&mut sent(Version::V3, at(QoS::AtMostOnce, REQUEST_7, 0, CALL)), MAX, now);
+    }
+    assert!(!session.caller.lock().is_at_rest(now));
+    session.end(Ended::ByClient, now);
+    assert!(session.caller.lock().is_at_rest(now));
+}
+
+#[test]
+fn a_topic_alias_stands_for_its_topic_within_the_servers_maximum() {
+    let now = Instant::now();
+    let message = |alias, topic, packet_id| {
+        let mut message = at(QoS::AtLeastOnce, topic, packet_id, "{}");
+        let topic_alias = NonZeroU16::new(alias);
+        message.properties = Some(v5::PublishProperties { topic_alias, ..Default::default() });
+        sent(Version::V5, message)
+    };
+    let mut session = session(Version::V5, 10, now);
+    session.received(&mut message(2, TELEMETRY, 1), MAX, now);
+    session.received(&mut message(2, "", 2), MAX, now);
+    assert!(matches!(effects(&mut session)[..], [Effect::Uplink(..), Effect::Uplink(..)]));
+    for (alias, topic) in [(3, TELEMETRY), (1, "")] {
+        let mut session = super::tests::session(Version::V5, 10, now);
+        session.received(&mut message(alias, topic, 1), MAX, now);
+        assert_eq!(words(Version::V5, &mut session), ["disconnect 94"], "{alias}");
+    }
+}
+
 #[test]
 fn a_will_is_handed_up_unless_the_client_says_goodbye() {
     let now = Instant::now();
