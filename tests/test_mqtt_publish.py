@@ -78,6 +78,16 @@ def test_what_is_dropped_is_counted_and_told_once_a_session(new_cluster, raw, ve
     assert "secret" not in node.process.err
 
 
+def test_a_token_in_a_topic_stays_out_of_the_log(shared_cluster, connected, family):
+    client = connected(family.a, 4)
+    client.publish(f"api/v1/{family.a.token}/telemetry", "{}")
+    client.ping()
+    node = shared_cluster.nodes[0]
+    told = [line for line in node.process.log_lines() if line.get("device") == family.a.id]
+    assert [line["topic"] for line in told if line["message"] == "messages are dropped"] == ['"api/v1/***/telemetry"']
+    assert family.a.token not in node.process.err
+
+
 @VERSIONS
 @pytest.mark.parametrize("qos", [0, 1])
 def test_a_request_for_attributes_is_answered(client, version, qos):

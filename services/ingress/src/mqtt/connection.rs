@@ -22,8 +22,9 @@ use tokio::time::Sleep;
 use super::handshake::{Connected, shake_hands};
 use super::session::{Effect, Ended, Session, SessionLimits, Ticket};
 use crate::calls;
+use crate::device::admit::digest;
 use crate::device::mailbox::Mail;
-use crate::device::sessions::{self, Visitor};
+use crate::device::sessions::{self, CredentialDigest, Visitor};
 use crate::device_api::Request;
 use crate::node::Node;
 
@@ -328,7 +329,7 @@ async fn perform(
             Effect::Dropped(reason, topic) => {
                 node.metrics.message_dropped(reason);
                 if let Some(topic) = topic {
-                    let reason = reason.as_str();
+                    let (reason, topic) = (reason.as_str(), loggable(&topic, visitor.credential));
                     tracing::info!(device = %visitor.device, reason, ?topic, "messages are dropped");
                 }
             }
@@ -337,6 +338,27 @@ async fn perform(
         }
     }
     None
+}
+
+/// How much of a topic the log has: so many levels, and so many characters.
+const MAX_LOGGED_LEVELS: usize = 8;
+const MAX_LOGGED_CHARS: usize = 120;
+
+/// A topic for the log: not too long, and without its device's access token, which firmware may have put there as other
+/// protocols have it in their paths.
+fn loggable(topic: &str, credential: CredentialDigest) -> String {
+    let mut levels: Vec<&str> = topic.split('/').take(MAX_LOGGED_LEVELS).collect();
+    for from in 0..levels.len() {
+        // A token may hold a slash.
+        let is_token = |to: &usize| {
+            levels.get(from..*to).is_some_and(|it| digest(it.join("/").as_bytes()) == credential)
+        };
+        if let Some(to) = (from + 1..=levels.len()).find(is_token) {
+            levels.splice(from..to, ["***"]);
+            break;
+        }
+    }
+    levels.join("/").chars().take(MAX_LOGGED_CHARS).collect()
 }
 
 /// Ends a session: answers what was open, releases its claim, hands up its will, and says goodbye.
@@ -387,6 +409,23 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_topic_is_logged_without_its_devices_token() {
+        let long = "ü".repeat(1000);
+        let table = [
+            ("v1/gateway/connect", "secret", "v1/gateway/connect".to_owned()),
+            ("api/v1/secret/telemetry", "secret", "api/v1/***/telemetry".to_owned()),
+            ("secret", "secret", "***".to_owned()),
+            ("/a/se/cret/b/", "se/cret", "/a/***/b/".to_owned()),
+            ("secrets/secre", "secret", "secrets/secre".to_owned()),
+            ("a/b/c/d/e/f/g/h/i", "secret", "a/b/c/d/e/f/g/h".to_owned()),
+            (&long, "secret", "ü".repeat(120)),
+        ];
+        for (topic, token, expected) in table {
+            assert_eq!(loggable(topic, digest(token.as_bytes())), expected);
+        }
+    }
 
     /// What an idle connection keeps of its loop. It grows when something rare is awaited without a box.
     #[test]

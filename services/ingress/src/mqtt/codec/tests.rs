@@ -484,11 +484,11 @@ fn what_the_node_stamps_is_never_read_from_a_client() {
 }
 
 #[test]
-fn ten_thousand_user_properties_cost_ten_times_a_thousand() {
+fn the_cost_of_user_properties_grows_with_their_number_alone() {
     let cost = |count: usize| {
         let properties = [0x26, 0, 1, b'n', 0, 1, b'v'].repeat(count);
         let whole = message(Version::V5, "a", &properties, b"");
-        let runs = (0..5).map(|_| {
+        let runs = (0..10).map(|_| {
             let mut bytes = whole.clone();
             let started = Instant::now();
             assert!(Codec::new(Version::V5).decode(&mut bytes, 1 << 20).unwrap().is_some());
@@ -496,8 +496,9 @@ fn ten_thousand_user_properties_cost_ten_times_a_thousand() {
         });
         runs.min().unwrap()
     };
-    let (thousand, ten_thousand) = (cost(1_000), cost(10_000));
-    assert!(ten_thousand < thousand * 40, "{thousand:?}, {ten_thousand:?}");
+    // 32 times as many: squared it would be 1024 times the cost. The quickest of ten runs, and room for a busy machine.
+    let (few, many) = (cost(2_000), cost(64_000));
+    assert!(many < few * 300, "{few:?}, {many:?}");
 }
 
 #[test]
@@ -513,7 +514,7 @@ fn a_packet_over_the_limit_ends_a_v5_client_before_it_has_come() {
     }
     let mut head = BytesMut::from(&whole[..2]);
     assert_eq!(Codec::new(Version::V5).decode(&mut head, bytes - 1), Err(Fault::TOO_LARGE));
-    let mut endless = BytesMut::from(&[0x30, 0xff, 0xff, 0xff, 0xff, 0x7f][..]);
+    let mut endless = BytesMut::from(&[0x30, 0xff, 0xff, 0xff, 0xff][..]);
     let fault = Codec::new(Version::V5).decode(&mut endless, MAX).unwrap_err();
     assert_eq!(fault.reason, Reason::MalformedPacket);
 }
@@ -551,9 +552,13 @@ fn of_a_message_over_the_limit_little_is_kept_and_nothing_is_made_up() {
     let packet = Codec::new(Version::V3).decode(&mut whole, MAX).unwrap();
     let Some(Packet::TooLarge { topic, packet_id, .. }) = packet else { panic!() };
     assert_eq!((topic, packet_id), ("ü".repeat(128).into(), NonZeroU16::new(9)));
-    for (first, body) in
-        [(0x32, &b"\0\x63a"[..]), (0x32, b"\0\x62"), (0x32, b"\0\x01a\0\0"), (0x36, b"\0\x01a\0\x01")]
-    {
+    for (first, body) in [
+        (0x32, &b"\0\x63a"[..]),
+        (0x32, b"\0\x62"),
+        (0x30, b"\0\x63"),
+        (0x32, b"\0\x01a\0\0"),
+        (0x36, b"\0\x01a\0\x01"),
+    ] {
         let mut body = body.to_vec();
         body.resize(100, b'x');
         assert!(Codec::new(Version::V3).decode(&mut frame(first, &body), 50).is_err(), "{first:02x}");

@@ -694,6 +694,20 @@ fn over_3_1_1_a_message_that_comes_too_soon_waits_for_its_time() {
 }
 
 #[test]
+fn at_qos_0_what_comes_too_soon_is_gone() {
+    let now = Instant::now();
+    let mut session = session(Version::V3, 10, now);
+    let mut limits = limits();
+    limits.device.uplink_rate = crate::device::limits::Rate { per_second: 10, burst: 1 };
+    session.limits = Arc::new(limits);
+    for _ in 0..2 {
+        session.received(&mut sent(Version::V3, at(QoS::AtMostOnce, TELEMETRY, 0, "{}")), MAX, now);
+    }
+    assert!(matches!(effects(&mut session)[..], [Effect::Uplink(..), Effect::LimitHit(Limit::UplinkRate)]));
+    assert!(session.wants_input());
+}
+
+#[test]
 fn a_v5_client_is_told_what_it_has_too_much_of() {
     let now = Instant::now();
     let uplink = |id| sent(Version::V5, at(QoS::AtLeastOnce, TELEMETRY, id, "{}"));
@@ -1065,6 +1079,25 @@ fn a_call_that_is_too_large_for_its_target_is_never_seen() {
         reached.push(written);
     }
     assert!(reached.is_sorted() && reached[0] == 0 && reached[159] == 1);
+}
+
+#[test]
+fn no_part_of_a_call_outlasts_its_message() {
+    let now = Instant::now();
+    let mut session = session(Version::V5, 10, now);
+    let waits = CALL.replace("2000", "2000,\"connectTimeout\":1500");
+    let mut call = at(QoS::AtMostOnce, REQUEST_7, 0, &waits);
+    for (expiry_s, expected) in [(1, (1000, 1000)), (5, (2000, 1500))] {
+        let message_expiry_interval = std::num::NonZeroU32::new(expiry_s);
+        call.properties = Some(v5::PublishProperties { message_expiry_interval, ..Default::default() });
+        session.received(&mut sent(Version::V5, call.clone()), MAX, now);
+        let Some(Effect::Ask(_, Request::SendMsg { timeout, connect_timeout, .. }, _)) =
+            session.next_effect()
+        else {
+            panic!()
+        };
+        assert_eq!((timeout.as_ms(), connect_timeout.as_ms()), expected);
+    }
 }
 
 #[test]
