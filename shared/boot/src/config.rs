@@ -167,8 +167,8 @@ declare::settings! {
         /// Milliseconds for which a device is kept in mind after its last request, so that its next one needs no
         /// question to the authorizer. One that changes in the registry is forgotten at once.
         session_idle_ms: u64 = 60_000, 100..=3_600_000;
-        /// Origins whose web pages may use the device API (CORS), as https://app.example, several after commas; `*`: all,
-        /// since a token stands in each path and cookies count for nothing. Empty: none.
+        /// Origins whose web pages may use the device API (CORS), as https://app.example, several after commas; `*`:
+        /// all, since a token stands in each path and cookies count for nothing. Empty: none.
         cors_origins: Option<String> = Some("*".to_owned()), Origins;
     }
 

@@ -171,7 +171,10 @@ mod tests {
         let beside = |caller| Some(Beside { caller, expires: Budget::from_ms(1875) });
         assert_eq!(
             on_msg(Some(1), b"[]", beside(Some((id, "Door \"1\""))).as_ref()),
-            r#"{"id":1,"method":"onMsg","params":[],"caller":{"id":"aa435e80-9fce-11e6-8080-808080808080","name":"Door \"1\""},"expiresMs":1875}"#
+            concat!(
+                r#"{"id":1,"method":"onMsg","params":[],"#,
+                r#""caller":{"id":"aa435e80-9fce-11e6-8080-808080808080","name":"Door \"1\""},"expiresMs":1875}"#
+            )
         );
         assert_eq!(
             on_msg(None, b"1", beside(Some((id, ""))).as_ref()),

@@ -22,8 +22,8 @@ use crate::rows;
 CSV has a header with the columns tenant,customer,id,name,token in any order; only name is needed, and tenant \
 unless --tenant names it. Tenant and customer go by name or id; an empty customer means unassigned; an empty id or \
 token is made up (a device that is there already keeps its own). Tokens are 1 to 255 bytes of UTF-8 without control \
-characters; spaces around a field of CSV are not part of it, JSON keeps them. JSON is a list of such objects (labels too), or \
-what `switchboard device export` writes.
+characters; spaces around a field of CSV are not part of it, JSON keeps them. JSON is a list of such objects (labels \
+too), or what `switchboard device export` writes.
 
 Rows that cannot be taken are listed with their place and reason, all others are added: exit status 1 if any was \
 refused. The same file again changes nothing. Tokens that were made up are shown once; --tokens-out keeps them.

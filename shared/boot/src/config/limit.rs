@@ -114,8 +114,8 @@ impl Limit<Option<String>> for Origins {
     }
 
     fn expected(&self) -> String {
-        "*, or scheme://host (with :port where it is not the scheme's own) in small letters and without a path, several \
-         after commas; empty: none"
+        "*, or scheme://host (with :port where it is not the scheme's own) in small letters and without a path, \
+         several after commas; empty: none"
             .to_owned()
     }
 }
