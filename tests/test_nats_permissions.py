@@ -116,37 +116,49 @@ def test_who_has_no_password_is_nobody(cluster):
 # What a user may do, and beside it what comes close and may not be done.
 PUBLISH = {
     "ingress": (
-        ["swb.call", "swb.list", "swb.authenticate", f"swb.uplink.t.{DEVICE}.telemetry", f"$KV.swb_claims.{DEVICE}", "swb.answer.7"],
+        [
+            *["swb.call", "swb.list", "swb.authenticate", f"swb.uplink.t.{DEVICE}.telemetry"],
+            *["swb.claim", "swb.release", "swb.lease", "swb.compare", "swb.cancel", "swb.answer.7"],
+        ],
         # A stolen node: no call without the authorizer's word, no word in another's name, no look at the registry.
         [
             *["swb.route", "swb.presence", NODE, INBOX, f"swb.bounce.1.{INBOX}"],
             *[f"swb.event.device.{DEVICE}", "swb.event.directory", f"$KV.swb_devices.device.{DEVICE}"],
-            *["$JS.API.STREAM.CREATE.KV_swb_claims", "$JS.API.STREAM.UPDATE.KV_swb_claims", "$JS.API.STREAM.PURGE.KV_swb_claims"],
+            # Claims are the routers' to write, who is told of them theirs to say, and keys none of its business.
+            *[f"$KV.swb_claims.{DEVICE}", "swb.event.takeover.0123456789abcdef", "swb.event.claims.0123456789abcdef"],
+            *["swb.handover", "$KV.swb_keys.tickets", "$JS.API.DIRECT.GET.KV_swb_keys.$KV.swb_keys.tickets"],
+            *["$JS.API.STREAM.MSG.GET.KV_swb_keys", "$JS.API.CONSUMER.CREATE.KV_swb_keys.x"],
+            *["$JS.API.STREAM.INFO.KV_swb_claims", "$JS.API.STREAM.MSG.GET.KV_swb_claims", "$JS.API.INFO"],
             *["$JS.API.STREAM.DELETE.KV_swb_claims", "$JS.API.STREAM.CREATE.EVERYTHING", "$JS.API.STREAM.NAMES"],
             *["$JS.API.CONSUMER.CREATE.KV_swb_claims.x", "$JS.API.CONSUMER.CREATE.KV_swb_devices.x"],
             *["$JS.API.DIRECT.GET.KV_swb_devices.x", "$JS.API.STREAM.MSG.GET.KV_swb_devices", "anything"],
         ],
     ),
     "authorizer": (
-        ["swb.route", "swb.presence", INBOX, f"swb.event.device.{DEVICE}", "$JS.API.STREAM.INFO.KV_swb_devices"],
+        [
+            *["swb.route", "swb.presence", INBOX, f"swb.event.device.{DEVICE}", "$JS.API.STREAM.INFO.KV_swb_devices"],
+            *["$KV.swb_devices.beat.7", "$KV.swb_keys.tickets"],
+        ],
         [
             *[NODE, "swb.call", "swb.authenticate", "swb.uplink.t.d.telemetry", f"$KV.swb_claims.{DEVICE}", "swb.answer.7"],
             *[f"$KV.swb_devices.device.{DEVICE}", "$JS.API.STREAM.UPDATE.KV_swb_devices", "$JS.API.STREAM.DELETE.KV_swb_devices"],
             *["$JS.API.STREAM.PURGE.KV_swb_devices", "$JS.API.STREAM.CREATE.EVERYTHING", "anything"],
+            *["swb.claim", "swb.lease", "swb.handover", "$JS.API.STREAM.DELETE.KV_swb_keys"],
         ],
     ),
     "router": (
-        [NODE, INBOX, f"$KV.swb_claims.{DEVICE}", "$JS.API.STREAM.INFO.KV_swb_nodes"],
+        [NODE, INBOX, f"$KV.swb_claims.{DEVICE}", "swb.event.takeover.0123456789abcdef", "swb.handover"],
         [
             *["swb.route", "swb.presence", "swb.call", "swb.authenticate", "swb.uplink.t.d.telemetry", "swb.answer.7"],
-            *[f"swb.event.device.{DEVICE}", "$KV.swb_nodes.0123456789abcdef", f"$KV.swb_devices.device.{DEVICE}"],
+            *["swb.claim", "swb.lease", "$JS.API.STREAM.DELETE.KV_swb_keys", "$KV.swb_devices.beat.7"],
+            *[f"swb.event.device.{DEVICE}", f"$KV.swb_devices.device.{DEVICE}"],
             *["$JS.API.STREAM.INFO.KV_swb_devices", "$JS.API.DIRECT.GET.KV_swb_devices.x", "anything"],
         ],
     ),
     "operator": (
-        [f"$KV.swb_devices.device.{DEVICE}", "swb.call", "swb.list"],
+        [f"$KV.swb_devices.device.{DEVICE}", "swb.call", "swb.list", "swb.authenticate"],
         [
-            *["swb.route", "swb.presence", NODE, INBOX, "swb.authenticate", f"$KV.swb_claims.{DEVICE}", "swb.answer.7"],
+            *["swb.route", "swb.presence", NODE, INBOX, "swb.claim", f"$KV.swb_claims.{DEVICE}", "$KV.swb_keys.tickets", "swb.answer.7"],
             *["$JS.API.STREAM.DELETE.KV_swb_devices", "$JS.API.STREAM.PURGE.KV_swb_devices", "anything"],
         ],
     ),
@@ -156,11 +168,12 @@ PUBLISH = {
 # Subject and queue group.
 SUBSCRIBE = {
     "ingress": (
-        [(NODE, ""), ("swb.reply.0123456789abcdef.>", ""), ("swb.event.device.*", ""), ("swb.answer.7", "")],
+        [(NODE, ""), ("swb.reply.0123456789abcdef.>", ""), ("swb.event.device.*", ""), ("swb.event.claims.*", ""), ("swb.answer.7", "")],
         [
             *[("swb.call", ""), ("swb.call", "authorizer"), ("swb.authenticate", ""), ("swb.authenticate", "authorizer")],
             *[("swb.route", ""), ("swb.route", "router"), ("swb.uplink.>", ""), ("swb.>", ""), (">", "")],
             *[("$KV.swb_devices.>", ""), ("$KV.swb_claims.>", ""), ("swb.feed.*.>", ""), ("$JS.>", "")],
+            *[("swb.claim", "router"), ("swb.claim", ""), ("swb.lease", ""), ("swb.cancel", ""), ("$KV.swb_keys.>", "")],
         ],
     ),
     "authorizer": (
@@ -172,9 +185,14 @@ SUBSCRIBE = {
         ],
     ),
     "router": (
-        [("swb.route", "router"), ("swb.presence", "router"), ("swb.feed.0123456789abcdef.>", "")],
+        [
+            *[("swb.route", "router"), ("swb.presence", "router"), ("swb.feed.0123456789abcdef.>", "")],
+            *[("swb.claim", "router"), ("swb.handover", "router"), ("swb.lease", ""), ("swb.cancel", "")],
+        ],
         [
             *[("swb.route", ""), ("swb.route", "spy"), ("swb.call", "authorizer"), ("swb.call", ""), (NODE, ""), ("swb.answer.7", "")],
+            # Tickets go by in claims: nobody overhears them.
+            *[("swb.claim", ""), ("swb.handover", ""), ("swb.release", "spy")],
             *[("swb.authenticate", "authorizer"), ("swb.uplink.>", ""), ("swb.>", ""), (">", "")],
         ],
     ),

@@ -423,7 +423,7 @@ def authorizer() -> Json:
             "Questions": [
                 graph(
                     "Calls judged",
-                    "not_allowed: another customer's device. unknown_target, unknown_caller: no such device. expired: it came too late, the process or NATS is behind.",
+                    "not_allowed: another customer's device. unknown_target, unknown_caller: no such device. expired: it came too late, the process or NATS is behind. stale: the registry may be old. unticketed: no word of an authorizer.",
                     rates("switchboard_authorizer_decisions_total", "result"), stacked=True, unit="reqps", width=6,
                 ),
                 graph(
@@ -468,8 +468,8 @@ def authorizer() -> Json:
                 ),
                 graph(
                     "Age of the registry",
-                    "Seconds since it was known to be up to date. A rise: the process does not hear NATS, and judges by old knowledge.",
-                    each("switchboard_authorizer_registry_age_seconds"), unit="s", thresholds={30: RED}, width=6,
+                    "A change made longer ago than this is known. From 2 s on the process decides nothing: it does not hear NATS, or loads the registry.",
+                    each("switchboard_authorizer_registry_age_seconds"), unit="s", thresholds={2: RED}, width=6,
                 ),
                 graph(
                     "Changes told to nodes", "Devices changed: their sessions are checked. A burst is an import.",
@@ -494,8 +494,15 @@ def router() -> Json:
                 ),
                 graph(
                     "Calls in flight",
-                    "Calls that wait for their target, by router. It follows load and targets' slowness; router.max_calls_in_flight is the end.",
-                    each("switchboard_router_calls_in_flight"), stacked=True,
+                    "Calls in the routers' hands. It follows load and targets' slowness; router.max_calls_in_flight is the end. waiting: for a target to connect.",
+                    each("switchboard_router_calls_in_flight"),
+                    each("switchboard_router_calls_waiting", "waiting {{instance}}"),
+                ),
+                graph(
+                    "Waits that ended here",
+                    "cancelled: the caller went away. handed over: the router stopped, and another waits on.",
+                    Query(rate("switchboard_router_calls_cancelled_total"), "cancelled"),
+                    Query(rate("switchboard_router_calls_handed_over_total"), "handed over"), unit="cps",
                 ),
                 graph(
                     "Limits hit and unreadable messages",
@@ -529,7 +536,7 @@ def router() -> Json:
                 ),
                 graph(
                     "Age of the claims",
-                    "Seconds since the store was last heard; it speaks every two. A rise: the router does not hear NATS, and asks the store for each miss.",
+                    "Seconds since the store was last heard; it speaks every second. A rise: the router does not hear NATS, and asks the store for each miss.",
                     each("switchboard_router_claims_age_seconds"), unit="s", thresholds={10: RED}, width=6,
                 ),
                 graph(
@@ -538,9 +545,20 @@ def router() -> Json:
                     rates("switchboard_router_lookups_total", "result"), unit="reqps", width=6,
                 ),
                 graph(
+                    "Claims asked for",
+                    "By nodes. unavailable: JetStream. refused: tickets do not count; nodes ask authorizers for others. overtaken: an older session came back.",
+                    rates("switchboard_router_claims_asked_total", "result"),
+                    Query(rate("switchboard_router_evictions_total"), "older session told"), unit="cps", width=8,
+                ),
+                graph(
+                    "Nodes that differ",
+                    "Renewals of a lease with other claims than the router knows: a moment after changes, or after an outage. For long: something does not mend.",
+                    Query(rate("switchboard_router_differing_leases_total"), "differing"), unit="cps", width=8,
+                ),
+                graph(
                     "Deliveries refuted",
-                    "The node said that the session is not there. Many: claims of sessions that ended are not removed.",
-                    Query(rate("switchboard_router_refuted_deliveries_total"), "refuted"), unit="cps", width=12,
+                    "The node said that the session is not there, or is reconnecting. Many: claims of sessions that ended are not removed.",
+                    Query(rate("switchboard_router_refuted_deliveries_total"), "refuted"), unit="cps", width=8,
                 ),
                 graph(
                     "Claims removed",

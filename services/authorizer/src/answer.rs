@@ -1,18 +1,20 @@
 //! What is asked of the authorizer, and what does it answer? Four subjects, a loop each, nothing kept in between.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use boot::traces::{Hop, Span, Tracer};
-use bus::{Bus, BusError, Request, Requests, Subject};
+use bus::{Bus, BusError, Keyring, Request, Requests, Subject};
 use rpc::{
-    AuthenticateReply, AuthenticateRequest, Call, Limit, ListRequest, Outcome, PresenceReply,
-    PresenceRequest, Routed, wire,
+    AuthenticateReply, AuthenticateRequest, Budget, Call, Holder, Identity, Limit, ListRequest, Outcome,
+    PresenceReply, PresenceRequest, Routed, Ticket, TicketError, wire,
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::directory::{Directory, NoList, Peer};
+use crate::directory::{Known, NoList, Peer};
+use crate::keep::Kept;
 use crate::meters::Meters;
 use crate::policy::{Decision, Rules, decide};
 
@@ -26,14 +28,23 @@ const MAX_PRESENCE_QUESTIONS: usize = 1_024;
 /// Everything that answers need. Nothing in it changes while questions are answered, but the directory.
 pub(crate) struct Answers {
     bus: Bus,
-    directory: Arc<Directory>,
-    rules: Rules,
-    max_devices_per_list: usize,
+    kept: Arc<Kept>,
+    keys: Keyring,
+    judged: Judged,
     meters: Meters,
     tracer: Tracer,
     route: Subject,
     /// The bounce subject up to where the caller's inbox follows.
     bounce_prefix: String,
+}
+
+/// What the settings say of how is judged.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Judged {
+    pub(crate) rules: Rules,
+    pub(crate) max_devices_per_list: usize,
+    /// `device_api.max_timeout_ms`: no hop believes in more.
+    pub(crate) max_timeout_ms: u32,
 }
 
 /// A `getDevices` that waits for its answer.
@@ -66,17 +77,11 @@ impl Questions {
 }
 
 impl Answers {
-    pub(crate) fn new(
-        bus: Bus,
-        directory: Arc<Directory>,
-        rules: Rules,
-        max_devices_per_list: usize,
-        tracer: Tracer,
-    ) -> Self {
+    pub(crate) fn new(bus: Bus, kept: Arc<Kept>, keys: Keyring, judged: Judged, tracer: Tracer) -> Self {
         let route = bus.subjects().route().into();
         let bounce_prefix = bus.subjects().bounce(bus.process(), "");
         let meters = Meters::new();
-        Answers { bus, directory, rules, max_devices_per_list, meters, tracer, route, bounce_prefix }
+        Answers { bus, kept, keys, judged, meters, tracer, route, bounce_prefix }
     }
 
     /// Answers until `stop`, then what is still asked until other authorizers have taken over.
@@ -97,14 +102,15 @@ impl Answers {
 
     async fn answer_calls(self: Arc<Self>, mut requests: Requests, stop: CancellationToken) {
         while let Some(request) = next(&mut requests, &stop).await {
-            let arrived = Instant::now();
-            self.answer_call(request, arrived).await;
-            self.meters.call_seconds.record(arrived.elapsed());
+            let taken = Instant::now();
+            self.answer_call(request).await;
+            self.meters.call_seconds.record(taken.elapsed());
         }
     }
 
     /// Forwards an allowed call and answers a refused one.
-    async fn answer_call(&self, request: Request, arrived: Instant) {
+    async fn answer_call(&self, request: Request) {
+        let arrived = request.arrived;
         let Some(inbox) = request.reply_to else { return };
         let meters = &self.meters.calls;
         let (mut call, body) = match wire::decode::<Call>(&request.message) {
@@ -117,16 +123,31 @@ impl Answers {
         };
         let mut span = self.tracer.follow("decide", Hop::Taken, &mut call.traceparent);
         span.note("switchboard.call", call.call);
-        let deadline = call.budget_ms.starting(arrived);
-        let connect_deadline = call.connect_budget_ms.starting(arrived);
-        if call.budget_ms.is_spent() {
+        let longest = Budget::from_ms(self.judged.max_timeout_ms);
+        let deadline = call.budget_ms.min(longest).starting(arrived);
+        let connect_deadline = call.connect_budget_ms.min(longest).starting(arrived);
+        let is_fresh = self.kept.is_fresh().await;
+        if deadline.has_passed(Instant::now()) {
             // Its caller has given up, and says so itself.
             tracing::debug!(call = %call.call, "expired on its way");
             span.end_as("expired", false);
             return meters.expired.increment(1);
         }
-        let (caller, target) = self.directory.standings(call.caller, call.target);
-        match decide(caller.as_ref(), target.as_ref(), self.rules) {
+        let ticket = call.ticket.take();
+        let holder = Holder { device: call.caller, node: call.call.node, visit: call.visit };
+        if let Err(why) = self.may_ask(is_fresh, holder, ticket) {
+            match why {
+                Unheard::Stale => meters.stale.increment(1),
+                Unheard::NoTicket => meters.unticketed.increment(1),
+            }
+            span.end(&Outcome::Unavailable);
+            return self.say(inbox, &Outcome::Unavailable, &[]).await;
+        }
+        let (caller, target) = self.kept.directory.standings(call.caller, call.target);
+        // A ticket for the token before is none: its session is about to end.
+        let caller = caller.filter(|(_, stamp)| ticket.is_some_and(|ticket| ticket.stamp() == *stamp));
+        let caller = caller.map(|(caller, _)| caller);
+        match decide(caller.as_ref(), target.as_ref(), self.judged.rules) {
             Decision::Refuse(refusal) => {
                 tracing::debug!(call = %call.call, caller = %call.caller, target = %call.target,
                     reason = refusal.as_str(), "refused");
@@ -171,6 +192,20 @@ impl Answers {
         }
     }
 
+    /// Whether the directory knows how things are now, and an authorizer has seen the asker where he asks.
+    fn may_ask(&self, is_fresh: bool, holder: Holder, ticket: Option<Ticket>) -> Result<(), Unheard> {
+        if !is_fresh {
+            return Err(Unheard::Stale);
+        }
+        let checked = ticket.ok_or(TicketError::Forged).and_then(|ticket| self.keys.check(&ticket, holder));
+        let Err(error) = checked else { return Ok(()) };
+        tracing::warn!(device = %holder.device, node = %holder.node, %error, "a ticket does not count");
+        if error != TicketError::Forged {
+            self.kept.is_recheck_due.store(true, Ordering::Relaxed);
+        }
+        Err(Unheard::NoTicket)
+    }
+
     /// Tells callers that no router was there: the server says so on the subject that ends in the caller's inbox.
     async fn answer_bounces(self: Arc<Self>, mut requests: Requests, stop: CancellationToken) {
         let inboxes = [self.bus.subjects().prefix(), ".reply."].concat();
@@ -197,15 +232,26 @@ impl Answers {
     async fn answer_credential(&self, request: Request) {
         let Some(inbox) = request.reply_to else { return };
         let meters = &self.meters.authentications;
-        let Ok((AuthenticateRequest { credential }, _)) = wire::decode(&request.message) else {
+        let Ok((AuthenticateRequest { credential, node, visit }, _)) = wire::decode(&request.message) else {
             // No reply: a question of a kind unknown here is one for an authorizer of another version.
             tracing::warn!("a credential question cannot be read");
             return meters.unreadable.increment(1);
         };
-        let reply = match self.directory.identify(&credential) {
-            Some(identity) => {
-                meters.identified.increment(1);
-                AuthenticateReply::Identity(identity)
+        // Also to refuse, one must know how things are now.
+        let is_fresh = self.kept.is_fresh().await;
+        let reply = match self.kept.directory.identify(&credential) {
+            _ if !is_fresh => {
+                meters.stale.increment(1);
+                AuthenticateReply::Unavailable
+            }
+            Some(Known { device, tenant, customer, name, stamp }) => {
+                match self.keys.sign(Holder { device, node, visit }, stamp) {
+                    Some(ticket) => {
+                        meters.identified.increment(1);
+                        AuthenticateReply::Identity(Identity { device, tenant, customer, name, ticket })
+                    }
+                    None => AuthenticateReply::Unavailable,
+                }
             }
             None => {
                 meters.refused.increment(1);
@@ -229,6 +275,11 @@ impl Answers {
             };
             let span = self.tracer.follow("list", Hop::Taken, &mut list.traceparent);
             let asked = AskedList { inbox, arrived, span };
+            let holder = Holder { device: list.caller, node: list.node, visit: list.visit };
+            if self.may_ask(self.kept.is_fresh().await, holder, list.ticket).is_err() {
+                self.end_list(asked, Err(Outcome::Unavailable)).await;
+                continue;
+            }
             match self.peers(&list) {
                 Err(outcome) => self.end_list(asked, Err(outcome)).await,
                 Ok(peers) if !list.online => self.end_list(asked, Ok(render(&peers, None))).await,
@@ -248,8 +299,12 @@ impl Answers {
     }
 
     fn peers(&self, list: &ListRequest) -> Result<Vec<Peer>, Outcome> {
-        let limit = list.limit.map_or(usize::MAX, |limit| limit as usize).min(self.max_devices_per_list);
-        self.directory.peers(list.caller, list.after, limit).map_err(|reason| match reason {
+        if self.kept.directory.stamp(list.caller) != list.ticket.map(|ticket| ticket.stamp()) {
+            return Err(Outcome::Denied);
+        }
+        let limit = list.limit.map_or(usize::MAX, |limit| limit as usize);
+        let limit = limit.min(self.judged.max_devices_per_list);
+        self.kept.directory.peers(list.caller, list.after, limit).map_err(|reason| match reason {
             NoList::Unassigned => Outcome::Denied,
             NoList::UnknownAfter => Outcome::malformed("after must be the id of a device of the list"),
         })
@@ -301,6 +356,14 @@ impl Answers {
             tracing::debug!(%error, "an answer cannot be sent");
         }
     }
+}
+
+/// Why nobody is heard.
+enum Unheard {
+    /// The directory may be out of date.
+    Stale,
+    /// The asker's ticket does not count.
+    NoTicket,
 }
 
 /// The next request; after `stop`, those that are still under way, then none.

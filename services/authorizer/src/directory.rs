@@ -4,10 +4,11 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Bound;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 
 use bus::registry::{Change, Device};
-use rpc::{CredentialHash, CustomerId, DeviceId, DeviceStanding, DeviceState, Identity, TenantId};
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use rpc::{CredentialHash, CustomerId, DeviceId, DeviceStanding, DeviceState, Stamp, TenantId};
 
 use crate::policy::Standing;
 
@@ -40,6 +41,21 @@ pub struct Peer {
     pub name: Arc<str>,
 }
 
+/// Whom a credential lets in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// The device.
+    pub device: DeviceId,
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// Its customer, if it is assigned to one.
+    pub customer: Option<CustomerId>,
+    /// Its name.
+    pub name: String,
+    /// What its tickets bear.
+    pub stamp: Stamp,
+}
+
 /// Why there is no list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoList {
@@ -56,24 +72,35 @@ impl Directory {
         self.write().apply(change, touched);
     }
 
-    /// Where two devices stand, at the same moment.
-    pub fn standings(&self, caller: DeviceId, target: DeviceId) -> (Option<Standing>, Option<Standing>) {
+    /// Where two devices stand, at the same moment, and the stamp that the caller's tickets must bear.
+    pub fn standings(
+        &self,
+        caller: DeviceId,
+        target: DeviceId,
+    ) -> (Option<(Standing, Stamp)>, Option<Standing>) {
         let maps = self.read();
-        (maps.standing(caller), maps.standing(target))
+        let stamp = maps.devices.get(&caller).map(|entry| Stamp::of_digest(&entry.credential));
+        (maps.standing(caller).zip(stamp), maps.standing(target))
     }
 
     /// The device that a credential lets in: the one it was made for, if that one's record bears it still.
-    pub fn identify(&self, credential: &CredentialHash) -> Option<Identity> {
+    pub fn identify(&self, credential: &CredentialHash) -> Option<Known> {
         let digest = digest(credential)?;
         let maps = self.read();
         let (device, _) = *maps.holders.get(&digest)?;
         let entry = maps.devices.get(&device).filter(|entry| entry.credential == digest)?;
-        Some(Identity {
+        Some(Known {
             device,
             tenant: entry.tenant,
             customer: entry.customer,
             name: entry.name.as_ref().to_owned(),
+            stamp: Stamp::of_digest(&digest),
         })
+    }
+
+    /// The stamp of the device's credential as it is now: tickets for another are void.
+    pub fn stamp(&self, device: DeviceId) -> Option<Stamp> {
+        self.read().devices.get(&device).map(|entry| Stamp::of_digest(&entry.credential))
     }
 
     /// The other devices of the caller's customer, by name and then id: at most `limit`, those behind `after` if given.
@@ -120,13 +147,12 @@ impl Directory {
         Sizes { tenants: maps.tenants.len(), customers: maps.customers.len(), devices: maps.devices.len() }
     }
 
-    // A panic while the lock was held could only have been in a map's own code: what stands there is still whole.
     fn read(&self) -> RwLockReadGuard<'_, Maps> {
-        self.maps.read().unwrap_or_else(PoisonError::into_inner)
+        self.maps.read()
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Maps> {
-        self.maps.write().unwrap_or_else(PoisonError::into_inner)
+        self.maps.write()
     }
 }
 
@@ -172,7 +198,7 @@ impl Maps {
             Change::Device(id, Some(device)) => self.put(id, device, touched),
             Change::Device(id, None) => self.remove(id, touched),
             Change::Loaded => self.sweep(touched),
-            Change::Confirmed | Change::Lost => {}
+            Change::Beat(_) | Change::Confirmed | Change::Lost => {}
         }
     }
 

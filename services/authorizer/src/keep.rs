@@ -2,80 +2,154 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use boot::Health;
 use bus::registry::{Change, Registry};
 use bus::{Bus, Connection};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use rpc::{DeviceId, wire};
 use tokio::sync::watch::{Receiver, Sender};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{MissedTickBehavior, interval, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::directory::Directory;
+use crate::freshness::{BEAT_EVERY, Freshness};
 use crate::meters::RegistryMeters;
 
 /// How often gauges are set, and what could not be told is tried again.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Follows the registry into `directory` until `stop`. Says in `is_loaded` when the first load is complete, and tells
+/// Between two requests to the nodes to check their sessions because somebody's ticket did not count.
+const RECHECK_PAUSE: Duration = Duration::from_secs(5);
+
+/// What the keeper shares with those who answer.
+pub(crate) struct Kept {
+    pub(crate) directory: Directory,
+    freshness: Mutex<Freshness>,
+    /// Whether the directory was fresh when that was last looked at: wakes those who wait for it.
+    is_fresh: Sender<bool>,
+    /// A ticket did not count though its holder may have a better one: the nodes are to be asked to renew them.
+    pub(crate) is_recheck_due: AtomicBool,
+}
+
+impl Kept {
+    pub(crate) fn new() -> Self {
+        Kept {
+            directory: Directory::default(),
+            freshness: Mutex::new(Freshness::new(Instant::now())),
+            is_fresh: Sender::new(false),
+            is_recheck_due: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether the directory may decide, after a wait for it where that is short.
+    pub(crate) async fn is_fresh(&self) -> bool {
+        if self.looks_fresh() {
+            return true;
+        }
+        self.is_fresh.send_replace(false);
+        let held_until = self.freshness.lock().held_until();
+        let mut fresh = self.is_fresh.subscribe();
+        let _ = timeout_at(held_until.into(), fresh.wait_for(|is_fresh| *is_fresh)).await;
+        self.looks_fresh()
+    }
+
+    fn looks_fresh(&self) -> bool {
+        self.freshness.lock().is_fresh(Instant::now())
+    }
+}
+
+/// Follows the registry into the directory until `stop`. Says in `is_loaded` when the first load is complete, and tells
 /// the nodes of each load once questions are taken (`is_asked`).
 pub(crate) async fn keep(
     bus: Bus,
-    directory: Arc<Directory>,
+    kept: Arc<Kept>,
     health: Health,
     is_loaded: Sender<bool>,
     is_asked: Receiver<bool>,
     stop: CancellationToken,
 ) {
+    let Kept { directory, freshness, is_fresh, is_recheck_due } = &*kept;
     let meters = RegistryMeters::new();
     let (nats, registry) = (health.part("nats"), health.part("registry"));
     registry.not_ready("loading");
     let mut connection = bus.connection();
     connection.mark_changed();
-    let mut watch = Registry::watch(&bus);
+    let (mut watch, beats) = (Registry::watch(&bus), Registry::beats(&bus));
     let mut untold = HashSet::new();
-    let mut is_load_untold = false;
-    let mut confirmed_at = Instant::now();
-    let mut ticks = tokio::time::interval(TICK);
+    let mut is_recheck_untold = false;
+    let mut rechecked_at: Option<Instant> = None;
+    let mut was_ready = false;
+    let mut ticks = interval(TICK);
+    let mut beating = interval(BEAT_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    beating.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
+            _ = beating.tick() => {
+                let number = freshness.lock().beat(Instant::now());
+                beats.send(number).await;
+            }
             change = watch.next() => {
-                let is_complete = change == Change::Loaded;
-                if change != Change::Loading {
-                    confirmed_at = Instant::now();
+                match &change {
+                    Change::Loading | Change::Lost => freshness.lock().lost(),
+                    Change::Beat(number) => freshness.lock().returned(*number),
+                    _ => {}
                 }
+                let is_complete = change == Change::Loaded;
                 directory.apply(change, &mut untold);
                 if is_complete {
                     let sizes = directory.sizes();
                     tracing::info!(sizes.devices, sizes.customers, sizes.tenants, "the registry is loaded");
+                    freshness.lock().loaded();
+                    beating.reset_immediately();
                     is_loaded.send_replace(true);
-                    is_load_untold = true;
-                    registry.ready();
+                    is_recheck_untold = true;
                 }
             }
             Ok(()) = connection.changed() => match *connection.borrow_and_update() {
                 Connection::Up { .. } => nats.ready(),
-                Connection::Down => nats.not_ready("not connected"),
+                Connection::Down => {
+                    nats.not_ready("not connected");
+                    freshness.lock().lost();
+                }
             },
             _ = ticks.tick() => {
                 let sizes = directory.sizes();
                 meters.devices.set(sizes.devices as f64);
                 meters.customers.set(sizes.customers as f64);
                 meters.tenants.set(sizes.tenants as f64);
-                meters.age_seconds.set(confirmed_at.elapsed().as_secs_f64());
+                meters.age_seconds.set(freshness.lock().age(Instant::now()).as_secs_f64());
+                let may_again = rechecked_at.is_none_or(|at| at.elapsed() >= RECHECK_PAUSE);
+                if may_again && is_recheck_due.swap(false, Ordering::Relaxed) {
+                    is_recheck_untold = true;
+                }
             }
         }
-        if is_load_untold && *is_asked.borrow() {
+        let now_fresh = kept.looks_fresh();
+        if now_fresh != *is_fresh.borrow() {
+            is_fresh.send_replace(now_fresh);
+        }
+        // A question may have found out sooner.
+        if now_fresh != was_ready {
+            was_ready = now_fresh;
+            match now_fresh {
+                true => registry.ready(),
+                false => registry.not_ready("what it knows may be out of date"),
+            }
+        }
+        if is_recheck_untold && *is_asked.borrow() {
             // What changed while no authorizer was there nobody could tell: the nodes now ask about their sessions.
-            is_load_untold = bus.tell(bus.subjects().directory_loaded(), Bytes::new()).await.is_err();
+            is_recheck_untold = bus.tell(bus.subjects().directory_loaded(), Bytes::new()).await.is_err();
+            rechecked_at = Some(Instant::now());
         }
         if !untold.is_empty() {
-            tell(&bus, &directory, &mut untold, &meters).await;
+            tell(&bus, directory, &mut untold, &meters).await;
         }
     }
 }

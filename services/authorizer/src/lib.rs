@@ -1,10 +1,12 @@
 //! Who is this device, whom may it call, and who are its peers? The service that knows the registry.
 //!
-//! `keep` follows the registry into the [`directory`]; `answer` serves the bus from it; [`policy`] decides over calls.
+//! `keep` follows the registry into the [`directory`], and [`freshness`] says whether that may decide; `answer` serves
+//! the bus from it; [`policy`] decides over calls.
 //! Any number of copies share the questions, and none keeps anything between two of them.
 
 mod answer;
 pub mod directory;
+pub mod freshness;
 mod keep;
 mod meters;
 pub mod policy;
@@ -13,11 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use bus::Bus;
+use bus::{Bus, Keyring};
 use tokio_util::sync::CancellationToken;
 
-use answer::{Answers, Questions};
-use directory::Directory;
+use answer::{Answers, Judged, Questions};
+use keep::Kept;
 pub use meters::describe;
 use policy::Rules;
 
@@ -36,7 +38,8 @@ pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
     let device_api = &context.settings.device_api;
     let rules = Rules { conceal_foreign_devices: device_api.conceal_foreign_devices };
     let subscribed = context.health.part("questions");
-    let directory = Arc::new(Directory::default());
+    let kept = Arc::new(Kept::new());
+    let keys = Keyring::follow(&bus);
 
     // Followed until the last answer is given, so that it is given by what holds then.
     let answered = CancellationToken::new();
@@ -44,7 +47,7 @@ pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
     let (asked, is_asked) = tokio::sync::watch::channel(false);
     let keeper = tokio::spawn(keep::keep(
         bus.clone(),
-        Arc::clone(&directory),
+        Arc::clone(&kept),
         context.health.clone(),
         is_loaded,
         is_asked,
@@ -55,6 +58,7 @@ pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
         () = context.shutdown.cancelled() => None,
         questions = async {
             let _ = loaded.wait_for(|is_loaded| *is_loaded).await;
+            keys.wait_ready().await;
             subscribe(&bus).await
         } => Some(questions),
     };
@@ -62,8 +66,12 @@ pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
         subscribed.ready();
         asked.send_replace(true);
         let tracer = context.traces.tracer(context.service, bus.process());
-        let answers =
-            Answers::new(bus.clone(), directory, rules, device_api.max_devices_per_customer, tracer);
+        let judged = Judged {
+            rules,
+            max_devices_per_list: device_api.max_devices_per_customer,
+            max_timeout_ms: device_api.max_timeout_ms,
+        };
+        let answers = Answers::new(bus.clone(), kept, keys.clone(), judged, tracer);
         let answering = tokio::spawn(Arc::new(answers).all(questions, context.shutdown.clone()));
         finish(answering, &context).await?;
     }

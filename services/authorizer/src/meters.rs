@@ -16,7 +16,11 @@ pub fn describe() {
         (Gauge, DEVICES, "Devices in the registry."),
         (Gauge, CUSTOMERS, "Customers in the registry."),
         (Gauge, TENANTS, "Tenants in the registry."),
-        (Gauge, AGE, "Seconds since the registry in memory was last known to be up to date."),
+        (
+            Gauge,
+            AGE,
+            "Seconds for which a change may have gone unheard: as old as the registry in memory may be.",
+        ),
         (Histogram, ANSWER, "Time the authorizer takes for one question, from its arrival to its end here."),
     ]);
 }
@@ -51,6 +55,10 @@ pub(crate) struct Calls {
     pub(crate) unreadable: metrics::Counter,
     /// Allowed, and NATS did not take them.
     pub(crate) unsent: metrics::Counter,
+    /// The directory may have been out of date.
+    pub(crate) stale: metrics::Counter,
+    /// The caller's ticket did not count.
+    pub(crate) unticketed: metrics::Counter,
     unknown_caller: metrics::Counter,
     unknown_target: metrics::Counter,
     not_allowed: metrics::Counter,
@@ -62,6 +70,8 @@ pub(crate) struct Authentications {
     pub(crate) identified: metrics::Counter,
     pub(crate) refused: metrics::Counter,
     pub(crate) unreadable: metrics::Counter,
+    /// The directory may have been out of date.
+    pub(crate) stale: metrics::Counter,
 }
 
 impl Meters {
@@ -76,6 +86,8 @@ impl Meters {
                 expired: decision("expired"),
                 unreadable: decision("unreadable"),
                 unsent: decision("unsent"),
+                stale: decision("stale"),
+                unticketed: decision("unticketed"),
                 unknown_caller: refused(Refusal::UnknownCaller),
                 unknown_target: refused(Refusal::UnknownTarget),
                 not_allowed: refused(Refusal::NotAllowed),
@@ -85,6 +97,7 @@ impl Meters {
                 identified: authentication("identified"),
                 refused: authentication("refused"),
                 unreadable: authentication("unreadable"),
+                stale: authentication("stale"),
             },
             bounces: counter!(BOUNCES),
             call_seconds: seconds("call"),

@@ -19,13 +19,17 @@ use bus::{AskError, Bus, BusSettings, Request};
 use bytes::Bytes;
 use rpc::{
     AuthenticateReply, AuthenticateRequest, Budget, Call, CallId, CredentialHash, CustomerId, DeviceId,
-    DeviceState, ListRequest, NodeId, Outcome, PresenceReply, PresenceRequest, Routed, TenantId, wire,
+    DeviceState, ListRequest, NodeId, Outcome, PresenceReply, PresenceRequest, Routed, TenantId, Ticket,
+    wire,
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 const WAIT: Duration = Duration::from_secs(10);
+
+const NODE: NodeId = NodeId(1);
+const VISIT: u64 = 5;
 
 struct World {
     server: NatsServer,
@@ -74,17 +78,33 @@ impl World {
         wire::decode(&reply).unwrap()
     }
 
+    /// As the device's node would, with the ticket that it has.
     async fn call(&self, call: &Call) -> Outcome {
-        self.ask(self.bus.subjects().call(), call, b"{}").await.0
+        let ticket = match call.ticket {
+            Some(ticket) => Some(ticket),
+            None => self.ticket(call.caller).await,
+        };
+        self.ask(self.bus.subjects().call(), &Call { ticket, ..call.clone() }, b"{}").await.0
+    }
+
+    /// The ticket of a device's visit; none if it is not registered.
+    async fn ticket(&self, device: DeviceId) -> Option<Ticket> {
+        let record = self.registry.device(device).await.unwrap()?;
+        match self.authenticate(record.credential).await {
+            AuthenticateReply::Identity(identity) => Some(identity.ticket),
+            AuthenticateReply::Refused | AuthenticateReply::Unavailable => None,
+        }
     }
 
     async fn list(&self, list: &ListRequest) -> (Outcome, String) {
-        let (outcome, body) = self.ask(self.bus.subjects().list(), list, b"").await;
+        let list = ListRequest { ticket: self.ticket(list.caller).await, ..list.clone() };
+        let (outcome, body) = self.ask(self.bus.subjects().list(), &list, b"").await;
         (outcome, String::from_utf8(body.to_vec()).unwrap())
     }
 
     async fn authenticate(&self, credential: CredentialHash) -> AuthenticateReply {
-        self.ask(self.bus.subjects().authenticate(), &AuthenticateRequest { credential }, b"").await.0
+        let asked = AuthenticateRequest { credential, node: NODE, visit: VISIT };
+        self.ask(self.bus.subjects().authenticate(), &asked, b"").await.0
     }
 
     /// Until the authorizer knows it so.
@@ -131,7 +151,9 @@ impl Running {
 fn call(caller: DeviceId, target: DeviceId) -> Call {
     Call {
         caller_name: String::new(),
-        call: CallId { node: NodeId(1), serial: 7 },
+        visit: VISIT,
+        ticket: None,
+        call: CallId { node: NODE, serial: 7 },
         caller,
         target,
         budget_ms: Budget::from_ms(5000),
@@ -142,7 +164,16 @@ fn call(caller: DeviceId, target: DeviceId) -> Call {
 }
 
 fn list(caller: DeviceId) -> ListRequest {
-    ListRequest { caller, limit: None, after: None, online: false, traceparent: None }
+    ListRequest {
+        caller,
+        node: NODE,
+        visit: VISIT,
+        ticket: None,
+        limit: None,
+        after: None,
+        online: false,
+        traceparent: None,
+    }
 }
 
 #[tokio::test]
@@ -157,11 +188,26 @@ async fn calls_are_forwarded_refused_or_bounced() {
     assert_eq!(world.call(&call(a1.id, loose.id)).await, Outcome::Denied);
     assert_eq!(world.call(&call(loose.id, loose.id)).await, Outcome::Denied);
     assert_eq!(world.call(&call(a1.id, DeviceId(Uuid::nil()))).await, Outcome::UnknownDevice);
-    assert_eq!(world.call(&call(DeviceId(Uuid::nil()), a1.id)).await, Outcome::Denied);
+    assert_eq!(
+        world.call(&call(DeviceId(Uuid::nil()), a1.id)).await,
+        Outcome::Unavailable,
+        "without a ticket"
+    );
+    let stolen = world.ticket(loose.id).await;
+    for (what, unheard) in [
+        ("another's ticket", Call { ticket: stolen, ..call(a1.id, a2.id) }),
+        ("another visit", Call { visit: VISIT + 1, ..call(a1.id, a2.id) }),
+        ("another node", Call { call: CallId { node: NodeId(2), serial: 7 }, ..call(a1.id, a2.id) }),
+    ] {
+        let ticket = unheard.ticket.or(world.ticket(a1.id).await);
+        let unheard = Call { ticket, ..unheard };
+        assert_eq!(world.call(&unheard).await, Outcome::Unavailable, "{what}");
+    }
 
     let mut router = world.bus.serve(world.bus.subjects().route(), Some("router")).await.unwrap();
     let asked = tokio::spawn({
-        let (bus, head) = (world.bus.clone(), Call { oneway: true, ..call(a1.id, a2.id) });
+        let ticket = world.ticket(a1.id).await;
+        let (bus, head) = (world.bus.clone(), Call { oneway: true, ticket, ..call(a1.id, a2.id) });
         let body = br#"{"x": 1.50}"#;
         async move { bus.ask(bus.subjects().call(), wire::encode(&head, body).unwrap(), WAIT).await }
     });
@@ -176,7 +222,7 @@ async fn calls_are_forwarded_refused_or_bounced() {
         connect_budget_ms: routed.call.connect_budget_ms,
         ..call(a1.id, a2.id)
     };
-    assert_eq!(routed.call, expected);
+    assert_eq!(routed.call, expected, "and its ticket goes no further");
     let answer = wire::encode(&Outcome::Answered, b"[]").unwrap();
     world.bus.tell(routed.reply_to, answer.clone()).await.unwrap();
     assert_eq!(asked.await.unwrap().unwrap(), answer, "the router answers the caller's inbox");
@@ -294,19 +340,24 @@ async fn changes_are_told_and_judged_at_once() {
     // A new name changes no session, so the first event is that of the new token.
     world.registry.rename_device(a1.id, "A1 renamed").await.unwrap();
     let new = Token::generate().unwrap();
+    let before = world.ticket(a1.id).await;
     world.registry.rotate_token(a1.id, &new).await.unwrap();
     let state = event().await;
     assert_eq!((state.device, state.now.unwrap().credential), (a1.id, new.credential()));
     world.until_authenticated(&a1.token, false).await;
     world.until_authenticated(&new, true).await;
+    let void = Call { ticket: before, ..call(a1.id, a1.id) };
+    assert_eq!(world.call(&void).await, Outcome::Denied, "the token before is none any more");
+    assert_ne!(world.call(&call(a1.id, a1.id)).await, Outcome::Denied);
 
     world.registry.assign_device(a2.id, None).await.unwrap();
     assert_eq!(event().await.now.unwrap().customer, None);
     assert_eq!(world.call(&call(a1.id, a2.id)).await, Outcome::Denied);
+    let before = world.ticket(a2.id).await;
     world.registry.remove_device(a2.id).await.unwrap();
     assert_eq!(event().await, DeviceState { device: a2.id, now: None });
     assert_eq!(world.call(&call(a1.id, a2.id)).await, Outcome::UnknownDevice);
-    assert_eq!(world.call(&call(a2.id, a1.id)).await, Outcome::Denied);
+    assert_eq!(world.call(&Call { ticket: before, ..call(a2.id, a1.id) }).await, Outcome::Denied);
     running.stop().await;
     world.server.stop().await;
 }
@@ -318,9 +369,10 @@ async fn two_share_the_work_and_one_may_stop_at_any_time() {
     let loose = world.add("Loose", None).await;
     let (first, second) = tokio::join!(start(&world, |_| ()), start(&world, |_| ()));
     let stopping = CancellationToken::new();
+    let head = Call { ticket: world.ticket(a1.id).await, ..call(a1.id, loose.id) };
     let asking = tokio::spawn({
         let (bus, stopping) = (world.bus.clone(), stopping.clone());
-        let message = wire::encode(&call(a1.id, loose.id), b"{}").unwrap();
+        let message = wire::encode(&head, b"{}").unwrap();
         async move {
             let mut asked = 0;
             while !stopping.is_cancelled() {

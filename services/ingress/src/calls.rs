@@ -4,12 +4,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use boot::traces::{Hop, Span, Tracer};
-use bus::{AskError, Asked, Bus, Question, Subject};
+use bus::{AskError, Bus, Question, Subject};
 use bytes::Bytes;
 use metrics::{Histogram, histogram};
 use rpc::{
-    AuthenticateReply, AuthenticateRequest, Call, CallId, CredentialHash, DeviceId, Identity, Limit,
-    ListRequest, Method, NodeId, Outcome, Protocol, wire,
+    AuthenticateReply, AuthenticateRequest, Call, CallId, CancelRequest, CredentialHash, DeviceId, Identity,
+    Limit, ListRequest, Method, NodeId, Outcome, Protocol, wire,
 };
 use tokio::sync::oneshot;
 
@@ -39,6 +39,14 @@ impl Ended {
     fn here(outcome: Outcome, body: Bytes) -> Self {
         Ended { outcome, body, call: None }
     }
+}
+
+/// A question that a handler waits for: what [`Calls::give_up`] takes.
+#[derive(Debug)]
+pub struct Asked {
+    asked: bus::Asked,
+    /// What tells routers that a call which waits for its target need not any more.
+    cancel: Option<CancelRequest>,
 }
 
 /// Asks the other services on behalf of this node's devices.
@@ -84,7 +92,7 @@ impl Calls {
         then: impl FnOnce(Ended) + Send + 'static,
     ) -> Option<Asked> {
         let (by, caller) = (caller, caller.device);
-        let mut prompt = None;
+        let (mut prompt, mut cancel) = (None, None);
         let (subject, message, wait, span, call) = match request {
             Request::GetTime => {
                 then(Ended::here(Outcome::Answered, device_api::get_time(now_ms())));
@@ -97,7 +105,8 @@ impl Calls {
             }
             Request::GetDevices { limit, after, online } => {
                 let span = self.trace(Method::GetDevices, by, &mut traceparent);
-                let head = ListRequest { caller, limit, after, online, traceparent };
+                let (node, visit, ticket) = (self.node, by.id, Some(by.ticket()));
+                let head = ListRequest { caller, node, visit, ticket, limit, after, online, traceparent };
                 (self.list.clone(), wire::encode(&head, b""), LIST_WAIT, span, None)
             }
             Request::SendMsg { target, timeout, connect_timeout, oneway, body } => {
@@ -114,6 +123,8 @@ impl Calls {
                     call,
                     caller,
                     caller_name,
+                    visit: by.id,
+                    ticket: Some(by.ticket()),
                     target,
                     budget_ms,
                     connect_budget_ms,
@@ -121,6 +132,7 @@ impl Calls {
                     traceparent,
                 };
                 let wait = timeout.as_duration() + OUTCOME_GRACE;
+                cancel = (connect_timeout.as_ms() > 0).then_some(CancelRequest { call, target });
                 (self.call.clone(), wire::encode(&head, &body), wait, span, Some((call, target)))
             }
         };
@@ -130,7 +142,7 @@ impl Calls {
             return None;
         };
         let question = Question { subject, message, wait, asked: None };
-        Some(self.bus.ask_then(question, move |asked| {
+        let asked = self.bus.ask_then(question, move |asked| {
             if let Some((call, target)) = call {
                 log_call(call, caller, target, &asked);
             }
@@ -140,12 +152,22 @@ impl Calls {
                 seconds.record(started.elapsed());
             }
             then(Ended { outcome, body, call: call.map(|(call, _)| call) });
-        }))
+        });
+        Some(Asked { asked, cancel })
     }
 
     /// Nobody cares any more how a request ends.
     pub fn give_up(&self, asked: Asked) {
-        self.bus.give_up(asked);
+        let Asked { asked, cancel } = asked;
+        // Only a call that waits for its target is worth a word: it would wait for nobody.
+        if self.bus.give_up(asked)
+            && let Some(message) = cancel.and_then(|cancel| wire::encode(&cancel, b"").ok())
+        {
+            let bus = self.bus.clone();
+            // Nearly always the connection takes it at once.
+            let told = async move { bus.tell(bus.subjects().cancel(), message).await };
+            tokio::spawn(told);
+        }
     }
 
     /// Performs a request of `caller` and says how it ended. Nothing is left behind when the future is dropped.
@@ -170,22 +192,25 @@ impl Calls {
         span
     }
 
-    /// Who holds this credential? None when nobody does.
+    /// Who holds this credential, as this visit? None when nobody does.
     ///
     /// # Errors
     /// When no authorizer answered in `wait`.
     pub async fn authenticate(
         &self,
         credential: CredentialHash,
+        visit: u64,
         wait: Duration,
     ) -> Result<Option<Identity>, AskError> {
-        let Ok(message) = wire::encode(&AuthenticateRequest { credential }, b"") else {
+        let request = AuthenticateRequest { credential, node: self.node, visit };
+        let Ok(message) = wire::encode(&request, b"") else {
             return Err(AskError::Down);
         };
         let reply = self.bus.ask(self.authenticate.clone(), message, wait).await?;
         match wire::decode::<AuthenticateReply>(&reply) {
             Ok((AuthenticateReply::Identity(identity), _)) => Ok(Some(identity)),
             Ok((AuthenticateReply::Refused, _)) => Ok(None),
+            Ok((AuthenticateReply::Unavailable, _)) => Err(AskError::Expired),
             Err(error) => {
                 tracing::error!(%error, "an identity could not be read");
                 Err(AskError::Down)

@@ -4,6 +4,7 @@
 //! framing, with one loop for each connection, one for each device that speaks HTTP, and one for all of CoAP.
 
 pub mod calls;
+pub mod claims;
 pub mod coap;
 pub mod device;
 pub mod device_api;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use boot::config::Settings;
-use bus::{Bus, BusError, ClaimStore, StoreError};
+use bus::{AskError, Bus};
 use rpc::Protocol;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -98,24 +99,25 @@ impl Ingress {
         let ready = context.health.part("ingress");
         ready.not_ready("not serving yet");
 
-        let opened = context.shutdown.run_until_cancelled(open(&bus, &settings)).await;
-        let Some((claims, inlets)) = opened else { return Ok(()) };
+        let opened = context.shutdown.run_until_cancelled(open(&bus)).await;
+        let Some(inlets) = opened else { return Ok(()) };
         let device_limits = DeviceLimits::from(&*settings);
         let limits = Arc::new(session_limits(&settings, device_limits));
         let tracer = context.traces.tracer(context.service, bus.process());
         let announced = announced_limits(&settings, &device_limits);
         let calls = Calls::new(bus.clone(), bus.process(), announced, tracer.clone());
-        let node = Arc::new(Node::new(Arc::clone(&settings), bus.clone(), claims, calls, tracer));
+        let node = Arc::new(Node::new(Arc::clone(&settings), bus.clone(), calls, tracer));
 
-        let recheck = Arc::new(Notify::new());
+        let (recheck, differs) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let (background, connections) = (TaskTracker::new(), TaskTracker::new());
         let (stop_accepting, stop_background) = (CancellationToken::new(), CancellationToken::new());
         let in_background = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
             background.spawn(stop_background.clone().run_until_cancelled_owned(task));
         };
-        in_background(Box::pin(inlets.serve(Arc::clone(&node), Arc::clone(&recheck))));
-        in_background(Box::pin(node::keep_lease(Arc::clone(&node))));
-        in_background(Box::pin(node::recheck_sessions(Arc::clone(&node), recheck)));
+        in_background(Box::pin(inlets.serve(Arc::clone(&node), Arc::clone(&recheck), Arc::clone(&differs))));
+        in_background(Box::pin(claims::keep(Arc::clone(&node))));
+        in_background(Box::pin(claims::mend(Arc::clone(&node), differs)));
+        in_background(Box::pin(node::recheck_visitors(Arc::clone(&node), recheck)));
         in_background(Box::pin(node::follow_connection(Arc::clone(&node), ready.clone())));
         let (mqtt, http, coap) = (self.mqtt.address(), self.http.address(), self.coap.address());
         let (mqtts, https) = (self.mqtts_address().map(display), self.https_address().map(display));
@@ -136,7 +138,7 @@ impl Ingress {
         ready.not_ready("shutting down");
         stop_accepting.cancel();
         drain(&node, &connections).await;
-        node::end_lease(&node).await;
+        claims::end_lease(&node).await;
         stop_background.cancel();
         background.close();
         background.wait().await;
@@ -144,31 +146,20 @@ impl Ingress {
     }
 }
 
-/// The claims, with this node's lease taken, and the node's subscriptions: as soon as NATS and its JetStream are there.
-async fn open(bus: &Bus, settings: &Settings) -> (ClaimStore, Inlets) {
-    let lease = Duration::from_millis(settings.ingress.lease_ms);
+/// The node's subscriptions: as soon as NATS and a router are there.
+async fn open(bus: &Bus) -> Inlets {
     loop {
-        let opened: anyhow::Result<_> = async {
-            let claims = ClaimStore::open(bus, lease).await?;
-            let inlets = Inlets::open(bus).await?;
-            // Without a lease no claim of this node counts.
-            claims.renew_lease(bus.process()).await?;
-            Ok((claims, inlets))
-        }
-        .await;
-        match opened {
-            Ok(opened) => return opened,
-            // Whoever starts first waits for the other: that is no fault.
-            Err(error) if is_missing(&error) => tracing::info!(%error, "devices cannot be served yet"),
+        match Inlets::open(bus).await {
+            Ok(inlets) => match claims::is_router_there(bus).await {
+                Ok(()) => return inlets,
+                // Whoever starts first waits for the other: that is no fault.
+                Err(AskError::NoResponders) => tracing::info!("no router is there to keep claims yet"),
+                Err(error) => tracing::warn!(%error, "no router keeps claims yet; trying again"),
+            },
             Err(error) => tracing::warn!(%error, "devices cannot be served yet; trying again"),
         }
         tokio::time::sleep(RETRY_PAUSE).await;
     }
-}
-
-/// Whether no router has made the claims' buckets yet.
-fn is_missing(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(BusError::Store(StoreError::Missing(_))))
 }
 
 /// Between two attempts to begin, while NATS is away.

@@ -1,5 +1,5 @@
-//! What does a node owe the cluster? It takes deliveries for its sessions, keeps their claims and its own lease,
-//! and ends the sessions that others have overtaken or the registry has disowned.
+//! What does a node owe the cluster? It takes deliveries for its sessions, and ends the sessions that others have
+//! overtaken or the registry has disowned.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,19 +7,20 @@ use std::time::{Duration, Instant};
 
 use boot::config::Settings;
 use boot::traces::{Hop, Span, Tracer};
-use bus::{Bus, ClaimStore, Connection, Reclaimed, Request};
+use bus::{Bus, Connection, Request};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rpc::{
-    Claim, CredentialHash, Delivery, DeliveryReply, DeviceStanding, DeviceState, Eviction, Limit, NodeId,
-    Outcome, Protocol, UplinkKind, wire,
+    Budget, CredentialHash, Delivery, DeliveryReply, DeviceId, DeviceStanding, DeviceState, Eviction, Limit,
+    NodeId, Outcome, SessionId, UplinkKind, wire,
 };
-use tokio::sync::Semaphore;
-use tokio::time::{MissedTickBehavior, timeout};
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{MissedTickBehavior, interval};
 
-use crate::calls::{Calls, now_ms};
+use crate::calls::Calls;
+use crate::device::holding::Holding;
 use crate::device::mailbox::{Incoming, Refused, Router};
-use crate::device::sessions::{HeldClaim, Session, Sessions, Visitor};
+use crate::device::sessions::{Sessions, Visitor};
 use crate::device::takeovers::Takeovers;
 use crate::device::target::{Caller, Conclusion};
 use crate::metrics::Metrics;
@@ -40,8 +41,9 @@ pub struct Node {
     pub metrics: Metrics,
     /// One for each connection that it may have, whatever its protocol.
     pub places: Arc<Semaphore>,
-    claims: ClaimStore,
-    claim_places: Semaphore,
+    /// Its claims, as routers have said that they stand.
+    pub(crate) holding: Mutex<Holding>,
+    pub(crate) claim_places: Semaphore,
     changes: AtomicU64,
     /// Who fights over a device here.
     pub(crate) takeovers: Mutex<Takeovers>,
@@ -50,12 +52,11 @@ pub struct Node {
 
 impl Node {
     /// A node without sessions.
-    pub fn new(settings: Arc<Settings>, bus: Bus, claims: ClaimStore, calls: Calls, tracer: Tracer) -> Self {
+    pub fn new(settings: Arc<Settings>, bus: Bus, calls: Calls, tracer: Tracer) -> Self {
         let id = bus.process();
         let places = Arc::new(Semaphore::new(settings.ingress.max_connections.min(Semaphore::MAX_PERMITS)));
         let claim_places = Semaphore::new(settings.ingress.max_claims_in_flight);
         let (sessions, metrics) = (Sessions::default(), Metrics::register());
-        let (changes, takeovers) = (AtomicU64::new(0), Mutex::default());
         Node {
             id,
             settings,
@@ -64,54 +65,11 @@ impl Node {
             calls,
             metrics,
             places,
-            claims,
+            holding: Mutex::default(),
             claim_places,
-            changes,
-            takeovers,
+            changes: AtomicU64::new(0),
+            takeovers: Mutex::default(),
             tracer,
-        }
-    }
-
-    /// Writes a session's claim, and ends the session that held one before. False when the store did not take it.
-    pub(crate) async fn claim(&self, session: &Session) -> bool {
-        let device = session.visitor.device;
-        let since_ms = now_ms();
-        let claim = session.claim(self.id, since_ms);
-        let started = Instant::now();
-        // Who waits here for too long is refused without having cost the store anything; who is let in has time left.
-        let Ok(_place) = timeout(self.claim_timeout() / 2, self.claim_places.acquire()).await else {
-            self.metrics.limit_hit(Limit::ClaimsInFlight);
-            self.metrics.claimed(false, started.elapsed());
-            tracing::warn!(%device, session = %session.id, "too many claims wait to be written");
-            return false;
-        };
-        let wait = self.claim_timeout().saturating_sub(started.elapsed());
-        let claimed = self.claims.claim(device, &claim, wait).await;
-        self.metrics.claimed(claimed.is_ok(), started.elapsed());
-        match claimed {
-            Ok(claimed) => {
-                session.hold(HeldClaim { since_ms, revision: claimed.revision });
-                self.metrics.claims.increment(1);
-                if let Some(older) = claimed.overtaken {
-                    self.evict(session, older).await;
-                }
-                true
-            }
-            Err(error) => {
-                tracing::warn!(%device, session = %session.id, %error, "the claim was not written");
-                false
-            }
-        }
-    }
-
-    /// Nobody else finds the session: releases its claim, and only its own.
-    pub async fn release(&self, session: &Session) {
-        let Some(held) = session.let_go() else { return };
-        self.metrics.claims.decrement(1);
-        let device = session.visitor.device;
-        if let Err(error) = self.claims.release(device, held.revision).await {
-            // Left behind, it is found out at the next call: this node answers "not here".
-            tracing::debug!(%device, session = %session.id, %error, "the claim was not released");
         }
     }
 
@@ -132,7 +90,13 @@ impl Node {
             _ => {}
         }
         to.span.end_delivery(reply);
-        let Ok(message) = wire::encode(reply, body) else { return };
+        let Ok(mut message) = wire::encode(reply, body) else { return };
+        if message.len() > self.bus.max_payload_bytes() {
+            // What fits no message is told as such: nobody waits for it in vain.
+            let told = wire::encode(&DeliveryReply::Ended(Outcome::AnswerTooLarge), b"");
+            let Ok(told) = told else { return };
+            message = told;
+        }
         if let Err(error) = self.bus.tell(to.inbox, message).await {
             tracing::warn!(%error, "an answer could not be handed on");
         }
@@ -164,36 +128,16 @@ impl Node {
         self.changes.load(Ordering::SeqCst)
     }
 
-    /// Ends the session whose claim was overtaken.
-    async fn evict(&self, newer: &Session, older: Claim) {
-        let device = newer.visitor.device;
-        // A device that polls has its polls answered by any node: it takes over from itself.
-        let both_poll = [older.protocol, newer.visitor.protocol] == [Protocol::Http; 2];
-        if older.session != newer.id && !both_poll && self.takeovers.lock().happened(device, Instant::now()) {
-            tracing::warn!(%device, "clients take this device over from each other: its sessions begin later");
-        }
-        if older.node == self.id {
-            if older.session != newer.id {
-                self.metrics.takeovers.increment(1);
-                self.sessions.take_over(device, older.session);
-            }
-            return;
-        }
-        let eviction = Eviction { session: older.session, device };
-        let Ok(message) = wire::encode(&eviction, b"") else { return };
-        if let Err(error) = self.bus.tell(self.bus.subjects().takeover(older.node), message).await {
-            tracing::warn!(%device, node = %older.node, %error, "the older session was not told");
-        }
-    }
-
-    fn claim_timeout(&self) -> Duration {
-        Duration::from_millis(self.settings.ingress.claim_timeout_ms)
+    /// A newer session of the device has become callable: this one is over.
+    pub(crate) fn take_over(&self, device: DeviceId, session: SessionId) {
+        self.metrics.takeovers.increment(1);
+        self.sessions.take_over(device, session);
     }
 
     /// Takes one delivery from a router.
     async fn take_delivery(&self, request: Request) {
         let Some(inbox) = request.reply_to else { return };
-        let arrived = Instant::now();
+        let arrived = request.arrived;
         let Ok((mut delivery, body)) = wire::decode::<Delivery>(&request.message) else {
             tracing::error!("a delivery could not be read");
             let router = Router { inbox, arrived, span: Span::default() };
@@ -204,13 +148,21 @@ impl Node {
         span.note("switchboard.call", call);
         span.note("switchboard.target", delivery.target);
         span.unless_told(Outcome::TimedOut.as_str());
+        let longest = Budget::from_ms(self.settings.device_api.max_timeout_ms);
+        let deadline = delivery.budget_ms.min(longest).starting(arrived);
+        if deadline.has_passed(Instant::now()) {
+            // Its caller has been told that it is over.
+            tracing::debug!(%call, "the delivery came too late");
+            let router = Router { inbox, arrived, span };
+            return self.reply(router, &DeliveryReply::Ended(Outcome::Unavailable), b"").await;
+        }
         let incoming = Box::new(Incoming {
             call,
             caller: delivery.caller.map(|id| Caller { id, name: delivery.caller_name }),
             oneway: delivery.oneway,
             traceparent: delivery.traceparent,
             body,
-            deadline: delivery.budget_ms.starting(arrived),
+            deadline,
             reply_to: Router { inbox, arrived, span },
         });
         let max = self.settings.ingress.max_mailbox_calls;
@@ -227,12 +179,25 @@ impl Node {
         self.reply(incoming.reply_to, &reply, b"").await;
     }
 
+    /// Asks an authorizer again who a visitor is: he gets another ticket, or his end.
+    pub(crate) async fn reauthenticate(&self, visitor: &Visitor) {
+        let credential = CredentialHash::from_digest(visitor.credential);
+        let wait = Duration::from_millis(self.settings.ingress.authenticate_timeout_ms);
+        match self.calls.authenticate(credential.clone(), visitor.id, wait).await {
+            Ok(Some(it)) if it.device == visitor.device => {
+                visitor.renew_ticket(it.ticket, Instant::now());
+                let now = Some(DeviceStanding { tenant: it.tenant, customer: it.customer, credential });
+                self.end_outdated(&DeviceState { device: it.device, now });
+            }
+            Ok(_) => self.end_outdated(&DeviceState { device: visitor.device, now: None }),
+            // Without an answer the visitor stays as he is: the next authorizer to load asks for this again.
+            Err(error) => tracing::debug!(device = %visitor.device, %error, "the visitor was not checked"),
+        }
+    }
+
     fn take_eviction(&self, message: &Bytes) {
         match wire::decode::<Eviction>(message) {
-            Ok((eviction, _)) => {
-                self.metrics.takeovers.increment(1);
-                self.sessions.take_over(eviction.device, eviction.session);
-            }
+            Ok((eviction, _)) => self.take_over(eviction.device, eviction.session),
             Err(error) => tracing::error!(%error, "a takeover could not be read"),
         }
     }
@@ -260,6 +225,7 @@ pub struct Inlets {
     takeovers: bus::Requests,
     devices: bus::Requests,
     directories: bus::Requests,
+    differences: bus::Requests,
 }
 
 impl Inlets {
@@ -274,34 +240,21 @@ impl Inlets {
             takeovers: bus.serve(subjects.takeover(bus.process()), None).await?,
             devices: bus.serve(subjects.devices_changed(), None).await?,
             directories: bus.serve(subjects.directory_loaded(), None).await?,
+            differences: bus.serve(subjects.claims_differ(bus.process()), None).await?,
         })
     }
 
     /// Takes what comes until it is dropped.
-    pub async fn serve(mut self, node: Arc<Node>, recheck: Arc<tokio::sync::Notify>) {
+    pub async fn serve(mut self, node: Arc<Node>, recheck: Arc<Notify>, differs: Arc<Notify>) {
         loop {
             tokio::select! {
                 Some(request) = self.deliveries.next() => node.take_delivery(request).await,
                 Some(request) = self.takeovers.next() => node.take_eviction(&request.message),
                 Some(request) = self.devices.next() => node.take_device_state(&request.message),
                 Some(_) = self.directories.next() => recheck.notify_one(),
+                Some(_) = self.differences.next() => differs.notify_one(),
                 else => return,
             }
-        }
-    }
-}
-
-/// Renews the node's lease for as long as it runs. Routers take a node without one for dead.
-pub async fn keep_lease(node: Arc<Node>) {
-    let mut renewals = tokio::time::interval(Duration::from_millis(node.settings.ingress.lease_ms / 3));
-    renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let max_connections = node.settings.ingress.max_connections;
-    loop {
-        renewals.tick().await;
-        let open = max_connections.saturating_sub(node.places.available_permits());
-        node.metrics.connections(open, max_connections);
-        if let Err(error) = node.claims.renew_lease(node.id).await {
-            tracing::warn!(%error, "the node's lease was not renewed");
         }
     }
 }
@@ -320,20 +273,18 @@ pub async fn follow_connection(node: Arc<Node>, ready: boot::Part) {
     }
 }
 
-/// Gives the lease back, so that routers need not wait it out.
-pub async fn end_lease(node: &Node) {
-    if let Err(error) = node.claims.end_lease(node.id).await {
-        tracing::debug!(%error, "the node's lease was not ended");
-    }
-}
+/// How often it is looked whose ticket is to be renewed.
+const LOOK_AT_TICKETS: Duration = Duration::from_secs(60);
 
-/// Whenever NATS came back or an authorizer loaded its directory afresh: looks through all sessions, paced, writes
-/// claims again that the store may have lost, and ends sessions whose device changed while nobody could say so.
-pub async fn recheck_sessions(node: Arc<Node>, recheck: Arc<tokio::sync::Notify>) {
+/// Whenever NATS came back or an authorizer loaded its directory afresh: looks through all visitors, paced, and ends
+/// those whose device changed while nobody could say so. Between that, through those whose tickets are old.
+pub async fn recheck_visitors(node: Arc<Node>, recheck: Arc<Notify>) {
     let mut connection = node.bus.connection();
     let mut known_epoch = epoch(*connection.borrow_and_update());
+    let mut looks = interval(LOOK_AT_TICKETS);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let reconnected = tokio::select! {
+        let all = tokio::select! {
             changed = connection.changed() => {
                 if changed.is_err() {
                     return;
@@ -346,68 +297,15 @@ pub async fn recheck_sessions(node: Arc<Node>, recheck: Arc<tokio::sync::Notify>
                 }
                 true
             }
-            () = recheck.notified() => false,
+            () = recheck.notified() => true,
+            _ = looks.tick() => false,
         };
-        if reconnected {
-            tracing::info!("NATS is back: writing the claims again");
-        }
-        let pause = Duration::from_secs(1) / node.settings.ingress.reclaim_per_second.max(1);
-        if reconnected {
-            for session in node.sessions.sessions() {
-                reclaim(&node, &session).await;
-                tokio::time::sleep(pause).await;
-            }
-        }
         for visitor in node.sessions.visitors() {
-            reauthenticate(&node, &visitor).await;
-            tokio::time::sleep(pause).await;
-        }
-    }
-}
-
-/// How often a claim is tried again before it is left to the next outage, and how long between two tries: JetStream
-/// may take longer to come back than NATS.
-const RECLAIM_TRIES: u32 = 20;
-const RECLAIM_PAUSE: Duration = Duration::from_millis(250);
-
-async fn reclaim(node: &Node, session: &Session) {
-    let device = session.visitor.device;
-    for _ in 0..RECLAIM_TRIES {
-        let Some(held) = session.held() else { return };
-        let claim = session.claim(node.id, held.since_ms);
-        match node.claims.reclaim(device, &claim, node.claim_timeout()).await {
-            Ok(Reclaimed::Held { revision }) => {
-                if !session.renew_held(held, revision) {
-                    // It ended while the claim was being written.
-                    let _ = node.claims.release(device, revision).await;
-                }
-                return;
-            }
-            Ok(Reclaimed::Overtaken(_)) => {
-                node.metrics.takeovers.increment(1);
-                node.sessions.take_over(device, session.id);
-                return;
-            }
-            Err(error) => {
-                tracing::debug!(%device, %error, "the claim was not written again yet");
-                tokio::time::sleep(RECLAIM_PAUSE).await;
+            if all || visitor.is_ticket_old(Instant::now()) {
+                node.reauthenticate(&visitor).await;
+                tokio::time::sleep(node.reclaim_pause()).await;
             }
         }
-    }
-    tracing::warn!(%device, session = %session.id, "the claim could not be written again");
-}
-
-async fn reauthenticate(node: &Node, visitor: &Visitor) {
-    let credential = CredentialHash::from_digest(visitor.credential);
-    let wait = Duration::from_millis(node.settings.ingress.authenticate_timeout_ms);
-    match node.calls.authenticate(credential.clone(), wait).await {
-        Ok(Some(it)) if it.device == visitor.device => {
-            let now = Some(DeviceStanding { tenant: it.tenant, customer: it.customer, credential });
-            node.end_outdated(&DeviceState { device: it.device, now });
-        }
-        Ok(_) => node.end_outdated(&DeviceState { device: visitor.device, now: None }),
-        // Without an answer the visitor stays as he is: the next authorizer to load asks for this again.
-        Err(error) => tracing::debug!(device = %visitor.device, %error, "the visitor was not checked"),
     }
 }
 

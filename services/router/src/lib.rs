@@ -1,28 +1,29 @@
 //! Where is a call's target, and how did the call to it end? The service between the authorizer and the target's node.
 //!
-//! `locate` finds the claim, `route` delivers and answers the caller, `presence` says who is online, `sweep` clears
-//! away what dead nodes have left. Any number of copies share the calls; a copy that ends finishes its own.
+//! [`core`] decides: which claim stands, where a call goes, what it waits for. `router` performs that: `route` for
+//! calls, `claims` for what nodes ask. Any number of copies share the calls; a copy that ends finishes its own, and
+//! hands those that wait for their target to the others.
 
-mod locate;
+mod claims;
+pub mod core;
 mod meters;
-mod presence;
 mod route;
-mod sweep;
+mod router;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use boot::Context;
-use bus::{Bus, BusError, ClaimMap, ClaimStore, Connection, LeaseMap, Request, Requests};
+use bus::claims::ClaimStore;
+use bus::{Bus, BusError, Connection, Keyring, Request, Requests};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use locate::Locator;
+use meters::StateMeters;
 pub use meters::describe;
-use meters::{Meters, StateMeters};
-use route::Router;
+use router::{Limits, Parts, Router};
 
 /// All routers share the calls.
 const QUEUE: &str = "router";
@@ -42,106 +43,132 @@ pub async fn serve(context: Context, bus: Bus) -> anyhow::Result<()> {
     describe();
     let parts = [context.health.part("claims"), context.health.part("calls")];
     let [claims_part, calls_part] = &parts;
-    let watching = tokio::spawn(tell_connection(context.clone(), bus.clone()));
+    let mut keeping = JoinSet::new();
+    keeping.spawn(tell_connection(context.clone(), bus.clone()));
 
     let started = tokio::select! {
         () = context.shutdown.cancelled() => None,
         started = async {
-            let known = open(&context, &bus).await;
+            let router = open(&context, &bus, &mut keeping).await;
             claims_part.ready();
-            let asked = subscribe(&bus).await;
+            let asked = again(|| subscribe(&bus)).await;
             calls_part.ready();
-            (known, asked)
+            (router, asked)
         } => Some(started),
     };
     let served = match started {
-        Some((known, asked)) => run(&context, &bus, known, asked).await,
+        Some((router, asked)) => run(&context, &router, asked).await,
         None => Ok(()),
     };
-    watching.abort();
+    keeping.shutdown().await;
     bus.close().await;
     served
 }
 
-/// What a router knows of devices and nodes.
-#[derive(Clone)]
-struct Known {
-    store: ClaimStore,
-    claims: ClaimMap,
-    leases: LeaseMap,
-}
-
-/// What it is asked.
+/// What it is asked, and what it is told.
 struct Asked {
     calls: Requests,
+    handovers: Requests,
     presence: Requests,
+    claims: Requests,
+    releases: Requests,
+    compares: Requests,
+    cancels: Requests,
 }
 
-async fn open(context: &Context, bus: &Bus) -> Known {
-    let lease = Duration::from_millis(context.settings.ingress.lease_ms);
+/// A router that knows all claims, kept so by tasks of `keeping`.
+async fn open(context: &Context, bus: &Bus, keeping: &mut JoinSet<()>) -> Router {
+    let settings = &context.settings;
+    let limits = Limits {
+        max_in_flight: settings.router.max_calls_in_flight,
+        max_timeout_ms: settings.device_api.max_timeout_ms,
+        claim_timeout: Duration::from_millis(settings.ingress.claim_timeout_ms),
+        lease: Duration::from_millis(settings.ingress.lease_ms),
+    };
     let store = loop {
-        match ClaimStore::make(bus, lease).await {
+        match ClaimStore::open(bus).await {
             Ok(store) => break store,
             Err(error) => tracing::warn!(%error, "cannot open the claims yet; trying again"),
         }
         sleep(RETRY_PAUSE).await;
     };
-    let (claims, leases) = (store.watch(), store.watch_leases());
-    claims.wait_loaded().await;
-    leases.wait_loaded().await;
-    Known { store, claims, leases }
+    let keys = Keyring::follow(bus);
+    keys.wait_ready().await;
+    let tracer = context.traces.tracer(context.service, bus.process());
+    let router = Router::new(Parts { bus: bus.clone(), store, keys, tracer, limits });
+    // Heard from before the claims are read: a node whose lease is missed is taken for dead.
+    let mut leases = again(|| bus.serve(bus.subjects().lease(), None)).await;
+    let (is_loaded, mut loaded) = watch::channel(false);
+    keeping.spawn({
+        let router = router.clone();
+        async move {
+            while let Some(request) = leases.next().await {
+                router.take_renewal(&request);
+            }
+        }
+    });
+    keeping.spawn({
+        let router = router.clone();
+        async move { router.follow_connection().await }
+    });
+    keeping.spawn({
+        let router = router.clone();
+        async move { router.follow(is_loaded).await }
+    });
+    keeping.spawn({
+        let router = router.clone();
+        async move { router.tick().await }
+    });
+    keeping.spawn({
+        let router = router.clone();
+        async move { router.watch_nodes().await }
+    });
+    keeping.spawn(count(router.clone()));
+    // The sender lives as long as the task that follows.
+    let _ = loaded.wait_for(|is_loaded| *is_loaded).await;
+    router
 }
 
-async fn subscribe(bus: &Bus) -> Asked {
-    let subscribe = async || -> Result<Asked, BusError> {
-        let presence = bus.serve(bus.subjects().presence(), Some(QUEUE)).await?;
+async fn subscribe(bus: &Bus) -> Result<Asked, BusError> {
+    let subjects = bus.subjects();
+    Ok(Asked {
+        cancels: bus.serve(subjects.cancel(), None).await?,
+        presence: bus.serve(subjects.presence(), Some(QUEUE)).await?,
+        compares: bus.serve(subjects.compare(), Some(QUEUE)).await?,
+        releases: bus.serve(subjects.release(), Some(QUEUE)).await?,
+        claims: bus.serve(subjects.claim(), Some(QUEUE)).await?,
+        handovers: bus.serve(subjects.handover(), Some(QUEUE)).await?,
         // Last: from here on calls come in.
-        let calls = bus.serve(bus.subjects().route(), Some(QUEUE)).await?;
-        Ok(Asked { calls, presence })
-    };
+        calls: bus.serve(subjects.route(), Some(QUEUE)).await?,
+    })
+}
+
+/// Tries until it succeeds.
+async fn again<T, F: Future<Output = Result<T, BusError>>>(mut subscribe: impl FnMut() -> F) -> T {
     loop {
         match subscribe().await {
-            Ok(asked) => return asked,
+            Ok(subscribed) => return subscribed,
             Err(error) => tracing::warn!(%error, "cannot take calls yet; trying again"),
         }
         sleep(RETRY_PAUSE).await;
     }
 }
 
-async fn run(context: &Context, bus: &Bus, known: Known, asked: Asked) -> anyhow::Result<()> {
-    let Asked { mut calls, mut presence } = asked;
-    let meters = Arc::new(Meters::new());
-    let locator = Locator::new(known.clone(), Arc::clone(&meters));
-    let max_in_flight = context.settings.router.max_calls_in_flight;
-    let tracer = context.traces.tracer(context.service, bus.process());
-    let router = Router::new(bus.clone(), locator, Arc::clone(&meters), tracer, max_in_flight);
-
-    let ended = CancellationToken::new();
-    let sweeping = tokio::spawn(sweep::sweep(known.clone(), Arc::clone(&meters), ended.clone()));
-    let watching_nodes = tokio::spawn({
-        let router = router.clone();
-        async move { router.watch_nodes().await }
-    });
-    let counting = tokio::spawn(count(known.clone(), router.clone(), ended.clone()));
+async fn run(context: &Context, router: &Router, asked: Asked) -> anyhow::Result<()> {
+    let Asked { calls, handovers, presence, claims, releases, compares, cancels } = asked;
     let shutdown = &context.shutdown;
     // In tasks of their own: what they start then runs where they do, not on the thread that waits here.
     let mut taking = JoinSet::new();
-    taking.spawn({
-        let (router, shutdown) = (router.clone(), shutdown.clone());
-        async move {
-            while let Some(request) = next(&mut calls, &shutdown).await {
-                router.take(&request);
-            }
-        }
-    });
-    taking.spawn({
-        let (bus, shutdown) = (bus.clone(), shutdown.clone());
-        async move {
-            while let Some(request) = next(&mut presence, &shutdown).await {
-                presence::answer(&bus, &known, request).await;
-            }
-        }
-    });
+    let mut take = |requests: Requests, take: fn(&Router, Request)| {
+        taking.spawn(each(router.clone(), requests, shutdown.clone(), take));
+    };
+    take(calls, |router, request| router.take(&request));
+    take(handovers, |router, request| router.take_handover(&request));
+    take(claims, Router::take_claim);
+    take(releases, |router, request| router.take_release(&request));
+    take(cancels, |router, request| router.take_cancel(&request));
+    take(compares, Router::answer_compare);
+    take(presence, Router::answer_presence);
 
     let drain = Duration::from_millis(context.settings.router.drain_ms);
     let finishing = async {
@@ -157,13 +184,23 @@ async fn run(context: &Context, bus: &Bus, known: Known, asked: Asked) -> anyhow
     };
     tokio::select! {
         finished = finishing => finished?,
-        () = time_is_up => tracing::warn!(calls = router.in_flight(), "calls are cut off: drain_ms is over"),
+        () = time_is_up => {
+            tracing::warn!(calls = router.in_flight(), "calls are cut off: drain_ms is over");
+            router.cut_off();
+        }
     }
-    watching_nodes.abort();
-    ended.cancel();
-    sweeping.await.context("the task that removes dead nodes' claims failed")?;
-    counting.await.context("the task that counts claims failed")?;
     Ok(())
+}
+
+async fn each(
+    router: Router,
+    mut requests: Requests,
+    shutdown: CancellationToken,
+    take: fn(&Router, Request),
+) {
+    while let Some(request) = next(&mut requests, &shutdown).await {
+        take(&router, request);
+    }
 }
 
 /// The next request; from `shutdown` on those that still arrive until other routers take them all, then none.
@@ -192,15 +229,16 @@ async fn tell_connection(context: Context, bus: Bus) {
     }
 }
 
-async fn count(known: Known, router: Router, ended: CancellationToken) {
+async fn count(router: Router) {
     let meters = StateMeters::new();
     loop {
-        meters.claims.set(known.claims.len() as f64);
-        meters.nodes.set(known.leases.len() as f64);
-        meters.claims_age_seconds.set(known.claims.silence().as_secs_f64());
+        let (claims, nodes, waiting) =
+            router.look(|core, _| (core.map().len(), core.leases().len(), core.waiting()));
+        meters.claims.set(claims as f64);
+        meters.nodes.set(nodes as f64);
+        meters.waiting.set(waiting as f64);
+        meters.claims_age_seconds.set(router.0.meters.silence().as_secs_f64());
         meters.calls_in_flight.set(router.in_flight() as f64);
-        if timeout(TICK, ended.cancelled()).await.is_ok() {
-            return;
-        }
+        sleep(TICK).await;
     }
 }

@@ -1,8 +1,13 @@
 //! What does a router count? Handles are looked up once: the hot path only adds.
 
+use std::time::{Duration, Instant};
+
 use boot::metrics::Kind::{Counter, Gauge, Histogram};
 use metrics::{counter, gauge, histogram};
-use rpc::{Limit, Outcome, OutcomeName};
+use parking_lot::Mutex;
+use rpc::{ClaimReply, Limit, Outcome, OutcomeName};
+
+use crate::core::Removal;
 
 /// Gives every metric of the router its help text.
 pub fn describe() {
@@ -13,10 +18,16 @@ pub fn describe() {
         (Counter, LOOKUPS, "Claims looked up in the store itself, by result."),
         (Counter, REFUTED, "Deliveries to a session that was not there any more."),
         (Counter, STALE, "Claims removed because their session or node is gone, by reason."),
-        (Gauge, IN_FLIGHT, "Calls that wait for their target."),
+        (Counter, CLAIM_REPLIES, "Claims that nodes asked for, by result."),
+        (Counter, EVICTIONS, "Sessions told that a newer one of their device has become callable."),
+        (Counter, DIFFERING, "Renewed leases of nodes that hold other claims than are known here."),
+        (Counter, HANDED_OVER, "Waiting calls handed to another router when this one stopped."),
+        (Counter, CANCELLED, "Waiting calls whose caller went away."),
+        (Gauge, IN_FLIGHT, "Calls in the router's hands."),
+        (Gauge, WAITING, "Calls that wait for their target to connect, or for its node to reconnect."),
         (Gauge, CLAIMS, "Claims in the router's map: callable devices."),
         (Gauge, NODES, "Nodes that have a lease."),
-        (Gauge, CLAIMS_AGE, "Seconds since the claim store was last heard; it speaks every two."),
+        (Gauge, CLAIMS_AGE, "Seconds since the claim store was last heard; it speaks every second."),
         (Histogram, DELIVER, "Time from a delivery to the target's node until its reply."),
         (Histogram, CALL, "Time a call spends in the router, its delivery included."),
     ]);
@@ -28,6 +39,12 @@ const UNREADABLE: &str = "switchboard_router_unreadable_total";
 const LOOKUPS: &str = "switchboard_router_lookups_total";
 const REFUTED: &str = "switchboard_router_refuted_deliveries_total";
 const STALE: &str = "switchboard_router_stale_claims_removed_total";
+const CLAIM_REPLIES: &str = "switchboard_router_claims_asked_total";
+const EVICTIONS: &str = "switchboard_router_evictions_total";
+const DIFFERING: &str = "switchboard_router_differing_leases_total";
+const HANDED_OVER: &str = "switchboard_router_calls_handed_over_total";
+const CANCELLED: &str = "switchboard_router_calls_cancelled_total";
+const WAITING: &str = "switchboard_router_calls_waiting";
 const IN_FLIGHT: &str = "switchboard_router_calls_in_flight";
 const CLAIMS: &str = "switchboard_router_claims";
 const NODES: &str = "switchboard_router_nodes";
@@ -44,8 +61,17 @@ pub(crate) struct Meters {
     pub(crate) lookups_none: metrics::Counter,
     pub(crate) lookups_failed: metrics::Counter,
     pub(crate) refuted: metrics::Counter,
-    pub(crate) removed_sessions: metrics::Counter,
-    pub(crate) removed_nodes: metrics::Counter,
+    pub(crate) evictions: metrics::Counter,
+    pub(crate) differing: metrics::Counter,
+    pub(crate) handed_over: metrics::Counter,
+    pub(crate) cancelled: metrics::Counter,
+    removed_sessions: metrics::Counter,
+    removed_nodes: metrics::Counter,
+    held: metrics::Counter,
+    overtaken: metrics::Counter,
+    refused: metrics::Counter,
+    unavailable: metrics::Counter,
+    heard: Mutex<Instant>,
     pub(crate) deliver_seconds: metrics::Histogram,
     pub(crate) call_seconds: metrics::Histogram,
 }
@@ -53,6 +79,7 @@ pub(crate) struct Meters {
 impl Meters {
     pub(crate) fn new() -> Self {
         let lookups = |result| counter!(LOOKUPS, "result" => result);
+        let claims = |result| counter!(CLAIM_REPLIES, "result" => result);
         let removed = |reason| counter!(STALE, "reason" => reason);
         Meters {
             calls: OutcomeName::ALL.map(|it| counter!(CALLS, "outcome" => it.as_str())),
@@ -62,8 +89,17 @@ impl Meters {
             lookups_none: lookups("none"),
             lookups_failed: lookups("failed"),
             refuted: counter!(REFUTED),
+            evictions: counter!(EVICTIONS),
+            differing: counter!(DIFFERING),
+            handed_over: counter!(HANDED_OVER),
+            cancelled: counter!(CANCELLED),
             removed_sessions: removed("session_gone"),
             removed_nodes: removed("node_gone"),
+            held: claims("held"),
+            overtaken: claims("overtaken"),
+            refused: claims("refused"),
+            unavailable: claims("unavailable"),
+            heard: Mutex::new(Instant::now()),
             deliver_seconds: histogram!(DELIVER),
             call_seconds: histogram!(CALL),
         }
@@ -74,6 +110,36 @@ impl Meters {
         if let Some(calls) = self.calls.get(outcome.name() as usize) {
             calls.increment(1);
         }
+    }
+
+    /// Counts a claim by how it was answered.
+    pub(crate) fn claim(&self, reply: ClaimReply) {
+        let counter = match reply {
+            ClaimReply::Held { .. } => &self.held,
+            ClaimReply::Overtaken => &self.overtaken,
+            ClaimReply::Refused => &self.refused,
+            ClaimReply::Unavailable => &self.unavailable,
+        };
+        counter.increment(1);
+    }
+
+    /// Counts a claim that was removed though nobody had released it.
+    pub(crate) fn removed(&self, why: Removal) {
+        match why {
+            Removal::Released => {}
+            Removal::SessionGone => self.removed_sessions.increment(1),
+            Removal::NodeGone => self.removed_nodes.increment(1),
+        }
+    }
+
+    /// The store has been heard.
+    pub(crate) fn heard(&self) {
+        *self.heard.lock() = Instant::now();
+    }
+
+    /// How long ago the store was heard last. It speaks every second when nothing changes.
+    pub(crate) fn silence(&self) -> Duration {
+        self.heard.lock().elapsed()
     }
 
     /// Counts a limit that was reached.
@@ -90,6 +156,7 @@ pub(crate) struct StateMeters {
     pub(crate) nodes: metrics::Gauge,
     pub(crate) claims_age_seconds: metrics::Gauge,
     pub(crate) calls_in_flight: metrics::Gauge,
+    pub(crate) waiting: metrics::Gauge,
 }
 
 impl StateMeters {
@@ -99,6 +166,7 @@ impl StateMeters {
             nodes: gauge!(NODES),
             claims_age_seconds: gauge!(CLAIMS_AGE),
             calls_in_flight: gauge!(IN_FLIGHT),
+            waiting: gauge!(WAITING),
         }
     }
 }

@@ -1,89 +1,77 @@
 //! How does a call end? It is delivered to the node that holds its target, and its caller is answered.
 //!
 //! A call whose target is on the map costs no task: it waits in the bus's table of questions, and goes on where its
-//! reply comes in. Only what has to look a claim up, or to wait for one, is a task of its own.
+//! reply comes in. Only what has to look a claim up is a task of its own.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use boot::traces::{Hop, Span, Tracer};
-use bus::{AskError, Bus, Question, Request};
+use boot::traces::{Hop, Span};
+use bus::{AskError, Question, Request};
 use bytes::Bytes;
 use futures::FutureExt;
-use rpc::{Deadline, Delivery, DeliveryReply, Limit, Outcome, Routed, wire};
-use tokio_util::task::TaskTracker;
+use rpc::{Budget, Delivery, DeliveryReply, Limit, Outcome, Routed, wire};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::locate::{Found, Locator, Refutation, Refuted};
-use crate::meters::Meters;
+use crate::claims::found;
+use crate::core::{Found, Refutation, Underway};
+use crate::router::Router;
 
-/// How many claims of one target are tried; each but the last was found to lead nowhere.
-const MAX_DELIVERIES: usize = 4;
-/// How long the store may take to say where a device is.
-const LOOK_UP_WAIT: Duration = Duration::from_secs(2);
+/// How long another router may take to say that it has taken a waiting call.
+const HANDOVER_WAIT: Duration = Duration::from_secs(1);
 
-/// Takes calls. Clones share everything.
-#[derive(Clone)]
-pub(crate) struct Router(Arc<Inner>);
-
-struct Inner {
-    bus: Bus,
-    locator: Locator,
-    meters: Arc<Meters>,
-    tracer: Tracer,
-    in_flight: TaskTracker,
-    max_in_flight: usize,
-}
-
-/// A call that is in the router's hands.
-struct Underway {
+/// What a call in the core takes along.
+#[derive(Debug)]
+pub(crate) struct Carried {
     routed: Routed,
     body: Bytes,
     arrived: Instant,
-    deadline: Deadline,
-    refuted: Vec<Refuted>,
     span: Span,
     /// Counts it as in flight.
     _in_flight: TaskTrackerToken,
 }
 
-impl Router {
-    pub(crate) fn new(
-        bus: Bus,
-        locator: Locator,
-        meters: Arc<Meters>,
-        tracer: Tracer,
-        max_in_flight: usize,
-    ) -> Self {
-        let in_flight = TaskTracker::new();
-        Router(Arc::new(Inner { bus, locator, meters, tracer, in_flight, max_in_flight }))
+impl Carried {
+    /// Nobody waits for its outcome any more.
+    pub(crate) fn give_up(self) {
+        self.span.end_as("given_up", false);
     }
+}
 
+type Call = Underway<Carried>;
+
+impl Router {
     /// Begins with a call; one too many is refused.
     pub(crate) fn take(&self, request: &Request) {
-        let arrived = Instant::now();
+        let arrived = request.arrived;
         let Ok((mut routed, body)) = wire::decode::<Routed>(&request.message) else {
             // Without a caller that could be answered.
             tracing::warn!("a message was no call");
             return self.0.meters.unreadable.increment(1);
         };
-        let is_full = self.in_flight() >= self.0.max_in_flight;
-        let deadline = routed.call.budget_ms.starting(arrived);
+        let is_full = self.in_flight() >= self.0.limits.max_in_flight;
+        let longest = Budget::from_ms(self.0.limits.max_timeout_ms);
+        let starting = |budget: Budget| budget.min(longest).starting(arrived);
+        let deadlines = (starting(routed.call.budget_ms), starting(routed.call.connect_budget_ms));
         let mut span = self.0.tracer.follow("route", Hop::Taken, &mut routed.call.traceparent);
         span.note("switchboard.call", routed.call.call);
         span.unless_told("cut_off");
+        let (id, target) = (routed.call.call, routed.call.target);
         let in_flight = self.0.in_flight.token();
-        let call =
-            Underway { routed, body, arrived, deadline, refuted: Vec::new(), span, _in_flight: in_flight };
+        let carried = Carried { routed, body, arrived, span, _in_flight: in_flight };
+        let call = Underway::new(id, target, deadlines, carried);
         if is_full {
             self.0.meters.limit_hit(Limit::RouterInFlight);
             return self.end(call, &Outcome::Busy(Limit::RouterInFlight), &Bytes::new());
         }
-        if deadline.has_passed(arrived) {
-            // Its caller's node has given up. Nothing was delivered, and nothing is said of the target.
-            return self.end(call, &Outcome::Unavailable, &Bytes::new());
+        self.tell(|core, now, actions| core.call(call, now, actions));
+    }
+
+    /// Takes a waiting call from a router that stops.
+    pub(crate) fn take_handover(&self, request: &Request) {
+        self.take(request);
+        if let Some(reply_to) = request.reply_to.clone() {
+            self.say_soon(reply_to, &());
         }
-        self.proceed(call);
     }
 
     /// How many calls are in flight.
@@ -91,63 +79,59 @@ impl Router {
         self.0.in_flight.len()
     }
 
-    /// Waits for the calls in flight.
+    /// Waits for the calls in flight, after those that wait for their target have been handed to other routers.
     pub(crate) async fn finish(&self) {
+        let mut waiting = Vec::new();
+        self.tell(|core, _, _| waiting = core.hand_over());
+        for call in waiting {
+            let router = self.clone();
+            self.0.in_flight.spawn(async move { router.hand_over(call).await });
+        }
         self.0.in_flight.close();
         self.0.in_flight.wait().await;
     }
 
-    /// Ends calls whose node died with them in its hands: their callers need not wait the budget out.
-    pub(crate) async fn watch_nodes(&self) {
-        loop {
-            tokio::time::sleep(self.0.locator.lease() / 4).await;
-            for node in self.0.bus.asked_nodes() {
-                if self.0.locator.is_gone(node).await {
-                    self.0.bus.no_reply_from(node);
-                }
-            }
-        }
+    /// Ends the calls that still wait: nobody else takes them.
+    pub(crate) fn cut_off(&self) {
+        let mut waiting = Vec::new();
+        self.tell(|core, _, _| waiting = core.hand_over());
+        waiting.into_iter().for_each(|call| self.end(call, &Outcome::Unavailable, &Bytes::new()));
     }
 
-    /// Delivers the call to where its target is.
-    fn proceed(&self, call: Underway) {
-        if call.refuted.len() >= MAX_DELIVERIES {
-            return self.end(call, &Outcome::Offline, &Bytes::new());
-        }
-        match self.0.locator.on_map(call.routed.call.target, &call.refuted) {
-            Some(found) => self.deliver(call, found),
-            None => {
-                let router = self.clone();
-                tokio::spawn(async move { router.seek(call).await });
-            }
-        }
-    }
-
-    /// Looks its target up where the map does not have it, and waits for it if its caller does.
-    async fn seek(&self, mut call: Underway) {
-        let Underway { routed: Routed { call: head, .. }, arrived, deadline, refuted, .. } = &mut call;
-        let connect_deadline = head.connect_budget_ms.min(head.budget_ms).starting(*arrived);
-        let wait = deadline.remaining(Instant::now()).as_duration().min(LOOK_UP_WAIT);
-        let locator = &self.0.locator;
-        let found = match locator.locate(head.target, refuted, wait).await {
-            Ok(Some(found)) => Some(found),
-            Ok(None) => locator.await_arrival(head.target, refuted, connect_deadline).await,
-            Err(error) => {
-                tracing::warn!(%error, call = %head.call, target = %head.target, "cannot locate the target");
-                return self.end(call, &Outcome::Unavailable, &Bytes::new());
-            }
+    async fn hand_over(&self, mut call: Call) {
+        let now = Instant::now();
+        let head = &mut call.payload.routed.call;
+        head.budget_ms = call.deadline.remaining(now);
+        head.connect_budget_ms = call.connect_deadline.remaining(now);
+        let Ok(message) = wire::encode(&call.payload.routed, &call.payload.body) else {
+            return self.end(call, &Outcome::Unavailable, &Bytes::new());
         };
-        match found {
-            Some(found) => self.deliver(call, found),
-            None => self.end(call, &Outcome::Offline, &Bytes::new()),
+        match self.0.bus.ask(self.0.bus.subjects().handover(), message, HANDOVER_WAIT).await {
+            // Nobody has received it: it goes on to wait here, for as long as this router does.
+            Err(AskError::NoResponders | AskError::Down | AskError::Full | AskError::Unsendable) => {
+                self.tell(|core, now, actions| core.call(call, now, actions));
+            }
+            // It may have been received, and a call happens at most once.
+            Ok(_) | Err(AskError::Expired | AskError::Gone) => {
+                self.0.meters.handed_over.increment(1);
+                call.payload.span.end_as("handed_over", false);
+            }
         }
+    }
+
+    pub(crate) fn look_up(&self, call: Call) {
+        let router = self.clone();
+        tokio::spawn(async move {
+            let stored = router.stored(call.target).await.map(|stored| stored.and_then(found));
+            router.tell(|core, now, actions| core.looked_up(call, stored, now, actions));
+        });
     }
 
     /// Asks the node that holds the claim, for what is left of the call's time.
-    fn deliver(&self, mut call: Underway, found: Found) {
+    pub(crate) fn deliver(&self, mut call: Call, found: Found) {
         let started = Instant::now();
-        call.span.note("switchboard.node", found.claim.node);
-        let head = &call.routed.call;
+        call.payload.span.note("switchboard.node", found.claim.node);
+        let head = &call.payload.routed.call;
         let budget_ms = call.deadline.remaining(started);
         let delivery = Delivery {
             call: head.call,
@@ -159,7 +143,7 @@ impl Router {
             oneway: head.oneway,
             traceparent: head.traceparent.clone(),
         };
-        let Ok(message) = wire::encode(&delivery, &call.body) else {
+        let Ok(message) = wire::encode(&delivery, &call.payload.body) else {
             return self.end(call, &Outcome::Unavailable, &Bytes::new());
         };
         let question = Question {
@@ -175,7 +159,7 @@ impl Router {
         });
     }
 
-    fn delivered(&self, mut call: Underway, found: Found, asked: Result<Bytes, AskError>) {
+    fn delivered(&self, call: Call, found: Found, asked: Result<Bytes, AskError>) {
         let ended = |outcome| Ok((outcome, Bytes::new()));
         let ended = match asked {
             Ok(reply) => match wire::decode::<DeliveryReply>(&reply) {
@@ -200,15 +184,26 @@ impl Router {
             Ok((outcome, answer)) => self.end(call, &outcome, &answer),
             Err(by) => {
                 self.0.meters.refuted.increment(1);
-                call.refuted.push(Refuted { found, by, still_stands: false });
-                self.proceed(call);
+                self.tell(|core, now, actions| core.refuted(call, found, by, now, actions));
             }
         }
     }
 
-    /// Answers the caller, and clears away what was found out about its target on the way.
-    fn end(&self, mut call: Underway, outcome: &Outcome, answer: &Bytes) {
-        let head = &call.routed.call;
+    /// Answers the caller. What fits no message is told as such.
+    pub(crate) fn end(&self, call: Call, outcome: &Outcome, answer: &Bytes) {
+        let Carried { routed, arrived, span, _in_flight: in_flight, .. } = call.payload;
+        let message = match wire::encode(outcome, answer) {
+            Ok(message) if message.len() > self.0.bus.max_payload_bytes() => {
+                tracing::debug!(call = %call.id, bytes = message.len(), "the answer fits no message");
+                wire::encode(&Outcome::AnswerTooLarge, b"").map(|message| (Outcome::AnswerTooLarge, message))
+            }
+            encoded => encoded.map(|message| (outcome.clone(), message)),
+        };
+        let (outcome, message) = match message {
+            Ok(ended) => ended,
+            Err(error) => return tracing::error!(%error, call = %call.id, "the outcome cannot be written"),
+        };
+        let head = &routed.call;
         tracing::debug!(
             call = %head.call,
             caller = %head.caller,
@@ -216,41 +211,22 @@ impl Router {
             outcome = outcome.as_str(),
             "routed"
         );
-        std::mem::take(&mut call.span).end(outcome);
-        match wire::encode(outcome, answer) {
-            // Nearly always the connection takes it at once.
-            Ok(message) => match self.answer(&call, message.clone()).now_or_never() {
-                Some(()) => self.ended(&mut call, outcome),
-                None => {
-                    let (router, outcome) = (self.clone(), outcome.clone());
-                    tokio::spawn(async move {
-                        router.answer(&call, message).await;
-                        router.ended(&mut call, &outcome);
-                    });
-                }
-            },
-            Err(error) => tracing::error!(%error, call = %head.call, "the outcome cannot be written"),
+        span.end(&outcome);
+        self.0.meters.ended(&outcome);
+        self.0.meters.call_seconds.record(arrived.elapsed());
+        // Nearly always the connection takes it at once.
+        if self.answer(&routed, message.clone()).now_or_never().is_none() {
+            let router = self.clone();
+            tokio::spawn(async move {
+                router.answer(&routed, message).await;
+                drop(in_flight);
+            });
         }
     }
 
-    async fn answer(&self, call: &Underway, message: Bytes) {
-        if let Err(error) = self.0.bus.tell(call.routed.reply_to.as_str(), message).await {
-            tracing::warn!(%error, call = %call.routed.call.call, "the outcome cannot be sent");
+    async fn answer(&self, routed: &Routed, message: Bytes) {
+        if let Err(error) = self.0.bus.tell(routed.reply_to.as_str(), message).await {
+            tracing::warn!(%error, call = %routed.call.call, "the outcome cannot be sent");
         }
-    }
-
-    fn ended(&self, call: &mut Underway, outcome: &Outcome) {
-        self.0.meters.ended(outcome);
-        self.0.meters.call_seconds.record(call.arrived.elapsed());
-        if call.refuted.is_empty() {
-            return;
-        }
-        let (router, target, refuted) =
-            (self.clone(), call.routed.call.target, std::mem::take(&mut call.refuted));
-        self.0.in_flight.spawn(async move {
-            for refuted in refuted {
-                router.0.locator.clear(target, refuted).await;
-            }
-        });
     }
 }

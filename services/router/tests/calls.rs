@@ -13,12 +13,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use boot::{Context, Health, Settings};
+use bus::claims::{ClaimStore, Expected};
 use bus::server::{NatsServer, ServerOptions, find_binary};
-use bus::{Bus, BusSettings, ClaimStore, Request};
+use bus::{Bus, BusSettings, Request};
 use bytes::Bytes;
 use rpc::{
-    Budget, Call, CallId, Claim, Delivery, DeliveryReply, DeviceId, Limit, NodeId, Outcome, PresenceReply,
-    PresenceRequest, Protocol, Routed, SessionId, wire,
+    Budget, Call, CallId, Claim, Delivery, DeliveryReply, DeviceId, Generation, LeaseRenewal, Limit, NodeId,
+    Outcome, PresenceReply, PresenceRequest, Protocol, Routed, SessionId, Tally, wire,
 };
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -50,13 +51,13 @@ impl Bench {
         settings.ingress.lease_ms = LEASE_MS;
         settings.nats.url = nats.url();
         let bus = connect(&nats).await;
-        let store = ClaimStore::make(&bus, Duration::from_millis(LEASE_MS)).await.unwrap();
+        let store = ClaimStore::open(&bus).await.unwrap();
         let (context, router) = start_router(settings).await;
         Bench { nats, bus, store, context, router }
     }
 
     async fn claim(&self, device: DeviceId, node: NodeId, session: u64) -> u64 {
-        self.store.claim(device, &claim(node, session), PATIENCE).await.unwrap().revision
+        write(&self.store, device, claim(node, session)).await
     }
 
     async fn call(&self, target: DeviceId, budget_ms: u32, connect_budget_ms: u32) -> (Outcome, Bytes) {
@@ -108,6 +109,8 @@ async fn call(bus: &Bus, target: DeviceId, budget_ms: u32, connect_budget_ms: u3
 fn head(target: DeviceId, budget_ms: u32, connect_budget_ms: u32) -> Call {
     Call {
         caller_name: String::new(),
+        visit: 1,
+        ticket: None,
         call: CallId { node: NodeId(99), serial: 1 },
         caller: device(1000),
         target,
@@ -123,7 +126,26 @@ fn device(number: u128) -> DeviceId {
 }
 
 fn claim(node: NodeId, session: u64) -> Claim {
-    Claim { node, session: SessionId(session), protocol: Protocol::Mqtt, since_ms: 1 }
+    Claim { node, session: SessionId(session), protocol: Protocol::Mqtt, generation: Generation(1) }
+}
+
+/// Writes over whatever stands there, as another router would.
+async fn write(store: &ClaimStore, device: DeviceId, claim: Claim) -> u64 {
+    let expected = match store.read(device, PATIENCE).await.unwrap() {
+        Some(stored) => Expected::Revision(stored.revision),
+        None => Expected::Nothing,
+    };
+    store.write(device, &claim, expected, PATIENCE).await.unwrap()
+}
+
+async fn stands(store: &ClaimStore, device: DeviceId) -> bool {
+    store.read(device, PATIENCE).await.unwrap().is_some_and(|stored| stored.claim.is_some())
+}
+
+/// Says once that the node is alive.
+async fn renew(bus: &Bus, node: NodeId) -> Result<(), bus::TellError> {
+    let renewal = LeaseRenewal { node, tally: Tally::default(), ends: false };
+    bus.tell(bus.subjects().lease(), wire::encode(&renewal, b"").unwrap()).await
 }
 
 /// A living node that says `reply` to each delivery, with what was delivered as the body of an answer.
@@ -152,13 +174,13 @@ async fn answering_node(bench: &Bench, id: u64) -> NodeId {
 
 /// Gives the node a lease, and keeps it until the task is aborted or the test ends.
 async fn live(bench: &Bench, node: NodeId) -> JoinHandle<()> {
-    let store = bench.store.clone();
-    store.renew_lease(node).await.unwrap();
+    let bus = bench.bus.clone();
+    renew(&bus, node).await.unwrap();
     tokio::spawn(async move {
         loop {
             tokio::time::sleep(Duration::from_millis(LEASE_MS / 5)).await;
             // NATS may be away.
-            let _ = store.renew_lease(node).await;
+            let _ = renew(&bus, node).await;
         }
     })
 }
@@ -246,10 +268,7 @@ async fn a_session_that_is_not_there_any_more_is_offline_and_its_claim_removed()
     let elsewhere = node(&bench, 1, |_| Some(DeliveryReply::NotHere)).await;
     bench.claim(device(1), elsewhere, 1).await;
     assert_eq!(bench.call(device(1), 5000, 0).await.0, Outcome::Offline);
-    eventually("the claim is removed", async || {
-        bench.store.look_up(device(1), PATIENCE).await.unwrap().is_none()
-    })
-    .await;
+    eventually("the claim is removed", async || !stands(&bench.store, device(1)).await).await;
     bench.stop().await;
 }
 
@@ -267,7 +286,7 @@ async fn a_session_that_moved_while_it_was_called_is_found_again() {
         let moved = Arc::clone(&moved);
         async move {
             let delivery = deliveries.next().await.unwrap();
-            store.claim(device(1), &claim(new, 5), PATIENCE).await.unwrap();
+            write(&store, device(1), claim(new, 5)).await;
             let message = wire::encode(&DeliveryReply::NotHere, b"").unwrap();
             bus.tell(delivery.reply_to.unwrap(), message).await.unwrap();
             moved.notify_one();
@@ -328,7 +347,8 @@ async fn a_target_whose_stale_claim_is_replaced_in_time_is_reached() {
 async fn a_dead_nodes_claims_are_removed_and_a_living_ones_stay() {
     let bench = Bench::start().await;
     let (dead, living) = (NodeId(1), NodeId(2));
-    bench.store.renew_lease(dead).await.unwrap();
+    renew(&bench.bus, dead).await.unwrap();
+    live(&bench, living).await;
     for number in 0..50 {
         bench.claim(device(number), dead, 1).await;
     }
@@ -342,17 +362,20 @@ async fn a_dead_nodes_claims_are_removed_and_a_living_ones_stay() {
         presence(vec![device(49), device(100), device(7777)]).await == [true, true, false]
     })
     .await;
-    assert_eq!(bench.call(device(0), 5000, 0).await.0, Outcome::Offline, "nobody listens there");
+    assert_eq!(
+        bench.call(device(0), 5000, 0).await.0,
+        Outcome::Offline,
+        "nobody listens there, and its lease is over"
+    );
     eventually("the dead node's are gone", async || {
-        bench.store.renew_lease(living).await.unwrap();
         let mut stands = false;
         for number in 0..50 {
-            stands |= bench.store.look_up(device(number), PATIENCE).await.unwrap().is_some();
+            stands |= crate::stands(&bench.store, device(number)).await;
         }
         !stands
     })
     .await;
-    assert!(bench.store.look_up(device(100), PATIENCE).await.unwrap().is_some());
+    assert!(stands(&bench.store, device(100)).await);
     assert_eq!(presence(vec![device(49), device(100)]).await, [false, true]);
     bench.stop().await;
 }
@@ -440,13 +463,13 @@ async fn after_nats_lost_its_memory_claims_that_come_back_are_found() {
 
     let _nats = start_nats(port).await;
     timeout(PATIENCE, bench.context.health.wait_ready()).await.unwrap();
-    eventually("NATS is there again", async || bench.store.renew_lease(here).await.is_ok()).await;
+    eventually("NATS is there again", async || renew(&bench.bus, here).await.is_ok()).await;
     // Before its node has written the claim again, the session can be called already: it is still up.
     eventually("the session is reached", async || {
         call(&bench.bus, device(1), 1000, 0).await.0 == Outcome::Answered
     })
     .await;
-    bench.store.reclaim(device(1), &claim(here, 1), PATIENCE).await.unwrap();
+    write(&bench.store, device(1), claim(here, 1)).await;
     for _ in 0..20 {
         assert_eq!(call(&bench.bus, device(1), 5000, 0).await.0, Outcome::Answered);
     }

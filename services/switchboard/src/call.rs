@@ -5,11 +5,14 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use bus::AskError;
 use bus::registry::Registry;
+use bus::{AskError, Bus};
 use bytes::Bytes;
 use clap::Args;
-use rpc::{Budget, Call, CallId, DeviceId, Method, Outcome, wire};
+use rpc::{
+    AuthenticateReply, AuthenticateRequest, Budget, Call, CallId, CredentialHash, DeviceId, Method, Outcome,
+    Ticket, wire,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use switchboard_ingress::device_api;
@@ -107,10 +110,17 @@ pub(crate) async fn run(args: CallArgs) -> anyhow::Result<ExitCode> {
     if connect_ms > timeout_ms {
         bail!("--connect-timeout-ms must be at most the timeout of the call, {timeout_ms}");
     }
+    let (node, visit) = (reached.bus.process(), 1);
+    let (ticket, reason) = match ticket(&reached.bus, &from.credential, visit).await {
+        Ok(ticket) => (Some(ticket), None),
+        Err(reason) => (None, Some(reason)),
+    };
     let call = Call {
-        call: CallId { node: reached.bus.process(), serial: 1 },
+        call: CallId { node, serial: 1 },
         caller,
         caller_name: from.name.clone(),
+        visit,
+        ticket,
         target,
         budget_ms: Budget::from_ms(timeout_ms),
         connect_budget_ms: Budget::from_ms(connect_ms),
@@ -119,18 +129,11 @@ pub(crate) async fn run(args: CallArgs) -> anyhow::Result<ExitCode> {
     };
     let message = wire::encode(&call, args.body.as_bytes())?;
     let started = Instant::now();
-    let reply =
-        reached.bus.ask(reached.bus.subjects().call(), message, call.budget_ms.as_duration() + GRACE).await;
-    let took = started.elapsed();
-    let (outcome, body, reason) = match reply {
-        Ok(reply) => {
-            let (outcome, body) = wire::decode::<Outcome>(&reply).context("the outcome cannot be read")?;
-            (outcome, body, None)
-        }
-        Err(AskError::NoResponders) => (Outcome::Unavailable, Bytes::new(), Some("no authorizer is there")),
-        Err(AskError::Expired) => (Outcome::Unavailable, Bytes::new(), Some("no outcome came in time")),
-        Err(error) => bail!("{error}"),
+    let (outcome, body, reason) = match reason {
+        Some(reason) => (Outcome::Unavailable, Bytes::new(), Some(reason)),
+        None => ask(&reached.bus, message, call.budget_ms.as_duration() + GRACE).await?,
     };
+    let took = started.elapsed();
     let read = device_api::answer(Method::SendMsg, &outcome, body);
     let read = std::str::from_utf8(&read).context("the answer is not text")?;
     let ms = took.as_secs_f64() * 1000.0;
@@ -147,6 +150,47 @@ pub(crate) async fn run(args: CallArgs) -> anyhow::Result<ExitCode> {
     Ok(match outcome {
         Outcome::Answered | Outcome::Delivered => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
+    })
+}
+
+/// How long an authorizer may take to say who the caller is.
+const AUTHENTICATE_WAIT: Duration = Duration::from_secs(5);
+
+/// The authorizer's word that the caller is here: who may read the registry knows the hash of its token.
+async fn ticket(bus: &Bus, credential: &CredentialHash, visit: u64) -> Result<Ticket, &'static str> {
+    let request = AuthenticateRequest { credential: credential.clone(), node: bus.process(), visit };
+    let message = wire::encode(&request, b"").map_err(|_| "the question cannot be written")?;
+    let reply = bus.ask(bus.subjects().authenticate(), message, AUTHENTICATE_WAIT).await;
+    let reply = reply.map_err(|error| match error {
+        AskError::NoResponders => NO_AUTHORIZER,
+        _ => "no authorizer says who the caller is",
+    })?;
+    match wire::decode::<AuthenticateReply>(&reply) {
+        Ok((AuthenticateReply::Identity(identity), _)) => Ok(identity.ticket),
+        Ok((AuthenticateReply::Refused, _)) => {
+            Err("the caller has just been given another token, or removed")
+        }
+        Ok((AuthenticateReply::Unavailable, _)) => Err("the authorizer does not know how things are now"),
+        Err(_) => Err("the authorizer's answer cannot be read"),
+    }
+}
+
+const NO_AUTHORIZER: &str = "no authorizer is there";
+
+/// The call's outcome, the body of an answer, and why, where there is more to say.
+async fn ask(
+    bus: &Bus,
+    message: Bytes,
+    wait: Duration,
+) -> anyhow::Result<(Outcome, Bytes, Option<&'static str>)> {
+    Ok(match bus.ask(bus.subjects().call(), message, wait).await {
+        Ok(reply) => {
+            let (outcome, body) = wire::decode::<Outcome>(&reply).context("the outcome cannot be read")?;
+            (outcome, body, None)
+        }
+        Err(AskError::NoResponders) => (Outcome::Unavailable, Bytes::new(), Some(NO_AUTHORIZER)),
+        Err(AskError::Expired) => (Outcome::Unavailable, Bytes::new(), Some("no outcome came in time")),
+        Err(error) => bail!("{error}"),
     })
 }
 

@@ -4,11 +4,12 @@
 
 use std::time::{Duration, Instant};
 
+use bus::claims::{ClaimEvent, ClaimStore, Expected};
 use bus::server::{NatsServer, ServerOptions, find_binary};
-use bus::{Bus, BusSettings, ClaimStore};
+use bus::{Bus, BusSettings};
 use bytes::Bytes;
 use futures::StreamExt;
-use rpc::{Claim, DeviceId, NodeId, Protocol, SessionId};
+use rpc::{Claim, DeviceId, Generation, NodeId, Protocol, SessionId};
 use uuid::Uuid;
 
 const WAIT: Duration = Duration::from_secs(20);
@@ -59,7 +60,7 @@ fn claim(session: usize) -> Claim {
         node: NodeId(0x0123_4567_89ab_cdef),
         session: SessionId(session as u64),
         protocol: Protocol::Mqtt,
-        since_ms: 1_790_000_000_000,
+        generation: Generation(1),
     }
 }
 
@@ -93,24 +94,31 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         meter.report(what, count);
     }
 
-    let store = ClaimStore::make(&asker, Duration::from_secs(15)).await?;
+    let store = ClaimStore::open(&asker).await?;
     let meter = Meter::start(&nats);
     futures::stream::iter(0..claims)
         .for_each_concurrent(IN_FLIGHT, async |number| {
-            let _ = store.claim(device(number), &claim(number), WAIT).await;
+            let _ = store.write(device(number), &claim(number), Expected::Nothing, WAIT).await;
         })
         .await;
     meter.report("claim", claims);
 
     let meter = Meter::start(&nats);
-    let map = store.watch();
-    map.wait_loaded().await;
-    meter.report("load into a map", map.len());
+    let mut watch = store.watch();
+    let mut standing = Vec::with_capacity(claims);
+    while let Some(event) = watch.next().await {
+        match event {
+            ClaimEvent::Put { device, revision, .. } => standing.push((device, revision)),
+            ClaimEvent::Loaded => break,
+            _ => {}
+        }
+    }
+    meter.report("load", standing.len());
 
     let meter = Meter::start(&nats);
     futures::stream::iter(0..claims)
         .for_each_concurrent(IN_FLIGHT, async |number| {
-            let _ = store.look_up(device(number), WAIT).await;
+            let _ = store.read(device(number), WAIT).await;
         })
         .await;
     meter.report("look up", claims);
@@ -118,34 +126,36 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let one_by_one = 5_000.min(claims);
     let meter = Meter::start(&nats);
     for number in 0..one_by_one {
-        store.look_up(device(number), WAIT).await?;
+        store.read(device(number), WAIT).await?;
     }
     meter.report("look up, one at a time", one_by_one);
     let meter = Meter::start(&nats);
     for number in 0..one_by_one {
-        store.look_up(device(claims + number), WAIT).await?;
+        store.read(device(claims + number), WAIT).await?;
     }
     meter.report("look up what is not there", one_by_one);
     let meter = Meter::start(&nats);
     for number in 0..one_by_one {
-        store.claim(device(claims + number), &claim(1), WAIT).await?;
+        store.write(device(claims + number), &claim(1), Expected::Nothing, WAIT).await?;
     }
     meter.report("claim, one at a time", one_by_one);
 
     let meter = Meter::start(&nats);
-    futures::stream::iter(0..claims)
-        .for_each_concurrent(IN_FLIGHT, async |number| {
-            let _ = store.claim(device(number), &claim(number + 1), WAIT).await;
+    let claimed: Vec<_> = futures::stream::iter(standing)
+        .map(async |(device, revision)| {
+            (device, store.write(device, &claim(2), Expected::Revision(revision), WAIT).await)
         })
+        .buffer_unordered(IN_FLIGHT)
+        .collect()
         .await;
     meter.report("claim over another", claims);
 
-    let standing: Vec<_> =
-        (0..claims).filter_map(|number| Some((device(number), map.get(device(number))?.1))).collect();
     let meter = Meter::start(&nats);
-    futures::stream::iter(standing)
+    futures::stream::iter(claimed)
         .for_each_concurrent(IN_FLIGHT, async |(device, revision)| {
-            let _ = store.release(device, revision).await;
+            if let Ok(revision) = revision {
+                let _ = store.remove(device, revision, WAIT).await;
+            }
         })
         .await;
     meter.report("release", claims);

@@ -21,7 +21,12 @@ use tracing::{info, warn};
 use crate::connection::Bus;
 use crate::errors::{AskError, StoreError};
 
-/// How long the store may take to make a bucket or a watch.
+/// In files: it costs no more than memory, and what NATS forgets nobody need write again.
+const STORAGE: &str = "file";
+/// How long the store may take to say what a bucket is. Short: between two leaders nobody answers, and asked again
+/// later the next one does.
+const INFO_WAIT: Duration = Duration::from_secs(1);
+/// How long it may take to make or change a bucket.
 const ADMIN_WAIT: Duration = Duration::from_secs(5);
 
 const STREAM_NAME_IN_USE: u64 = 10058;
@@ -33,9 +38,10 @@ const WRONG_LAST_SEQUENCE_UNNAMED: u64 = 10164;
 
 /// What must stand under a key for a write to happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Expected {
-    Anything,
+pub enum Expected {
+    /// Nothing.
     Nothing,
+    /// This writing.
     Revision(u64),
 }
 
@@ -46,15 +52,6 @@ pub(crate) enum Role {
     Keeper,
     /// It is made, and stays as it was made.
     Founder,
-    /// It is waited for: NATS permissions may allow nothing else.
-    User,
-}
-
-/// Where a bucket keeps its values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Storage {
-    Memory,
-    File,
 }
 
 /// What a bucket is.
@@ -63,9 +60,6 @@ pub(crate) struct Spec {
     /// Its name, behind `<prefix>_`.
     pub(crate) name: &'static str,
     pub(crate) description: &'static str,
-    pub(crate) storage: Storage,
-    /// Keys older than this vanish.
-    pub(crate) max_age: Option<Duration>,
 }
 
 /// What stands under a key.
@@ -147,11 +141,11 @@ impl Bucket {
         expected: Expected,
         wait: Duration,
     ) -> Result<u64, StoreError> {
-        self.write(key, value, expected_headers(expected), wait).await
+        self.write(key, value, Some(expected_headers(expected)), wait).await
     }
 
-    /// Removes if `expected` stands there. Watchers hear of it; what they hear vanishes after `marker_ttl` (1 s and up),
-    /// or stays.
+    /// Removes if `expected` stands there. Watchers hear of it; what they hear vanishes after `marker_ttl` (1 s and
+    /// up), or stays.
     pub(crate) async fn remove(
         &self,
         key: &str,
@@ -159,7 +153,7 @@ impl Bucket {
         marker_ttl: Option<Duration>,
         wait: Duration,
     ) -> Result<u64, StoreError> {
-        let mut headers = expected_headers(expected).unwrap_or_default();
+        let mut headers = expected_headers(expected);
         headers.insert("KV-Operation", "DEL");
         if let Some(ttl) = marker_ttl {
             headers.insert("Nats-TTL", format!("{}s", ttl.as_secs().max(1)));
@@ -177,13 +171,18 @@ impl Bucket {
     }
 
     /// One request to JetStream's API; `operation` is the subject behind `$JS.API.`.
-    pub(crate) async fn administer(&self, operation: &str, request: &Value) -> Result<Value, StoreError> {
+    pub(crate) async fn administer(
+        &self,
+        operation: &str,
+        request: &Value,
+        wait: Duration,
+    ) -> Result<Value, StoreError> {
         let request = match request {
             Value::Null => Bytes::new(),
             request => Bytes::from(request.to_string()),
         };
         let subject = format!("$JS.API.{operation}");
-        let reply = self.inner.bus.ask(subject, request, ADMIN_WAIT).await?;
+        let reply = self.inner.bus.ask(subject, request, wait).await?;
         let reply: Value = serde_json::from_slice(&reply).map_err(|error| unreadable(&error))?;
         match reply.get("error") {
             None => Ok(reply),
@@ -204,31 +203,26 @@ impl Bucket {
     pub(crate) async fn make_if_missing(&self) -> Result<String, StoreError> {
         let _one_at_a_time = self.inner.making.lock().await;
         self.make_if_missing_unlocked().await?;
-        let info = self.administer(&format!("STREAM.INFO.{}", self.inner.stream), &Value::Null).await?;
+        let info =
+            self.administer(&format!("STREAM.INFO.{}", self.inner.stream), &Value::Null, INFO_WAIT).await?;
         Ok(info.get("created").and_then(Value::as_str).unwrap_or_default().to_owned())
     }
 
     async fn make_if_missing_unlocked(&self) -> Result<(), StoreError> {
         let Inner { stream, name, bus, spec, role, .. } = &*self.inner;
-        let found = self.administer(&format!("STREAM.INFO.{stream}"), &Value::Null).await;
+        let found = self.administer(&format!("STREAM.INFO.{stream}"), &Value::Null, INFO_WAIT).await;
         let standing = match found {
             Ok(info) => Some(info),
             Err(StoreError::Missing(_)) => None,
             Err(error) => return Err(error),
         };
-        let max_age_ns = spec.max_age.map_or(0, |age| u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
-        let storage = match spec.storage {
-            Storage::Memory => "memory",
-            Storage::File => "file",
-        };
         match standing {
-            None if *role == Role::User => return Err(StoreError::Missing(name.clone())),
             None => {
                 let config = json!({
                     "name": stream,
                     "description": spec.description,
                     "subjects": [format!("$KV.{name}.>")],
-                    "storage": storage,
+                    "storage": STORAGE,
                     "num_replicas": bus.replicas(),
                     "retention": "limits",
                     "discard": "new",
@@ -236,45 +230,46 @@ impl Bucket {
                     "max_msgs": -1,
                     "max_bytes": -1,
                     "max_consumers": -1,
-                    "max_age": max_age_ns,
-                    "duplicate_window": if max_age_ns == 0 { 120_000_000_000 } else { max_age_ns.min(120_000_000_000) },
+                    "max_age": 0,
+                    "duplicate_window": 120_000_000_000_u64,
                     "allow_rollup_hdrs": true,
                     "deny_delete": true,
                     "allow_direct": true,
                     "allow_msg_ttl": true,
-                    // Revisions go on growing when the bucket is lost with NATS' memory and made again: one held
+                    // Revisions go on growing when the bucket is lost with NATS' files and made again: one held
                     // from before never names a later write.
                     "first_seq": now_us(),
                 });
-                match self.administer(&format!("STREAM.CREATE.{stream}"), &config).await {
+                match self.administer(&format!("STREAM.CREATE.{stream}"), &config, ADMIN_WAIT).await {
                     Ok(_) => info!(bucket = name, "made the bucket"),
                     // Another process was faster.
                     Err(StoreError::Refused { code: STREAM_NAME_IN_USE, .. }) => {}
                     Err(error) => return Err(error),
                 }
             }
-            Some(_) if *role != Role::Keeper => {}
-            Some(mut info) => self.bring_up_to_date(info.get_mut("config"), max_age_ns).await,
+            Some(_) if *role == Role::Founder => {}
+            Some(info) if info.pointer("/config/storage").and_then(Value::as_str) != Some(STORAGE) => {
+                // That cannot be changed; what stood there is written again by those whose it is.
+                self.administer(&format!("STREAM.DELETE.{stream}"), &Value::Null, ADMIN_WAIT).await?;
+                info!(bucket = name, "the bucket is made anew: it was kept in memory");
+                return Box::pin(self.make_if_missing_unlocked()).await;
+            }
+            Some(mut info) => self.bring_up_to_date(info.get_mut("config")).await,
         }
         self.inner.made.fetch_add(1, Ordering::AcqRel);
         Ok(())
     }
 
     /// Follows settings that have changed since the bucket was made.
-    async fn bring_up_to_date(&self, config: Option<&mut Value>, max_age_ns: u64) {
+    async fn bring_up_to_date(&self, config: Option<&mut Value>) {
         let Inner { stream, name, bus, .. } = &*self.inner;
         let Some(Value::Object(config)) = config else { return };
-        let number = |key: &str| config.get(key).and_then(Value::as_u64).unwrap_or_default();
-        if number("max_age") == max_age_ns && number("num_replicas") == u64::from(bus.replicas()) {
+        if config.get("num_replicas").and_then(Value::as_u64) == Some(bus.replicas().into()) {
             return;
         }
-        config.insert("max_age".into(), max_age_ns.into());
         config.insert("num_replicas".into(), bus.replicas().into());
-        if max_age_ns != 0 {
-            config.insert("duplicate_window".into(), max_age_ns.min(120_000_000_000).into());
-        }
         let config = Value::Object(config.clone());
-        match self.administer(&format!("STREAM.UPDATE.{stream}"), &config).await {
+        match self.administer(&format!("STREAM.UPDATE.{stream}"), &config, ADMIN_WAIT).await {
             Ok(_) => info!(bucket = name, "changed the bucket as the settings say"),
             Err(error) => warn!(bucket = name, %error, "the bucket keeps its older settings"),
         }
@@ -420,15 +415,14 @@ fn time_of(text: &str) -> Result<SystemTime, StoreError> {
     OffsetDateTime::parse(text, &Rfc3339).map(SystemTime::from).map_err(|error| unreadable(&error))
 }
 
-fn expected_headers(expected: Expected) -> Option<HeaderMap> {
+fn expected_headers(expected: Expected) -> HeaderMap {
     let revision = match expected {
-        Expected::Anything => return None,
         Expected::Nothing => 0,
         Expected::Revision(revision) => revision,
     };
     let mut headers = HeaderMap::new();
     headers.insert("Nats-Expected-Last-Subject-Sequence", revision.to_string());
-    Some(headers)
+    headers
 }
 
 fn joined(prefix: &str, key: &str) -> Subject {

@@ -223,9 +223,9 @@ impl Bus {
         Asked(number)
     }
 
-    /// Nobody cares for the reply any more: the handler does not run, if it has not yet.
-    pub fn give_up(&self, asked: Asked) {
-        self.inner.pending.give_up(asked.0);
+    /// Nobody cares for the reply any more: the handler does not run, if it has not yet. True if it had not.
+    pub fn give_up(&self, asked: Asked) -> bool {
+        self.inner.pending.give_up(asked.0)
     }
 
     /// The nodes that [`ask_then`](Self::ask_then) waits for.

@@ -1,7 +1,8 @@
 //! Why did it not happen? The errors of connecting, asking, telling and storing.
 
-/// What the head of a message takes at most beside a device's body: ids, a trace context, a ticket, an inbox.
-pub(crate) const HEAD_BYTES: usize = 1_024;
+/// What the head of a message takes at most beside a device's body: ids, a name of 255 characters, a trace
+/// context, a ticket, an inbox.
+pub(crate) const HEAD_BYTES: usize = 2_048;
 
 /// Why something on NATS could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +60,8 @@ pub enum AskError {
     /// There is no connection, or it took no message in time, or it was closed while the reply was waited for.
     #[error("not connected to NATS")]
     Down,
-    /// The node that was asked is gone, as [`Bus::no_reply_from`](crate::Bus::no_reply_from) was told; it may have received the question.
+    /// The node that was asked is gone, as [`Bus::no_reply_from`](crate::Bus::no_reply_from) was told; it may have
+    /// received the question.
     #[error("the node that was asked is gone")]
     Gone,
     /// `max_pending_asks` questions are open; nothing was sent.
@@ -87,8 +89,8 @@ pub enum StoreError {
     /// NATS did not answer, or not in time; the write may have happened.
     #[error("the store cannot be reached: {0}")]
     Unreachable(#[from] AskError),
-    /// The bucket is not there, and is not ours to make.
-    #[error("the bucket {0} is missing: a router makes it when it starts")]
+    /// The bucket is not there.
+    #[error("the bucket {0} is missing")]
     Missing(String),
     /// Something else stands there than was expected.
     #[error("another write came first")]

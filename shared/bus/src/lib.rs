@@ -1,16 +1,16 @@
-//! How do the services reach each other and what they share? Over NATS, and here alone.
+//! How do the services reach each other and what they share? Over NATS, and here alone: nobody else uses `async-nats`.
 //!
-//! [`Bus`] is request and reply, [`ClaimStore`] says where each device is connected, [`registry`] holds devices,
-//! [`server`] runs a nats-server as a child. Nobody else uses `async-nats`.
+//! For everybody: [`Bus`] is request and reply, [`server`] runs a nats-server as a child. For those who may use
+//! JetStream: [`claims`] says where each device is connected (routers), [`registry`] holds devices (authorizers, the
+//! command), [`Keyring`] the keys of tickets (authorizers, routers).
 
 mod bucket;
-mod claim_map;
-mod claims;
+pub mod claims;
 mod configured;
 mod connect;
 mod connection;
 mod errors;
-mod leases;
+mod keys;
 mod meters;
 mod pending;
 mod pulse;
@@ -20,11 +20,9 @@ pub mod server;
 mod watch;
 
 pub use async_nats::Subject;
-pub use claim_map::{Arrivals, ClaimMap};
-pub use claims::{ClaimError, ClaimStore, Claimed, Reclaimed};
 pub use connect::{BusSettings, Connection};
 pub use connection::{Asked, Bus, Question};
 pub use errors::{AskError, BusError, StoreError, TellError};
-pub use leases::LeaseMap;
+pub use keys::Keyring;
 pub use meters::describe;
 pub use serve::{Request, Requests};

@@ -184,10 +184,12 @@ impl Pending {
     }
 
     /// Nobody cares for the reply any more: no handler runs.
-    pub(crate) fn give_up(&self, number: u64) {
-        if self.lock().remove(number).is_some() {
+    pub(crate) fn give_up(&self, number: u64) -> bool {
+        let was_open = self.lock().remove(number).is_some();
+        if was_open {
             self.cancelled.increment(1);
         }
+        was_open
     }
 
     /// Whom the open questions with a handler were put to.

@@ -10,6 +10,7 @@
 //! | `device.<id>` | [`Device`], with the hash of its token |
 //! | `credential.<sha256 of the token>` | the device's id |
 //! | `tenant-name.<sha256 of the name>` | the tenant's id |
+//! | `beat.<0 to 63>` | an authorizer's process and a number, see [`RegistryBeats`] |
 //! | `customer-name.<tenant>.<sha256>`, `device-name.<tenant>.<sha256>` | the customer's or device's id |
 //!
 //! Each write is a compare-and-set. Several keys are no transaction, so the order of writes keeps a crash in between
@@ -35,7 +36,7 @@ pub use records::{
     Snapshot, Tenant, check_labels, check_name,
 };
 pub use token::{MAX_TOKEN_BYTES, Token, credential_of};
-pub use watch::{Change, RegistryWatch};
+pub use watch::{Change, RegistryBeats, RegistryWatch};
 
 use crate::{Bus, StoreError};
 use bucket::{Bucket, Created, Held, json};
@@ -169,6 +170,11 @@ impl Registry {
     /// Follows the registry for ever: one full load, then every change. Opens the bucket itself, as often as needed.
     pub fn watch(bus: &Bus) -> RegistryWatch {
         RegistryWatch::new(bus)
+    }
+
+    /// Sends beats through the registry, for those who watch it.
+    pub fn beats(bus: &Bus) -> RegistryBeats {
+        RegistryBeats::new(bus)
     }
 
     /// Everything that stands in the registry.

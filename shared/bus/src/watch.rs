@@ -17,12 +17,15 @@ use crate::connect::Connection;
 use crate::errors::StoreError;
 
 /// How often the store says that it is still there when nothing changes.
-const HEARTBEAT: Duration = Duration::from_secs(2);
+const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Silence after which the watch starts over.
-const SILENCE_LIMIT: Duration = Duration::from_secs(7);
+const SILENCE_LIMIT: Duration = Duration::from_millis(3_500);
 /// How long the store keeps a watch whose process is gone.
 const INACTIVE_LIMIT: Duration = Duration::from_secs(15);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(2);
+/// How long the store may take to begin a watch, at first, and after it failed.
+const FIRST_BEGIN_WAIT: Duration = Duration::from_millis(1_500);
+const LAST_BEGIN_WAIT: Duration = Duration::from_secs(30);
 
 /// What a watch tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,6 +125,8 @@ impl Watch {
     async fn start(&mut self) -> Option<()> {
         let is_up = |connection: &Connection| matches!(connection, Connection::Up { .. });
         let Connection::Up { epoch } = *self.connection.wait_for(is_up).await.ok()? else { return Some(()) };
+        // Between two leaders a question gets lost; over a large bucket it takes its time.
+        let wait = (FIRST_BEGIN_WAIT * 2u32.pow(self.failures.min(8))).min(LAST_BEGIN_WAIT);
         let begun = tokio::select! {
             biased;
             // What was asked over a connection that is gone is not answered any more.
@@ -129,7 +134,7 @@ impl Watch {
                 changed.ok()?;
                 return Some(());
             }
-            begun = begin(&self.bucket, &self.keys, epoch) => begun,
+            begun = begin(&self.bucket, &self.keys, epoch, wait) => begun,
         };
         match begun {
             Ok(Begun { feed, bucket_made }) => {
@@ -149,7 +154,7 @@ impl Watch {
                     _ => debug!(bucket, %error, "cannot watch the bucket"),
                 }
                 self.failures = self.failures.saturating_add(1);
-                let delay = Duration::from_millis(50) * 2u32.pow(self.failures.min(8));
+                let delay = Duration::from_millis(50) * 2u32.pow(self.failures.min(5));
                 sleep(delay.min(MAX_RETRY_DELAY)).await;
             }
         }
@@ -244,7 +249,7 @@ impl Watch {
     }
 }
 
-async fn begin(bucket: &Bucket, keys: &[&str], epoch: u64) -> Result<Begun, StoreError> {
+async fn begin(bucket: &Bucket, keys: &[&str], epoch: u64, wait: Duration) -> Result<Begun, StoreError> {
     static SERIAL: AtomicU64 = AtomicU64::new(0);
     let bus = bucket.bus();
     let bucket_made = bucket.make_if_missing().await?;
@@ -271,7 +276,7 @@ async fn begin(bucket: &Bucket, keys: &[&str], epoch: u64) -> Result<Begun, Stor
             "mem_storage": true,
         },
     });
-    let created = bucket.administer(&format!("CONSUMER.CREATE.{stream}.{consumer}"), &request).await?;
+    let created = bucket.administer(&format!("CONSUMER.CREATE.{stream}.{consumer}"), &request, wait).await?;
     bus.meters().watch_reloads.increment(1);
     let awaits = created.get("num_pending").and_then(Value::as_u64).unwrap_or_default();
     // What arrived meanwhile may have been delivered already, so "none pending" is said of the store alone; with
@@ -282,7 +287,8 @@ async fn begin(bucket: &Bucket, keys: &[&str], epoch: u64) -> Result<Begun, Stor
     Ok(Begun { feed, bucket_made })
 }
 
-/// What a delivery's reply subject says of it: `$JS.ACK.<stream>.<consumer>.<times>.<revision>.<delivery>.<time>.<pending>`,
+/// What a delivery's reply subject says of it:
+/// `$JS.ACK.<stream>.<consumer>.<times>.<revision>.<delivery>.<time>.<pending>`,
 /// with a domain and an account in front of the stream from some servers.
 struct Place {
     revision: u64,

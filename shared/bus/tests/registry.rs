@@ -185,6 +185,7 @@ impl Seen {
                     Change::Tenant(..)
                     | Change::Customer(..)
                     | Change::Loaded
+                    | Change::Beat(_)
                     | Change::Confirmed
                     | Change::Lost => {}
                 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Budget, CallId, CustomerId, DeviceId, NodeId, Outcome, Protocol, SessionId, TenantId, closed_list,
+    Budget, CallId, CustomerId, DeviceId, NodeId, Outcome, Protocol, SessionId, TenantId, Ticket, closed_list,
 };
 
 /// A `sendMsg` on its way from the caller's node to the authorizer (`swb.call`). Its body follows.
@@ -16,6 +16,12 @@ pub struct Call {
     /// Its name, for the target; empty from a node that does not tell it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub caller_name: String,
+    /// As which visit of the call's node, and the authorizer's word for it.
+    #[serde(default)]
+    pub visit: u64,
+    /// See `visit`; it goes no further than to the authorizer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<Ticket>,
     /// Who is called.
     pub target: DeviceId,
     /// What is left of the call's time.

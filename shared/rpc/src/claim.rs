@@ -1,12 +1,12 @@
-//! Where is a device connected? The record that a node writes for each callable session.
+//! Where is a device connected? The record of each callable session, and what nodes and routers say about it.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{NodeId, SessionId, closed_list};
+use crate::{CallId, DeviceId, NodeId, SessionId, Ticket, closed_list};
 
-/// "This device is reachable through session S on node N." Stored under the device's id.
+/// "This device is reachable through session S on node N." Stored under the device's id, by routers alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
     /// The node.
@@ -15,9 +15,157 @@ pub struct Claim {
     pub session: SessionId,
     /// How the device is connected.
     pub protocol: Protocol,
-    /// When the session became callable, in milliseconds since 1970 on the node's clock. Decides which of two
-    /// sessions is newer only when the store lost its memory and both claim again.
-    pub since_ms: u64,
+    /// Which of two sessions is newer: the higher one. No clock says so.
+    #[serde(default)]
+    pub generation: Generation,
+}
+
+/// Grows with every session that becomes callable; a session keeps its own for as long as it lives.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Generation(pub u64);
+
+/// A node asks a router to write a claim (`swb.claim`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimRequest {
+    /// The device.
+    pub device: DeviceId,
+    /// The node that asks.
+    pub node: NodeId,
+    /// The session that is to be called.
+    pub session: SessionId,
+    /// How the device is connected.
+    pub protocol: Protocol,
+    /// What the session got when it claimed first; none when it does so now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<Generation>,
+    /// The visit that became callable.
+    pub visit: u64,
+    /// The authorizer's word for it.
+    pub ticket: Ticket,
+}
+
+/// The router's answer to a [`ClaimRequest`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClaimReply {
+    /// The claim stands.
+    Held {
+        /// The session's generation.
+        generation: Generation,
+        /// What the session spoke that it was written over just now, if another's stood there.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        over: Option<Protocol>,
+    },
+    /// A newer session's stands: this one is over.
+    Overtaken,
+    /// The ticket does not count: the node is to ask an authorizer for another.
+    Refused,
+    /// The store did not take it in time; it may stand nevertheless.
+    Unavailable,
+}
+
+/// A session is no longer callable (`swb.release`). Nobody answers: what is lost is found by comparing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseRequest {
+    /// The device.
+    pub device: DeviceId,
+    /// The session's node.
+    pub node: NodeId,
+    /// The session.
+    pub session: SessionId,
+}
+
+/// How many claims a node holds, and a sum of them that depends on no order: two who hold the same have the same.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// How many.
+    pub claims: u64,
+    sum: u64,
+}
+
+impl Tally {
+    /// One more.
+    pub fn add(&mut self, device: DeviceId, session: SessionId, generation: Generation) {
+        self.claims = self.claims.wrapping_add(1);
+        self.sum = self.sum.wrapping_add(mixed(device, session, generation));
+    }
+
+    /// One less, which was added before.
+    pub fn remove(&mut self, device: DeviceId, session: SessionId, generation: Generation) {
+        self.claims = self.claims.wrapping_sub(1);
+        self.sum = self.sum.wrapping_sub(mixed(device, session, generation));
+    }
+}
+
+fn mixed(device: DeviceId, session: SessionId, generation: Generation) -> u64 {
+    // splitmix64's finaliser over each part: what differs in one bit differs in half of the sum's.
+    let mix = |number: u64| {
+        let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        number ^ (number >> 31)
+    };
+    let (high, low) = device.0.as_u64_pair();
+    mix(mix(mix(mix(high) ^ low) ^ session.0) ^ generation.0)
+}
+
+/// A node is alive, and holds so many claims (`swb.lease`); for every router, and answered by none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseRenewal {
+    /// The node.
+    pub node: NodeId,
+    /// Its claims. A router that knows others says so (`swb.event.claims.<node>`).
+    pub tally: Tally,
+    /// It leaves: its lease ends with this.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ends: bool,
+}
+
+/// A claim as a node holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldClaim {
+    /// The device.
+    pub device: DeviceId,
+    /// The session.
+    pub session: SessionId,
+    /// The session's generation.
+    pub generation: Generation,
+}
+
+/// A node that was told of a difference asks which (`swb.compare`): one part of all its claims at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompareRequest {
+    /// The node.
+    pub node: NodeId,
+    /// Which part: the devices that [`part_of`] puts there.
+    pub part: u32,
+    /// Of how many.
+    pub parts: u32,
+    /// What the node holds of that part.
+    pub held: Vec<HeldClaim>,
+}
+
+/// The router's answer to a [`CompareRequest`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompareReply {
+    /// What the node holds and the router does not know so: to be claimed again.
+    pub lacking: Vec<DeviceId>,
+    /// What the router knows and the node did not name: to be released, unless the session has become callable since.
+    pub foreign: Vec<HeldClaim>,
+}
+
+/// In which of `parts` parts a device is compared.
+pub fn part_of(device: DeviceId, parts: u32) -> u32 {
+    u32::try_from(mixed(device, SessionId(0), Generation(0)) % u64::from(parts.max(1))).unwrap_or_default()
+}
+
+/// The caller is gone: a call that waits for its target need not any more (`swb.cancel`); for every router.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CancelRequest {
+    /// The call.
+    pub call: CallId,
+    /// Its target, under which it waits.
+    pub target: DeviceId,
 }
 
 closed_list! {
@@ -37,5 +185,37 @@ closed_list! {
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    proptest! {
+        #[test]
+        fn tallies_agree_where_the_claims_do(
+            claims in proptest::collection::vec((0u128..9, 0u64..4, 0u64..4), 1..20),
+            gone in 0usize..20,
+        ) {
+            let add = |tally: &mut Tally, (device, session, generation): &(u128, u64, u64)| {
+                tally.add(DeviceId(Uuid::from_u128(*device)), SessionId(*session), Generation(*generation));
+            };
+            let (mut one, mut other) = (Tally::default(), Tally::default());
+            claims.iter().for_each(|claim| add(&mut one, claim));
+            claims.iter().rev().for_each(|claim| add(&mut other, claim));
+            prop_assert_eq!(one, other);
+            let (device, session, generation) = claims[gone % claims.len()];
+            one.remove(DeviceId(Uuid::from_u128(device)), SessionId(session), Generation(generation));
+            one.add(DeviceId(Uuid::from_u128(device)), SessionId(session), Generation(generation + 4));
+            prop_assert_ne!(one, other, "as many, and not the same");
+        }
+
+        #[test]
+        fn every_device_has_its_part(device in any::<u128>(), parts in 0u32..100) {
+            prop_assert!(part_of(DeviceId(Uuid::from_u128(device)), parts) < parts.max(1));
+        }
     }
 }

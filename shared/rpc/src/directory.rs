@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CustomerId, DeviceId, TenantId};
+use crate::{CustomerId, DeviceId, NodeId, TenantId, Ticket};
 
 /// The SHA-256 of an access token, in lower-case hexadecimal. Tokens themselves never leave the node they came in on.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -40,6 +40,10 @@ impl fmt::Debug for CredentialHash {
 pub struct AuthenticateRequest {
     /// The hash of the access token that the device gave.
     pub credential: CredentialHash,
+    /// The node that asks.
+    pub node: NodeId,
+    /// As which of its visits the device is to be known: never given twice.
+    pub visit: u64,
 }
 
 /// The authorizer's answer to [`AuthenticateRequest`].
@@ -50,6 +54,8 @@ pub enum AuthenticateReply {
     Identity(Identity),
     /// Nobody holds that credential.
     Refused,
+    /// The authorizer does not know how things are now.
+    Unavailable,
 }
 
 /// Who a session is.
@@ -63,6 +69,8 @@ pub struct Identity {
     pub customer: Option<CustomerId>,
     /// Its name, unique in its tenant.
     pub name: String,
+    /// The authorizer's word for the visit.
+    pub ticket: Ticket,
 }
 
 /// `getDevices` (`swb.list`). The answer is an [`Outcome`](crate::Outcome), the list its body.
@@ -70,6 +78,14 @@ pub struct Identity {
 pub struct ListRequest {
     /// Who asks.
     pub caller: DeviceId,
+    /// At which node.
+    pub node: NodeId,
+    /// As in [`Call`](crate::Call).
+    #[serde(default)]
+    pub visit: u64,
+    /// As in [`Call`](crate::Call).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<Ticket>,
     /// At most so many entries; the setting `max_devices_per_customer` bounds it too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,

@@ -10,6 +10,7 @@ mod directory;
 mod ids;
 mod outcome;
 mod subjects;
+mod ticket;
 mod trace;
 pub mod wire;
 
@@ -17,7 +18,10 @@ pub use budget::{Budget, Deadline};
 pub use call::{
     Answer, AnswerReply, Call, Delivery, DeliveryReply, Eviction, Routed, SessionEnd, SessionEvent,
 };
-pub use claim::{Claim, Protocol};
+pub use claim::{
+    CancelRequest, Claim, ClaimReply, ClaimRequest, CompareReply, CompareRequest, Generation, HeldClaim,
+    LeaseRenewal, Protocol, ReleaseRequest, Tally, part_of,
+};
 pub use directory::{
     AuthenticateReply, AuthenticateRequest, CredentialHash, DeviceStanding, DeviceState, Identity,
     ListRequest, PresenceReply, PresenceRequest,
@@ -25,4 +29,5 @@ pub use directory::{
 pub use ids::{CallId, CustomerId, DeviceId, NODE_TAG_BITS, NodeId, ParseIdError, SessionId, TenantId};
 pub use outcome::{Limit, Method, Outcome, OutcomeName};
 pub use subjects::{Subjects, UplinkKind};
+pub use ticket::{Holder, Stamp, TICKET_LASTS_S, Ticket, TicketError, TicketKeys};
 pub use trace::{MAX_TRACEPARENT_BYTES, ParseTraceError, Sampling, TraceContext};

@@ -63,6 +63,41 @@ impl Subjects {
         self.under("presence")
     }
 
+    /// Ingress → router: write a claim.
+    pub fn claim(&self) -> String {
+        self.under("claim")
+    }
+
+    /// Ingress → router: a session is no longer callable.
+    pub fn release(&self) -> String {
+        self.under("release")
+    }
+
+    /// Ingress → every router: a node is alive, and holds so many claims.
+    pub fn lease(&self) -> String {
+        self.under("lease")
+    }
+
+    /// Ingress → router: in which claims do we differ?
+    pub fn compare(&self) -> String {
+        self.under("compare")
+    }
+
+    /// Ingress → every router: a call's caller is gone.
+    pub fn cancel(&self) -> String {
+        self.under("cancel")
+    }
+
+    /// Router → router: a call that waits, when its router stops.
+    pub fn handover(&self) -> String {
+        self.under("handover")
+    }
+
+    /// Router → one ingress node: it holds other claims than the router knows.
+    pub fn claims_differ(&self, node: NodeId) -> String {
+        self.under(&format!("event.claims.{node}"))
+    }
+
     /// Router → one ingress node: deliver to a session.
     pub fn node(&self, node: NodeId) -> String {
         self.under(&format!("node.{node}"))
@@ -98,7 +133,7 @@ impl Subjects {
         self.under(&format!("answer.{tag}"))
     }
 
-    /// Claimer → the older session's node: it has been overtaken.
+    /// Router → the older session's node: it has been overtaken.
     pub fn takeover(&self, node: NodeId) -> String {
         self.under(&format!("event.takeover.{node}"))
     }

@@ -54,6 +54,8 @@ mod tests {
             call: CallId { node: NodeId(1), serial: 2 },
             caller: DeviceId(Uuid::from_u128(3)),
             caller_name: String::new(),
+            visit: 0,
+            ticket: None,
             target: DeviceId(Uuid::from_u128(4)),
             budget_ms: Budget::from_ms(5),
             connect_budget_ms: Budget::from_ms(0),

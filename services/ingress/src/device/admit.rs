@@ -50,15 +50,16 @@ impl Node {
         protocol: Protocol,
     ) -> Result<Arc<Visitor>, NotAdmitted> {
         let changes = self.changes();
-        let identity = self.identify(credential).await?;
-        let visitor = self.sessions.enter(identity, credential, protocol, Instant::now());
+        let visit = self.sessions.next_visit();
+        let identity = self.identify(credential, visit).await?;
+        let visitor = self.sessions.enter(visit, identity, credential, protocol, Instant::now());
         self.metrics.visitors(protocol).increment(1);
         if self.changes() == changes {
             return Ok(visitor);
         }
         // A change between the question and here found no visitor to end: it may be this one's. Whatever comes after
         // this second question finds him.
-        let refused = match self.identify(credential).await {
+        let refused = match self.identify(credential, visit).await {
             Ok(now) if visitor.is(&now) => return Ok(visitor),
             Ok(_) => NotAdmitted::Unknown,
             Err(refused) => refused,
@@ -67,9 +68,9 @@ impl Node {
         Err(refused)
     }
 
-    async fn identify(&self, credential: CredentialDigest) -> Result<Identity, NotAdmitted> {
+    async fn identify(&self, credential: CredentialDigest, visit: u64) -> Result<Identity, NotAdmitted> {
         let wait = Duration::from_millis(self.settings.ingress.authenticate_timeout_ms);
-        match self.calls.authenticate(CredentialHash::from_digest(credential), wait).await {
+        match self.calls.authenticate(CredentialHash::from_digest(credential), visit, wait).await {
             Ok(identity) => identity.ok_or(NotAdmitted::Unknown),
             Err(error) => {
                 tracing::warn!(%error, "a device could not be authenticated");

@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 use rpc::{
-    Claim, CredentialHash, CustomerId, DeviceId, DeviceState, Identity, NodeId, Protocol, SessionId, TenantId,
+    CredentialHash, CustomerId, DeviceId, DeviceState, Generation, HeldClaim, Identity, Protocol, SessionId,
+    TICKET_LASTS_S, TenantId, Ticket,
 };
 
 use super::caller::CallerLimits;
@@ -20,7 +21,7 @@ pub type CredentialDigest = [u8; 32];
 /// A device that this node knows: its token was looked up, and it is watched for changes of the registry.
 #[derive(Debug)]
 pub struct Visitor {
-    /// Unique on this node.
+    /// Its visit: unique on this node.
     pub id: u64,
     /// Who it is.
     pub device: DeviceId,
@@ -38,9 +39,26 @@ pub struct Visitor {
     pub mailbox: Mailbox,
     /// What the device may do as a caller, shared by all its visitors on this node.
     pub caller: Arc<Mutex<CallerLimits>>,
+    /// The authorizer's word for this visit, and since when.
+    ticket: Mutex<(Ticket, Instant)>,
 }
 
 impl Visitor {
+    /// The authorizer's word for this visit.
+    pub fn ticket(&self) -> Ticket {
+        self.ticket.lock().0
+    }
+
+    /// The authorizer has given its word anew.
+    pub fn renew_ticket(&self, ticket: Ticket, now: Instant) {
+        *self.ticket.lock() = (ticket, now);
+    }
+
+    /// Whether half of the ticket's time is over.
+    pub fn is_ticket_old(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.ticket.lock().1).as_secs() >= u64::from(TICKET_LASTS_S / 2)
+    }
+
     /// Whether it is still what an authorizer says of its token.
     pub fn is(&self, identity: &Identity) -> bool {
         self.device == identity.device && self.tenant == identity.tenant && self.customer == identity.customer
@@ -71,48 +89,12 @@ pub struct Session {
     pub visitor: Arc<Visitor>,
     /// Its loop reads calls from here, and that a newer session has taken over.
     pub mailbox: Mailbox,
-    held: Mutex<Option<HeldClaim>>,
-}
-
-/// A claim that stands in the store for a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HeldClaim {
-    /// When the session became callable, in milliseconds since 1970.
-    pub since_ms: u64,
-    /// The store's revision of the claim: what a release must match.
-    pub revision: u64,
 }
 
 impl Session {
-    /// The claim of this session on `node`.
-    pub fn claim(&self, node: NodeId, since_ms: u64) -> Claim {
-        Claim { node, session: self.id, protocol: self.visitor.protocol, since_ms }
-    }
-
-    /// The claim that stands, if one does.
-    pub fn held(&self) -> Option<HeldClaim> {
-        *self.held.lock()
-    }
-
-    /// Notes a claim that now stands.
-    pub fn hold(&self, claim: HeldClaim) {
-        *self.held.lock() = Some(claim);
-    }
-
-    /// Takes the claim away, to release it.
-    pub fn let_go(&self) -> Option<HeldClaim> {
-        self.held.lock().take()
-    }
-
-    /// Notes the new revision of a claim that was written again. False when the session has let go of it meanwhile:
-    /// the new revision is then the one to release.
-    pub fn renew_held(&self, old: HeldClaim, revision: u64) -> bool {
-        let mut held = self.held.lock();
-        if *held != Some(old) {
-            return false;
-        }
-        *held = Some(HeldClaim { revision, ..old });
-        true
+    /// The session as a claim names it.
+    pub fn held_as(&self, generation: Generation) -> HeldClaim {
+        HeldClaim { device: self.visitor.device, session: self.id, generation }
     }
 }
 
@@ -132,15 +114,20 @@ struct OnNode {
 }
 
 impl Sessions {
-    /// Adds a visitor.
+    /// The number of a visit that is about to begin.
+    pub fn next_visit(&self) -> u64 {
+        self.next_id()
+    }
+
+    /// Adds a visitor, who was authenticated for this visit.
     pub fn enter(
         &self,
+        id: u64,
         identity: Identity,
         credential: CredentialDigest,
         protocol: Protocol,
         now: Instant,
     ) -> Arc<Visitor> {
-        let id = self.next_id();
         let mut devices = self.devices.lock();
         let on_node = devices.entry(identity.device).or_insert_with(|| OnNode {
             caller: Arc::new(Mutex::new(CallerLimits::new(now))),
@@ -157,6 +144,7 @@ impl Sessions {
             protocol,
             mailbox: Mailbox::default(),
             caller: Arc::clone(&on_node.caller),
+            ticket: Mutex::new((identity.ticket, now)),
         });
         on_node.visitors.push(Arc::clone(&visitor));
         visitor
@@ -177,7 +165,6 @@ impl Sessions {
             id: SessionId(self.next_id()),
             visitor: Arc::clone(visitor),
             mailbox: Mailbox::default(),
-            held: Mutex::new(None),
         });
         let mut devices = self.devices.lock();
         let on_node = devices.entry(visitor.device).or_insert_with(|| OnNode {
@@ -255,7 +242,8 @@ impl Sessions {
         self.devices.lock().values().flat_map(|it| it.sessions.iter().cloned()).collect()
     }
 
-    fn find(&self, device: DeviceId, session: SessionId) -> Option<Arc<Session>> {
+    /// A session of the device.
+    pub fn find(&self, device: DeviceId, session: SessionId) -> Option<Arc<Session>> {
         self.devices.lock().get(&device)?.sessions.iter().find(|it| it.id == session).cloned()
     }
 
@@ -277,7 +265,7 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rpc::DeviceStanding;
+    use rpc::{DeviceStanding, Holder, NodeId, Stamp, TicketKeys};
     use std::task::{Context, Poll, Waker};
     use uuid::Uuid;
 
@@ -289,7 +277,14 @@ mod tests {
             tenant: TenantId(Uuid::from_u128(1)),
             customer: Some(CustomerId(Uuid::from_u128(2))),
             name: "A".to_owned(),
+            ticket: ticket(device),
         }
+    }
+
+    fn ticket(device: u128) -> Ticket {
+        let holder = Holder { device: DeviceId(Uuid::from_u128(device)), node: NodeId(1), visit: 1 };
+        let keys = TicketKeys::default().rotated([0; 32], 0).unwrap();
+        keys.sign(holder, Stamp::of_digest(&DIGEST), 0).unwrap()
     }
 
     fn standing() -> DeviceStanding {
@@ -308,8 +303,8 @@ mod tests {
     #[test]
     fn a_device_is_forgotten_with_its_last_visitor_and_session() {
         let (sessions, now) = (Sessions::default(), Instant::now());
-        let a = sessions.enter(identity(1), DIGEST, Protocol::Mqtt, now);
-        let b = sessions.enter(identity(1), DIGEST, Protocol::Http, now);
+        let a = sessions.enter(sessions.next_visit(), identity(1), DIGEST, Protocol::Mqtt, now);
+        let b = sessions.enter(sessions.next_visit(), identity(1), DIGEST, Protocol::Http, now);
         assert!(a.id != b.id && Arc::ptr_eq(&a.caller, &b.caller));
         assert_eq!(sessions.visitors_of(a.device).iter().map(|it| it.id).collect::<Vec<_>>(), [a.id, b.id]);
         let session = sessions.begin(&a);
@@ -329,7 +324,8 @@ mod tests {
         ];
         let sessions = Sessions::default();
         let device = identity(1).device;
-        let visitor = sessions.enter(identity(1), DIGEST, Protocol::Mqtt, Instant::now());
+        let visitor =
+            sessions.enter(sessions.next_visit(), identity(1), DIGEST, Protocol::Mqtt, Instant::now());
         assert_eq!(sessions.end_outdated(&DeviceState { device, now: Some(standing()) }), 0);
         let stranger = DeviceState { device: identity(2).device, now: None };
         assert_eq!(sessions.end_outdated(&stranger), 0);
@@ -349,7 +345,8 @@ mod tests {
     #[test]
     fn a_takeover_reaches_one_session_and_a_shutdown_every_visitor() {
         let sessions = Sessions::default();
-        let visitor = sessions.enter(identity(1), DIGEST, Protocol::Coap, Instant::now());
+        let visitor =
+            sessions.enter(sessions.next_visit(), identity(1), DIGEST, Protocol::Coap, Instant::now());
         let (older, newer) = (sessions.begin(&visitor), sessions.begin(&visitor));
         sessions.take_over(identity(2).device, older.id);
         sessions.take_over(visitor.device, older.id);
@@ -357,17 +354,5 @@ mod tests {
         assert!(mail(&newer.mailbox).is_none() && mail(&visitor.mailbox).is_none());
         sessions.tell_all(|| Mail::Drain);
         assert!(matches!(mail(&visitor.mailbox), Some(Mail::Drain)));
-    }
-
-    #[test]
-    fn a_claim_is_let_go_once_and_renewed_while_it_is_held() {
-        let sessions = Sessions::default();
-        let session = sessions.begin(&sessions.enter(identity(1), DIGEST, Protocol::Coap, Instant::now()));
-        let held = HeldClaim { since_ms: 1, revision: 2 };
-        assert!(!session.renew_held(held, 3));
-        session.hold(held);
-        assert!(session.renew_held(held, 3) && !session.renew_held(held, 4));
-        assert_eq!(session.let_go(), Some(HeldClaim { since_ms: 1, revision: 3 }));
-        assert_eq!((session.let_go(), session.held()), (None, None));
     }
 }

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bus::Asked;
 use bytes::{Buf, BytesMut};
 use futures::Stream;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
@@ -21,7 +20,7 @@ use tokio::time::Sleep;
 
 use super::handshake::{Connected, shake_hands};
 use super::session::{Effect, Ended, Session, SessionLimits, Ticket};
-use crate::calls;
+use crate::calls::{self, Asked};
 use crate::device::admit::digest;
 use crate::device::mailbox::Mail;
 use crate::device::sessions::{self, CredentialDigest, Visitor};

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::RegistryError;
 use super::records::Key;
 use crate::Bus;
-use crate::bucket::{self, Entry, Expected, Role, Spec, Storage};
+use crate::bucket::{self, Entry, Expected, Role, Spec};
 use crate::errors::StoreError;
 
 /// How long one request to JetStream may take.
@@ -21,12 +21,8 @@ const ATTEMPTS: u32 = 8;
 /// crash and may be taken over.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(60);
 
-const DEVICES: Spec = Spec {
-    name: "devices",
-    description: "Tenants, customers, devices and the hashes of their tokens",
-    storage: Storage::File,
-    max_age: None,
-};
+const DEVICES: Spec =
+    Spec { name: "devices", description: "Tenants, customers, devices and the hashes of their tokens" };
 
 /// The bucket `<prefix>_devices`.
 #[derive(Clone)]

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rpc::{CredentialHash, CustomerId, DeviceId, TenantId};
+use rpc::{CredentialHash, CustomerId, DeviceId, NodeId, TenantId};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -41,6 +41,8 @@ pub enum Change {
     Loaded,
     /// The store says that nothing else has changed.
     Confirmed,
+    /// A beat of this process has come back, see [`RegistryBeats`].
+    Beat(u64),
     /// Changes may be missed from now on, until the next [`Change::Loaded`].
     Lost,
 }
@@ -82,12 +84,59 @@ async fn follow(bus: Bus, changes: mpsc::Sender<Change>) {
     // Keys complained about, so that a record nobody can read does not fill the log.
     let mut unreadable = HashSet::new();
     while let Some(event) = watch.next().await {
+        if is_beat(&event) {
+            let beat = own_beat(&event, bus.process());
+            if let Some(beat) = beat
+                && changes.send(Change::Beat(beat)).await.is_err()
+            {
+                return;
+            }
+            continue;
+        }
         if let Some(change) = change_of(event, &mut unreadable)
             && changes.send(change).await.is_err()
         {
             return;
         }
     }
+}
+
+/// Beats through the registry itself. One comes back behind every change that was written before it, so who has seen it
+/// has seen those.
+pub struct RegistryBeats {
+    bus: Bus,
+    subject: String,
+}
+
+/// Keys for beats: processes share them, so that those that are gone leave no key of their own behind.
+const BEAT_KEYS: u64 = 64;
+
+impl RegistryBeats {
+    pub(super) fn new(bus: &Bus) -> Self {
+        let key = bus.process().0 % BEAT_KEYS;
+        RegistryBeats {
+            bus: bus.clone(),
+            subject: format!("$KV.{}_devices.beat.{key}", bus.subjects().prefix()),
+        }
+    }
+
+    /// Sends one. It comes back as [`Change::Beat`], or not at all.
+    pub async fn send(&self, number: u64) {
+        let beat = format!("{} {number}", self.bus.process());
+        if let Err(error) = self.bus.tell(self.subject.as_str(), beat.into()).await {
+            tracing::debug!(%error, "the registry takes no beat");
+        }
+    }
+}
+
+fn is_beat(event: &WatchEvent) -> bool {
+    matches!(event, WatchEvent::Put { key, .. } | WatchEvent::Removed { key, .. } if key.starts_with("beat."))
+}
+
+fn own_beat(event: &WatchEvent, process: NodeId) -> Option<u64> {
+    let WatchEvent::Put { value, .. } = event else { return None };
+    let (sender, number) = std::str::from_utf8(value).ok()?.split_once(' ')?;
+    (sender.parse() == Ok(process)).then(|| number.parse().ok())?
 }
 
 async fn open(bus: &Bus) -> Bucket {
@@ -105,7 +154,7 @@ async fn open(bus: &Bus) -> Bucket {
 }
 
 /// The keys that a watch needs; the indexes of names serve only those who write.
-const KINDS: [&str; 4] = ["tenant.*", "customer.*", "device.*", "credential.*"];
+const KINDS: [&str; 5] = ["tenant.*", "customer.*", "device.*", "credential.*", "beat.*"];
 
 /// Loads what stands in the bucket under `kinds` of keys.
 pub(super) async fn load(bucket: &Bucket, kinds: &[&'static str]) -> Result<Snapshot, RegistryError> {
@@ -122,7 +171,7 @@ pub(super) async fn load(bucket: &Bucket, kinds: &[&'static str]) -> Result<Snap
             Some(Change::Device(id, now)) => put(&mut snapshot.devices, id, now),
             Some(Change::Loading) => snapshot = Snapshot::default(),
             Some(Change::Loaded) => return Ok(snapshot),
-            Some(Change::Credential(..) | Change::Confirmed | Change::Lost) | None => {}
+            Some(Change::Credential(..) | Change::Beat(_) | Change::Confirmed | Change::Lost) | None => {}
         }
     }
 }

@@ -10,13 +10,14 @@
 
 mod asks;
 mod claims;
+mod keys;
 mod servers;
 
 use std::time::Duration;
 
 use bus::server::{NatsServer, ServerOptions, find_binary};
 use bus::{Bus, BusSettings};
-use rpc::{Claim, DeviceId, NodeId, Protocol, SessionId};
+use rpc::{Claim, DeviceId, Generation, NodeId, Protocol, SessionId};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -54,6 +55,7 @@ fn device(number: u128) -> DeviceId {
     DeviceId(Uuid::from_u128(number))
 }
 
-fn claim(node: u64, session: u64, since_ms: u64) -> Claim {
-    Claim { node: NodeId(node), session: SessionId(session), protocol: Protocol::Mqtt, since_ms }
+fn claim(node: u64, generation: u64) -> Claim {
+    let (session, generation) = (SessionId(1), Generation(generation));
+    Claim { node: NodeId(node), session, protocol: Protocol::Mqtt, generation }
 }

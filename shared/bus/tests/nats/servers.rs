@@ -69,13 +69,13 @@ async fn a_body_that_fits_no_message_is_a_fault_of_the_settings() {
     let folder = std::env::temp_dir().join(format!("switchboard-bus-test-{}", uuid::Uuid::new_v4()));
     std::fs::create_dir_all(&folder).unwrap();
     let config_file = folder.join("nats.conf");
-    std::fs::write(&config_file, "max_payload: 66559").unwrap();
+    std::fs::write(&config_file, "max_payload: 67583").unwrap();
     let options = ServerOptions { config_file: Some(config_file), ..server_options() };
     let nats = NatsServer::start(&options).await.unwrap();
     let bus = connect(&nats).await;
     let mut allowed = boot::Settings::default();
     let error = bus.admits_bodies(&allowed).unwrap_err().to_string();
-    for part in ["mqtt.max_packet_bytes is 65536 bytes", "66559 bytes (its max_payload)", "to 65535"] {
+    for part in ["mqtt.max_packet_bytes is 65536 bytes", "67583 bytes (its max_payload)", "to 65535"] {
         assert!(error.contains(part), "{error}");
     }
     allowed.mqtt.max_packet_bytes = 65_535;

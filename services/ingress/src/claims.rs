@@ -1,0 +1,271 @@
+//! How does a node come by its claims, and keep them? It asks routers, which own them; and it says that it is alive.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bus::{AskError, Connection};
+use rpc::{
+    ClaimReply, ClaimRequest, CompareReply, CompareRequest, Generation, HeldClaim, LeaseRenewal, Limit,
+    Protocol, ReleaseRequest, wire,
+};
+use tokio::sync::Notify;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use crate::device::holding::{Difference, ToMend};
+use crate::device::sessions::Session;
+use crate::node::Node;
+
+/// Between two attempts, while no router is there or the store takes nothing.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// How soon a difference is looked at again that may settle.
+const SETTLE_PAUSE: Duration = Duration::from_secs(1);
+/// How long a router may take to compare one part of the claims.
+const COMPARE_WAIT: Duration = Duration::from_secs(5);
+
+/// How a claim ended.
+enum Claimed {
+    /// It stands, in the place of another session that spoke this.
+    Held(Generation, Option<Protocol>),
+    /// A newer session's stands.
+    Overtaken,
+    /// It does not, as far as is known.
+    Failed,
+}
+
+impl Node {
+    /// Has a session's claim written; the session that held one before is ended. False when nobody did it in time.
+    pub(crate) async fn claim(&self, session: &Session) -> bool {
+        let device = session.visitor.device;
+        let started = Instant::now();
+        // Who waits here for too long is refused without having cost the store anything; who is let in has time left.
+        let Ok(_place) = timeout(self.claim_timeout() / 2, self.claim_places.acquire()).await else {
+            self.metrics.limit_hit(Limit::ClaimsInFlight);
+            self.metrics.claimed(false, started.elapsed());
+            tracing::warn!(%device, session = %session.id, "too many claims wait to be written");
+            return false;
+        };
+        let claimed = self.ask_for_claim(session, None, started + self.claim_timeout()).await;
+        let stands = match claimed {
+            Claimed::Held(generation, over) => {
+                if let Some(older) = over {
+                    self.took_over(session, older);
+                }
+                self.holding.lock().hold(device, session.id, generation, Instant::now());
+                self.metrics.claims.increment(1);
+                true
+            }
+            Claimed::Overtaken | Claimed::Failed => {
+                // It may stand nevertheless.
+                self.tell_release(session.held_as(Generation(0))).await;
+                false
+            }
+        };
+        self.metrics.claimed(stands, started.elapsed());
+        stands
+    }
+
+    fn took_over(&self, newer: &Session, older: Protocol) {
+        let device = newer.visitor.device;
+        // A device that polls has its polls answered by any node: it takes over from itself.
+        let both_poll = [older, newer.visitor.protocol] == [Protocol::Http; 2];
+        if !both_poll && self.takeovers.lock().happened(device, Instant::now()) {
+            tracing::warn!(%device, "clients take this device over from each other: its sessions begin later");
+        }
+    }
+
+    /// Nobody else finds the session: its claim is given up, and only its own.
+    pub async fn release(&self, session: &Session) {
+        if self.holding.lock().let_go(session.id, Instant::now()) {
+            self.metrics.claims.decrement(1);
+            self.tell_release(session.held_as(Generation(0))).await;
+        }
+    }
+
+    /// Asks until a router has said how it ended, or `give_up`.
+    async fn ask_for_claim(
+        &self,
+        session: &Session,
+        generation: Option<Generation>,
+        give_up: Instant,
+    ) -> Claimed {
+        let visitor = &session.visitor;
+        let mut may_renew = true;
+        loop {
+            let request = ClaimRequest {
+                device: visitor.device,
+                node: self.id,
+                session: session.id,
+                protocol: visitor.protocol,
+                generation,
+                visit: visitor.id,
+                ticket: visitor.ticket(),
+            };
+            let wait = give_up.saturating_duration_since(Instant::now());
+            let why = match self.ask::<ClaimReply>(self.bus.subjects().claim(), &request, wait).await {
+                Ok(ClaimReply::Held { generation, over }) => return Claimed::Held(generation, over),
+                Ok(ClaimReply::Overtaken) => return Claimed::Overtaken,
+                // Once: it may have been signed with a key that is none any more.
+                Ok(ClaimReply::Refused) if may_renew => {
+                    may_renew = false;
+                    self.reauthenticate(visitor).await;
+                    continue;
+                }
+                Ok(ClaimReply::Refused) => "its ticket does not count".to_owned(),
+                Ok(ClaimReply::Unavailable) => "the store did not take it".to_owned(),
+                Err(AskError::NoResponders) => "no router is there".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            if Instant::now() + RETRY_PAUSE >= give_up {
+                tracing::warn!(device = %visitor.device, session = %session.id, why, "the claim was not written");
+                return Claimed::Failed;
+            }
+            sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    async fn tell_release(&self, held: HeldClaim) {
+        let release = ReleaseRequest { device: held.device, node: self.id, session: held.session };
+        let Ok(message) = wire::encode(&release, b"") else { return };
+        if let Err(error) = self.bus.tell(self.bus.subjects().release(), message).await {
+            // Left behind, it is found out at the next call, or when claims are compared.
+            tracing::debug!(device = %held.device, session = %held.session, %error, "the claim was not released");
+        }
+    }
+
+    async fn renew_lease(&self, ends: bool) {
+        let renewal = LeaseRenewal { node: self.id, tally: self.holding.lock().tally(), ends };
+        let Ok(message) = wire::encode(&renewal, b"") else { return };
+        if let Err(error) = self.bus.tell(self.bus.subjects().lease(), message).await {
+            tracing::warn!(%error, "the node's lease was not renewed");
+        }
+    }
+
+    /// Finds out in which claims a router differs, and mends it.
+    async fn compare(&self, parts: u32) {
+        tracing::info!(node = %self.id, "a router knows other claims of this node: they are compared");
+        for part in 0..parts {
+            let held = self.holding.lock().part(part, parts);
+            let request = CompareRequest { node: self.id, part, parts, held };
+            let reply = self.ask::<CompareReply>(self.bus.subjects().compare(), &request, COMPARE_WAIT).await;
+            let reply = match reply {
+                Ok(reply) => reply,
+                // The next renewal of the lease finds it again.
+                Err(error) => return tracing::warn!(%error, "the claims cannot be compared now"),
+            };
+            let mend = self.holding.lock().compared(&request.held, &reply);
+            self.mend(mend).await;
+        }
+    }
+
+    async fn mend(&self, ToMend { claim, release }: ToMend) {
+        if !claim.is_empty() || !release.is_empty() {
+            tracing::info!(claimed = claim.len(), released = release.len(), "claims are mended");
+        }
+        for held in release {
+            // A session whose claim is being written is not held yet, and is not gone either.
+            if self.sessions.find(held.device, held.session).is_none() {
+                self.tell_release(held).await;
+                sleep(self.reclaim_pause()).await;
+            }
+        }
+        for held in claim {
+            if let Some(session) = self.sessions.find(held.device, held.session) {
+                self.claim_again(&session).await;
+                sleep(self.reclaim_pause()).await;
+            }
+        }
+    }
+
+    async fn claim_again(&self, session: &Session) {
+        let Some(generation) = self.holding.lock().generation(session.id) else { return };
+        let give_up = Instant::now() + self.claim_timeout();
+        match self.ask_for_claim(session, Some(generation), give_up).await {
+            Claimed::Held(now, _) => {
+                // It may have ended while the claim was being written.
+                if !self.holding.lock().hold_again(session.id, now, Instant::now()) {
+                    self.tell_release(session.held_as(now)).await;
+                }
+            }
+            Claimed::Overtaken => self.take_over(session.visitor.device, session.id),
+            // The next renewal of the lease finds it again.
+            Claimed::Failed => {}
+        }
+    }
+
+    /// Between two claims that are mended, `reclaim_per_second`.
+    pub(crate) fn reclaim_pause(&self) -> Duration {
+        Duration::from_secs(1) / self.settings.ingress.reclaim_per_second.max(1)
+    }
+
+    fn claim_timeout(&self) -> Duration {
+        Duration::from_millis(self.settings.ingress.claim_timeout_ms)
+    }
+
+    async fn ask<R: serde::de::DeserializeOwned>(
+        &self,
+        subject: String,
+        request: &impl serde::Serialize,
+        wait: Duration,
+    ) -> Result<R, AskError> {
+        let message = wire::encode(request, b"").map_err(|_| AskError::Unsendable)?;
+        let reply = self.bus.ask(subject, message, wait).await?;
+        wire::decode(&reply).map(|(reply, _)| reply).map_err(|error| {
+            tracing::error!(%error, "a router's answer could not be read");
+            AskError::Down
+        })
+    }
+}
+
+/// Whether a router is there that keeps claims.
+pub(crate) async fn is_router_there(bus: &bus::Bus) -> Result<(), AskError> {
+    let request = CompareRequest { node: bus.process(), part: 0, parts: 1, held: Vec::new() };
+    let message = wire::encode(&request, b"").map_err(|_| AskError::Unsendable)?;
+    bus.ask(bus.subjects().compare(), message, COMPARE_WAIT).await.map(|_| ())
+}
+
+/// Looks into each difference that a router tells of, for as long as it is polled.
+pub async fn mend(node: Arc<Node>, differs: Arc<Notify>) {
+    loop {
+        differs.notified().await;
+        let difference = node.holding.lock().differs(Instant::now());
+        if let Difference::Compare(parts) = difference {
+            node.compare(parts).await;
+        }
+        // Others may have told of the same one.
+        sleep(SETTLE_PAUSE).await;
+        node.renew_lease(false).await;
+    }
+}
+
+/// Renews the node's lease for as long as it runs: routers take a node without one for dead. With each renewal goes
+/// what the node holds.
+pub async fn keep(node: Arc<Node>) {
+    let mut renewals = interval(Duration::from_millis(node.settings.ingress.lease_ms / 3));
+    renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut connection = node.bus.connection();
+    let max_connections = node.settings.ingress.max_connections;
+    loop {
+        tokio::select! {
+            _ = renewals.tick() => {
+                let open = max_connections.saturating_sub(node.places.available_permits());
+                node.metrics.connections(open, max_connections);
+                node.renew_lease(false).await;
+            }
+            changed = connection.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                // Whatever was missed meanwhile shows at once.
+                if matches!(*connection.borrow_and_update(), Connection::Up { .. }) {
+                    renewals.reset();
+                    node.renew_lease(false).await;
+                }
+            }
+        }
+    }
+}
+
+/// Gives the lease back, so that routers need not wait it out.
+pub async fn end_lease(node: &Node) {
+    node.renew_lease(true).await;
+}

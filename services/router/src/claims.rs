@@ -1,0 +1,214 @@
+//! What do nodes ask of a router about their claims, and what is done for it? Written, read, removed, and told.
+
+use bus::claims::{Expected, StoredClaim};
+use bus::{Request, StoreError, Subject};
+use rpc::{
+    CancelRequest, Claim, ClaimReply, ClaimRequest, CompareRequest, DeviceId, Eviction, Holder, LeaseRenewal,
+    NodeId, PresenceReply, PresenceRequest, ReleaseRequest, TicketError, wire,
+};
+
+use crate::core::{self, Claiming, Found, NotWritten, Removal, Standing, Write};
+use crate::router::{Router, STORE_WAIT};
+
+impl Router {
+    /// `swb.claim`: nothing is written without an authorizer's word for the session.
+    pub(crate) fn take_claim(&self, request: Request) {
+        let Some(reply_to) = request.reply_to else { return };
+        let Ok((claim, _)) = wire::decode::<ClaimRequest>(&request.message) else {
+            return self.unreadable("a claim");
+        };
+        let ClaimRequest { device, node, session, visit, .. } = claim;
+        match self.0.keys.check(&claim.ticket, Holder { device, node, visit }) {
+            Ok(()) => {}
+            Err(error) => {
+                // After a key that is too new here, or too old, the node has another one in a moment.
+                match error {
+                    TicketError::UnknownKey | TicketError::Expired => {
+                        tracing::debug!(%device, %node, %session, %error, "a claim is refused");
+                    }
+                    TicketError::Forged => {
+                        tracing::warn!(%device, %node, %session, %error, "a claim is refused");
+                    }
+                }
+                return self.reply(reply_to, ClaimReply::Refused);
+            }
+        }
+        let deadline = request.arrived + self.0.limits.claim_timeout;
+        self.tell(|core, _, actions| core.claim(claim, deadline, reply_to, actions));
+    }
+
+    /// `swb.release`.
+    pub(crate) fn take_release(&self, request: &Request) {
+        match wire::decode::<ReleaseRequest>(&request.message) {
+            Ok((release, _)) => self.tell(|core, _, actions| core.release(release, actions)),
+            Err(_) => self.unreadable("a release"),
+        }
+    }
+
+    /// `swb.lease`.
+    pub(crate) fn take_renewal(&self, request: &Request) {
+        match wire::decode::<LeaseRenewal>(&request.message) {
+            Ok((renewal, _)) => self.tell(|core, now, actions| core.renew(&renewal, now, actions)),
+            Err(_) => self.unreadable("a lease"),
+        }
+    }
+
+    /// `swb.compare`.
+    pub(crate) fn answer_compare(&self, request: Request) {
+        let Some(reply_to) = request.reply_to else { return };
+        match wire::decode::<CompareRequest>(&request.message) {
+            Ok((compare, _)) => self.say_soon(reply_to, &self.look(|core, _| core.compare(&compare))),
+            Err(_) => self.unreadable("a question for claims"),
+        }
+    }
+
+    /// `swb.cancel`.
+    pub(crate) fn take_cancel(&self, request: &Request) {
+        let Ok((cancel, _)) = wire::decode::<CancelRequest>(&request.message) else {
+            return self.unreadable("a cancellation");
+        };
+        let mut cancelled = None;
+        self.tell(|core, _, _| cancelled = core.cancel(&cancel));
+        if let Some(call) = cancelled {
+            tracing::debug!(call = %call.id, "its caller is gone");
+            self.0.meters.cancelled.increment(1);
+            call.payload.give_up();
+        }
+    }
+
+    /// `swb.presence`: from memory, for the lists that devices ask for.
+    pub(crate) fn answer_presence(&self, request: Request) {
+        let Some(reply_to) = request.reply_to else { return };
+        let Ok((PresenceRequest { devices }, _)) = wire::decode(&request.message) else {
+            return self.unreadable("a question for presence");
+        };
+        let online =
+            self.look(|core, now| devices.into_iter().map(|device| core.is_online(device, now)).collect());
+        self.say_soon(reply_to, &PresenceReply { online });
+    }
+
+    pub(crate) fn reply(&self, reply_to: Subject, reply: ClaimReply) {
+        self.0.meters.claim(reply);
+        self.say_soon(reply_to, &reply);
+    }
+
+    pub(crate) fn evict(&self, device: DeviceId, overtaken: Claim) {
+        let Claim { node, session, .. } = overtaken;
+        self.0.meters.evictions.increment(1);
+        self.say_soon(self.0.bus.subjects().takeover(node).into(), &Eviction { session, device });
+    }
+
+    pub(crate) fn tell_differs(&self, node: NodeId) {
+        tracing::debug!(%node, "the node holds other claims than are known here");
+        self.0.meters.differing.increment(1);
+        self.say_soon(self.0.bus.subjects().claims_differ(node).into(), &());
+    }
+
+    pub(crate) fn write(&self, claiming: Claiming<Subject>, write: Write) {
+        let router = self.clone();
+        tokio::spawn(async move {
+            let device = claiming.request.device;
+            let expected = match write.expected {
+                core::Expected::Nothing => Expected::Nothing,
+                core::Expected::Revision(revision) => Expected::Revision(revision),
+            };
+            let written = router.0.store.write(device, &write.claim, expected, STORE_WAIT).await;
+            let written = written.map_err(|error| match error {
+                StoreError::Overtaken => NotWritten::Contended,
+                error => {
+                    tracing::warn!(%error, %device, "a claim was not written");
+                    NotWritten::Unavailable
+                }
+            });
+            router.tell(|core, now, actions| core.written(claiming, write, written, now, actions));
+        });
+    }
+
+    pub(crate) fn read(&self, claiming: Claiming<Subject>) {
+        let router = self.clone();
+        tokio::spawn(async move {
+            let stored = router.stored(claiming.request.device).await;
+            let standing = stored.map(|stored| match stored {
+                None => Standing { claim: None, expected: core::Expected::Nothing },
+                Some(StoredClaim { claim, revision }) => {
+                    Standing { claim, expected: core::Expected::Revision(revision) }
+                }
+            });
+            router.tell(|core, _, actions| core.read(claiming, standing, actions));
+        });
+    }
+
+    pub(crate) fn read_for_release(&self, release: ReleaseRequest) {
+        let router = self.clone();
+        tokio::spawn(async move {
+            if let Ok(stored) = router.stored(release.device).await {
+                let found = stored.and_then(found);
+                router.tell(|core, _, actions| core.read_for_release(&release, found, actions));
+            }
+        });
+    }
+
+    pub(crate) fn remove(&self, device: DeviceId, revision: u64, why: Removal) {
+        let router = self.clone();
+        tokio::spawn(async move {
+            match router.0.store.remove(device, revision, STORE_WAIT).await {
+                Ok(removed_at) => {
+                    if removed_at.is_some() {
+                        router.0.meters.removed(why);
+                    }
+                    router.tell(|core, _, _| core.removed(device, revision, removed_at));
+                }
+                // Found out at the next call, or when its node compares.
+                Err(error) => tracing::debug!(%error, %device, "a stale claim stays for now"),
+            }
+        });
+    }
+
+    /// What the store has; an error, of which was told, when it does not say.
+    pub(crate) async fn stored(&self, device: DeviceId) -> Result<Option<StoredClaim>, ()> {
+        let stored = self.0.store.read(device, STORE_WAIT).await;
+        let meters = &self.0.meters;
+        match &stored {
+            Ok(Some(StoredClaim { claim: Some(_), .. })) => meters.lookups_found.increment(1),
+            Ok(_) => meters.lookups_none.increment(1),
+            Err(error) => {
+                tracing::warn!(%error, %device, "the store does not say where a device is");
+                meters.lookups_failed.increment(1);
+            }
+        }
+        stored.map_err(|_| ())
+    }
+
+    async fn say(&self, to: Subject, head: &impl serde::Serialize) {
+        let sent = match wire::encode(head, b"") {
+            Ok(message) => self.0.bus.tell(to, message).await.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = sent {
+            tracing::warn!(error, "a node was not told");
+        }
+    }
+
+    /// Nearly always the connection takes it at once.
+    pub(crate) fn say_soon(
+        &self,
+        to: Subject,
+        head: &(impl serde::Serialize + Clone + Send + Sync + 'static),
+    ) {
+        use futures::FutureExt;
+        if self.say(to.clone(), head).now_or_never().is_none() {
+            let (router, head) = (self.clone(), head.clone());
+            tokio::spawn(async move { router.say(to, &head).await });
+        }
+    }
+
+    fn unreadable(&self, what: &str) {
+        tracing::warn!(what, "a message cannot be read");
+        self.0.meters.unreadable.increment(1);
+    }
+}
+
+/// A stored claim that can be read.
+pub(crate) fn found(stored: StoredClaim) -> Option<Found> {
+    stored.claim.map(|claim| Found { claim, revision: stored.revision })
+}

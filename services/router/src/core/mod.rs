@@ -1,0 +1,549 @@
+//! What is a router to do next? Calls and claims in, the store's and the nodes' words in, and out comes what is to be
+//! done: no await, no clock. [`Core`] decides, the rest of the crate performs.
+//!
+//! Drive it so: whatever is told to it adds to `actions`; perform those in order, and tell it how each went. Call
+//! [`tick`](Core::tick) at [`next_tick`](Core::next_tick) at the latest.
+
+mod claims;
+mod leases;
+mod map;
+mod waiting;
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use rpc::{
+    CallId, CancelRequest, Claim, ClaimReply, ClaimRequest, CompareReply, CompareRequest, Deadline, DeviceId,
+    Generation, LeaseRenewal, NodeId, Outcome, ReleaseRequest,
+};
+
+pub use claims::{Decision, decide};
+pub use leases::Leases;
+pub use map::{ClaimMap, Found};
+use waiting::WaitingRoom;
+
+/// How many claims of one target are tried; each but the last was found to lead nowhere.
+const MAX_DELIVERIES: usize = 4;
+/// How often a claim is tried when others of the device come in between.
+const MAX_ATTEMPTS: u32 = 16;
+/// The first pause before a node that reconnects is tried again; doubled each time.
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+/// The longest one.
+const LAST_RETRY: Duration = Duration::from_millis(1_000);
+/// The longest time between two ticks.
+const TICK: Duration = Duration::from_millis(250);
+/// Claims of dead nodes that are removed at a time, and the pause after them: a node's death is no load for the store.
+const SWEEP_BATCH: usize = 16;
+const SWEEP_PAUSE: Duration = Duration::from_millis(2);
+
+/// A call in the router's hands. `T` is what it takes to deliver and to answer it.
+#[derive(Debug)]
+pub struct Underway<T> {
+    /// Its id.
+    pub id: CallId,
+    /// Whom it is for.
+    pub target: DeviceId,
+    /// When its time is over.
+    pub deadline: Deadline,
+    /// Until when a target that is not there is waited for.
+    pub connect_deadline: Deadline,
+    /// Claims that led to no session.
+    refuted: Vec<Found>,
+    /// A claim whose node did not respond though its lease stands, and the pause before it is tried again.
+    unheard: Option<(Found, Duration)>,
+    /// The rest.
+    pub payload: T,
+}
+
+impl<T> Underway<T> {
+    /// A call that has just come in.
+    pub fn new(
+        id: CallId,
+        target: DeviceId,
+        (deadline, connect_deadline): (Deadline, Deadline),
+        payload: T,
+    ) -> Self {
+        let connect_deadline = connect_deadline.min(deadline);
+        Underway { id, target, deadline, connect_deadline, refuted: Vec::new(), unheard: None, payload }
+    }
+
+    fn has_refuted(&self, found: Found) -> bool {
+        self.refuted.iter().any(|refuted| refuted.revision == found.revision)
+    }
+}
+
+/// Why a claim led to no session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refutation {
+    /// The node says that it has no such session.
+    NoSession,
+    /// Nobody listens as that node.
+    NoNode,
+}
+
+/// What stands under a device in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// The claim; none where none can be read.
+    pub claim: Option<Claim>,
+    /// What a write is to expect there.
+    pub expected: Expected,
+}
+
+/// What must stand in the store for a write to happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expected {
+    /// Nothing.
+    Nothing,
+    /// This writing.
+    Revision(u64),
+}
+
+/// Why the store did not write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotWritten {
+    /// Something else stands there.
+    Contended,
+    /// It did not answer; it may have.
+    Unavailable,
+}
+
+/// A claim that is being written. `R` is what its answer goes to.
+#[derive(Debug)]
+pub struct Claiming<R> {
+    /// What was asked.
+    pub request: ClaimRequest,
+    /// When its node gives up.
+    pub deadline: Instant,
+    attempts: u32,
+    reply_to: R,
+}
+
+/// A write that is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Write {
+    /// What is written.
+    pub claim: Claim,
+    /// Over what.
+    pub expected: Expected,
+    overtaken: Option<Claim>,
+}
+
+/// Why a claim is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// Its session has ended and said so.
+    Released,
+    /// Its session was found to have ended.
+    SessionGone,
+    /// Its node is gone.
+    NodeGone,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Action<T, R> {
+    /// Ask the claim's node; then [`Core::refuted`], or the call has its outcome.
+    Deliver(Underway<T>, Found),
+    /// Read the target's claim in the store; then [`Core::looked_up`].
+    LookUp(Underway<T>),
+    /// Answer the caller.
+    End(Underway<T>, Outcome),
+    /// Write a claim; then [`Core::written`].
+    Write(Claiming<R>, Write),
+    /// Read what stands there; then [`Core::read`].
+    Read(Claiming<R>),
+    /// Answer the node.
+    Reply(R, ClaimReply),
+    /// Tell its node that this session has been overtaken.
+    Evict(DeviceId, Claim),
+    /// Read what stands there; then [`Core::read_for_release`].
+    ReadForRelease(ReleaseRequest),
+    /// Remove this writing of a claim; then [`Core::removed`].
+    Remove(DeviceId, u64, Removal),
+    /// Tell the node that its claims are known otherwise.
+    TellDiffers(NodeId),
+}
+
+/// One router's knowledge, and what it does with it.
+#[derive(Debug)]
+pub struct Core<T, R> {
+    map: ClaimMap,
+    leases: Leases,
+    waiting: WaitingRoom<T>,
+    sweep: VecDeque<(DeviceId, u64)>,
+    next_sweep: Instant,
+    next_look_for_dead: Instant,
+    replies: std::marker::PhantomData<R>,
+}
+
+/// Where [`Action`]s are added.
+pub type Actions<T, R> = Vec<Action<T, R>>;
+
+impl<T, R> Core<T, R> {
+    /// Knows nothing yet.
+    pub fn new(lease: Duration, now: Instant) -> Self {
+        Core {
+            map: ClaimMap::default(),
+            leases: Leases::new(lease, now),
+            waiting: WaitingRoom::default(),
+            sweep: VecDeque::new(),
+            next_sweep: now,
+            next_look_for_dead: now + lease / 4,
+            replies: std::marker::PhantomData,
+        }
+    }
+
+    /// The claims that it knows.
+    pub fn map(&self) -> &ClaimMap {
+        &self.map
+    }
+
+    /// The leases that it knows.
+    pub fn leases(&self) -> &Leases {
+        &self.leases
+    }
+
+    /// How many calls wait for their target.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    // Calls.
+
+    /// A call is to be brought to its target.
+    pub fn call(&mut self, call: Underway<T>, now: Instant, actions: &mut Actions<T, R>) {
+        if call.deadline.has_passed(now) {
+            // Its caller's node has given up. Nothing was delivered, and nothing is said of the target.
+            return actions.push(Action::End(call, Outcome::Unavailable));
+        }
+        if call.refuted.len() >= MAX_DELIVERIES {
+            return actions.push(Action::End(call, Outcome::Offline));
+        }
+        match self.map.get(call.target).filter(|found| !call.has_refuted(*found)) {
+            Some(found) => actions.push(Action::Deliver(call, found)),
+            None => actions.push(Action::LookUp(call)),
+        }
+    }
+
+    /// `found` led to no session: nothing was delivered.
+    pub fn refuted(
+        &mut self,
+        mut call: Underway<T>,
+        found: Found,
+        by: Refutation,
+        now: Instant,
+        actions: &mut Actions<T, R>,
+    ) {
+        if by == Refutation::NoNode && self.leases.may_live(found.claim.node, now) {
+            // It reconnects, or its lease is about to end: no word of the device's absence.
+            let pause = match call.unheard {
+                Some((unheard, pause)) if unheard == found => (pause * 2).min(LAST_RETRY),
+                _ => FIRST_RETRY,
+            };
+            call.unheard = Some((found, pause));
+            let look_at = (now + pause).min(call.deadline.instant());
+            return self.waiting.enter(call, look_at);
+        }
+        call.unheard = None;
+        call.refuted.push(found);
+        self.call(call, now, actions);
+    }
+
+    /// What the store has of the target's claim; an error when it did not say.
+    pub fn looked_up(
+        &mut self,
+        call: Underway<T>,
+        stored: Result<Option<Found>, ()>,
+        now: Instant,
+        actions: &mut Actions<T, R>,
+    ) {
+        let Ok(stored) = stored else { return actions.push(Action::End(call, Outcome::Unavailable)) };
+        for refuted in &call.refuted {
+            if stored.is_some_and(|stored| stored.revision == refuted.revision) {
+                // So that the next call need not find out again.
+                let is_gone = !self.leases.may_live(refuted.claim.node, now);
+                let why = if is_gone { Removal::NodeGone } else { Removal::SessionGone };
+                actions.push(Action::Remove(call.target, refuted.revision, why));
+            } else {
+                self.map.forget(call.target, refuted.revision);
+            }
+        }
+        match stored.filter(|stored| !call.has_refuted(*stored)) {
+            Some(found) => actions.push(Action::Deliver(call, found)),
+            None => self.await_arrival(call, now, actions),
+        }
+    }
+
+    /// Nobody claims the target: waited for, if the caller does.
+    fn await_arrival(&mut self, call: Underway<T>, now: Instant, actions: &mut Actions<T, R>) {
+        // It may have arrived while the store was asked.
+        if let Some(found) = self.map.get(call.target).filter(|found| !call.has_refuted(*found)) {
+            return actions.push(Action::Deliver(call, found));
+        }
+        if call.connect_deadline.has_passed(now) {
+            return actions.push(Action::End(call, Outcome::Offline));
+        }
+        let look_at = call.connect_deadline.instant();
+        self.waiting.enter(call, look_at);
+    }
+
+    /// A waiting call's time to be looked at has come.
+    fn look_again(&mut self, mut call: Underway<T>, now: Instant, actions: &mut Actions<T, R>) {
+        let Some((found, _)) = call.unheard else {
+            return actions.push(Action::End(call, Outcome::Offline));
+        };
+        if call.deadline.has_passed(now) {
+            return actions.push(Action::End(call, Outcome::Unavailable));
+        }
+        if self.leases.may_live(found.claim.node, now) {
+            return actions.push(Action::Deliver(call, found));
+        }
+        call.unheard = None;
+        call.refuted.push(found);
+        self.call(call, now, actions);
+    }
+
+    /// The caller is gone.
+    pub fn cancel(&mut self, request: &CancelRequest) -> Option<Underway<T>> {
+        self.waiting.cancel(request.target, request.call)
+    }
+
+    /// The router stops: the calls that wait, for another router.
+    pub fn hand_over(&mut self) -> Vec<Underway<T>> {
+        self.waiting.leave_all()
+    }
+
+    /// Whether a node that is alive claims the device, as far as is known here.
+    pub fn is_online(&self, device: DeviceId, now: Instant) -> bool {
+        self.map.get(device).is_some_and(|found| self.leases.may_live(found.claim.node, now))
+    }
+
+    /// Whether a node is certainly gone.
+    pub fn is_gone(&self, node: NodeId, now: Instant) -> bool {
+        !self.leases.may_live(node, now)
+    }
+
+    // Claims.
+
+    /// A node asks for a claim, whose ticket has been checked; it gives up at `deadline`.
+    pub fn claim(
+        &mut self,
+        request: ClaimRequest,
+        deadline: Instant,
+        reply_to: R,
+        actions: &mut Actions<T, R>,
+    ) {
+        if let Some(generation) = request.generation {
+            self.map.heard(generation);
+        }
+        let claiming = Claiming { request, deadline, attempts: 0, reply_to };
+        let standing = match self.map.get(claiming.request.device) {
+            Some(Found { claim, revision }) => {
+                Standing { claim: Some(claim), expected: Expected::Revision(revision) }
+            }
+            None => Standing { claim: None, expected: Expected::Nothing },
+        };
+        self.decide(claiming, standing, actions);
+    }
+
+    fn decide(&mut self, claiming: Claiming<R>, standing: Standing, actions: &mut Actions<T, R>) {
+        let fresh = self.map.next_generation(standing.claim.map(|claim| claim.generation));
+        let request = &claiming.request;
+        match decide(request, standing.claim.as_ref(), fresh) {
+            Decision::Stands(generation) => {
+                let reply = ClaimReply::Held { generation, over: None };
+                actions.push(Action::Reply(claiming.reply_to, reply));
+            }
+            // The map may lag: an end of a session is said by the store alone.
+            Decision::Overtaken if claiming.attempts == 0 => actions.push(Action::Read(claiming)),
+            Decision::Overtaken => actions.push(Action::Reply(claiming.reply_to, ClaimReply::Overtaken)),
+            Decision::Write(generation) => {
+                let ClaimRequest { node, session, protocol, .. } = *request;
+                let claim = Claim { node, session, protocol, generation };
+                let session = (node, session);
+                let overtaken = standing.claim.filter(|claim| (claim.node, claim.session) != session);
+                actions
+                    .push(Action::Write(claiming, Write { claim, expected: standing.expected, overtaken }));
+            }
+        }
+    }
+
+    /// What came of a write.
+    pub fn written(
+        &mut self,
+        claiming: Claiming<R>,
+        write: Write,
+        written: Result<u64, NotWritten>,
+        now: Instant,
+        actions: &mut Actions<T, R>,
+    ) {
+        let device = claiming.request.device;
+        match written {
+            Ok(revision) => {
+                let Write { claim, overtaken, .. } = write;
+                if let Some(overtaken) = overtaken {
+                    actions.push(Action::Evict(device, overtaken));
+                }
+                self.put(device, Found { claim, revision }, now, actions);
+                let over = overtaken.map(|overtaken| overtaken.protocol);
+                let reply = ClaimReply::Held { generation: claim.generation, over };
+                actions.push(Action::Reply(claiming.reply_to, reply));
+            }
+            Err(NotWritten::Contended) if claiming.attempts < MAX_ATTEMPTS && now < claiming.deadline => {
+                actions.push(Action::Read(claiming));
+            }
+            Err(NotWritten::Contended | NotWritten::Unavailable) => {
+                actions.push(Action::Reply(claiming.reply_to, ClaimReply::Unavailable));
+            }
+        }
+    }
+
+    /// What stands in the store; an error when it did not say.
+    pub fn read(
+        &mut self,
+        mut claiming: Claiming<R>,
+        standing: Result<Standing, ()>,
+        actions: &mut Actions<T, R>,
+    ) {
+        claiming.attempts += 1;
+        match standing {
+            Ok(standing) => self.decide(claiming, standing, actions),
+            Err(()) => actions.push(Action::Reply(claiming.reply_to, ClaimReply::Unavailable)),
+        }
+    }
+
+    /// A session is no longer callable.
+    pub fn release(&mut self, request: ReleaseRequest, actions: &mut Actions<T, R>) {
+        match self.map.get(request.device) {
+            Some(found) => self.read_for_release(&request, Some(found), actions),
+            None => actions.push(Action::ReadForRelease(request)),
+        }
+    }
+
+    /// What stands in the store, of a session that is no longer callable.
+    pub fn read_for_release(
+        &mut self,
+        request: &ReleaseRequest,
+        stored: Option<Found>,
+        actions: &mut Actions<T, R>,
+    ) {
+        let is_its =
+            |found: &Found| (found.claim.node, found.claim.session) == (request.node, request.session);
+        if let Some(found) = stored.filter(is_its) {
+            actions.push(Action::Remove(request.device, found.revision, Removal::Released));
+        }
+    }
+
+    /// The store has removed that writing, at the revision of the removal; none: it had another.
+    pub fn removed(&mut self, device: DeviceId, revision: u64, removed_at: Option<u64>) {
+        match removed_at {
+            Some(removed_at) => self.map.remove(device, removed_at),
+            None => self.map.forget(device, revision),
+        }
+    }
+
+    /// A node says that it is alive, and what it holds.
+    pub fn renew(&mut self, renewal: &LeaseRenewal, now: Instant, actions: &mut Actions<T, R>) {
+        if renewal.ends {
+            return self.leases.end(renewal.node);
+        }
+        self.leases.renew(renewal.node, now);
+        if self.map.is_loaded() && self.map.tally(renewal.node) != renewal.tally {
+            actions.push(Action::TellDiffers(renewal.node));
+        }
+    }
+
+    /// In which claims does a node differ?
+    pub fn compare(&self, request: &CompareRequest) -> CompareReply {
+        let mut known = self.map.part(request.node, request.part, request.parts);
+        let is_lacking = |held: &&rpc::HeldClaim| known.remove(&held.device) != Some(**held);
+        let lacking = request.held.iter().filter(is_lacking).map(|held| held.device).collect();
+        let mut foreign: Vec<_> = known.into_values().collect();
+        foreign.sort_unstable_by_key(|held| held.device);
+        CompareReply { lacking, foreign }
+    }
+
+    // The store's and NATS' words.
+
+    /// A claim stands, as the store or this router's own write says.
+    pub fn put(&mut self, device: DeviceId, found: Found, now: Instant, actions: &mut Actions<T, R>) {
+        if !self.map.put(device, found) {
+            return;
+        }
+        for mut call in self.waiting.leave(device) {
+            if call.unheard.is_some_and(|(unheard, _)| unheard != found) {
+                call.unheard = None;
+            }
+            match call.unheard {
+                // The same again is no reason to hurry.
+                Some((_, pause)) => {
+                    let look_at = (now + pause).min(call.deadline.instant());
+                    self.waiting.enter(call, look_at);
+                }
+                None => self.call(call, now, actions),
+            }
+        }
+    }
+
+    /// A claim was removed, at that revision.
+    pub fn gone(&mut self, device: DeviceId, revision: u64) {
+        self.map.remove(device, revision);
+    }
+
+    /// A load from the beginning: every claim follows.
+    pub fn reset(&mut self, is_another_store: bool) {
+        self.map.reset(is_another_store);
+    }
+
+    /// Every claim has been told.
+    pub fn loaded(&mut self, now: Instant) {
+        self.map.loaded(self.leases.lease(), now);
+    }
+
+    /// From now on every renewal is heard, or none, as NATS is there or not.
+    pub fn hears(&mut self, does: bool, now: Instant) {
+        self.leases.hears(does, now);
+    }
+
+    /// When [`tick`](Self::tick) is to be called at the latest.
+    pub fn next_tick(&self, now: Instant) -> Instant {
+        let sweep = (!self.sweep.is_empty()).then_some(self.next_sweep);
+        [self.waiting.next_look(), sweep].into_iter().flatten().fold(now + TICK, Instant::min)
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Instant, actions: &mut Actions<T, R>) {
+        self.leases.look(now);
+        self.map.end_doubt(now);
+        while let Some(call) = self.waiting.next_due(now) {
+            self.look_again(call, now, actions);
+        }
+        if now >= self.next_look_for_dead {
+            self.next_look_for_dead = now + self.leases.lease() / 4;
+            if self.sweep.is_empty() {
+                let dead: Vec<_> = self.map.nodes().filter(|node| self.is_gone(*node, now)).collect();
+                self.sweep = dead.into_iter().flat_map(|node| self.map.of_node(node)).collect();
+            }
+        }
+        if now >= self.next_sweep {
+            self.next_sweep = now + SWEEP_PAUSE;
+            for _ in 0..SWEEP_BATCH {
+                let Some((device, revision)) = self.sweep.pop_front() else { break };
+                // Another router, or the device's next session, was faster, or its node has come back.
+                let stands = self.map.get(device).filter(|found| found.revision == revision);
+                if stands.is_some_and(|found| self.is_gone(found.claim.node, now)) {
+                    actions.push(Action::Remove(device, revision, Removal::NodeGone));
+                }
+            }
+        }
+    }
+
+    /// The generation that a session gets that becomes callable now over nothing.
+    pub fn next_generation(&self) -> Generation {
+        self.map.next_generation(None)
+    }
+}
+
+#[cfg(test)]
+mod tests;

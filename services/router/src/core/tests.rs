@@ -1,0 +1,447 @@
+//! Each thing that can be told to a router, and what it does then.
+
+use super::*;
+use proptest::prelude::*;
+use rpc::{Budget, HeldClaim, Holder, Protocol, SessionId, Stamp, Tally, TicketKeys};
+use uuid::Uuid;
+
+const LEASE: Duration = Duration::from_secs(12);
+const TARGET: DeviceId = DeviceId(Uuid::from_u128(1));
+
+/// A router that has heard its nodes for a whole lease, and whose map is loaded.
+struct Bench {
+    core: Core<&'static str, &'static str>,
+    now: Instant,
+}
+
+type Done = Vec<Action<&'static str, &'static str>>;
+
+impl Bench {
+    fn new() -> Self {
+        let now = Instant::now();
+        let mut bench = Bench { core: Core::new(LEASE, now), now };
+        bench.core.hears(true, now);
+        bench.core.reset(false);
+        bench.core.loaded(now);
+        bench.pass_s(12);
+        bench
+    }
+
+    fn told(&mut self, tell: impl FnOnce(&mut Core<&'static str, &'static str>, Instant, &mut Done)) -> Done {
+        let mut actions = Vec::new();
+        tell(&mut self.core, self.now, &mut actions);
+        actions
+    }
+
+    /// Time passes, tick by tick.
+    fn pass_s(&mut self, seconds: u64) -> Done {
+        self.pass_ms(seconds * 1_000)
+    }
+
+    fn pass_ms(&mut self, ms: u64) -> Done {
+        let end = self.now + Duration::from_millis(ms);
+        let mut done = Vec::new();
+        while self.now < end {
+            self.now = self.core.next_tick(self.now).clamp(self.now, end);
+            self.core.tick(self.now, &mut done);
+            if self.now < end && self.core.next_tick(self.now) <= self.now {
+                self.now += Duration::from_millis(1);
+            }
+        }
+        done
+    }
+
+    fn live(&mut self, node: u64) {
+        let tally = self.core.map().tally(NodeId(node));
+        let renewal = LeaseRenewal { node: NodeId(node), tally, ends: false };
+        assert!(self.told(|core, now, done| core.renew(&renewal, now, done)).is_empty());
+    }
+
+    fn stands(&mut self, node: u64, revision: u64) -> Found {
+        let found = Found { claim: claim(node, revision), revision };
+        let done = self.told(|core, now, done| core.put(TARGET, found, now, done));
+        assert!(done.is_empty(), "{done:?}");
+        found
+    }
+
+    fn call(&mut self, ms: u32, connect_ms: u32) -> Done {
+        let deadlines = [ms, connect_ms].map(|ms| Budget::from_ms(ms).starting(self.now));
+        let call = Underway::new(CALL, TARGET, deadlines.into(), "it");
+        self.told(|core, now, done| core.call(call, now, done))
+    }
+
+    /// Delivers, and hears that it led nowhere.
+    fn refute(&mut self, done: Done, by: Refutation) -> Done {
+        let (call, found) = delivered(done);
+        self.told(|core, now, done| core.refuted(call, found, by, now, done))
+    }
+
+    fn claim(&mut self, request: ClaimRequest) -> Done {
+        let deadline = self.now + Duration::from_secs(5);
+        self.told(|core, _, done| core.claim(request, deadline, "node", done))
+    }
+}
+
+const CALL: CallId = CallId { node: NodeId(7), serial: 1 };
+
+fn claim(node: u64, generation: u64) -> Claim {
+    let (node, session) = (NodeId(node), SessionId(1));
+    Claim { node, session, protocol: Protocol::Mqtt, generation: Generation(generation) }
+}
+
+fn request(node: u64, generation: Option<u64>) -> ClaimRequest {
+    let (device, node, session) = (TARGET, NodeId(node), SessionId(1));
+    let keys = TicketKeys::default().rotated([0; 32], 0).unwrap();
+    let ticket = keys.sign(Holder { device, node, visit: 1 }, Stamp::of_digest(&[0; 32]), 0).unwrap();
+    let generation = generation.map(Generation);
+    ClaimRequest { device, node, session, protocol: Protocol::Mqtt, generation, visit: 1, ticket }
+}
+
+fn one(mut done: Done) -> Action<&'static str, &'static str> {
+    assert_eq!(done.len(), 1, "{done:?}");
+    done.remove(0)
+}
+
+fn delivered(done: Done) -> (Underway<&'static str>, Found) {
+    match one(done) {
+        Action::Deliver(call, found) => (call, found),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn looked_up(done: Done) -> Underway<&'static str> {
+    match one(done) {
+        Action::LookUp(call) => call,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn ended(done: Done) -> Outcome {
+    match one(done) {
+        Action::End(_, outcome) => outcome,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn written(done: Done) -> (Claiming<&'static str>, Write) {
+    match one(done) {
+        Action::Write(claiming, write) => (claiming, write),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_call_goes_where_the_map_says() {
+    let mut bench = Bench::new();
+    let found = bench.stands(1, 10);
+    assert_eq!(delivered(bench.call(1_000, 0)).1, found);
+}
+
+#[test]
+fn nobody_is_offline_before_the_store_has_said_so() {
+    let mut bench = Bench::new();
+    let call = looked_up(bench.call(1_000, 0));
+    assert_eq!(
+        ended(bench.told(|core, now, done| core.looked_up(call, Ok(None), now, done))),
+        Outcome::Offline
+    );
+    let call = looked_up(bench.call(1_000, 0));
+    let done = bench.told(|core, now, done| core.looked_up(call, Err(()), now, done));
+    assert_eq!(ended(done), Outcome::Unavailable, "no word is not 'nobody'");
+    let call = looked_up(bench.call(1_000, 0));
+    let found = Found { claim: claim(1, 10), revision: 10 };
+    let done = bench.told(|core, now, done| core.looked_up(call, Ok(Some(found)), now, done));
+    assert_eq!(delivered(done).1, found);
+}
+
+#[test]
+fn a_session_that_is_not_there_is_looked_for_in_the_store_and_its_claim_removed() {
+    let mut bench = Bench::new();
+    bench.live(1);
+    let found = bench.stands(1, 10);
+    let done = bench.call(1_000, 0);
+    let call = looked_up(bench.refute(done, Refutation::NoSession));
+    let mut done = bench.told(|core, now, done| core.looked_up(call, Ok(Some(found)), now, done));
+    assert_eq!(ended(vec![done.remove(1)]), Outcome::Offline);
+    assert!(matches!(one(done), Action::Remove(TARGET, 10, Removal::SessionGone)));
+    // One that has moved meanwhile is found.
+    let done = bench.call(1_000, 0);
+    let call = looked_up(bench.refute(done, Refutation::NoSession));
+    let newer = Found { claim: claim(2, 11), revision: 11 };
+    let done = bench.told(|core, now, done| core.looked_up(call, Ok(Some(newer)), now, done));
+    assert_eq!(delivered(done).1, newer);
+}
+
+#[test]
+fn a_node_that_reconnects_is_tried_again_and_its_devices_are_not_offline() {
+    let mut bench = Bench::new();
+    bench.live(1);
+    let found = bench.stands(1, 10);
+    let mut done = bench.call(2_000, 0);
+    let mut tries = 0;
+    let started = bench.now;
+    loop {
+        let (call, at) = delivered(done);
+        assert_eq!(at, found);
+        tries += 1;
+        assert!(
+            bench.told(|core, now, done| core.refuted(call, at, Refutation::NoNode, now, done)).is_empty()
+        );
+        done = loop {
+            let done = bench.pass_ms(1);
+            if !done.is_empty() {
+                break done;
+            }
+        };
+        if matches!(done.first(), Some(Action::End(..))) {
+            break;
+        }
+    }
+    assert_eq!(ended(done), Outcome::Unavailable);
+    let took = bench.now - started;
+    assert!((1_999..2_020).contains(&took.as_millis()), "{took:?}");
+    assert!((4..=8).contains(&tries), "{tries} tries");
+}
+
+#[test]
+fn a_node_whose_lease_ends_meanwhile_is_gone() {
+    let mut bench = Bench::new();
+    bench.live(1);
+    let found = bench.stands(1, 10);
+    let done = bench.call(20_000, 0);
+    assert!(bench.refute(done, Refutation::NoNode).is_empty());
+    let renewal = LeaseRenewal { node: NodeId(1), tally: Tally::default(), ends: true };
+    assert!(bench.told(|core, now, done| core.renew(&renewal, now, done)).is_empty());
+    let call = looked_up(bench.pass_ms(60));
+    let mut done = bench.told(|core, now, done| core.looked_up(call, Ok(Some(found)), now, done));
+    assert_eq!(ended(vec![done.remove(1)]), Outcome::Offline);
+    assert!(matches!(one(done), Action::Remove(TARGET, 10, Removal::NodeGone)));
+}
+
+#[test]
+fn a_call_that_waits_goes_on_when_its_target_comes_and_ends_when_it_does_not() {
+    let mut bench = Bench::new();
+    let call = looked_up(bench.call(5_000, 1_000));
+    assert!(bench.told(|core, now, done| core.looked_up(call, Ok(None), now, done)).is_empty());
+    assert_eq!(bench.core.waiting(), 1);
+    let found = Found { claim: claim(1, 10), revision: 10 };
+    assert_eq!(delivered(bench.told(|core, now, done| core.put(TARGET, found, now, done))).1, found);
+    bench.core.gone(TARGET, 11);
+
+    let call = looked_up(bench.call(5_000, 1_000));
+    assert!(bench.told(|core, now, done| core.looked_up(call, Ok(None), now, done)).is_empty());
+    assert!(bench.pass_ms(999).is_empty());
+    assert_eq!(ended(bench.pass_ms(1)), Outcome::Offline);
+    assert_eq!(bench.core.waiting(), 0);
+}
+
+#[test]
+fn a_call_whose_caller_is_gone_waits_no_longer() {
+    let mut bench = Bench::new();
+    let call = looked_up(bench.call(5_000, 5_000));
+    assert!(bench.told(|core, now, done| core.looked_up(call, Ok(None), now, done)).is_empty());
+    let other = CancelRequest { call: CallId { serial: 2, ..CALL }, target: TARGET };
+    assert!(bench.core.cancel(&other).is_none());
+    assert!(bench.core.cancel(&CancelRequest { call: CALL, ..other }).is_some());
+    assert!(bench.pass_s(6).is_empty());
+    assert_eq!(bench.core.next_tick(bench.now), bench.now + TICK, "nothing is left");
+}
+
+#[test]
+fn a_call_that_comes_too_late_says_nothing_of_its_target() {
+    assert_eq!(ended(Bench::new().call(0, 0)), Outcome::Unavailable);
+}
+
+#[test]
+fn a_claim_over_another_is_written_and_the_other_told() {
+    let mut bench = Bench::new();
+    let older = bench.stands(1, 10);
+    let (claiming, write) = written(bench.claim(request(2, None)));
+    assert_eq!((write.claim, write.expected), (claim(2, 11), Expected::Revision(10)));
+    let mut done = bench.told(|core, now, done| core.written(claiming, write, Ok(12), now, done));
+    assert!(matches!(done.remove(0), Action::Evict(TARGET, claim) if claim == older.claim));
+    assert!(matches!(
+        one(done),
+        Action::Reply("node", ClaimReply::Held { generation: Generation(11), over: Some(Protocol::Mqtt) })
+    ));
+    assert_eq!(bench.core.map().get(TARGET), Some(Found { claim: write.claim, revision: 12 }));
+}
+
+#[test]
+fn a_session_that_claims_again_tells_the_one_it_overtakes() {
+    let mut bench = Bench::new();
+    let older = bench.stands(1, 10);
+    let (claiming, write) = written(bench.claim(request(2, Some(15))));
+    assert_eq!(write.claim, claim(2, 15));
+    let done = bench.told(|core, now, done| core.written(claiming, write, Ok(12), now, done));
+    assert!(matches!(done.first(), Some(Action::Evict(TARGET, claim)) if *claim == older.claim));
+    // What becomes callable afterwards is newer still.
+    let (_, write) = written(bench.claim(request(3, None)));
+    assert_eq!(write.claim, claim(3, 16));
+}
+
+#[test]
+fn no_session_ends_on_the_word_of_a_map_that_may_lag() {
+    let mut bench = Bench::new();
+    bench.stands(1, 10);
+    let Action::Read(claiming) = one(bench.claim(request(2, Some(5)))) else { panic!("the store is asked") };
+    let standing = Standing { claim: Some(claim(1, 10)), expected: Expected::Revision(10) };
+    let done = bench.told(|core, _, done| core.read(claiming, Ok(standing), done));
+    assert!(matches!(one(done), Action::Reply("node", ClaimReply::Overtaken)));
+}
+
+#[test]
+fn a_claim_that_others_come_in_between_is_read_and_tried_again_and_not_for_ever() {
+    let mut bench = Bench::new();
+    let (mut claiming, mut write) = written(bench.claim(request(2, None)));
+    let mut reads = 0;
+    loop {
+        let done = bench
+            .told(|core, now, done| core.written(claiming, write, Err(NotWritten::Contended), now, done));
+        let again = match one(done) {
+            Action::Read(again) => again,
+            Action::Reply("node", ClaimReply::Unavailable) => break,
+            other => panic!("{other:?}"),
+        };
+        reads += 1;
+        let standing = Standing { claim: Some(claim(1, reads)), expected: Expected::Revision(reads) };
+        (claiming, write) = written(bench.told(|core, _, done| core.read(again, Ok(standing), done)));
+        assert!(write.claim.generation > Generation(reads));
+        assert_eq!(write.expected, Expected::Revision(reads));
+    }
+    assert_eq!(reads, u64::from(MAX_ATTEMPTS));
+}
+
+#[test]
+fn a_release_removes_its_own_claim_alone() {
+    let mut bench = Bench::new();
+    let found = bench.stands(1, 10);
+    let release = ReleaseRequest { device: TARGET, node: NodeId(1), session: SessionId(1) };
+    let other = ReleaseRequest { session: SessionId(2), ..release.clone() };
+    assert!(bench.told(|core, _, done| core.release(other, done)).is_empty());
+    let done = bench.told(|core, _, done| core.release(release.clone(), done));
+    assert!(matches!(one(done), Action::Remove(TARGET, 10, Removal::Released)));
+    bench.core.removed(TARGET, 10, Some(11));
+    assert!(bench.core.map().is_empty());
+    let done = bench.told(|core, _, done| core.release(release.clone(), done));
+    assert!(matches!(one(done), Action::ReadForRelease(_)), "the map may lag");
+    let done = bench.told(|core, _, done| core.read_for_release(&release, Some(found), done));
+    assert!(matches!(one(done), Action::Remove(TARGET, 10, Removal::Released)));
+}
+
+#[test]
+fn a_node_that_differs_hears_so_and_in_what() {
+    let mut bench = Bench::new();
+    bench.stands(1, 10);
+    let held = |number: u128, generation: u64| HeldClaim {
+        device: DeviceId(Uuid::from_u128(number)),
+        session: SessionId(1),
+        generation: Generation(generation),
+    };
+    let mut tally = Tally::default();
+    let renewal = LeaseRenewal { node: NodeId(1), tally, ends: false };
+    let done = bench.told(|core, now, done| core.renew(&renewal, now, done));
+    assert!(matches!(one(done), Action::TellDiffers(NodeId(1))));
+    tally.add(TARGET, SessionId(1), Generation(10));
+    let renewal = LeaseRenewal { tally, ..renewal };
+    assert!(bench.told(|core, now, done| core.renew(&renewal, now, done)).is_empty());
+
+    let compare = |held| CompareRequest { node: NodeId(1), part: 0, parts: 1, held };
+    assert_eq!(bench.core.compare(&compare(vec![held(1, 10)])), CompareReply::default());
+    let reply = bench.core.compare(&compare(vec![held(1, 9), held(2, 3)]));
+    assert_eq!(reply.lacking, [held(1, 9).device, held(2, 3).device]);
+    assert_eq!(bench.core.compare(&compare(vec![])).foreign, [held(1, 10)]);
+}
+
+#[test]
+fn a_dead_nodes_claims_are_swept_unless_it_comes_back() {
+    let mut bench = Bench::new();
+    bench.live(1);
+    for number in 0..100u64 {
+        let found = Found { claim: claim(1 + number % 2, number + 1), revision: number + 1 };
+        let device = DeviceId(Uuid::from_u128(number.into()));
+        bench.told(|core, now, done| core.put(device, found, now, done));
+    }
+    bench.live(1);
+    let swept = bench.pass_s(4);
+    assert_eq!(swept.len(), 50, "those of node 2, which never was heard");
+    assert!(swept.iter().all(|action| matches!(action, Action::Remove(_, revision, Removal::NodeGone)
+        if revision % 2 == 0)));
+    assert!(
+        bench
+            .pass_s(4)
+            .iter()
+            .all(|action| matches!(action, Action::Remove(_, revision, _) if revision % 2 == 0))
+    );
+    bench.live(2);
+    bench.live(1);
+    assert!(bench.pass_s(4).is_empty(), "both are there");
+}
+
+#[test]
+fn a_router_that_slept_sweeps_nothing() {
+    let mut bench = Bench::new();
+    bench.live(1);
+    bench.stands(1, 10);
+    bench.now += Duration::from_secs(60);
+    assert!(bench.core.is_online(TARGET, bench.now));
+    assert!(bench.pass_s(11).is_empty(), "it has heard nobody for a whole lease");
+    bench.live(1);
+    assert!(bench.pass_s(11).is_empty());
+}
+
+proptest! {
+    /// Whatever the store and the nodes say, each call is in one place: being delivered, looked up, waiting, or ended.
+    #[test]
+    fn no_call_is_lost_or_ended_twice(steps in proptest::collection::vec((0u8..8, 0u64..4, 1u64..30), 1..120)) {
+        let mut bench = Bench::new();
+        let (mut begun, mut ended) = (0, 0);
+        let mut underway: Done = Vec::new();
+        for (what, node, number) in steps {
+            let done = match what {
+                0 | 1 => {
+                    begun += 1;
+                    bench.call(3_000, 1_000 * node as u32)
+                }
+                2 => {
+                    let found = Found { claim: claim(node, number), revision: number };
+                    bench.told(|core, now, done| core.put(TARGET, found, now, done))
+                }
+                3 => {
+                    bench.core.gone(TARGET, number);
+                    Vec::new()
+                }
+                4 => {
+                    let ends = number % 3 == 0;
+                    let renewal = LeaseRenewal { node: NodeId(node), tally: Tally::default(), ends };
+                    bench.told(|core, now, done| core.renew(&renewal, now, done))
+                }
+                5 => bench.pass_ms(number * 40),
+                _ if underway.is_empty() => Vec::new(),
+                _ => {
+                    let action = underway.swap_remove(number as usize % underway.len());
+                    bench.told(|core, now, done| match action {
+                        Action::Deliver(call, found) => match number % 3 {
+                            0 => done.push(Action::End(call, Outcome::Answered)),
+                            1 => core.refuted(call, found, Refutation::NoSession, now, done),
+                            _ => core.refuted(call, found, Refutation::NoNode, now, done),
+                        },
+                        Action::LookUp(call) => {
+                            let stored = core.map().get(TARGET).filter(|_| number % 2 == 0);
+                            core.looked_up(call, Ok(stored), now, done);
+                        }
+                        other => panic!("{other:?}"),
+                    })
+                }
+            };
+            for action in done {
+                match action {
+                    Action::End(..) => ended += 1,
+                    Action::Deliver(..) | Action::LookUp(..) => underway.push(action),
+                    _ => {}
+                }
+            }
+            prop_assert_eq!(begun, ended + underway.len() + bench.core.waiting());
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! How is done what the core decides? One lock around it, and for each of its actions what performs that.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use boot::traces::Tracer;
+use bus::claims::{ClaimEvent, ClaimStore};
+use bus::{Bus, Connection, Keyring, Subject};
+use parking_lot::Mutex;
+use rpc::NodeId;
+use tokio::sync::Notify;
+use tokio::time::{sleep_until, timeout_at};
+use tokio_util::task::TaskTracker;
+
+use crate::core::{Action, Actions, Core, Found};
+use crate::meters::Meters;
+use crate::route::Carried;
+
+/// How long the store may take for one request.
+pub(crate) const STORE_WAIT: Duration = Duration::from_secs(2);
+
+/// A router. Clones share everything.
+#[derive(Clone)]
+pub(crate) struct Router(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) bus: Bus,
+    pub(crate) store: ClaimStore,
+    pub(crate) keys: Keyring,
+    pub(crate) meters: Meters,
+    pub(crate) tracer: Tracer,
+    pub(crate) in_flight: TaskTracker,
+    pub(crate) limits: Limits,
+    state: Mutex<State>,
+    /// The core wants to be ticked sooner than was slept for.
+    sooner: Notify,
+}
+
+/// What the settings allow.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) max_in_flight: usize,
+    /// `device_api.max_timeout_ms`: no hop believes in more.
+    pub(crate) max_timeout_ms: u32,
+    pub(crate) claim_timeout: Duration,
+    pub(crate) lease: Duration,
+}
+
+type RouterCore = Core<Carried, Subject>;
+
+struct State {
+    core: RouterCore,
+    sleeps_until: Instant,
+}
+
+/// What a router needs to begin.
+pub(crate) struct Parts {
+    pub(crate) bus: Bus,
+    pub(crate) store: ClaimStore,
+    pub(crate) keys: Keyring,
+    pub(crate) tracer: Tracer,
+    pub(crate) limits: Limits,
+}
+
+impl Router {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts { bus, store, keys, tracer, limits } = parts;
+        let now = Instant::now();
+        let state = Mutex::new(State { core: Core::new(limits.lease, now), sleeps_until: now });
+        Router(Arc::new(Inner {
+            bus,
+            store,
+            keys,
+            meters: Meters::new(),
+            tracer,
+            in_flight: TaskTracker::new(),
+            limits,
+            state,
+            sooner: Notify::new(),
+        }))
+    }
+
+    /// Tells the core something, and performs what it wants done.
+    pub(crate) fn tell(&self, tell: impl FnOnce(&mut RouterCore, Instant, &mut Actions<Carried, Subject>)) {
+        let now = Instant::now();
+        let mut actions = Vec::new();
+        let is_sooner = {
+            let mut state = self.0.state.lock();
+            tell(&mut state.core, now, &mut actions);
+            let next = state.core.next_tick(now);
+            let is_sooner = next < state.sleeps_until;
+            if is_sooner {
+                state.sleeps_until = next;
+            }
+            is_sooner
+        };
+        if is_sooner {
+            self.0.sooner.notify_one();
+        }
+        actions.into_iter().for_each(|action| self.perform(action));
+    }
+
+    /// Looks at what the core knows.
+    pub(crate) fn look<A>(&self, look: impl FnOnce(&RouterCore, Instant) -> A) -> A {
+        look(&self.0.state.lock().core, Instant::now())
+    }
+
+    fn perform(&self, action: Action<Carried, Subject>) {
+        match action {
+            Action::Deliver(call, found) => self.deliver(call, found),
+            Action::LookUp(call) => self.look_up(call),
+            Action::End(call, outcome) => self.end(call, &outcome, &bytes::Bytes::new()),
+            Action::Write(claiming, write) => self.write(claiming, write),
+            Action::Read(claiming) => self.read(claiming),
+            Action::Reply(reply_to, reply) => self.reply(reply_to, reply),
+            Action::Evict(device, overtaken) => self.evict(device, overtaken),
+            Action::ReadForRelease(request) => self.read_for_release(request),
+            Action::Remove(device, revision, why) => self.remove(device, revision, why),
+            Action::TellDiffers(node) => self.tell_differs(node),
+        }
+    }
+
+    /// Lets the core know what time it is, for as long as it is polled.
+    pub(crate) async fn tick(&self) {
+        loop {
+            let until = {
+                let mut state = self.0.state.lock();
+                state.sleeps_until = state.core.next_tick(Instant::now());
+                state.sleeps_until
+            };
+            tokio::select! {
+                () = sleep_until(until.into()) => {}
+                () = self.0.sooner.notified() => continue,
+            }
+            self.tell(|core, now, actions| core.tick(now, actions));
+        }
+    }
+
+    /// Follows the store. Says in `loaded` when all claims have been heard for the first time.
+    pub(crate) async fn follow(&self, loaded: tokio::sync::watch::Sender<bool>) {
+        let mut watch = self.0.store.watch();
+        while let Some(event) = watch.next().await {
+            if event != ClaimEvent::Lost {
+                self.0.meters.heard();
+            }
+            self.tell(|core, now, actions| match event {
+                ClaimEvent::Reset { is_another_store } => core.reset(is_another_store),
+                ClaimEvent::Loaded => core.loaded(now),
+                ClaimEvent::Put { device, claim, revision } => {
+                    core.put(device, Found { claim, revision }, now, actions);
+                }
+                ClaimEvent::Removed { device, revision } => core.gone(device, revision),
+                ClaimEvent::Alive | ClaimEvent::Lost => {}
+            });
+            if event == ClaimEvent::Loaded {
+                tracing::info!(claims = self.look(|core, _| core.map().len()), "the claims are loaded");
+                loaded.send_replace(true);
+            }
+        }
+    }
+
+    /// Follows the connection: what is not connected hears no node.
+    pub(crate) async fn follow_connection(&self) {
+        let mut connection = self.0.bus.connection();
+        loop {
+            let is_up = matches!(*connection.borrow_and_update(), Connection::Up { .. });
+            self.tell(|core, now, _| core.hears(is_up, now));
+            if connection.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Ends calls whose node died with them in its hands: their callers need not wait the budget out.
+    pub(crate) async fn watch_nodes(&self) {
+        let mut look_at = tokio::time::Instant::now();
+        loop {
+            look_at += self.0.limits.lease / 4;
+            let _ = timeout_at(look_at, std::future::pending::<()>()).await;
+            for node in self.0.bus.asked_nodes() {
+                if self.is_gone(node) {
+                    self.0.bus.no_reply_from(node);
+                }
+            }
+        }
+    }
+
+    fn is_gone(&self, node: NodeId) -> bool {
+        self.look(|core, now| core.is_gone(node, now))
+    }
+}
