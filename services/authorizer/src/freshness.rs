@@ -6,6 +6,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use rpc::faults::{Fault, is};
+
 /// Between two beats.
 pub const BEAT_EVERY: Duration = Duration::from_millis(500);
 /// A directory that may be older than this decides nothing: so long after it was made, a change is in force everywhere.
@@ -82,7 +84,7 @@ impl Freshness {
 
     /// Whether the directory may decide.
     pub fn is_fresh(&self, now: Instant) -> bool {
-        self.confirmed.is_some() && self.age(now) < MAX_AGE
+        self.confirmed.is_some() && self.age(now) < MAX_AGE || is(Fault::StaleDirectory)
     }
 
     /// Until when questions wait for it to be fresh again.

@@ -4,23 +4,28 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bus::{AskError, Connection};
+use futures::{StreamExt, stream};
 use rpc::{
     ClaimReply, ClaimRequest, CompareReply, CompareRequest, Generation, HeldClaim, LeaseRenewal, Limit,
     Protocol, ReleaseRequest, wire,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::device::holding::{Difference, ToMend};
 use crate::device::sessions::Session;
 use crate::node::Node;
 
+/// How long one attempt may take: NATS may hand it to a router that is cut off, and to claim twice is to claim once.
+const ATTEMPT: Duration = Duration::from_secs(1);
+/// Claims that are mended at a time.
+const MENDED_AT_A_TIME: usize = 32;
 /// Between two attempts, while no router is there or the store takes nothing.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// How soon a difference is looked at again that may settle.
 const SETTLE_PAUSE: Duration = Duration::from_secs(1);
 /// How long a router may take to compare one part of the claims.
-const COMPARE_WAIT: Duration = Duration::from_secs(5);
+const COMPARE_WAIT: Duration = Duration::from_secs(2);
 
 /// How a claim ended.
 enum Claimed {
@@ -100,7 +105,7 @@ impl Node {
                 visit: visitor.id,
                 ticket: visitor.ticket(),
             };
-            let wait = give_up.saturating_duration_since(Instant::now());
+            let wait = give_up.saturating_duration_since(Instant::now()).min(ATTEMPT);
             let why = match self.ask::<ClaimReply>(self.bus.subjects().claim(), &request, wait).await {
                 Ok(ClaimReply::Held { generation, over }) => return Claimed::Held(generation, over),
                 Ok(ClaimReply::Overtaken) => return Claimed::Overtaken,
@@ -133,7 +138,10 @@ impl Node {
     }
 
     async fn renew_lease(&self, ends: bool) {
-        let renewal = LeaseRenewal { node: self.id, tally: self.holding.lock().tally(), ends };
+        let renewal = {
+            let holding = self.holding.lock();
+            LeaseRenewal { node: self.id, tally: holding.tally(), newest: holding.newest(), ends }
+        };
         let Ok(message) = wire::encode(&renewal, b"") else { return };
         if let Err(error) = self.bus.tell(self.bus.subjects().lease(), message).await {
             tracing::warn!(%error, "the node's lease was not renewed");
@@ -168,12 +176,16 @@ impl Node {
                 sleep(self.reclaim_pause()).await;
             }
         }
-        for held in claim {
+        let mut pace = interval(self.reclaim_pause());
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let pace = Mutex::new(pace);
+        let mend = async |held: HeldClaim| {
+            pace.lock().await.tick().await;
             if let Some(session) = self.sessions.find(held.device, held.session) {
                 self.claim_again(&session).await;
-                sleep(self.reclaim_pause()).await;
             }
-        }
+        };
+        stream::iter(claim).for_each_concurrent(MENDED_AT_A_TIME, mend).await;
     }
 
     async fn claim_again(&self, session: &Session) {

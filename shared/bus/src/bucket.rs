@@ -73,6 +73,14 @@ pub(crate) struct Entry {
     pub(crate) written: SystemTime,
 }
 
+/// A bucket that is there.
+pub(crate) struct Made {
+    /// When it was made, in JetStream's words.
+    pub(crate) at: String,
+    /// Its last revision; of an empty one, the last before its first.
+    pub(crate) revision: u64,
+}
+
 /// A bucket whose keys keep only their last value.
 #[derive(Clone)]
 pub(crate) struct Bucket {
@@ -199,13 +207,16 @@ impl Bucket {
         self.make_if_missing_unlocked().await
     }
 
-    /// Makes the bucket if it is missing and ours to make, and returns when it was made, in JetStream's words.
-    pub(crate) async fn make_if_missing(&self) -> Result<String, StoreError> {
+    /// Makes the bucket if it is missing and ours to make.
+    pub(crate) async fn make_if_missing(&self) -> Result<Made, StoreError> {
         let _one_at_a_time = self.inner.making.lock().await;
         self.make_if_missing_unlocked().await?;
         let info =
             self.administer(&format!("STREAM.INFO.{}", self.inner.stream), &Value::Null, INFO_WAIT).await?;
-        Ok(info.get("created").and_then(Value::as_str).unwrap_or_default().to_owned())
+        Ok(Made {
+            at: info.get("created").and_then(Value::as_str).unwrap_or_default().to_owned(),
+            revision: info.pointer("/state/last_seq").and_then(Value::as_u64).unwrap_or_default(),
+        })
     }
 
     async fn make_if_missing_unlocked(&self) -> Result<(), StoreError> {

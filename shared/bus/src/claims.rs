@@ -41,6 +41,8 @@ pub enum ClaimEvent {
     Reset {
         /// The store is another than before: it was lost.
         is_another_store: bool,
+        /// The store's number for its last writing.
+        revision: u64,
     },
     /// All that stood there when the load began has been told.
     Loaded,
@@ -137,7 +139,9 @@ impl ClaimWatch {
     pub async fn next(&mut self) -> Option<ClaimEvent> {
         loop {
             return Some(match self.watch.next().await? {
-                WatchEvent::Reset { is_new_bucket } => ClaimEvent::Reset { is_another_store: is_new_bucket },
+                WatchEvent::Reset { is_new_bucket, revision } => {
+                    ClaimEvent::Reset { is_another_store: is_new_bucket, revision }
+                }
                 WatchEvent::Loaded => ClaimEvent::Loaded,
                 WatchEvent::Put { key, value, revision } => match (key.parse(), read_claim(&value)) {
                     (Ok(device), Some(claim)) => ClaimEvent::Put { device, claim, revision },

@@ -13,7 +13,7 @@ mod errors;
 mod keys;
 mod meters;
 mod pending;
-mod pulse;
+pub mod pulse;
 pub mod registry;
 mod serve;
 pub mod server;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// Between two messages to itself.
-pub(crate) const PULSE_EVERY: Duration = Duration::from_secs(1);
+pub const PULSE_EVERY: Duration = Duration::from_secs(1);
 /// A gap in what comes back from which on it counts: a message to itself is this far behind in no healthy connection.
 const COUNTS_FROM: Duration = Duration::from_millis(1_500);
 /// So many in a row that have not come back end the connection when nothing else has come in either.
@@ -16,7 +16,7 @@ const MAX_UNDER_WAY: usize = 8;
 
 /// What is to be done at a tick.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Beat {
+pub enum Beat {
     /// Send this one.
     Send(u64),
     /// They do not come back: close the connection and open another.
@@ -28,7 +28,7 @@ pub(crate) enum Beat {
 /// What comes in behind one of them was sent by NATS after it, so it is no older than that one; nothing else bounds the
 /// time that a message spent in a dead connection, or in the socket of a process that slept.
 #[derive(Debug)]
-pub(crate) struct Pulse {
+pub struct Pulse {
     under_way: VecDeque<(u64, Instant)>,
     last_number: u64,
     missed: u32,
@@ -40,13 +40,13 @@ pub(crate) struct Pulse {
 
 impl Pulse {
     /// Of a connection that has just been made.
-    pub(crate) fn new(now: Instant) -> Self {
+    pub fn new(now: Instant) -> Self {
         Pulse { under_way: VecDeque::new(), last_number: 0, missed: 0, confirmed: now, late: None }
     }
 
     /// Called once a [`PULSE_EVERY`] while connected; `has_heard`: something has come in since the last time. A process
     /// that slept misses one at most by that.
-    pub(crate) fn tick(&mut self, has_heard: bool, now: Instant) -> Beat {
+    pub fn tick(&mut self, has_heard: bool, now: Instant) -> Beat {
         self.missed = if self.under_way.is_empty() { 0 } else { self.missed + 1 };
         if self.missed >= if has_heard { MAX_MISSED_BEHIND } else { MAX_MISSED } {
             self.disconnected();
@@ -61,13 +61,13 @@ impl Pulse {
     }
 
     /// There is no connection, or a new one: what was under way is lost.
-    pub(crate) fn disconnected(&mut self) {
+    pub fn disconnected(&mut self) {
         self.missed = 0;
         self.under_way.clear();
     }
 
     /// One is back. False when it is none that is waited for.
-    pub(crate) fn returned(&mut self, number: u64, now: Instant) -> bool {
+    pub fn returned(&mut self, number: u64, now: Instant) -> bool {
         let Some(place) = self.under_way.iter().position(|&(sent, _)| sent == number) else { return false };
         let Some(&(_, sent)) = self.under_way.get(place) else { return false };
         self.under_way.drain(..=place);
@@ -81,7 +81,7 @@ impl Pulse {
 
     /// How long ago at most was sent what is handled `now` and was not there yet at `not_yet`; zero, unless there was
     /// a gap in between.
-    pub(crate) fn age(&self, not_yet: Instant, now: Instant) -> Duration {
+    pub fn age(&self, not_yet: Instant, now: Instant) -> Duration {
         let open = now.saturating_duration_since(self.confirmed);
         let closed = self.late.filter(|&(_, over)| over >= not_yet);
         let closed = closed.map_or(Duration::ZERO, |(since, _)| now.saturating_duration_since(since));

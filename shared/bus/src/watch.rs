@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
-use crate::bucket::{Bucket, is_marker};
+use crate::bucket::{Bucket, Made, is_marker};
 use crate::connect::Connection;
 use crate::errors::StoreError;
 
@@ -34,6 +34,8 @@ pub(crate) enum WatchEvent {
     Reset {
         /// The bucket is another than before: the store lost its memory.
         is_new_bucket: bool,
+        /// The bucket's last revision; of an empty one, the last before its first.
+        revision: u64,
     },
     /// All that stood there when the load began has been told.
     Loaded,
@@ -85,6 +87,7 @@ struct Feed {
 struct Begun {
     feed: Feed,
     bucket_made: String,
+    revision: u64,
 }
 
 impl Watch {
@@ -137,10 +140,10 @@ impl Watch {
             begun = begin(&self.bucket, &self.keys, epoch, wait) => begun,
         };
         match begun {
-            Ok(Begun { feed, bucket_made }) => {
+            Ok(Begun { feed, bucket_made, revision }) => {
                 let is_new_bucket = self.bucket_made.as_ref().is_some_and(|before| *before != bucket_made);
                 self.bucket_made = Some(bucket_made);
-                self.ready.push_back(WatchEvent::Reset { is_new_bucket });
+                self.ready.push_back(WatchEvent::Reset { is_new_bucket, revision });
                 if feed.is_loaded {
                     self.ready.push_back(WatchEvent::Loaded);
                 }
@@ -252,7 +255,7 @@ impl Watch {
 async fn begin(bucket: &Bucket, keys: &[&str], epoch: u64, wait: Duration) -> Result<Begun, StoreError> {
     static SERIAL: AtomicU64 = AtomicU64::new(0);
     let bus = bucket.bus();
-    let bucket_made = bucket.make_if_missing().await?;
+    let Made { at: bucket_made, revision } = bucket.make_if_missing().await?;
     let consumer = format!("w{}_{}", bus.process(), SERIAL.fetch_add(1, Ordering::Relaxed));
     let deliver_to = format!("{}.{consumer}", bus.subjects().feed(bus.process()));
     let subscriber = bus.client().subscribe(deliver_to.clone()).await;
@@ -284,7 +287,7 @@ async fn begin(bucket: &Bucket, keys: &[&str], epoch: u64, wait: Duration) -> Re
     let delivered = created.pointer("/delivered/consumer_seq").and_then(Value::as_u64).unwrap_or_default();
     let is_loaded = awaits == 0 && delivered == 0;
     let feed = Feed { subscriber, delivered: 0, is_loaded, epoch, silent_from: Instant::now() };
-    Ok(Begun { feed, bucket_made })
+    Ok(Begun { feed, bucket_made, revision })
 }
 
 /// What a delivery's reply subject says of it:

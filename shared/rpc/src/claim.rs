@@ -116,6 +116,9 @@ pub struct LeaseRenewal {
     pub node: NodeId,
     /// Its claims. A router that knows others says so (`swb.event.claims.<node>`).
     pub tally: Tally,
+    /// The highest generation that it has heard of: routers give higher ones, also when the store has lost its memory.
+    #[serde(default)]
+    pub newest: Generation,
     /// It leaves: its lease ends with this.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ends: bool,

@@ -7,6 +7,7 @@ mod call;
 mod claim;
 mod closed_list;
 mod directory;
+pub mod faults;
 mod ids;
 mod outcome;
 mod subjects;

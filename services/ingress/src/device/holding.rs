@@ -17,6 +17,7 @@ const MAX_COMPARED: usize = 1_000;
 pub struct Holding {
     held: HashMap<SessionId, (DeviceId, Generation)>,
     tally: Tally,
+    newest: Generation,
     changed_at: Option<Instant>,
     unsettled: u32,
 }
@@ -50,6 +51,7 @@ impl Holding {
             self.tally.remove(device, session, generation);
         }
         self.tally.add(device, session, generation);
+        self.newest = self.newest.max(generation);
         self.changed_at = Some(now);
     }
 
@@ -76,6 +78,11 @@ impl Holding {
     /// What a renewal of the lease says.
     pub fn tally(&self) -> Tally {
         self.tally
+    }
+
+    /// The highest generation that any of its claims ever had.
+    pub fn newest(&self) -> Generation {
+        self.newest
     }
 
     /// A router knows other claims of this node.

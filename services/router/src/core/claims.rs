@@ -1,5 +1,6 @@
 //! Whose is a device? Decided over what stands there: the newest session wins, and no clock says which that is.
 
+use rpc::faults::{Fault, is};
 use rpc::{Claim, ClaimRequest, Generation};
 
 /// What is to be done with a claim that is asked for.
@@ -26,7 +27,10 @@ pub fn decide(request: &ClaimRequest, standing: Option<&Claim>, fresh: Generatio
         Some(own) if is_own && own <= standing.generation => Decision::Stands(standing.generation),
         // Equal ones can only be of a time before the store was lost: either may win, as long as all agree which.
         Some(own) if (standing.generation, standing.node, standing.session) > (own, session.0, session.1) => {
-            Decision::Overtaken
+            match is(Fault::ReclaimAlwaysWins) {
+                true => Decision::Write(own),
+                false => Decision::Overtaken,
+            }
         }
         Some(own) => Decision::Write(own),
     }

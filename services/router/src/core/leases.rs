@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use rpc::NodeId;
+use rpc::faults::{Fault, is};
 
 /// All leases. Each router keeps its own: nodes tell every one of them.
 #[derive(Debug)]
@@ -61,7 +62,7 @@ impl Leases {
         let heard_for = self.hears_since.map(|since| now.saturating_duration_since(since));
         self.is_leased(node, now)
             || self.slept(now)
-            || heard_for.is_none_or(|heard_for| heard_for < self.lease)
+            || (heard_for.is_none_or(|heard_for| heard_for < self.lease) && !is(Fault::DeafSweeps))
     }
 
     /// How many nodes have a lease.
@@ -75,7 +76,7 @@ impl Leases {
     }
 
     fn slept(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.last_looked) > self.lease / 3
+        now.saturating_duration_since(self.last_looked) > self.lease / 3 && !is(Fault::SleeperSweeps)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use rpc::faults::{Fault, is};
 use rpc::{Claim, DeviceId, Generation, HeldClaim, NodeId, Tally, part_of};
 
 /// A claim and its revision in the store.
@@ -38,6 +39,11 @@ impl ClaimMap {
     /// The device's claim.
     pub fn get(&self, device: DeviceId) -> Option<Found> {
         self.current.get(&device).or_else(|| self.doubtful.get(&device)).copied()
+    }
+
+    /// The device's claim and its revision, if it stands in the store as it is now.
+    pub fn standing(&self, device: DeviceId) -> Option<Found> {
+        self.current.get(&device).copied()
     }
 
     /// How many devices are claimed.
@@ -82,6 +88,9 @@ impl ClaimMap {
 
     /// The generation of a session that becomes callable over `standing`.
     pub fn next_generation(&self, standing: Option<Generation>) -> Generation {
+        if is(Fault::ClocksDecide) {
+            return Generation(rpc::faults::wall_ms());
+        }
         Generation(self.newest.max(standing.map_or(0, |standing| standing.0)) + 1)
     }
 
@@ -91,7 +100,11 @@ impl ClaimMap {
     }
 
     /// A load from the beginning: everything that stands there follows.
-    pub fn reset(&mut self, is_another_store: bool) {
+    ///
+    /// The store has written up to `revision` so far: all generations that will be given are above it, also when nothing
+    /// stands there that would tell.
+    pub fn reset(&mut self, is_another_store: bool, revision: u64) {
+        self.newest = self.newest.max(revision);
         self.is_another_store = is_another_store;
         // Nothing to keep meanwhile, nothing to build beside it.
         self.loading = (!self.current.is_empty()).then(HashMap::new);
@@ -215,7 +228,7 @@ mod tests {
         let (mut map, now) = (ClaimMap::default(), Instant::now());
         map.put(device(1), found(1, 10));
         map.put(device(2), found(1, 11));
-        map.reset(false);
+        map.reset(false, 0);
         map.put(device(2), found(1, 11));
         map.put(device(3), found(1, 12));
         assert_eq!(map.len(), 3);
@@ -240,7 +253,7 @@ mod tests {
         let (mut map, now) = (ClaimMap::default(), Instant::now());
         map.put(device(1), found(1, 10));
         map.put(device(2), found(1, 11));
-        map.reset(true);
+        map.reset(true, 0);
         map.put(device(2), found(1, 100));
         map.loaded(Duration::from_secs(1), now);
         assert_eq!((map.get(device(1)), map.len()), (Some(found(1, 10)), 2));
@@ -271,7 +284,7 @@ mod tests {
                 match what {
                     0 | 1 => { map.put(device(number), found(node, revision)); }
                     2 => map.remove(device(number), revision),
-                    3 => map.reset(revision % 2 == 0),
+                    3 => map.reset(revision % 2 == 0, 0),
                     _ => map.loaded(Duration::ZERO, now),
                 }
                 let mut tallies: HashMap<NodeId, Tally> = HashMap::new();

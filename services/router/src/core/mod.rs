@@ -12,6 +12,7 @@ mod waiting;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use rpc::faults::{Fault, is};
 use rpc::{
     CallId, CancelRequest, Claim, ClaimReply, ClaimRequest, CompareReply, CompareRequest, Deadline, DeviceId,
     Generation, LeaseRenewal, NodeId, Outcome, ReleaseRequest,
@@ -222,6 +223,7 @@ impl<T, R> Core<T, R> {
         }
         match self.map.get(call.target).filter(|found| !call.has_refuted(*found)) {
             Some(found) => actions.push(Action::Deliver(call, found)),
+            None if is(Fault::MissIsOffline) => actions.push(Action::End(call, Outcome::Offline)),
             None => actions.push(Action::LookUp(call)),
         }
     }
@@ -235,7 +237,8 @@ impl<T, R> Core<T, R> {
         now: Instant,
         actions: &mut Actions<T, R>,
     ) {
-        if by == Refutation::NoNode && self.leases.may_live(found.claim.node, now) {
+        let may_live = self.leases.may_live(found.claim.node, now) && !is(Fault::NoRespondersIsOffline);
+        if by == Refutation::NoNode && may_live {
             // It reconnects, or its lease is about to end: no word of the device's absence.
             let pause = match call.unheard {
                 Some((unheard, pause)) if unheard == found => (pause * 2).min(LAST_RETRY),
@@ -338,11 +341,15 @@ impl<T, R> Core<T, R> {
             self.map.heard(generation);
         }
         let claiming = Claiming { request, deadline, attempts: 0, reply_to };
-        let standing = match self.map.get(claiming.request.device) {
+        let device = claiming.request.device;
+        let standing = match self.map.standing(device) {
             Some(Found { claim, revision }) => {
                 Standing { claim: Some(claim), expected: Expected::Revision(revision) }
             }
-            None => Standing { claim: None, expected: Expected::Nothing },
+            // What stood in a store that was lost may be overtaken, and is not there.
+            None => {
+                Standing { claim: self.map.get(device).map(|found| found.claim), expected: Expected::Nothing }
+            }
         };
         self.decide(claiming, standing, actions);
     }
@@ -351,14 +358,14 @@ impl<T, R> Core<T, R> {
         let fresh = self.map.next_generation(standing.claim.map(|claim| claim.generation));
         let request = &claiming.request;
         match decide(request, standing.claim.as_ref(), fresh) {
-            Decision::Stands(generation) => {
+            Decision::Stands(generation) if standing.expected != Expected::Nothing => {
                 let reply = ClaimReply::Held { generation, over: None };
                 actions.push(Action::Reply(claiming.reply_to, reply));
             }
             // The map may lag: an end of a session is said by the store alone.
             Decision::Overtaken if claiming.attempts == 0 => actions.push(Action::Read(claiming)),
             Decision::Overtaken => actions.push(Action::Reply(claiming.reply_to, ClaimReply::Overtaken)),
-            Decision::Write(generation) => {
+            Decision::Write(generation) | Decision::Stands(generation) => {
                 let ClaimRequest { node, session, protocol, .. } = *request;
                 let claim = Claim { node, session, protocol, generation };
                 let session = (node, session);
@@ -382,7 +389,7 @@ impl<T, R> Core<T, R> {
         match written {
             Ok(revision) => {
                 let Write { claim, overtaken, .. } = write;
-                if let Some(overtaken) = overtaken {
+                if let Some(overtaken) = overtaken.filter(|_| !is(Fault::UntoldTakeover)) {
                     actions.push(Action::Evict(device, overtaken));
                 }
                 self.put(device, Found { claim, revision }, now, actions);
@@ -430,7 +437,7 @@ impl<T, R> Core<T, R> {
     ) {
         let is_its =
             |found: &Found| (found.claim.node, found.claim.session) == (request.node, request.session);
-        if let Some(found) = stored.filter(is_its) {
+        if let Some(found) = stored.filter(|found| is_its(found) || is(Fault::ReleaseOfAnySession)) {
             actions.push(Action::Remove(request.device, found.revision, Removal::Released));
         }
     }
@@ -449,7 +456,9 @@ impl<T, R> Core<T, R> {
             return self.leases.end(renewal.node);
         }
         self.leases.renew(renewal.node, now);
-        if self.map.is_loaded() && self.map.tally(renewal.node) != renewal.tally {
+        self.map.heard(renewal.newest);
+        let differs = self.map.is_loaded() && self.map.tally(renewal.node) != renewal.tally;
+        if differs && !is(Fault::BlindRenewal) {
             actions.push(Action::TellDiffers(renewal.node));
         }
     }
@@ -469,6 +478,9 @@ impl<T, R> Core<T, R> {
     /// A claim stands, as the store or this router's own write says.
     pub fn put(&mut self, device: DeviceId, found: Found, now: Instant, actions: &mut Actions<T, R>) {
         if !self.map.put(device, found) {
+            return;
+        }
+        if is(Fault::DeafWait) {
             return;
         }
         for mut call in self.waiting.leave(device) {
@@ -492,8 +504,9 @@ impl<T, R> Core<T, R> {
     }
 
     /// A load from the beginning: every claim follows.
-    pub fn reset(&mut self, is_another_store: bool) {
-        self.map.reset(is_another_store);
+    /// The store has written up to `revision`.
+    pub fn reset(&mut self, is_another_store: bool, revision: u64) {
+        self.map.reset(is_another_store, revision);
     }
 
     /// Every claim has been told.

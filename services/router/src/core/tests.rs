@@ -21,7 +21,7 @@ impl Bench {
         let now = Instant::now();
         let mut bench = Bench { core: Core::new(LEASE, now), now };
         bench.core.hears(true, now);
-        bench.core.reset(false);
+        bench.core.reset(false, 0);
         bench.core.loaded(now);
         bench.pass_s(12);
         bench
@@ -53,7 +53,7 @@ impl Bench {
 
     fn live(&mut self, node: u64) {
         let tally = self.core.map().tally(NodeId(node));
-        let renewal = LeaseRenewal { node: NodeId(node), tally, ends: false };
+        let renewal = LeaseRenewal { node: NodeId(node), tally, newest: Generation(0), ends: false };
         assert!(self.told(|core, now, done| core.renew(&renewal, now, done)).is_empty());
     }
 
@@ -210,7 +210,8 @@ fn a_node_whose_lease_ends_meanwhile_is_gone() {
     let found = bench.stands(1, 10);
     let done = bench.call(20_000, 0);
     assert!(bench.refute(done, Refutation::NoNode).is_empty());
-    let renewal = LeaseRenewal { node: NodeId(1), tally: Tally::default(), ends: true };
+    let renewal =
+        LeaseRenewal { node: NodeId(1), tally: Tally::default(), newest: Generation(0), ends: true };
     assert!(bench.told(|core, now, done| core.renew(&renewal, now, done)).is_empty());
     let call = looked_up(bench.pass_ms(60));
     let mut done = bench.told(|core, now, done| core.looked_up(call, Ok(Some(found)), now, done));
@@ -339,7 +340,7 @@ fn a_node_that_differs_hears_so_and_in_what() {
         generation: Generation(generation),
     };
     let mut tally = Tally::default();
-    let renewal = LeaseRenewal { node: NodeId(1), tally, ends: false };
+    let renewal = LeaseRenewal { node: NodeId(1), tally, newest: Generation(0), ends: false };
     let done = bench.told(|core, now, done| core.renew(&renewal, now, done));
     assert!(matches!(one(done), Action::TellDiffers(NodeId(1))));
     tally.add(TARGET, SessionId(1), Generation(10));
@@ -413,7 +414,7 @@ proptest! {
                 }
                 4 => {
                     let ends = number % 3 == 0;
-                    let renewal = LeaseRenewal { node: NodeId(node), tally: Tally::default(), ends };
+                    let renewal = LeaseRenewal { node: NodeId(node), tally: Tally::default(), newest: Generation(0), ends };
                     bench.told(|core, now, done| core.renew(&renewal, now, done))
                 }
                 5 => bench.pass_ms(number * 40),

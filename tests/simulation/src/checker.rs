@@ -1,0 +1,377 @@
+//! Was everything kept that is promised? A history is judged against a small model of who was connected, who belonged
+//! to whom, and what was broken when. It knows nothing of routers, claims or NATS.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::history::{End, Ending, Entry, Event};
+use crate::message::{MS, Micros, SECOND};
+use crate::settings::{LEASE_US, OUTCOME_GRACE};
+
+/// A promise, as the map of the services has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Promise {
+    /// A call reaches its target once or not at all.
+    AtMostOnce,
+    /// An outcome that promises that the target never saw the call is true.
+    Unseen,
+    /// Offline is never a guess.
+    OfflineIsTrue,
+    /// Lost is said of sessions that have ended.
+    LostIsTrue,
+    /// Who may call is not denied.
+    DeniedIsTrue,
+    /// An answer is the one to that call.
+    AnswerIsTrue,
+    /// The newest session wins, and the older ones end.
+    NewestWins,
+    /// Every call ends in its time.
+    BoundedWait,
+    /// A call whose time is over is not carried out.
+    NotTooLate,
+    /// A change of the registry is in force two seconds later.
+    ChangeInForce,
+    /// Who is connected can be called, a lease after the last fault.
+    Callable,
+    /// Nobody without a token is called, or calls.
+    NoThief,
+    /// Nothing is left behind.
+    NothingLeft,
+}
+
+/// A promise that was not kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Which.
+    pub promise: Promise,
+    /// When it showed.
+    pub at: Micros,
+    /// How.
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Violation { promise, at, what } = self;
+        write!(f, "{promise:?}, at {}: {what}", crate::transition::Seconds(*at))
+    }
+}
+
+/// So long after a change no authorizer may decide without it.
+const IN_FORCE: Micros = 2 * SECOND;
+/// What a call may come late by: a gap in the pulse is noticed from 1.5 s on, and there are three hops.
+const LATE: Micros = 2 * SECOND;
+/// A fault of a node that lasts this long may cost it its lease.
+const COSTS_LEASE: Micros = LEASE_US - LEASE_US / 3 - SECOND;
+/// How long the way from a device to its node and back may take.
+const LATENCY: Micros = 200 * MS;
+
+#[derive(Debug, Clone, Copy)]
+struct Session {
+    device: usize,
+    node: usize,
+    connecting: Micros,
+    callable: Option<Micros>,
+    over: Option<Micros>,
+    reason: Option<End>,
+}
+
+impl Session {
+    /// Whether it certainly stood all that time.
+    fn stood(&self, from: Micros, to: Micros) -> bool {
+        self.callable.is_some_and(|callable| callable <= from) && self.over.is_none_or(|over| over > to)
+    }
+
+    /// Whether it is certainly older than another.
+    fn is_older_than(&self, other: &Session) -> bool {
+        self.callable.is_some_and(|callable| callable < other.connecting)
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+struct Call {
+    called: Micros,
+    caller: usize,
+    target: usize,
+    timeout_ms: u32,
+    must_succeed: bool,
+    allowed: Vec<Micros>,
+    executed: Vec<(Micros, usize)>,
+    ended: Option<(Micros, Ending, bool)>,
+    given_up: bool,
+}
+
+/// What there is to know of a run, by what it is about.
+#[derive(Debug, Default)]
+struct Known {
+    sessions: BTreeMap<usize, Session>,
+    calls: BTreeMap<usize, Call>,
+    forged: BTreeMap<usize, Call>,
+    customers: BTreeMap<usize, Vec<(Micros, Option<u8>)>>,
+    faults: Vec<(Option<usize>, Micros, Micros)>,
+    /// What was sent then may come much later: the socket of a connection that was given up still sends.
+    held: Vec<(Micros, Micros)>,
+    lost: Vec<Micros>,
+    begins_anew: bool,
+    healed: Option<Micros>,
+    leaks: usize,
+    ends: Micros,
+}
+
+/// All promises that were not kept.
+pub fn check(history: &[Entry]) -> Vec<Violation> {
+    let known = Known::of(history);
+    let mut violations = Vec::new();
+    let mut broken = |promise, at, what: String| violations.push(Violation { promise, at, what });
+    for (id, call) in &known.calls {
+        known.check_call(*id, call, &mut broken);
+    }
+    for (id, call) in &known.forged {
+        if let Some((at, _)) = call.executed.first() {
+            broken(Promise::NoThief, *at, format!("the thief's call {id} is executed"));
+        }
+    }
+    known.check_sessions(&mut broken);
+    if known.leaks > 0 {
+        broken(Promise::NothingLeft, known.ends, format!("{} things are left behind", known.leaks));
+    }
+    violations
+}
+
+impl Known {
+    fn of(history: &[Entry]) -> Known {
+        let mut known = Known::default();
+        for &Entry { at, event } in history {
+            known.ends = at;
+            match event {
+                Event::Connecting { device, session, node } => {
+                    let begun =
+                        Session { device, node, connecting: at, callable: None, over: None, reason: None };
+                    known.sessions.insert(session, begun);
+                }
+                Event::Callable { session } => {
+                    if let Some(session) = known.sessions.get_mut(&session) {
+                        session.callable = Some(at);
+                    }
+                }
+                Event::Over { session, reason } => {
+                    if let Some(session) = known.sessions.get_mut(&session) {
+                        (session.over, session.reason) = (Some(at), reason);
+                    }
+                }
+                Event::Called { call, caller, target, timeout_ms, must_succeed, .. } => {
+                    let begun =
+                        Call { called: at, caller, target, timeout_ms, must_succeed, ..Call::default() };
+                    known.calls.insert(call, begun);
+                }
+                Event::Allowed { call } => known.call(call).allowed.push(at),
+                Event::Executed { call, session } => known.call(call).executed.push((at, session)),
+                Event::Ended { call, outcome, is_its_answer } => {
+                    known.call(call).ended = Some((at, outcome, is_its_answer));
+                }
+                Event::GaveUp { call } => known.call(call).given_up = true,
+                Event::Assigned { device, customer } => {
+                    known.customers.entry(device).or_default().push((at, customer));
+                }
+                Event::Faulty { process, until, holds } => {
+                    known.faults.push((process, at, until));
+                    if holds {
+                        known.held.push((at, until));
+                    }
+                }
+                Event::ClaimsLost { begins_anew } => {
+                    known.lost.push(at);
+                    known.begins_anew |= begins_anew;
+                }
+                Event::Forged { .. } => {}
+                Event::Healed => known.healed = Some(at),
+                Event::Leaked => known.leaks += 1,
+            }
+        }
+        known
+    }
+
+    /// A call; one that nobody has begun is a thief's.
+    fn call(&mut self, call: usize) -> &mut Call {
+        match self.calls.contains_key(&call) {
+            true => self.calls.entry(call).or_default(),
+            false => self.forged.entry(call).or_default(),
+        }
+    }
+
+    fn check_call(&self, id: usize, call: &Call, broken: &mut impl FnMut(Promise, Micros, String)) {
+        let Call { called, caller, target, timeout_ms, executed, .. } = call;
+        let about = format!("call {id} from D{caller} to D{target}");
+        if let Some((at, session)) = executed.get(1) {
+            broken(Promise::AtMostOnce, *at, format!("{about} is executed again, by connection {session}"));
+        }
+        for (at, session) in executed {
+            if *session == crate::world::THIEF {
+                broken(Promise::NoThief, *at, format!("{about} comes to the thief"));
+            } else if self.sessions.get(session).is_some_and(|session| session.device != *target) {
+                broken(Promise::NoThief, *at, format!("{about} comes to another device"));
+            }
+        }
+        let time = Micros::from(*timeout_ms) * MS;
+        // What a node that sleeps has not read, it cannot know how old it is.
+        let unread = |at| self.slept(self.node_of_newest(*caller, *called), *called, at);
+        if let Some((at, _)) = executed.first()
+            && *at > called + time + LATE + unread(*at)
+            && !self.held.iter().any(|(begin, end)| begin <= at && *called <= *end)
+        {
+            let late = at - called - time;
+            broken(Promise::NotTooLate, *at, format!("{about} is executed {} ms after its time", late / MS));
+        }
+        for allowed in &call.allowed {
+            if !self.could_call(*caller, *target, allowed.saturating_sub(IN_FORCE), *allowed) {
+                let what = format!("{about} is let pass though the registry forbids it for more than 2 s");
+                broken(Promise::ChangeInForce, *allowed, what);
+            }
+        }
+        let Some((ended, outcome, is_its_answer)) = call.ended else {
+            if !call.given_up {
+                broken(Promise::BoundedWait, self.ends, format!("{about} never ends"));
+            }
+            return;
+        };
+        let caller_slept = self.slept(self.node_of_newest(*caller, *called), *called, ended);
+        if ended > called + time + OUTCOME_GRACE + LATENCY + caller_slept {
+            broken(Promise::BoundedWait, ended, format!("{about} takes {} ms", (ended - called) / MS));
+        }
+        if outcome.promises_unseen()
+            && let Some((at, _)) = executed.first()
+        {
+            broken(Promise::Unseen, *at, format!("{about} ends {outcome:?} and is executed"));
+        }
+        match outcome {
+            Ending::Answered if executed.is_empty() || !is_its_answer => {
+                broken(Promise::AnswerIsTrue, ended, format!("{about} has an answer that is not its"));
+            }
+            Ending::Offline => {
+                if let Some(session) = self.certainly_callable(*target, *called, ended) {
+                    let what = format!("{about} ends Offline while connection {session} stands");
+                    broken(Promise::OfflineIsTrue, ended, what);
+                }
+            }
+            Ending::Lost => {
+                if let Some(session) = self.certainly_callable(*target, *called, ended) {
+                    let what = format!("{about} ends Lost while connection {session} stands");
+                    broken(Promise::LostIsTrue, ended, what);
+                }
+            }
+            Ending::Denied | Ending::UnknownDevice
+                if self.may_call_throughout(*caller, *target, called.saturating_sub(IN_FORCE), ended) =>
+            {
+                broken(Promise::DeniedIsTrue, ended, format!("{about} ends {outcome:?}, and was allowed"));
+            }
+            _ => {}
+        }
+        let still =
+            |device: usize| self.sessions.values().any(|it| it.device == device && it.stood(*called, ended));
+        if call.must_succeed && outcome != Ending::Answered && still(*target) && still(*caller) {
+            broken(Promise::Callable, ended, format!("{about} ends {outcome:?} though all is well"));
+        }
+    }
+
+    fn check_sessions(&self, broken: &mut impl FnMut(Promise, Micros, String)) {
+        for (id, session) in &self.sessions {
+            let others =
+                || self.sessions.iter().filter(|(it, other)| *it != id && other.device == session.device);
+            // Where revisions have begun anew, compare-and-set may take one write for another: a bucket in files never does.
+            if let (Some(End::TakenOver), Some(over), false) =
+                (session.reason, session.over, self.begins_anew)
+            {
+                let begun = |other: &Session| other.connecting < over;
+                if !others().any(|(_, other)| begun(other) && !other.is_older_than(session)) {
+                    let what =
+                        format!("connection {id} of D{} is taken over by an older one", session.device);
+                    broken(Promise::NewestWins, over, what);
+                }
+            }
+            // A lease after the last fault no two stand.
+            let Some(healed) = self.healed else { continue };
+            let at = healed + LEASE_US + 2 * SECOND;
+            if let Some((other, _)) =
+                others().find(|(other, it)| id < *other && it.stood(at - 2 * SECOND, at))
+                && session.stood(at - 2 * SECOND, at)
+            {
+                let what = format!("connections {id} and {other} of D{} stand both", session.device);
+                broken(Promise::NewestWins, at, what);
+            }
+        }
+    }
+
+    /// A connection through which the device could certainly be called all that time: the only one near it, on a node
+    /// to which nothing happened that could have cost it its lease.
+    fn certainly_callable(&self, device: usize, from: Micros, to: Micros) -> Option<usize> {
+        let (id, session) =
+            self.sessions.iter().find(|(_, it)| it.device == device && it.stood(from, to + LATENCY))?;
+        let near = from.saturating_sub(SECOND);
+        // Who is newer has overtaken it, also when it has not heard so yet.
+        let is_alone = self.sessions.iter().all(|(other, it)| {
+            let is_newer = it.connecting > session.connecting;
+            other == id
+                || it.device != device
+                || match is_newer {
+                    true => it.connecting > to,
+                    false => it.over.is_some_and(|over| over < near),
+                }
+        });
+        // A router that reads an empty store knows of nobody until nodes have said what they hold. Where the bucket stays, it
+        // may read it as late as after the last fault.
+        let healed = self.healed.unwrap_or_default();
+        let is_known =
+            self.lost.iter().all(|lost| to < *lost || from > lost.max(&healed) + LEASE_US + 2 * SECOND);
+        let is_well = self.faults.iter().all(|(process, begin, end)| {
+            *process != Some(session.node)
+                || end - begin < COSTS_LEASE
+                || to < *begin
+                || from > end + LEASE_US + 2 * SECOND
+        });
+        // Faults that come one upon the other may add up.
+        let of_node: Micros = self
+            .faults
+            .iter()
+            .filter(|(process, ..)| *process == Some(session.node))
+            .map(|(_, begin, end)| end - begin)
+            .sum();
+        (is_alone && is_known && is_well && of_node < COSTS_LEASE).then_some(*id)
+    }
+
+    fn node_of_newest(&self, device: usize, at: Micros) -> Option<usize> {
+        let stands = |it: &&Session| it.device == device && it.stood(at, at);
+        self.sessions.values().rfind(stands).map(|session| session.node)
+    }
+
+    /// How long a process was asleep, or what it sent held up, in that time.
+    fn slept(&self, process: Option<usize>, from: Micros, to: Micros) -> Micros {
+        let of_it = self.faults.iter().filter(|(it, ..)| it.is_some() && *it == process);
+        of_it.map(|(_, begin, end)| end.min(&to).saturating_sub(*begin.max(&from)) + LATENCY).sum()
+    }
+
+    fn customer(&self, device: usize, at: Micros) -> Option<u8> {
+        let changes = self.customers.get(&device)?;
+        changes.iter().rev().find(|(changed, _)| *changed <= at)?.1
+    }
+
+    fn moments(&self, caller: usize, target: usize, from: Micros, to: Micros) -> Vec<Micros> {
+        let changes = [caller, target].into_iter().filter_map(|device| self.customers.get(&device)).flatten();
+        let within = changes.map(|(at, _)| *at).filter(|at| *at > from && *at <= to);
+        within.chain([from]).collect()
+    }
+
+    /// Whether the registry let the one call the other at some moment of that time.
+    fn could_call(&self, caller: usize, target: usize, from: Micros, to: Micros) -> bool {
+        self.moments(caller, target, from, to).into_iter().any(|at| self.may_call(caller, target, at))
+    }
+
+    /// Whether it did at each.
+    fn may_call_throughout(&self, caller: usize, target: usize, from: Micros, to: Micros) -> bool {
+        self.moments(caller, target, from, to).into_iter().all(|at| self.may_call(caller, target, at))
+    }
+
+    fn may_call(&self, caller: usize, target: usize, at: Micros) -> bool {
+        let of_caller = self.customer(caller, at);
+        of_caller.is_some() && of_caller == self.customer(target, at)
+    }
+}
