@@ -282,6 +282,36 @@ fn a_session_that_claims_again_tells_the_one_it_overtakes() {
 }
 
 #[test]
+fn what_stood_in_a_lost_store_is_written_again_and_never_said_to_stand() {
+    let mut bench = Bench::new();
+    bench.stands(1, 10);
+    bench.core.reset(true, 20);
+    bench.core.loaded(bench.now);
+    for generation in [Some(10), None] {
+        let (_, write) = written(bench.claim(request(1, generation)));
+        assert_eq!((write.claim, write.expected), (claim(1, 10), Expected::Nothing));
+    }
+    // One that becomes callable over it is newer, and the older is told.
+    let (claiming, write) = written(bench.claim(request(2, None)));
+    assert_eq!(write.expected, Expected::Nothing);
+    let done = bench.told(|core, now, done| core.written(claiming, write, Ok(30), now, done));
+    assert!(matches!(done.first(), Some(Action::Evict(TARGET, older)) if *older == claim(1, 10)));
+}
+
+#[test]
+fn an_empty_store_gives_no_generation_that_was_given_before() {
+    let mut bench = Bench::new();
+    bench.core.reset(true, 5_000);
+    bench.core.loaded(bench.now);
+    assert_eq!(written(bench.claim(request(1, None))).1.claim.generation, Generation(5_001));
+    // Its numbers may have begun anew: nodes know what they were given.
+    let renewal =
+        LeaseRenewal { node: NodeId(9), tally: Tally::default(), newest: Generation(9_000), ends: false };
+    bench.told(|core, now, done| core.renew(&renewal, now, done));
+    assert_eq!(written(bench.claim(request(1, None))).1.claim.generation, Generation(9_001));
+}
+
+#[test]
 fn no_session_ends_on_the_word_of_a_map_that_may_lag() {
     let mut bench = Bench::new();
     bench.stands(1, 10);
