@@ -26,23 +26,19 @@ pub enum Fault {
     DeliveredTwice,
     /// What came late is carried out all the same.
     AgeIsIgnored,
-    /// A call that waits is not told of its target's coming.
-    DeafWait,
     /// A sleeping router believes what it knew.
     SleeperSweeps,
     /// A router that has heard nobody for long enough takes nodes for dead all the same.
     DeafSweeps,
     /// A device is told that it is callable before its claim stands.
     ToldBeforeItStands,
-    /// A node that has not replied in time is taken for one that was not there.
-    ExpiredIsNobody,
     /// A session that claims again wins over whatever stands there.
     ReclaimAlwaysWins,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 17] = [
+    pub const ALL: [Fault; 15] = [
         Fault::LostCompareAndSet,
         Fault::UntoldTakeover,
         Fault::ReleaseOfAnySession,
@@ -54,11 +50,9 @@ impl Fault {
         Fault::MissIsOffline,
         Fault::DeliveredTwice,
         Fault::AgeIsIgnored,
-        Fault::DeafWait,
         Fault::SleeperSweeps,
         Fault::DeafSweeps,
         Fault::ToldBeforeItStands,
-        Fault::ExpiredIsNobody,
         Fault::ReclaimAlwaysWins,
     ];
 }

@@ -177,7 +177,6 @@ impl Router {
             }
             Ok(_) => Refutation::NoSession,
             Err(NoReply::NoResponders) => Refutation::NoNode,
-            Err(NoReply::Expired) if is(Fault::ExpiredIsNobody) => Refutation::NoNode,
             Err(NoReply::Expired) => return self.end(call, Outcome::TimedOut, context),
             Err(NoReply::Gone) => return self.end(call, Outcome::Lost, context),
             Err(NoReply::Down) => return self.end(call, Outcome::Unavailable, context),

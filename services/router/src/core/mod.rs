@@ -480,9 +480,6 @@ impl<T, R> Core<T, R> {
         if !self.map.put(device, found) {
             return;
         }
-        if is(Fault::DeafWait) {
-            return;
-        }
         for mut call in self.waiting.leave(device) {
             if call.unheard.is_some_and(|(unheard, _)| unheard != found) {
                 call.unheard = None;
