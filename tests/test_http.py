@@ -56,11 +56,13 @@ def become_callable(connection, identity):
 
 
 @contextmanager
-def waiting_polls(node, more):
-    """Waits until so many more polls than before are waiting."""
-    before = node.admin.value("switchboard_http_polls")
+def waiting_polls(node, more, beside=0):
+    """Waits until so many more polls wait than those that the test has beside them."""
+    polls = lambda: node.admin.value("switchboard_http_polls")  # noqa: E731
+    # One whose client closed its socket is waited for a little longer.
+    until("other tests' polls are over", lambda: polls() == beside)
     yield
-    until(f"{more} polls wait", lambda: node.admin.value("switchboard_http_polls") == before + more)
+    until(f"{more} polls wait", lambda: polls() == beside + more)
 
 
 def test_statuses(http, family):
@@ -131,8 +133,8 @@ def test_one_poll_takes_one_call_in_order(node, http, family, device):
     caller = device(PahoV5, family.a).connect(node)
     become_callable(http, family.b)
     polls = []
-    for _ in range(3):
-        with waiting_polls(node, 1):
+    for number in range(3):
+        with waiting_polls(node, 1, beside=number):
             polls.append(poll(node, family.b))
     answers = []
     for number, connection in enumerate(polls):
@@ -231,7 +233,7 @@ def test_polls_whose_clients_closed_give_way_and_swallow_no_call(node, http, fam
         for _ in range(16):
             poll(node, family.b).close()
     # They neither keep a live one out, nor take its call.
-    with waiting_polls(node, 0):
+    with waiting_polls(node, 0, beside=16):
         staying = poll(node, family.b)
     answer = caller.send_msg(family.b, "1")
     call = staying.response().json
