@@ -258,7 +258,8 @@ fn milliseconds(raw: &RawValue) -> Milliseconds {
     if significant.is_empty() {
         return Milliseconds::Of(0);
     }
-    let exponent = exponent.parse::<i64>().unwrap_or(i64::MAX) * if exponent_negative { -1 } else { 1 };
+    let exponent = exponent.parse::<i64>().unwrap_or(i64::MAX);
+    let exponent = if exponent_negative { -exponent } else { exponent };
     let behind_point = fraction.map_or(0, str::len) as i64;
     let zeros_cut = (digits.len() - digits.trim_end_matches('0').len()) as i64;
     let zeros = exponent.saturating_sub(behind_point).saturating_add(zeros_cut);
