@@ -34,6 +34,11 @@ pub(crate) enum DeviceVerb {
     Unassign(OneArgs),
     /// Give a device another name; its sessions go on
     Rename(RenameArgs),
+    /// Set and remove a device's labels, which policies may read; its sessions go on
+    Label {
+        #[command(subcommand)]
+        verb: LabelVerb,
+    },
     /// Give a device another access token, shown once. Its sessions end
     RotateToken(RotateArgs),
     /// Remove devices. Their sessions end
@@ -42,6 +47,36 @@ pub(crate) enum DeviceVerb {
     Import(import::ImportArgs),
     /// Write all tenants, customers and devices to a file that `import` reads; without tokens, which nobody knows
     Export(export::ExportArgs),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum LabelVerb {
+    /// Set labels; those of other keys stay
+    Set(LabelSetArgs),
+    /// Remove labels by key
+    Remove(LabelRemoveArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct LabelSetArgs {
+    /// Id or name
+    device: String,
+    /// The labels, as room=12
+    #[arg(required = true, value_name = "KEY=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
+    #[command(flatten)]
+    reach: ReachArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct LabelRemoveArgs {
+    /// Id or name
+    device: String,
+    /// Their keys, as room
+    #[arg(required = true, value_name = "KEY")]
+    keys: Vec<String>,
+    #[command(flatten)]
+    reach: ReachArgs,
 }
 
 #[derive(Args)]
@@ -81,6 +116,9 @@ pub(crate) struct ListArgs {
     /// Only those of no customer
     #[arg(long)]
     unassigned: bool,
+    /// Only those with this label, or with any of this key; may be repeated: then those with all of them
+    #[arg(long = "label", value_name = "KEY[=VALUE]")]
+    labels: Vec<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -181,6 +219,7 @@ pub(crate) async fn run(verb: DeviceVerb) -> anyhow::Result<ExitCode> {
         DeviceVerb::Assign(args) => assign(args).await,
         DeviceVerb::Unassign(args) => unassign(args).await,
         DeviceVerb::Rename(args) => rename(args).await,
+        DeviceVerb::Label { verb } => relabel(verb).await,
         DeviceVerb::RotateToken(args) => rotate(args).await,
         DeviceVerb::Remove(args) => return remove(args).await,
         DeviceVerb::Import(args) => return import::run(args).await,
@@ -239,6 +278,7 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
         tenant.is_none_or(|tenant| device.tenant == tenant)
             && (customer.is_none() || device.customer == customer)
             && !(args.unassigned && device.customer.is_some())
+            && args.labels.iter().all(|wanted| find::has_label(device, wanted))
     };
     let devices = sorted(&known).into_iter().filter(|(_, device)| is_meant(device));
     let views: Vec<_> = devices.map(|(id, device)| view(&known, id, device)).collect();
@@ -249,7 +289,8 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
     for device in &views {
         let customer = device.customer_name.clone().unwrap_or_else(|| "-".to_owned());
         let cells = [device.id.to_string(), device.name.to_owned(), customer, device.tenant_name.clone()];
-        table.row(cells.into_iter().chain([labels(device.labels)]));
+        let labels = if device.labels.is_empty() { "-".to_owned() } else { labels(device.labels) };
+        table.row(cells.into_iter().chain([labels]));
     }
     table.print();
     note(count(views.len(), "device"));
@@ -272,10 +313,7 @@ async fn show(args: ShowArgs) -> anyhow::Result<()> {
         (Some(name), Some(id)) => say(format_args!("customer  {name} ({id})")),
         _ => say("customer  none: it can call nobody"),
     }
-    say(format_args!(
-        "labels    {}",
-        if view.labels.is_empty() { "none".to_owned() } else { labels(view.labels) }
-    ));
+    say(format_args!("labels    {}", labels(view.labels)));
     say(match view.online {
         Some(true) => "online    yes",
         Some(false) => "online    no",
@@ -307,6 +345,28 @@ async fn rename(args: RenameArgs) -> anyhow::Result<()> {
     let (id, device) = find::device_id(&registry, &args.device).await?;
     registry.rename_device(id, &args.name).await?;
     say(format_args!("Device {:?} is now {:?}.", device.name, args.name));
+    Ok(())
+}
+
+async fn relabel(verb: LabelVerb) -> anyhow::Result<()> {
+    let (reach, named) = match &verb {
+        LabelVerb::Set(args) => (&args.reach, &args.device),
+        LabelVerb::Remove(args) => (&args.reach, &args.device),
+    };
+    let registry = reach.registry().await?;
+    let (id, device) = find::device_id(&registry, named).await?;
+    if let LabelVerb::Remove(args) = &verb
+        && let Some(key) = args.keys.iter().find(|key| !device.labels.contains_key(*key))
+    {
+        anyhow::bail!("device {:?} has no label {key:?}; it has: {}", device.name, labels(&device.labels));
+    }
+    let device = registry
+        .label_device(id, |labels| match &verb {
+            LabelVerb::Set(args) => labels.extend(args.labels.iter().cloned()),
+            LabelVerb::Remove(args) => labels.retain(|key, _| !args.keys.contains(key)),
+        })
+        .await?;
+    say(format_args!("Device {:?} has the labels: {}", device.name, labels(&device.labels)));
     Ok(())
 }
 
@@ -412,6 +472,9 @@ async fn is_online(bus: &Bus, device: DeviceId) -> Option<bool> {
 }
 
 fn labels(labels: &BTreeMap<String, String>) -> String {
+    if labels.is_empty() {
+        return "none".to_owned();
+    }
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
 }
 

@@ -9,18 +9,18 @@ use bus::registry::Snapshot;
 use clap::{Args, ValueEnum};
 use rpc::{CustomerId, DeviceId, TenantId};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::output::{count, note};
 use crate::reach::ReachArgs;
-use crate::{device, find};
+use crate::{device, find, rows};
 
 #[derive(Args)]
 pub(crate) struct ExportArgs {
     /// File to write; standard output when not given
     #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// JSON holds everything; CSV holds devices alone, without labels
+    /// JSON holds everything; CSV holds devices alone, with a column for each key of a label
     #[arg(long, value_enum, default_value_t = Format::Json)]
     format: Format,
     #[command(flatten)]
@@ -115,16 +115,18 @@ fn write(known: &Snapshot, format: Format, out: &mut impl Write) -> anyhow::Resu
         }
         Format::Csv => {
             let mut writer = csv::Writer::from_writer(out);
-            writer.write_record(["tenant", "customer", "id", "name"])?;
+            let keys: BTreeSet<_> = known.devices.values().flat_map(|device| device.labels.keys()).collect();
+            let columns = keys.iter().map(|key| format!("{}{key}", rows::LABEL_COLUMN));
+            let header = ["tenant", "customer", "id", "name"].into_iter().map(str::to_owned);
+            writer.write_record(header.chain(columns))?;
             for (id, device) in device::sorted(known) {
+                let labels = keys.iter().map(|key| device.labels.get(*key).map_or("", String::as_str));
                 let tenant = find::tenant_name(known, device.tenant);
                 let customer = device.customer.map(|customer| find::customer_name(known, customer));
-                writer.write_record([
-                    &tenant,
-                    &customer.unwrap_or_default(),
-                    &id.to_string(),
-                    &device.name,
-                ])?;
+                let customer = customer.unwrap_or_default();
+                let id = id.to_string();
+                let cells = [tenant.as_str(), customer.as_str(), id.as_str(), device.name.as_str()];
+                writer.write_record(cells.into_iter().chain(labels))?;
             }
             writer.flush()?;
         }

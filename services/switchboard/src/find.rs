@@ -118,6 +118,14 @@ pub(crate) async fn device_id(registry: &Registry, named: &str) -> anyhow::Resul
     Ok((id, device.clone()))
 }
 
+/// Whether a device has the label `wanted`: `room=12`, or `room` with any value.
+pub(crate) fn has_label(device: &Device, wanted: &str) -> bool {
+    match wanted.split_once('=') {
+        Some((key, value)) => device.labels.get(key).is_some_and(|has| has == value),
+        None => device.labels.contains_key(wanted),
+    }
+}
+
 /// A tenant's name, or its id when it has none (any more).
 pub(crate) fn tenant_name(known: &Snapshot, id: TenantId) -> String {
     known.tenants.get(&id).map_or_else(|| id.to_string(), |tenant| tenant.name.clone())
@@ -215,6 +223,18 @@ mod tests {
         );
         let refused = device(&known, "device a").unwrap_err().to_string();
         assert!(refused.starts_with("there is no device") && refused.contains("Test Device A1"), "{refused}");
+    }
+
+    #[test]
+    fn a_label_is_wanted_by_key_or_with_its_value() {
+        let mut known = known(&[(1, "Lamp", 1)]);
+        let device = known.devices.values_mut().next().unwrap();
+        device.labels = [("room", "12"), ("expression", "a=b")].map(|(k, v)| (k.into(), v.into())).into();
+        for (wanted, has) in
+            [("room", true), ("room=12", true), ("room=1", false), ("expression=a=b", true), ("roo", false)]
+        {
+            assert_eq!(has_label(device, wanted), has, "{wanted}");
+        }
     }
 
     #[test]

@@ -9,6 +9,8 @@ use serde_json::Value;
 
 /// The columns of a CSV file; `tenant` and `name` must be there.
 pub(crate) const COLUMNS: [&str; 5] = ["tenant", "customer", "id", "name", "token"];
+/// A column `label:room` holds the values of the label `room`; an empty field is no label.
+pub(crate) const LABEL_COLUMN: &str = "label:";
 
 /// Where a row stands: `line 7`, `devices[3]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,8 +93,12 @@ pub(crate) fn parse_csv(text: &str) -> anyhow::Result<File> {
     let mut reader =
         csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).from_reader(text.as_bytes());
     let header = reader.headers().context("the file has no header")?.clone();
-    if let Some(unknown) = header.iter().find(|column| !COLUMNS.contains(column)) {
-        bail!("line 1: there is no column {unknown:?}; the columns are {}", COLUMNS.join(", "));
+    let is_known = |column: &str| COLUMNS.contains(&column) || column.starts_with(LABEL_COLUMN);
+    if let Some(unknown) = header.iter().find(|column| !is_known(column)) {
+        bail!(
+            "line 1: there is no column {unknown:?}; the columns are {} and {LABEL_COLUMN}KEY",
+            COLUMNS.join(", ")
+        );
     }
     let column = |name: &str| header.iter().position(|column| column == name);
     if column("name").is_none() {
@@ -121,13 +127,17 @@ pub(crate) fn parse_csv(text: &str) -> anyhow::Result<File> {
                 .filter(|text| !text.is_empty())
                 .map(str::to_owned)
         };
+        let labels = header.iter().zip(&record).filter_map(|(column, value)| {
+            let key = column.strip_prefix(LABEL_COLUMN).filter(|_| !value.is_empty())?;
+            Some((key.to_owned(), value.to_owned()))
+        });
         let row = Row {
+            labels: labels.collect(),
             tenant: field("tenant"),
             customer: field("customer"),
             id: field("id"),
             name: field("name").unwrap_or_default(),
             token: field("token"),
-            labels: BTreeMap::new(),
         };
         file.devices.push((place, row));
     }
@@ -217,6 +227,14 @@ mod tests {
             file.devices,
             [(Place::Line(2), row("A1", None, Some("T"))), (Place::Line(3), row("B, 1", Some("x"), None))]
         );
+    }
+
+    #[test]
+    fn labels_have_a_column_for_each_key() {
+        let file = parse_csv("name,label:room,label:site\nA1,12,\nA2,,north\n").unwrap();
+        let labels = |number: usize| file.devices[number].1.labels.clone();
+        assert_eq!(labels(0), [("room".to_owned(), "12".to_owned())].into());
+        assert_eq!(labels(1), [("site".to_owned(), "north".to_owned())].into());
     }
 
     #[test]

@@ -236,6 +236,15 @@ fn the_registry_is_kept_by_names_and_ids() {
     let id = pump["id"].as_str().unwrap();
     assert!(up.ok(&["device", "show", id]).contains("site=north"));
 
+    up.ok(&["device", "label", "set", "Pump 1", "room=12", "site=south"]);
+    assert!(up.ok(&["device", "list", "--label", "room", "--label", "site=south"]).contains("Pump 1"));
+    assert!(!up.ok(&["device", "list", "--label", "site=north"]).contains("Pump 1"));
+    up.ok(&["device", "label", "remove", "Pump 1", "site"]);
+    let none = up.run(&["device", "label", "remove", "Pump 1", "site"]);
+    assert!(text(&none.stderr).contains("no label \"site\"; it has: room=12"), "{}", text(&none.stderr));
+    let refused = up.run(&["device", "label", "set", "Pump 1", &format!("{}=x", "k".repeat(64))]);
+    assert!(text(&refused.stderr).contains("the key of a label must be 1 to 63 characters"));
+
     let taken = up.run(&["device", "add", "Pump 1"]);
     assert_eq!(taken.status.code(), Some(1));
     assert!(text(&taken.stderr).contains("this name is taken"));
@@ -261,8 +270,8 @@ fn the_registry_is_kept_by_names_and_ids() {
 #[test]
 fn what_an_import_refuses_it_names_and_what_it_takes_it_shows_once() {
     let up = Up::start(&["--ephemeral"]);
-    let rows = "name,tenant,customer,token\nP1,Acme,Works,\nP2,Acme,Works,my-token\n\
-                P2,Acme,,\nP4,Acme,,bad token\nP5,Acme,,\n";
+    let rows = "name,tenant,customer,token,label:room\nP1,Acme,Works,,12\nP2,Acme,Works,my-token,\n\
+                P2,Acme,,,\nP4,Acme,,bad token,\nP5,Acme,,,\n";
     let file = up.file("rows.csv", rows);
     let tokens = up.folder.path().join("tokens.csv");
     let (file, kept) = (file.to_str().unwrap(), tokens.to_str().unwrap());
@@ -296,11 +305,17 @@ fn what_an_import_refuses_it_names_and_what_it_takes_it_shows_once() {
     assert!(
         up.ok(&["device", "import", export.to_str().unwrap()]).contains("0 devices added, 3 there already.")
     );
+    let csv = up.folder.path().join("export.csv");
+    up.ok(&["device", "export", "--format", "csv", "--out", csv.to_str().unwrap()]);
+    assert!(std::fs::read_to_string(&csv).unwrap().starts_with("tenant,customer,id,name,label:room\n"));
+    assert!(
+        up.ok(&["device", "import", csv.to_str().unwrap()]).contains("0 devices added, 3 there already.")
+    );
     let elsewhere = Up::start(&["--ephemeral"]);
     let shown = elsewhere.ok(&["device", "import", export.to_str().unwrap()]);
     assert!(shown.contains("TOKEN") && shown.contains("3 devices added."), "{shown}");
     let csv = elsewhere.ok(&["device", "export", "--format", "csv"]);
-    assert!(csv.starts_with("tenant,customer,id,name\nAcme,Works,"), "{csv}");
+    assert!(csv.starts_with("tenant,customer,id,name,label:room\nAcme,Works,"), "{csv}");
 }
 
 #[test]

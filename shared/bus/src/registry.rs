@@ -312,6 +312,24 @@ impl Registry {
         self.settle_name(renamed, id.0, (index, held), Key::DeviceName(before.tenant, &old_name)).await
     }
 
+    /// Changes the labels of a device; its sessions go on. The device as it is now.
+    ///
+    /// # Errors
+    /// When it does not exist, or the labels would break a rule of [`check_labels`].
+    pub async fn label_device(
+        &self,
+        id: DeviceId,
+        mut change: impl FnMut(&mut BTreeMap<String, String>),
+    ) -> Result<Device, RegistryError> {
+        let label = |device: &mut Device| {
+            let before = device.labels.clone();
+            change(&mut device.labels);
+            check_labels(&device.labels)?;
+            Ok(device.labels != before)
+        };
+        self.bucket.change(Key::Device(id), label).await?.ok_or(missing(Kind::Device, id.0))
+    }
+
     /// Gives a device another token; the old one is void at once, and its sessions end.
     ///
     /// # Errors

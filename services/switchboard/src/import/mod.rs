@@ -19,7 +19,8 @@ use crate::rows;
 
 #[derive(Args)]
 #[command(after_help = "\
-CSV has a header with the columns tenant,customer,id,name,token in any order; only name is needed, and tenant \
+CSV has a header with the columns tenant,customer,id,name,token in any order, and label:KEY for each label; only \
+name is needed, and tenant \
 unless --tenant names it. Tenant and customer go by name or id; an empty customer means unassigned; an empty id or \
 token is made up (a device that is there already keeps its own). Tokens are 1 to 255 bytes of UTF-8 without control \
 characters; spaces around a field of CSV are not part of it, JSON keeps them. JSON is a list of such objects (labels \
@@ -68,7 +69,7 @@ pub(crate) async fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
     let tokens_are_shown = args.tokens_out.is_none();
     // Opened first: tokens of devices that were added must not be lost.
     let mut tokens = match &args.tokens_out {
-        Some(path) => Some(TokenFile::create(path)?),
+        Some(path) => Some(TokenFile::create(path, &plan.devices)?),
         None => None,
     };
 

@@ -1,6 +1,7 @@
 //! What is said of an import? What was added, what was there already, and what was refused, each with its place; and
 //! where the tokens go.
 
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -105,23 +106,29 @@ impl Report {
 /// The devices that were added, with their tokens, as a CSV file that `import` reads.
 pub(super) struct TokenFile {
     writer: csv::Writer<BufWriter<std::fs::File>>,
+    /// Which labels have a column.
+    keys: BTreeSet<String>,
     path: PathBuf,
 }
 
 impl TokenFile {
-    pub(super) fn create(path: &Path) -> anyhow::Result<Self> {
+    pub(super) fn create(path: &Path, devices: &[NewDevice]) -> anyhow::Result<Self> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         let file = file.with_context(|| format!("cannot make {} (it must not exist yet)", path.display()))?;
         let mut writer = csv::Writer::from_writer(BufWriter::new(file));
-        writer.write_record(rows::COLUMNS)?;
-        Ok(TokenFile { writer, path: path.to_owned() })
+        let keys: BTreeSet<_> = devices.iter().flat_map(|device| device.labels.keys().cloned()).collect();
+        let columns = keys.iter().map(|key| format!("{}{key}", rows::LABEL_COLUMN));
+        writer.write_record(rows::COLUMNS.into_iter().map(str::to_owned).chain(columns))?;
+        Ok(TokenFile { writer, keys, path: path.to_owned() })
     }
 
     pub(super) fn keep(&mut self, device: &NewDevice) -> anyhow::Result<()> {
         let customer = device.customer.map(|customer| customer.to_string()).unwrap_or_default();
         let (tenant, id) = (device.tenant.to_string(), device.id.to_string());
+        let labels = self.keys.iter().map(|key| device.labels.get(key).map_or("", String::as_str));
+        let cells = [tenant.as_str(), &customer, &id, &device.name, device.token.reveal()];
         self.writer
-            .write_record([tenant.as_str(), &customer, &id, &device.name, device.token.reveal()])
+            .write_record(cells.into_iter().chain(labels))
             .with_context(|| format!("cannot write {}", self.path.display()))
     }
 

@@ -42,7 +42,7 @@ pub struct Device {
     pub customer: Option<CustomerId>,
     /// Unique in the tenant.
     pub name: String,
-    /// The operator's own words about it; no service reads them.
+    /// The operator's own words about it, which a tenant's policies may read.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     /// The hash of its access token. A credential key counts only if the device that it names bears this very hash.
