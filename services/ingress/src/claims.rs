@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use bus::{AskError, Connection};
 use futures::{StreamExt, stream};
 use rpc::{
-    ClaimReply, ClaimRequest, CompareReply, CompareRequest, Generation, HeldClaim, LeaseRenewal, Limit,
-    Protocol, ReleaseRequest, wire,
+    CLAIM_ATTEMPT, ClaimReply, ClaimRequest, CompareReply, CompareRequest, Generation, HeldClaim,
+    LeaseRenewal, Limit, Protocol, ReleaseRequest, wire,
 };
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -16,8 +16,6 @@ use crate::device::holding::{Difference, ToMend};
 use crate::device::sessions::Session;
 use crate::node::Node;
 
-/// How long one attempt may take: NATS may hand it to a router that is cut off, and to claim twice is to claim once.
-const ATTEMPT: Duration = Duration::from_secs(1);
 /// Claims that are mended at a time.
 const MENDED_AT_A_TIME: usize = 32;
 /// Between two attempts, while no router is there or the store takes nothing.
@@ -105,7 +103,7 @@ impl Node {
                 visit: visitor.id,
                 ticket: visitor.ticket(),
             };
-            let wait = give_up.saturating_duration_since(Instant::now()).min(ATTEMPT);
+            let wait = give_up.saturating_duration_since(Instant::now()).min(CLAIM_ATTEMPT);
             let why = match self.ask::<ClaimReply>(self.bus.subjects().claim(), &request, wait).await {
                 Ok(ClaimReply::Held { generation, over }) => return Claimed::Held(generation, over),
                 Ok(ClaimReply::Overtaken) => return Claimed::Overtaken,

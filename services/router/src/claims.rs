@@ -3,8 +3,8 @@
 use bus::claims::{Expected, StoredClaim};
 use bus::{Request, StoreError, Subject};
 use rpc::{
-    CancelRequest, Claim, ClaimReply, ClaimRequest, CompareRequest, DeviceId, Eviction, Holder, LeaseRenewal,
-    NodeId, PresenceReply, PresenceRequest, ReleaseRequest, TicketError, wire,
+    CLAIM_ATTEMPT, CancelRequest, Claim, ClaimReply, ClaimRequest, CompareRequest, DeviceId, Eviction,
+    Holder, LeaseRenewal, NodeId, PresenceReply, PresenceRequest, ReleaseRequest, TicketError, wire,
 };
 
 use crate::core::{self, Claiming, Found, NotWritten, Removal, Standing, Write};
@@ -33,8 +33,8 @@ impl Router {
                 return self.reply(reply_to, ClaimReply::Refused);
             }
         }
-        let deadline = request.arrived + self.0.limits.claim_timeout;
-        self.tell(|core, _, actions| core.claim(claim, deadline, reply_to, actions));
+        let deadline = request.arrived + self.0.limits.claim_timeout.min(CLAIM_ATTEMPT);
+        self.tell(|core, now, actions| core.claim(claim, deadline, reply_to, now, actions));
     }
 
     /// `swb.release`.
@@ -134,7 +134,7 @@ impl Router {
                     Standing { claim, expected: core::Expected::Revision(revision) }
                 }
             });
-            router.tell(|core, _, actions| core.read(claiming, standing, actions));
+            router.tell(|core, now, actions| core.read(claiming, standing, now, actions));
         });
     }
 

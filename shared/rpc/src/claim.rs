@@ -1,10 +1,16 @@
 //! Where is a device connected? The record of each callable session, and what nodes and routers say about it.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{CallId, DeviceId, NodeId, SessionId, Ticket, closed_list};
+
+/// How long a node waits for one attempt to claim before it makes another: NATS may have handed it to a router that is
+/// cut off, and to claim twice is to claim once. A router writes nothing for an attempt that is older: what it asks for
+/// may have been overtaken meanwhile.
+pub const CLAIM_ATTEMPT: Duration = Duration::from_secs(1);
 
 /// "This device is reachable through session S on node N." Stored under the device's id, by routers alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

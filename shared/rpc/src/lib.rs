@@ -20,8 +20,8 @@ pub use call::{
     Answer, AnswerReply, Call, Delivery, DeliveryReply, Eviction, Routed, SessionEnd, SessionEvent,
 };
 pub use claim::{
-    CancelRequest, Claim, ClaimReply, ClaimRequest, CompareReply, CompareRequest, Generation, HeldClaim,
-    LeaseRenewal, Protocol, ReleaseRequest, Tally, part_of,
+    CLAIM_ATTEMPT, CancelRequest, Claim, ClaimReply, ClaimRequest, CompareReply, CompareRequest, Generation,
+    HeldClaim, LeaseRenewal, Protocol, ReleaseRequest, Tally, part_of,
 };
 pub use directory::{
     AuthenticateReply, AuthenticateRequest, CredentialHash, DeviceStanding, DeviceState, Identity,

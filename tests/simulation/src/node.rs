@@ -6,10 +6,10 @@ use std::time::Instant;
 use bytes::Bytes;
 use rpc::faults::{Fault, is};
 use rpc::{
-    AuthenticateReply, AuthenticateRequest, Budget, Call, CallId, CancelRequest, ClaimReply, ClaimRequest,
-    CompareRequest, CredentialHash, CustomerId, DeliveryReply, DeviceId, DeviceStanding, DeviceState,
-    Generation, HeldClaim, Identity, LeaseRenewal, NodeId, Outcome, Protocol, ReleaseRequest, SessionEnd,
-    SessionId, TenantId, Ticket,
+    AuthenticateReply, AuthenticateRequest, Budget, CLAIM_ATTEMPT, Call, CallId, CancelRequest, ClaimReply,
+    ClaimRequest, CompareRequest, CredentialHash, CustomerId, DeliveryReply, DeviceId, DeviceStanding,
+    DeviceState, Generation, HeldClaim, Identity, LeaseRenewal, NodeId, Outcome, Protocol, ReleaseRequest,
+    SessionEnd, SessionId, TenantId, Ticket,
 };
 use switchboard_ingress::device::holding::{Difference, Holding};
 use switchboard_ingress::device::target::{AnswerTaken, Incoming, Numbers, Target, TargetLimits};
@@ -25,7 +25,7 @@ use crate::wire::{NoReply, Taken, Wire};
 const RETRY_PAUSE: Micros = 100 * MS;
 const SETTLE_PAUSE: Micros = SECOND;
 const COMPARE_WAIT: Micros = 2 * SECOND;
-const ATTEMPT: Micros = SECOND;
+const ATTEMPT: Micros = CLAIM_ATTEMPT.as_micros() as Micros;
 const RECLAIM_PAUSE: Micros = 200;
 const DRAIN: Micros = 5 * SECOND;
 const LIMITS: TargetLimits = TargetLimits { max_waiting: 64, max_open: 64 };

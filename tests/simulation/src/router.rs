@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rpc::faults::{Fault, is};
 use rpc::{
-    Budget, Call, ClaimReply, Delivery, DeliveryReply, DeviceId, Eviction, Holder, Outcome, ReleaseRequest,
-    TicketKeys,
+    Budget, CLAIM_ATTEMPT, Call, ClaimReply, Delivery, DeliveryReply, DeviceId, Eviction, Holder, Outcome,
+    ReleaseRequest, TicketKeys,
 };
 use switchboard_router::core::{
     Action, Actions, Claiming, Core, Expected, Found, NotWritten, Refutation, Standing, Underway, Write,
@@ -226,7 +226,7 @@ impl Router {
                     None => Standing { claim: None, expected: Expected::Nothing },
                     Some((revision, claim)) => Standing { claim, expected: Expected::Revision(revision) },
                 });
-                self.tell(context, |core, _, actions| core.read(claiming, standing, actions));
+                self.tell(context, |core, now, actions| core.read(claiming, standing, now, actions));
             }
             Then::ReadForRelease(request) => {
                 if let Ok(stands) = stored(reply) {
@@ -275,8 +275,8 @@ impl Router {
                     self.wire.answer(reply_to, Payload::Claimed(ClaimReply::Refused), context);
                     return;
                 }
-                let deadline = sent + Duration::from_micros(CLAIM_TIMEOUT);
-                self.tell(context, |core, _, actions| core.claim(*claim, deadline, reply_to, actions));
+                let deadline = sent + Duration::from_micros(CLAIM_TIMEOUT).min(CLAIM_ATTEMPT);
+                self.tell(context, |core, now, actions| core.claim(*claim, deadline, reply_to, now, actions));
             }
             (Topic::Release, Payload::Release(release)) => {
                 self.tell(context, |core, _, actions| core.release(release, actions));

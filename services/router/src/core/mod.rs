@@ -329,12 +329,14 @@ impl<T, R> Core<T, R> {
 
     // Claims.
 
-    /// A node asks for a claim, whose ticket has been checked; it gives up at `deadline`.
+    /// A node asks for a claim, whose ticket has been checked. From `deadline` on nothing is written for it: the node
+    /// has asked again, and a fresh claim that is carried out late would overtake a newer session.
     pub fn claim(
         &mut self,
         request: ClaimRequest,
         deadline: Instant,
         reply_to: R,
+        now: Instant,
         actions: &mut Actions<T, R>,
     ) {
         if let Some(generation) = request.generation {
@@ -351,10 +353,19 @@ impl<T, R> Core<T, R> {
                 Standing { claim: self.map.get(device).map(|found| found.claim), expected: Expected::Nothing }
             }
         };
-        self.decide(claiming, standing, actions);
+        self.decide(claiming, standing, now, actions);
     }
 
-    fn decide(&mut self, claiming: Claiming<R>, standing: Standing, actions: &mut Actions<T, R>) {
+    fn decide(
+        &mut self,
+        claiming: Claiming<R>,
+        standing: Standing,
+        now: Instant,
+        actions: &mut Actions<T, R>,
+    ) {
+        if now >= claiming.deadline {
+            return actions.push(Action::Reply(claiming.reply_to, ClaimReply::Unavailable));
+        }
         let fresh = self.map.next_generation(standing.claim.map(|claim| claim.generation));
         let request = &claiming.request;
         match decide(request, standing.claim.as_ref(), fresh) {
@@ -411,11 +422,12 @@ impl<T, R> Core<T, R> {
         &mut self,
         mut claiming: Claiming<R>,
         standing: Result<Standing, ()>,
+        now: Instant,
         actions: &mut Actions<T, R>,
     ) {
         claiming.attempts += 1;
         match standing {
-            Ok(standing) => self.decide(claiming, standing, actions),
+            Ok(standing) => self.decide(claiming, standing, now, actions),
             Err(()) => actions.push(Action::Reply(claiming.reply_to, ClaimReply::Unavailable)),
         }
     }

@@ -78,7 +78,7 @@ impl Bench {
 
     fn claim(&mut self, request: ClaimRequest) -> Done {
         let deadline = self.now + Duration::from_secs(5);
-        self.told(|core, _, done| core.claim(request, deadline, "node", done))
+        self.told(|core, now, done| core.claim(request, deadline, "node", now, done))
     }
 }
 
@@ -249,6 +249,14 @@ fn a_call_whose_caller_is_gone_waits_no_longer() {
 }
 
 #[test]
+fn an_attempt_that_is_carried_out_late_writes_nothing() {
+    let mut bench = Bench::new();
+    let late = bench.now;
+    let done = bench.told(|core, now, done| core.claim(request(2, None), late, "node", now, done));
+    assert!(matches!(one(done), Action::Reply("node", ClaimReply::Unavailable)), "its node has asked again");
+}
+
+#[test]
 fn a_call_that_comes_too_late_says_nothing_of_its_target() {
     assert_eq!(ended(Bench::new().call(0, 0)), Outcome::Unavailable);
 }
@@ -317,7 +325,7 @@ fn no_session_ends_on_the_word_of_a_map_that_may_lag() {
     bench.stands(1, 10);
     let Action::Read(claiming) = one(bench.claim(request(2, Some(5)))) else { panic!("the store is asked") };
     let standing = Standing { claim: Some(claim(1, 10)), expected: Expected::Revision(10) };
-    let done = bench.told(|core, _, done| core.read(claiming, Ok(standing), done));
+    let done = bench.told(|core, now, done| core.read(claiming, Ok(standing), now, done));
     assert!(matches!(one(done), Action::Reply("node", ClaimReply::Overtaken)));
 }
 
@@ -336,7 +344,7 @@ fn a_claim_that_others_come_in_between_is_read_and_tried_again_and_not_for_ever(
         };
         reads += 1;
         let standing = Standing { claim: Some(claim(1, reads)), expected: Expected::Revision(reads) };
-        (claiming, write) = written(bench.told(|core, _, done| core.read(again, Ok(standing), done)));
+        (claiming, write) = written(bench.told(|core, now, done| core.read(again, Ok(standing), now, done)));
         assert!(write.claim.generation > Generation(reads));
         assert_eq!(write.expected, Expected::Revision(reads));
     }

@@ -375,7 +375,7 @@ mod tests {
         let csv = "tenant,customer,id,name,token\n\
             T,C,x,1,\n\
             T,C,,,\n\
-            T,C,,3,a b\n\
+            T,C,,3,a\tb\n\
             ,C,,4,\n\
             T,C,,5,tok\n\
             T,C,,5,\n\
