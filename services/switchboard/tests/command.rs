@@ -271,7 +271,7 @@ fn the_registry_is_kept_by_names_and_ids() {
 fn what_an_import_refuses_it_names_and_what_it_takes_it_shows_once() {
     let up = Up::start(&["--ephemeral"]);
     let rows = "name,tenant,customer,token,label:room\nP1,Acme,Works,,12\nP2,Acme,Works,my-token,\n\
-                P2,Acme,,,\nP4,Acme,,bad token,\nP5,Acme,,,\n";
+                P2,Acme,,,\nP4,Acme,,bad\ttoken,\nP5,Acme,,,\n";
     let file = up.file("rows.csv", rows);
     let tokens = up.folder.path().join("tokens.csv");
     let (file, kept) = (file.to_str().unwrap(), tokens.to_str().unwrap());
