@@ -41,7 +41,8 @@ impl Meter {
         let (count, elapsed) = (count as f64, self.started.elapsed().as_secs_f64());
         let (ours, theirs) = (usage("self"), usage(&self.nats));
         println!(
-            "{what:<28} {:>9.0}/s   CPU µs each: here {:>6.1}, nats-server {:>6.1}   KB each: here {:>6.3}, nats-server {:>6.3}",
+            "{what:<28} {:>9.0}/s   CPU µs each: here {:>6.1}, nats-server {:>6.1}   \
+             KB each: here {:>6.3}, nats-server {:>6.3}",
             count / elapsed,
             (ours.0 - self.ours.0) / count,
             (theirs.0 - self.theirs.0) / count,

@@ -277,7 +277,8 @@ impl Known {
         for (id, session) in &self.sessions {
             let others =
                 || self.sessions.iter().filter(|(it, other)| *it != id && other.device == session.device);
-            // Where revisions have begun anew, compare-and-set may take one write for another: a bucket in files never does.
+            // Where revisions have begun anew, compare-and-set may take one write for another: a bucket in files
+            // never does.
             if let (Some(End::TakenOver), Some(over), false) =
                 (session.reason, session.over, self.begins_anew)
             {
@@ -317,8 +318,8 @@ impl Known {
                     false => it.over.is_some_and(|over| over < near),
                 }
         });
-        // A router that reads an empty store knows of nobody until nodes have said what they hold. Where the bucket stays, it
-        // may read it as late as after the last fault.
+        // A router that reads an empty store knows of nobody until nodes have said what they hold. Where the bucket
+        // stays, it may read it as late as after the last fault.
         let healed = self.healed.unwrap_or_default();
         let is_known =
             self.lost.iter().all(|lost| to < *lost || from > lost.max(&healed) + LEASE_US + 2 * SECOND);

@@ -1,10 +1,11 @@
-//! Do nodes, routers and authorizers keep what they promise, whatever happens? Any number of them on a modelled NATS, in
-//! virtual time, from a seed.
+//! Do nodes, routers and authorizers keep what they promise, whatever happens? Any number of them on a modelled NATS,
+//! in virtual time, from a seed.
 //!
-//! The cores are the real ones: `router::core`, a node's `holding` and `target`, an authorizer's `directory`, `freshness`
-//! and `policy`, the bus' `pulse`, and tickets. What stands around them in each service is followed by `node`, `router`
-//! and `authorizer`. A [`Plan`](transition::Plan) says what is done from outside; a [`World`](world::World) lets it
-//! happen; what comes of it is a [`history`], which the [`checker`] judges, whoever wrote it.
+//! The cores are the real ones: `router::core`, a node's `holding` and `target`, an authorizer's `directory`,
+//! `freshness` and `policy`, the bus' `pulse`, and tickets. What stands around them in each service is followed by
+//! `node`, `router` and `authorizer`. A [`Plan`](transition::Plan) says what is done from outside; a
+//! [`World`](world::World) lets it happen; what comes of it is a [`history`], which the [`checker`] judges, whoever
+//! wrote it.
 
 pub mod authorizer;
 pub mod checker;

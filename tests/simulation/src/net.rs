@@ -1,4 +1,5 @@
-//! What does NATS do to messages? Connections that hold, delay and lose them, who is subscribed, and whom a queue picks.
+//! What does NATS do to messages? Connections that hold, delay and lose them, who is subscribed, and whom a queue
+//! picks.
 //!
 //! A message is lost only where a connection dies. Within one connection order holds, between two it does not. A cut
 //! is silent: what is sent meanwhile waits in the socket, and comes afterwards if neither end has given up.

@@ -1,5 +1,5 @@
-//! Does a chunked body announce more than may come (RFC 9112 §7.1)? hyper takes any size, and waits for it; this follows
-//! the bytes beside it, and says so as soon as the size stands there. Pure.
+//! Does a chunked body announce more than may come (RFC 9112 §7.1)? hyper takes any size, and waits for it; this
+//! follows the bytes beside it, and says so as soon as the size stands there. Pure.
 //!
 //! Only where a body begins in what is read after the last answer is it followed: behind a pipelined request it is not,
 //! and then its time limit alone holds.

@@ -1,7 +1,7 @@
 //! What does a node keep of one device that speaks HTTP? Who it is, and its lease; one loop performs what they ask for.
 //!
-//! Like an MQTT connection, it is a visitor that the node is told about, so a device is not asked for twice and a revoked
-//! one is not served once more.
+//! Like an MQTT connection, it is a visitor that the node is told about, so a device is not asked for twice and a
+//! revoked one is not served once more.
 
 use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher, RandomState};

@@ -1,5 +1,5 @@
-//! Which device does a request come from? The visitors that this node keeps in mind by their access tokens, and the way in
-//! for those that it does not.
+//! Which device does a request come from? The visitors that this node keeps in mind by their access tokens, and the
+//! way in for those that it does not.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -463,7 +463,9 @@ proptest! {
             }
         }
         for (serial, deadline) in deadlines {
-            prop_assert!(replied.contains_key(&serial) || in_hand.iter().any(|(_, it)| *it == serial) || now >= deadline, "{} was swallowed", serial);
+            let is_in_hand = in_hand.iter().any(|(_, it)| *it == serial);
+            let is_known = replied.contains_key(&serial) || is_in_hand || now >= deadline;
+            prop_assert!(is_known, "{} was swallowed", serial);
         }
         // Once all time is over, nothing is kept but what connections still hold.
         for (number, _) in in_hand {

@@ -304,7 +304,8 @@ async fn read(server: &Server, exchange: &Exchange) -> Result<Bytes, Response> {
     })
 }
 
-/// The time that a poll asks for: `timeout` in whole milliseconds; absent or 0 is the setting's. None when it cannot be.
+/// The time that a poll asks for: `timeout` in whole milliseconds; absent or 0 is the setting's. None when it cannot
+/// be.
 fn poll_timeout(query: Option<&str>, http: &boot::config::Http) -> Option<Duration> {
     let given = query.and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("timeout=")));
     let timeout_ms = match given {

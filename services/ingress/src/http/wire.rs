@@ -1,11 +1,11 @@
-//! What lies between HTTP and the socket? A stream that says when a call was written, gives up on a client that sends or
-//! reads too slowly, and lets the last words arrive before it closes.
+//! What lies between HTTP and the socket? A stream that says when a call was written, gives up on a client that sends
+//! or reads too slowly, and lets the last words arrive before it closes.
 //!
-//! The end of a client's input is not the client's end: it may have sent all that it had to say, and waits for its answer
-//! (RFC 9112 §9.6). Only a reset, or bytes that it does not take, tell that it has gone. Of a client that closes its socket
-//! altogether TCP tells the same as of one that reads on, until something was sent: the answer to that is a reset. So a
-//! call for such a client counts as written only once its end has acknowledged every byte, and goes back when it resets.
-//! What cannot be known is whether a client read what its system took before it closed.
+//! The end of a client's input is not the client's end: it may have sent all that it had to say, and waits for its
+//! answer (RFC 9112 §9.6). Only a reset, or bytes that it does not take, tell that it has gone. Of a client that
+//! closes its socket altogether TCP tells the same as of one that reads on, until something was sent: the answer to
+//! that is a reset. So a call for such a client counts as written only once its end has acknowledged every byte, and
+//! goes back when it resets. What cannot be known is whether a client read what its system took before it closed.
 
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -217,8 +217,8 @@ impl<S: Transport> Wire<S> {
                 Client::SendsNoMore => {}
                 Client::HasGone => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
             }
-            // Our end goes behind the call, and is acknowledged with it; what was pipelined behind its poll is given up.
-            // Already reset, it says so below.
+            // Our end goes behind the call, and is acknowledged with it; what was pipelined behind its poll is given
+            // up. Already reset, it says so below.
             match ready!(Pin::new(&mut self.stream).poll_shutdown(cx)) {
                 Err(error) if error.kind() != io::ErrorKind::NotConnected => return Poll::Ready(Err(error)),
                 Ok(()) | Err(_) => {}

@@ -101,8 +101,8 @@ impl ClaimMap {
 
     /// A load from the beginning: everything that stands there follows.
     ///
-    /// The store has written up to `revision` so far: all generations that will be given are above it, also when nothing
-    /// stands there that would tell.
+    /// The store has written up to `revision` so far: all generations that will be given are above it, also when
+    /// nothing stands there that would tell.
     pub fn reset(&mut self, is_another_store: bool, revision: u64) {
         self.newest = self.newest.max(revision);
         self.is_another_store = is_another_store;

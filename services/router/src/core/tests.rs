@@ -451,8 +451,8 @@ proptest! {
                     Vec::new()
                 }
                 4 => {
-                    let ends = number % 3 == 0;
-                    let renewal = LeaseRenewal { node: NodeId(node), tally: Tally::default(), newest: Generation(0), ends };
+                    let (node, tally, newest) = (NodeId(node), Tally::default(), Generation(0));
+                    let renewal = LeaseRenewal { node, tally, newest, ends: number % 3 == 0 };
                     bench.told(|core, now, done| core.renew(&renewal, now, done))
                 }
                 5 => bench.pass_ms(number * 40),

@@ -15,8 +15,8 @@ const GENERATED_CHARS: usize = 24;
 /// Letters and digits alone: nothing to escape in a shell, a URL or a CSV file, and no leading `-`.
 const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 
-/// A device's access token: its user name in MQTT, a segment of its path in HTTP (percent-encoded, RFC 3986 §2.1) and CoAP
-/// (its bytes as they are).
+/// A device's access token: its user name in MQTT, a segment of its path in HTTP (percent-encoded, RFC 3986 §2.1) and
+/// CoAP (its bytes as they are).
 ///
 /// Never stored, logged or sent to another service: `Debug` hides it, and it is no `Display`.
 #[derive(Clone, PartialEq, Eq)]

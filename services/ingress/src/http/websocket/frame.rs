@@ -279,7 +279,9 @@ mod tests {
     proptest! {
         #[test]
         fn payload_survives_however_it_is_cut(
-            frames in proptest::collection::vec((proptest::collection::vec(any::<u8>(), 0..300), any::<[u8; 4]>()), 1..20),
+            frames in proptest::collection::vec(
+                (proptest::collection::vec(any::<u8>(), 0..300), any::<[u8; 4]>()), 1..20,
+            ),
             cuts in proptest::collection::vec(1usize..40, 1..50),
         ) {
             let sent: Vec<u8> = frames.iter().flat_map(|(payload, _)| payload.clone()).collect();

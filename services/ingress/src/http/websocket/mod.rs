@@ -1,5 +1,5 @@
-//! How does MQTT travel in a WebSocket (MQTT 5 §6, 3.1.1 §6)? Binary frames carry its bytes, cut anywhere; nothing else is
-//! taken. `frame` is pure.
+//! How does MQTT travel in a WebSocket (MQTT 5 §6, 3.1.1 §6)? Binary frames carry its bytes, cut anywhere; nothing
+//! else is taken. `frame` is pure.
 //!
 //! Frames are passed on as they come and never gathered: what a frame says of its length reserves nothing, so a client
 //! that is not authenticated yet costs no more than over plain TCP.
