@@ -71,6 +71,8 @@ pub(crate) struct Watch {
     /// When the bucket watched last was made, in the store's words.
     bucket_made: Option<String>,
     failures: u32,
+    /// Beginnings in a row that took too long, the bucket being there.
+    slow: u32,
     ready: VecDeque<WatchEvent>,
 }
 
@@ -100,6 +102,7 @@ impl Watch {
             feed: None,
             bucket_made: None,
             failures: 0,
+            slow: 0,
             ready: VecDeque::new(),
         }
     }
@@ -129,7 +132,8 @@ impl Watch {
         let is_up = |connection: &Connection| matches!(connection, Connection::Up { .. });
         let Connection::Up { epoch } = *self.connection.wait_for(is_up).await.ok()? else { return Some(()) };
         // Between two leaders a question gets lost; over a large bucket it takes its time.
-        let wait = (FIRST_BEGIN_WAIT * 2u32.pow(self.failures.min(8))).min(LAST_BEGIN_WAIT);
+        let wait = (FIRST_BEGIN_WAIT * 2u32.pow(self.slow.min(8))).min(LAST_BEGIN_WAIT);
+        let mut is_there = false;
         let begun = tokio::select! {
             biased;
             // What was asked over a connection that is gone is not answered any more.
@@ -137,7 +141,7 @@ impl Watch {
                 changed.ok()?;
                 return Some(());
             }
-            begun = begin(&self.bucket, &self.keys, epoch, wait) => begun,
+            begun = begin(&self.bucket, &self.keys, epoch, wait, &mut is_there) => begun,
         };
         match begun {
             Ok(Begun { feed, bucket_made, revision }) => {
@@ -148,9 +152,10 @@ impl Watch {
                     self.ready.push_back(WatchEvent::Loaded);
                 }
                 self.feed = Some(feed);
-                self.failures = 0;
+                (self.failures, self.slow) = (0, 0);
             }
             Err(error) => {
+                self.slow = if is_there { self.slow.saturating_add(1) } else { 0 };
                 let bucket = self.bucket.name();
                 match self.failures {
                     0 => warn!(bucket, %error, "cannot watch the bucket; it is tried again"),
@@ -252,10 +257,18 @@ impl Watch {
     }
 }
 
-async fn begin(bucket: &Bucket, keys: &[&str], epoch: u64, wait: Duration) -> Result<Begun, StoreError> {
+/// Begins to watch. Says in `is_there` when it has found the bucket.
+async fn begin(
+    bucket: &Bucket,
+    keys: &[&str],
+    epoch: u64,
+    wait: Duration,
+    is_there: &mut bool,
+) -> Result<Begun, StoreError> {
     static SERIAL: AtomicU64 = AtomicU64::new(0);
     let bus = bucket.bus();
     let Made { at: bucket_made, revision } = bucket.make_if_missing().await?;
+    *is_there = true;
     let consumer = format!("w{}_{}", bus.process(), SERIAL.fetch_add(1, Ordering::Relaxed));
     let deliver_to = format!("{}.{consumer}", bus.subjects().feed(bus.process()));
     let subscriber = bus.client().subscribe(deliver_to.clone()).await;
