@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::device::sessions::Visitor;
 use crate::device_api::{self, Request};
+use crate::metrics::OFFLINE_SECONDS;
 
 /// How much longer than the budget a node waits for an outcome. The router is the one to say `TimedOut`, at the
 /// end of the budget; only when it says nothing at all does the node.
@@ -80,7 +81,7 @@ impl Calls {
             list: list.into(),
             authenticate: authenticate.into(),
             session_limits,
-            offline_seconds: histogram!("switchboard_offline_seconds"),
+            offline_seconds: histogram!(OFFLINE_SECONDS),
             tracer,
         }
     }

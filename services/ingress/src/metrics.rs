@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use metrics::{
-    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
-    histogram,
-};
+use boot::metrics::{Kind, describe};
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use rpc::{Limit, Method, Outcome, OutcomeName, Protocol, closed_list};
 
 closed_list! {
@@ -40,6 +38,85 @@ closed_list! {
     }
 }
 
+/// Each metric's kind and help.
+const METRICS: &[(Kind, &str, &str)] = &[
+    (Kind::Counter, CALLS, "Requests of devices, by method and outcome."),
+    (
+        Kind::Histogram,
+        CALL_SECONDS,
+        "Time from a device's request to its answer at the caller's node, by method.",
+    ),
+    (
+        Kind::Histogram,
+        OFFLINE_SECONDS,
+        "Time from a call that did not want to wait for its target to the answer that it is offline.",
+    ),
+    (
+        Kind::Histogram,
+        DELIVERY_SECONDS,
+        "Time from a call's arrival at the target's node to the end of its delivery there.",
+    ),
+    (Kind::Counter, LIMITS_HIT, "How often a named limit was reached."),
+    (Kind::Counter, CONNECTS, "Connection attempts of devices, by result."),
+    (
+        Kind::Counter,
+        MESSAGES_DROPPED,
+        "MQTT messages that came to nothing, acknowledged where their version knows no refusal, by reason.",
+    ),
+    (
+        Kind::Gauge,
+        VISITORS,
+        "Devices that this node knows: connected, or idle for not too long, callable or not; by protocol.",
+    ),
+    (Kind::Gauge, SESSIONS, "Callable devices on this node, by protocol."),
+    (
+        Kind::Gauge,
+        CONNECTIONS,
+        "Connections of devices to this node, authenticated or not, as of its last lease.",
+    ),
+    (Kind::Gauge, CONNECTIONS_MAX, "Connections that this node may have."),
+    (Kind::Gauge, CLAIMS_HELD, "Callable sessions on this node whose claim stands."),
+    (Kind::Histogram, CLAIM_SECONDS, "Time to write a claim to the store."),
+    (Kind::Counter, CLAIMS_FAILED, "Claims that the store did not take."),
+    (
+        Kind::Counter,
+        CLAIMS_DELAYED,
+        "Devices that became callable later, since clients take them over from each other again and again.",
+    ),
+    (
+        Kind::Counter,
+        ANSWERS_UNHEARD,
+        "Answers dropped because the caller had no subscription that matches them.",
+    ),
+    (Kind::Counter, TAKEOVERS, "Sessions ended because a newer one of the same device became callable."),
+    (
+        Kind::Counter,
+        REVOCATIONS,
+        "Sessions ended because their device was removed, reassigned or given another token.",
+    ),
+    (Kind::Counter, UPLINKS, "Telemetry and attributes messages, by whether NATS took them."),
+];
+
+const CALLS: &str = "switchboard_calls_total";
+const CALL_SECONDS: &str = "switchboard_call_seconds";
+pub(crate) const OFFLINE_SECONDS: &str = "switchboard_offline_seconds";
+const DELIVERY_SECONDS: &str = "switchboard_delivery_seconds";
+const LIMITS_HIT: &str = "switchboard_limits_hit_total";
+const CONNECTS: &str = "switchboard_connects_total";
+const MESSAGES_DROPPED: &str = "switchboard_messages_dropped_total";
+const VISITORS: &str = "switchboard_visitors";
+const SESSIONS: &str = "switchboard_sessions";
+const CONNECTIONS: &str = "switchboard_connections";
+const CONNECTIONS_MAX: &str = "switchboard_connections_max";
+const CLAIMS_HELD: &str = "switchboard_claims_held";
+const CLAIM_SECONDS: &str = "switchboard_claim_seconds";
+const CLAIMS_FAILED: &str = "switchboard_claims_failed_total";
+const CLAIMS_DELAYED: &str = "switchboard_claims_delayed_total";
+const ANSWERS_UNHEARD: &str = "switchboard_answers_unheard_total";
+const TAKEOVERS: &str = "switchboard_takeovers_total";
+const REVOCATIONS: &str = "switchboard_revocations_total";
+const UPLINKS: &str = "switchboard_uplinks_total";
+
 /// Handles of one node's metrics.
 #[derive(Debug)]
 pub struct Metrics {
@@ -72,41 +149,33 @@ pub struct Metrics {
 impl Metrics {
     /// Describes and registers all of them.
     pub fn register() -> Self {
-        describe();
+        describe(METRICS);
         let outcomes = |method: Method| {
-            OutcomeName::ALL.map(|outcome| {
-                counter!("switchboard_calls_total", "method" => method.as_str(), "outcome" => outcome.as_str())
-            })
+            OutcomeName::ALL
+                .map(|outcome| counter!(CALLS, "method" => method.as_str(), "outcome" => outcome.as_str()))
         };
         Metrics {
             calls: Method::ALL.map(outcomes).into(),
             call_seconds: Method::ALL
-                .map(|method| histogram!("switchboard_call_seconds", "method" => method.as_str()))
+                .map(|method| histogram!(CALL_SECONDS, "method" => method.as_str()))
                 .into(),
-            limits: Limit::ALL
-                .map(|limit| counter!("switchboard_limits_hit_total", "limit" => limit.as_str()))
-                .into(),
-            connects: ConnectResult::ALL
-                .map(|result| counter!("switchboard_connects_total", "result" => result.as_str()))
-                .into(),
-            dropped: Dropped::ALL
-                .map(|reason| counter!("switchboard_messages_dropped_total", "reason" => reason.as_str())),
-            visitors: Protocol::ALL
-                .map(|protocol| gauge!("switchboard_visitors", "protocol" => protocol.as_str())),
-            sessions: Protocol::ALL
-                .map(|protocol| gauge!("switchboard_sessions", "protocol" => protocol.as_str())),
-            delivery_seconds: histogram!("switchboard_delivery_seconds"),
-            connections: gauge!("switchboard_connections"),
-            max_connections: gauge!("switchboard_connections_max"),
-            claims: gauge!("switchboard_claims_held"),
-            claim_seconds: histogram!("switchboard_claim_seconds"),
-            claims_failed: counter!("switchboard_claims_failed_total"),
-            claims_delayed: counter!("switchboard_claims_delayed_total"),
-            answers_unheard: counter!("switchboard_answers_unheard_total"),
-            takeovers: counter!("switchboard_takeovers_total"),
-            revocations: counter!("switchboard_revocations_total"),
-            uplinks: counter!("switchboard_uplinks_total", "result" => "taken"),
-            uplinks_failed: counter!("switchboard_uplinks_total", "result" => "failed"),
+            limits: Limit::ALL.map(|limit| counter!(LIMITS_HIT, "limit" => limit.as_str())).into(),
+            connects: ConnectResult::ALL.map(|result| counter!(CONNECTS, "result" => result.as_str())).into(),
+            dropped: Dropped::ALL.map(|reason| counter!(MESSAGES_DROPPED, "reason" => reason.as_str())),
+            visitors: Protocol::ALL.map(|protocol| gauge!(VISITORS, "protocol" => protocol.as_str())),
+            sessions: Protocol::ALL.map(|protocol| gauge!(SESSIONS, "protocol" => protocol.as_str())),
+            delivery_seconds: histogram!(DELIVERY_SECONDS),
+            connections: gauge!(CONNECTIONS),
+            max_connections: gauge!(CONNECTIONS_MAX),
+            claims: gauge!(CLAIMS_HELD),
+            claim_seconds: histogram!(CLAIM_SECONDS),
+            claims_failed: counter!(CLAIMS_FAILED),
+            claims_delayed: counter!(CLAIMS_DELAYED),
+            answers_unheard: counter!(ANSWERS_UNHEARD),
+            takeovers: counter!(TAKEOVERS),
+            revocations: counter!(REVOCATIONS),
+            uplinks: counter!(UPLINKS, "result" => "taken"),
+            uplinks_failed: counter!(UPLINKS, "result" => "failed"),
         }
     }
 
@@ -185,78 +254,4 @@ fn of(gauges: &[Gauge; Protocol::ALL.len()], protocol: Protocol) -> &Gauge {
         Protocol::Http => http,
         Protocol::Coap => coap,
     }
-}
-
-fn describe() {
-    describe_counter!("switchboard_calls_total", Unit::Count, "Requests of devices, by method and outcome.");
-    describe_histogram!(
-        "switchboard_call_seconds",
-        Unit::Seconds,
-        "Time from a device's request to its answer at the caller's node, by method."
-    );
-    describe_histogram!(
-        "switchboard_offline_seconds",
-        Unit::Seconds,
-        "Time from a call that did not want to wait for its target to the answer that it is offline."
-    );
-    describe_histogram!(
-        "switchboard_delivery_seconds",
-        Unit::Seconds,
-        "Time from a call's arrival at the target's node to the end of its delivery there."
-    );
-    describe_counter!("switchboard_limits_hit_total", Unit::Count, "How often a named limit was reached.");
-    describe_counter!(
-        "switchboard_connects_total",
-        Unit::Count,
-        "Connection attempts of devices, by result."
-    );
-    describe_counter!(
-        "switchboard_messages_dropped_total",
-        Unit::Count,
-        "MQTT messages that came to nothing, acknowledged where their version knows no refusal, by reason."
-    );
-    describe_gauge!(
-        "switchboard_visitors",
-        Unit::Count,
-        "Devices that this node knows: connected, or idle for not too long, callable or not; by protocol."
-    );
-    describe_gauge!("switchboard_sessions", Unit::Count, "Callable devices on this node, by protocol.");
-    describe_gauge!(
-        "switchboard_connections",
-        Unit::Count,
-        "Connections of devices to this node, authenticated or not, as of its last lease."
-    );
-    describe_gauge!("switchboard_connections_max", Unit::Count, "Connections that this node may have.");
-    describe_gauge!(
-        "switchboard_claims_held",
-        Unit::Count,
-        "Callable sessions on this node whose claim stands."
-    );
-    describe_histogram!("switchboard_claim_seconds", Unit::Seconds, "Time to write a claim to the store.");
-    describe_counter!("switchboard_claims_failed_total", Unit::Count, "Claims that the store did not take.");
-    describe_counter!(
-        "switchboard_claims_delayed_total",
-        Unit::Count,
-        "Devices that became callable later, since clients take them over from each other again and again."
-    );
-    describe_counter!(
-        "switchboard_answers_unheard_total",
-        Unit::Count,
-        "Answers dropped because the caller had no subscription that matches them."
-    );
-    describe_counter!(
-        "switchboard_takeovers_total",
-        Unit::Count,
-        "Sessions ended because a newer one of the same device became callable."
-    );
-    describe_counter!(
-        "switchboard_revocations_total",
-        Unit::Count,
-        "Sessions ended because their device was removed, reassigned or given another token."
-    );
-    describe_counter!(
-        "switchboard_uplinks_total",
-        Unit::Count,
-        "Telemetry and attributes messages, by whether NATS took them."
-    );
 }

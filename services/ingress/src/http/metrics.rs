@@ -2,7 +2,8 @@
 //! access tokens.
 
 use axum::http::StatusCode;
-use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, gauge};
+use boot::metrics::{Kind, describe};
+use metrics::{Counter, Gauge, counter, gauge};
 
 use super::paths::Route;
 
@@ -10,6 +11,9 @@ use super::paths::Route;
 const STATUSES: [&str; 15] = [
     "101", "200", "204", "400", "401", "404", "405", "408", "409", "413", "426", "429", "500", "503", "other",
 ];
+
+const REQUESTS: &str = "switchboard_http_requests_total";
+const POLLS: &str = "switchboard_http_polls";
 
 pub(super) struct HttpMetrics {
     requests: Vec<[Counter; STATUSES.len()]>,
@@ -19,18 +23,18 @@ pub(super) struct HttpMetrics {
 
 impl HttpMetrics {
     pub(super) fn register() -> Self {
-        describe_counter!(
-            "switchboard_http_requests_total",
-            Unit::Count,
-            "HTTP requests of devices, by what they are for and by the status of the response."
-        );
-        describe_gauge!("switchboard_http_polls", Unit::Count, "Polls that wait for a call.");
+        describe(&[
+            (
+                Kind::Counter,
+                REQUESTS,
+                "HTTP requests of devices, by what they are for and by the response's status.",
+            ),
+            (Kind::Gauge, POLLS, "Polls that wait for a call."),
+        ]);
         let statuses = |(_, route): (Route, &'static str)| {
-            STATUSES.map(
-                |status| counter!("switchboard_http_requests_total", "route" => route, "status" => status),
-            )
+            STATUSES.map(|status| counter!(REQUESTS, "route" => route, "status" => status))
         };
-        HttpMetrics { requests: Route::ALL.map(statuses).into(), polls: gauge!("switchboard_http_polls") }
+        HttpMetrics { requests: Route::ALL.map(statuses).into(), polls: gauge!(POLLS) }
     }
 
     /// A request was answered so.
