@@ -486,13 +486,13 @@ mod tests {
             let listed: usize = maps.groups.values().map(BTreeSet::len).sum();
             let assigned = maps.devices.values().filter(|entry| entry.customer.is_some()).count();
             prop_assert_eq!(listed, assigned);
-            for (group, devices) in &maps.groups {
-                prop_assert!(!devices.is_empty());
-                for (name, id) in devices {
-                    prop_assert_eq!(maps.group_of(*id), Some(*group));
-                    prop_assert_eq!(&maps.devices.get(id).unwrap().name, name);
-                }
-            }
+            let is_known = |group, (name, id): &(_, DeviceId)| {
+                maps.group_of(*id) == Some(group) && maps.devices.get(id).unwrap().name == *name
+            };
+            let is_whole = |(group, devices): (&_, &BTreeSet<_>)| {
+                !devices.is_empty() && devices.iter().all(|it| is_known(*group, it))
+            };
+            prop_assert!(maps.groups.iter().all(is_whole));
         }
     }
 }

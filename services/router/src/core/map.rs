@@ -288,10 +288,9 @@ mod tests {
                     _ => map.loaded(Duration::ZERO, now),
                 }
                 let mut tallies: HashMap<NodeId, Tally> = HashMap::new();
-                for (device, found) in &map.current {
-                    let Found { claim, .. } = found;
+                map.current.iter().for_each(|(device, Found { claim, .. })| {
                     tallies.entry(claim.node).or_default().add(*device, claim.session, claim.generation);
-                }
+                });
                 prop_assert_eq!(&tallies, &map.tallies);
             }
         }

@@ -86,11 +86,11 @@ pub fn credential_of(token: &[u8]) -> CredentialHash {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashSet;
+    use std::collections::BTreeSet;
 
     #[test]
     fn generated_tokens_are_tokens_and_differ() {
-        let tokens: HashSet<String> = (0..1000).map(|_| Token::generate().unwrap().0).collect();
+        let tokens: BTreeSet<String> = (0..1000).map(|_| Token::generate().unwrap().0).collect();
         assert_eq!(tokens.len(), 1000);
         for token in tokens {
             assert_eq!(token.len(), GENERATED_CHARS);
