@@ -101,7 +101,7 @@ impl Answers {
     }
 
     async fn answer_calls(self: Arc<Self>, mut requests: Requests, stop: CancellationToken) {
-        while let Some(request) = next(&mut requests, &stop).await {
+        while let Some(request) = requests.next_until(&stop).await {
             let taken = Instant::now();
             self.answer_call(request).await;
             self.meters.call_seconds.record(taken.elapsed());
@@ -209,7 +209,7 @@ impl Answers {
     /// Tells callers that no router was there: the server says so on the subject that ends in the caller's inbox.
     async fn answer_bounces(self: Arc<Self>, mut requests: Requests, stop: CancellationToken) {
         let inboxes = [self.bus.subjects().prefix(), ".reply."].concat();
-        while let Some(request) = next(&mut requests, &stop).await {
+        while let Some(request) = requests.next_until(&stop).await {
             let inbox = self.bus.subjects().bounced_inbox(self.bus.process(), &request.subject);
             let Some(inbox) = inbox.filter(|inbox| request.no_responders && inbox.starts_with(&inboxes))
             else {
@@ -222,7 +222,7 @@ impl Answers {
     }
 
     async fn answer_credentials(self: Arc<Self>, mut requests: Requests, stop: CancellationToken) {
-        while let Some(request) = next(&mut requests, &stop).await {
+        while let Some(request) = requests.next_until(&stop).await {
             let arrived = Instant::now();
             self.answer_credential(request).await;
             self.meters.authenticate_seconds.record(arrived.elapsed());
@@ -263,7 +263,7 @@ impl Answers {
 
     async fn answer_lists(self: Arc<Self>, mut requests: Requests, stop: CancellationToken) {
         let mut asking = JoinSet::new();
-        while let Some(request) = next(&mut requests, &stop).await {
+        while let Some(request) = requests.next_until(&stop).await {
             let arrived = Instant::now();
             while asking.try_join_next().is_some() {}
             let Some(inbox) = request.reply_to else { continue };
@@ -364,19 +364,6 @@ enum Unheard {
     Stale,
     /// The asker's ticket does not count.
     NoTicket,
-}
-
-/// The next request; after `stop`, those that are still under way, then none.
-async fn next(requests: &mut Requests, stop: &CancellationToken) -> Option<Request> {
-    if !stop.is_cancelled() {
-        tokio::select! {
-            biased;
-            request = requests.next() => return request,
-            () = stop.cancelled() => {}
-        }
-    }
-    requests.drain().await;
-    requests.next().await
 }
 
 /// The device API's list, as JSON text: it goes to the device as it is.

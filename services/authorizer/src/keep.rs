@@ -112,13 +112,13 @@ pub(crate) async fn keep(
                     is_recheck_untold = true;
                 }
             }
-            Ok(()) = connection.changed() => match *connection.borrow_and_update() {
-                Connection::Up { .. } => nats.ready(),
-                Connection::Down => {
-                    nats.not_ready("not connected");
+            Ok(()) = connection.changed() => {
+                let now = *connection.borrow_and_update();
+                now.show(&nats);
+                if now == Connection::Down {
                     freshness.lock().lost();
                 }
-            },
+            }
             _ = ticks.tick() => {
                 let sizes = directory.sizes();
                 meters.devices.set(sizes.devices as f64);

@@ -23,9 +23,6 @@ use keep::Kept;
 pub use meters::describe;
 use policy::Rules;
 
-/// Between two attempts to subscribe while NATS is away.
-const SUBSCRIBE_PAUSE: Duration = Duration::from_millis(500);
-
 /// Serves until the context's shutdown, then answers what was already asked and closes the bus.
 ///
 /// Ready once the registry is loaded in full and the questions are subscribed to; while NATS is away it keeps trying.
@@ -59,7 +56,7 @@ pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
         questions = async {
             let _ = loaded.wait_for(|is_loaded| *is_loaded).await;
             keys.wait_ready().await;
-            subscribe(&bus).await
+            bus::again("take questions", || Questions::subscribe(&bus)).await
         } => Some(questions),
     };
     if let Some(questions) = questions {
@@ -79,16 +76,6 @@ pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
     keeper.await.context("the task that follows the registry failed")?;
     bus.close().await;
     Ok(())
-}
-
-async fn subscribe(bus: &Bus) -> Questions {
-    loop {
-        match Questions::subscribe(bus).await {
-            Ok(questions) => return questions,
-            Err(error) => tracing::warn!(%error, "cannot take questions yet; trying again"),
-        }
-        tokio::time::sleep(SUBSCRIBE_PAUSE).await;
-    }
 }
 
 /// Waits for the shutdown, and then for the last answer, at most `drain_ms`.

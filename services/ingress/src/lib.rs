@@ -118,7 +118,7 @@ impl Ingress {
         in_background(Box::pin(claims::keep(Arc::clone(&node))));
         in_background(Box::pin(claims::mend(Arc::clone(&node), differs)));
         in_background(Box::pin(node::recheck_visitors(Arc::clone(&node), recheck)));
-        in_background(Box::pin(node::follow_connection(Arc::clone(&node), ready.clone())));
+        in_background(Box::pin(node.bus.clone().show_connection(ready.clone())));
         let (mqtt, http, coap) = (self.mqtt.address(), self.http.address(), self.coap.address());
         let (mqtts, https) = (self.mqtts_address().map(display), self.https_address().map(display));
         tracing::info!(node = %node.id, %mqtt, %http, %coap, mqtts, https, "ingress serves devices");

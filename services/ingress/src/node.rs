@@ -259,20 +259,6 @@ impl Inlets {
     }
 }
 
-/// Shows whether NATS is there.
-pub async fn follow_connection(node: Arc<Node>, ready: boot::Part) {
-    let mut connection = node.bus.connection();
-    loop {
-        match *connection.borrow_and_update() {
-            Connection::Up { .. } => ready.ready(),
-            Connection::Down => ready.not_ready("NATS is not reachable"),
-        }
-        if connection.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
 /// How often it is looked whose ticket is to be renewed.
 const LOOK_AT_TICKETS: Duration = Duration::from_secs(60);
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use boot::Context;
 use bus::claims::ClaimStore;
-use bus::{Bus, BusError, Connection, Keyring, Request, Requests};
+use bus::{Bus, BusError, Keyring, Request, Requests};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -27,8 +27,6 @@ use router::{Limits, Parts, Router};
 
 /// All routers share the calls.
 const QUEUE: &str = "router";
-/// Between two attempts to open the store or to subscribe, while NATS is away.
-const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// How often gauges are set.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -44,14 +42,14 @@ pub async fn serve(context: Context, bus: Bus) -> anyhow::Result<()> {
     let parts = [context.health.part("claims"), context.health.part("calls")];
     let [claims_part, calls_part] = &parts;
     let mut keeping = JoinSet::new();
-    keeping.spawn(tell_connection(context.clone(), bus.clone()));
+    keeping.spawn(bus.clone().show_connection(context.health.part("nats")));
 
     let started = tokio::select! {
         () = context.shutdown.cancelled() => None,
         started = async {
             let router = open(&context, &bus, &mut keeping).await;
             claims_part.ready();
-            let asked = again(|| subscribe(&bus)).await;
+            let asked = bus::again("take calls", || subscribe(&bus)).await;
             calls_part.ready();
             (router, asked)
         } => Some(started),
@@ -85,19 +83,13 @@ async fn open(context: &Context, bus: &Bus, keeping: &mut JoinSet<()>) -> Router
         claim_timeout: Duration::from_millis(settings.ingress.claim_timeout_ms),
         lease: Duration::from_millis(settings.ingress.lease_ms),
     };
-    let store = loop {
-        match ClaimStore::open(bus).await {
-            Ok(store) => break store,
-            Err(error) => tracing::warn!(%error, "cannot open the claims yet; trying again"),
-        }
-        sleep(RETRY_PAUSE).await;
-    };
+    let store = bus::again("open the claims", || ClaimStore::open(bus)).await;
     let keys = Keyring::follow(bus);
     keys.wait_ready().await;
     let tracer = context.traces.tracer(context.service, bus.process());
     let router = Router::new(Parts { bus: bus.clone(), store, keys, tracer, limits });
     // Heard from before the claims are read: a node whose lease is missed is taken for dead.
-    let mut leases = again(|| bus.serve(bus.subjects().lease(), None)).await;
+    let mut leases = bus::again("hear of leases", || bus.serve(bus.subjects().lease(), None)).await;
     let (is_loaded, mut loaded) = watch::channel(false);
     keeping.spawn({
         let router = router.clone();
@@ -141,17 +133,6 @@ async fn subscribe(bus: &Bus) -> Result<Asked, BusError> {
         // Last: from here on calls come in.
         calls: bus.serve(subjects.route(), Some(QUEUE)).await?,
     })
-}
-
-/// Tries until it succeeds.
-async fn again<T, F: Future<Output = Result<T, BusError>>>(mut subscribe: impl FnMut() -> F) -> T {
-    loop {
-        match subscribe().await {
-            Ok(subscribed) => return subscribed,
-            Err(error) => tracing::warn!(%error, "cannot take calls yet; trying again"),
-        }
-        sleep(RETRY_PAUSE).await;
-    }
 }
 
 async fn run(context: &Context, router: &Router, asked: Asked) -> anyhow::Result<()> {
@@ -198,34 +179,8 @@ async fn each(
     shutdown: CancellationToken,
     take: fn(&Router, Request),
 ) {
-    while let Some(request) = next(&mut requests, &shutdown).await {
+    while let Some(request) = requests.next_until(&shutdown).await {
         take(&router, request);
-    }
-}
-
-/// The next request; from `shutdown` on those that still arrive until other routers take them all, then none.
-async fn next(requests: &mut Requests, shutdown: &CancellationToken) -> Option<Request> {
-    tokio::select! {
-        biased;
-        () = shutdown.cancelled() => {}
-        request = requests.next() => return request,
-    }
-    requests.drain().await;
-    requests.next().await
-}
-
-/// Says whether NATS is there for as long as it is asked.
-async fn tell_connection(context: Context, bus: Bus) {
-    let nats = context.health.part("nats");
-    let mut connection = bus.connection();
-    loop {
-        match *connection.borrow_and_update() {
-            Connection::Up { .. } => nats.ready(),
-            Connection::Down => nats.not_ready("not connected"),
-        }
-        if connection.changed().await.is_err() {
-            return;
-        }
     }
 }
 

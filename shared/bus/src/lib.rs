@@ -5,6 +5,7 @@
 //! command), [`Keyring`] the keys of tickets (authorizers, routers).
 
 mod bucket;
+mod chores;
 pub mod claims;
 mod configured;
 mod connect;
@@ -20,6 +21,7 @@ pub mod server;
 mod watch;
 
 pub use async_nats::Subject;
+pub use chores::again;
 pub use connect::{BusSettings, Connection};
 pub use connection::{Asked, Bus, Question};
 pub use errors::{AskError, BusError, StoreError, TellError};

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::pulse::Pulse;
 
@@ -76,6 +77,17 @@ impl Requests {
             }
             self.enter_next_drain_step().await;
         }
+    }
+
+    /// The next message; after `stop` those that still arrive until others have taken over, then none.
+    pub async fn next_until(&mut self, stop: &CancellationToken) -> Option<Request> {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            request = self.next() => return request,
+        }
+        self.drain().await;
+        self.next().await
     }
 
     /// Begins to end the subscription: [`next`](Self::next) goes on to yield what still arrives and is queued, then
