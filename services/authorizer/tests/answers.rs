@@ -398,3 +398,29 @@ async fn two_share_the_work_and_one_may_stop_at_any_time() {
     assert_eq!(unheard, Err(AskError::NoResponders), "nobody there is said at once");
     world.server.stop().await;
 }
+
+#[tokio::test]
+async fn a_change_that_the_feed_did_not_bring_is_in_force_after_two_seconds_all_the_same() {
+    let world = World::new().await;
+    let a1 = world.add("A1", Some(world.customer)).await;
+    let a2 = world.add("A2", Some(world.customer)).await;
+    let running = start(&world, |_| ()).await;
+    let asked = Call { ticket: world.ticket(a1.id).await, ..call(a1.id, a2.id) };
+    assert_eq!(world.call(&asked).await, Outcome::Unavailable, "allowed, and no router is there");
+
+    // The store forgets who follows it, and says so to nobody.
+    let ask = async |operation: &str| {
+        let subject = format!("$JS.API.CONSUMER.{operation}");
+        let reply = world.bus.ask(subject, Bytes::new(), WAIT).await.unwrap();
+        serde_json::from_slice::<serde_json::Value>(&reply).unwrap()
+    };
+    for consumer in ask("NAMES.KV_swb_devices").await["consumers"].as_array().unwrap() {
+        ask(&format!("DELETE.KV_swb_devices.{}", consumer.as_str().unwrap())).await;
+    }
+    world.registry.assign_device(a2.id, None).await.unwrap();
+    // The promise is of two seconds: that is waited for, not hoped for.
+    tokio::time::sleep(Duration::from_millis(2_050)).await;
+    assert_eq!(world.call(&asked).await, Outcome::Denied);
+    running.stop().await;
+    world.server.stop().await;
+}
