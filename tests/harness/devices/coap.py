@@ -79,7 +79,8 @@ class CoapDevice(Device):
 
     def close(self) -> None:
         if self._registration is not None and not self.ended.is_set():
-            assert _run(self._deregister()) == "2.05"
+            code = _run(self._deregister())
+            assert code == "2.05", code
         self.vanish()
 
     def vanish(self) -> None:
@@ -136,15 +137,20 @@ class CoapDevice(Device):
         token, remote = self._registration.token, self._registration.remote
         interfaces = self._in_context().request_interfaces
         (tokens,) = (it for it in interfaces if (token, remote) in getattr(it, "outgoing_requests", ()))
-        original = tokens.next_token
-        tokens.next_token = lambda: token
-        request = self._in_context().request(
-            aiocoap.Message(code=aiocoap.GET, uri=f"{self._base}/rpc", observe=1), handle_blockwise=False
-        )
-        # The request gets its token in the next turn of the loop.
-        await asyncio.sleep(0)
-        response = await request.response
-        tokens.next_token = original
+        request, message = tokens.request, aiocoap.Message(code=aiocoap.GET, uri=f"{self._base}/rpc", observe=1)
+
+        def with_the_token(pipe: Any) -> None:
+            # Answers may be on their way at the same time: they draw tokens of their own.
+            if pipe.request is message:
+                tokens.next_token, drawing = lambda: token, tokens.next_token
+                request(pipe)
+                tokens.next_token = drawing
+            else:
+                request(pipe)
+
+        tokens.request = with_the_token
+        response = await self._in_context().request(message, handle_blockwise=False).response
+        tokens.request = request
         return response.code.dotted
 
     async def _request(self, code: aiocoap.Code, path: str, body: str, **options: Any) -> aiocoap.Message:
