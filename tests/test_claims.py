@@ -91,7 +91,7 @@ def test_clients_that_fight_over_a_device_are_slowed_and_seen(new_cluster, raw):
     assert time.monotonic() - started < 0.25
 
 
-def test_a_call_that_is_open_when_its_session_is_overtaken_is_lost(shared_cluster, family, device, callable_raw):
+def test_a_call_that_is_open_when_its_session_is_taken_over_is_lost(shared_cluster, family, device, callable_raw):
     nodes = shared_cluster.nodes
     older = callable_raw(nodes[0], family.b)
     caller = device(PahoV5, family.a).connect(nodes[1])
@@ -133,7 +133,7 @@ def test_many_sessions_at_once_leave_exactly_one(shared_cluster, family, device,
     for thread in threads:
         thread.join()
     caller = device(PahoV5, family.a).connect(nodes[0])
-    # The answer to a call tells which one is left; all others are told that they were overtaken.
+    # The answer to a call tells which one is left; all others are told that they were taken over.
     answer = caller.send_msg(family.b, "1", timeout=20_000, connectTimeout=5_000)
     left = []
     for session in sessions:

@@ -548,7 +548,7 @@ def router() -> Json:
                     "Claims asked for",
                     "By nodes. unavailable: JetStream. refused: tickets do not count; nodes ask authorizers for others. overtaken: an older session came back.",
                     rates("switchboard_router_claims_asked_total", "result"),
-                    Query(rate("switchboard_router_evictions_total"), "older session told"), unit="cps", width=8,
+                    Query(rate("switchboard_router_takeovers_total"), "older session told"), unit="cps", width=8,
                 ),
                 graph(
                     "Nodes that differ",

@@ -30,7 +30,7 @@ enum Claimed {
     /// It stands, in the place of another session that spoke this.
     Held(Generation, Option<Protocol>),
     /// A newer session's stands.
-    Overtaken,
+    TakenOver,
     /// It does not, as far as is known.
     Failed,
 }
@@ -57,7 +57,7 @@ impl Node {
                 self.metrics.claims.increment(1);
                 true
             }
-            Claimed::Overtaken | Claimed::Failed => {
+            Claimed::TakenOver | Claimed::Failed => {
                 // It may stand nevertheless.
                 self.tell_release(session.held_as(Generation(0))).await;
                 false
@@ -106,7 +106,7 @@ impl Node {
             let wait = give_up.saturating_duration_since(Instant::now()).min(CLAIM_ATTEMPT);
             let why = match self.ask::<ClaimReply>(self.bus.subjects().claim(), &request, wait).await {
                 Ok(ClaimReply::Held { generation, over }) => return Claimed::Held(generation, over),
-                Ok(ClaimReply::Overtaken) => return Claimed::Overtaken,
+                Ok(ClaimReply::TakenOver) => return Claimed::TakenOver,
                 // Once: it may have been signed with a key that is none any more.
                 Ok(ClaimReply::Refused) if may_renew => {
                     may_renew = false;
@@ -196,7 +196,7 @@ impl Node {
                     self.tell_release(session.held_as(now)).await;
                 }
             }
-            Claimed::Overtaken => self.take_over(session.visitor.device, session.id),
+            Claimed::TakenOver => self.take_over(session.visitor.device, session.id),
             // The next renewal of the lease finds it again.
             Claimed::Failed => {}
         }

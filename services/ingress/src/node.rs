@@ -1,5 +1,5 @@
 //! What does a node owe the cluster? It takes deliveries for its sessions, and ends the sessions that others have
-//! overtaken or the registry has disowned.
+//! taken over or the registry has disowned.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,8 +11,8 @@ use bus::{Bus, Connection, Request};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rpc::{
-    Budget, CredentialHash, Delivery, DeliveryReply, DeviceId, DeviceStanding, DeviceState, Eviction, Limit,
-    NodeId, Outcome, SessionId, UplinkKind, wire,
+    Budget, CredentialHash, Delivery, DeliveryReply, DeviceId, DeviceStanding, DeviceState, Limit, NodeId,
+    Outcome, SessionId, Takeover, UplinkKind, wire,
 };
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{MissedTickBehavior, interval};
@@ -195,9 +195,9 @@ impl Node {
         }
     }
 
-    fn take_eviction(&self, message: &Bytes) {
-        match wire::decode::<Eviction>(message) {
-            Ok((eviction, _)) => self.take_over(eviction.device, eviction.session),
+    fn hear_takeover(&self, message: &Bytes) {
+        match wire::decode::<Takeover>(message) {
+            Ok((takeover, _)) => self.take_over(takeover.device, takeover.session),
             Err(error) => tracing::error!(%error, "a takeover could not be read"),
         }
     }
@@ -249,7 +249,7 @@ impl Inlets {
         loop {
             tokio::select! {
                 Some(request) = self.deliveries.next() => node.take_delivery(request).await,
-                Some(request) = self.takeovers.next() => node.take_eviction(&request.message),
+                Some(request) = self.takeovers.next() => node.hear_takeover(&request.message),
                 Some(request) = self.devices.next() => node.take_device_state(&request.message),
                 Some(_) = self.directories.next() => recheck.notify_one(),
                 Some(_) = self.differences.next() => differs.notify_one(),

@@ -3,8 +3,8 @@
 use bus::claims::{Expected, StoredClaim};
 use bus::{Request, StoreError, Subject};
 use rpc::{
-    CLAIM_ATTEMPT, CancelRequest, Claim, ClaimReply, ClaimRequest, CompareRequest, DeviceId, Eviction,
-    Holder, LeaseRenewal, NodeId, PresenceReply, PresenceRequest, ReleaseRequest, TicketError, wire,
+    CLAIM_ATTEMPT, CancelRequest, Claim, ClaimReply, ClaimRequest, CompareRequest, DeviceId, Holder,
+    LeaseRenewal, NodeId, PresenceReply, PresenceRequest, ReleaseRequest, Takeover, TicketError, wire,
 };
 
 use crate::core::{self, Claiming, Found, NotWritten, Removal, Standing, Write};
@@ -92,10 +92,10 @@ impl Router {
         self.say_soon(reply_to, &reply);
     }
 
-    pub(crate) fn evict(&self, device: DeviceId, overtaken: Claim) {
-        let Claim { node, session, .. } = overtaken;
-        self.0.meters.evictions.increment(1);
-        self.say_soon(self.0.bus.subjects().takeover(node).into(), &Eviction { session, device });
+    pub(crate) fn tell_taken_over(&self, device: DeviceId, taken_over: Claim) {
+        let Claim { node, session, .. } = taken_over;
+        self.0.meters.takeovers.increment(1);
+        self.say_soon(self.0.bus.subjects().takeover(node).into(), &Takeover { session, device });
     }
 
     pub(crate) fn tell_differs(&self, node: NodeId) {
@@ -114,7 +114,7 @@ impl Router {
             };
             let written = router.0.store.write(device, &write.claim, expected, STORE_WAIT).await;
             let written = written.map_err(|error| match error {
-                StoreError::Overtaken => NotWritten::Contended,
+                StoreError::Contended => NotWritten::Contended,
                 error => {
                     tracing::warn!(%error, %device, "a claim was not written");
                     NotWritten::Unavailable

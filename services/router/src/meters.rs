@@ -19,7 +19,7 @@ pub fn describe() {
         (Counter, REFUTED, "Deliveries to a session that was not there any more."),
         (Counter, STALE, "Claims removed because their session or node is gone, by reason."),
         (Counter, CLAIM_REPLIES, "Claims that nodes asked for, by result."),
-        (Counter, EVICTIONS, "Sessions told that a newer one of their device has become callable."),
+        (Counter, TAKEOVERS, "Sessions told that a newer one of their device has become callable."),
         (Counter, DIFFERING, "Renewed leases of nodes that hold other claims than are known here."),
         (Counter, HANDED_OVER, "Waiting calls handed to another router when this one stopped."),
         (Counter, CANCELLED, "Waiting calls whose caller went away."),
@@ -40,7 +40,7 @@ const LOOKUPS: &str = "switchboard_router_lookups_total";
 const REFUTED: &str = "switchboard_router_refuted_deliveries_total";
 const STALE: &str = "switchboard_router_stale_claims_removed_total";
 const CLAIM_REPLIES: &str = "switchboard_router_claims_asked_total";
-const EVICTIONS: &str = "switchboard_router_evictions_total";
+const TAKEOVERS: &str = "switchboard_router_takeovers_total";
 const DIFFERING: &str = "switchboard_router_differing_leases_total";
 const HANDED_OVER: &str = "switchboard_router_calls_handed_over_total";
 const CANCELLED: &str = "switchboard_router_calls_cancelled_total";
@@ -61,14 +61,14 @@ pub(crate) struct Meters {
     pub(crate) lookups_none: metrics::Counter,
     pub(crate) lookups_failed: metrics::Counter,
     pub(crate) refuted: metrics::Counter,
-    pub(crate) evictions: metrics::Counter,
+    pub(crate) takeovers: metrics::Counter,
     pub(crate) differing: metrics::Counter,
     pub(crate) handed_over: metrics::Counter,
     pub(crate) cancelled: metrics::Counter,
     removed_sessions: metrics::Counter,
     removed_nodes: metrics::Counter,
     held: metrics::Counter,
-    overtaken: metrics::Counter,
+    taken_over: metrics::Counter,
     refused: metrics::Counter,
     unavailable: metrics::Counter,
     heard: Mutex<Instant>,
@@ -89,14 +89,14 @@ impl Meters {
             lookups_none: lookups("none"),
             lookups_failed: lookups("failed"),
             refuted: counter!(REFUTED),
-            evictions: counter!(EVICTIONS),
+            takeovers: counter!(TAKEOVERS),
             differing: counter!(DIFFERING),
             handed_over: counter!(HANDED_OVER),
             cancelled: counter!(CANCELLED),
             removed_sessions: removed("session_gone"),
             removed_nodes: removed("node_gone"),
             held: claims("held"),
-            overtaken: claims("overtaken"),
+            taken_over: claims("taken_over"),
             refused: claims("refused"),
             unavailable: claims("unavailable"),
             heard: Mutex::new(Instant::now()),
@@ -116,7 +116,7 @@ impl Meters {
     pub(crate) fn claim(&self, reply: ClaimReply) {
         let counter = match reply {
             ClaimReply::Held { .. } => &self.held,
-            ClaimReply::Overtaken => &self.overtaken,
+            ClaimReply::TakenOver => &self.taken_over,
             ClaimReply::Refused => &self.refused,
             ClaimReply::Unavailable => &self.unavailable,
         };

@@ -113,7 +113,7 @@ impl Router {
             Action::Write(claiming, write) => self.write(claiming, write),
             Action::Read(claiming) => self.read(claiming),
             Action::Reply(reply_to, reply) => self.reply(reply_to, reply),
-            Action::Evict(device, overtaken) => self.evict(device, overtaken),
+            Action::TakeOver(device, taken_over) => self.tell_taken_over(device, taken_over),
             Action::ReadForRelease(request) => self.read_for_release(request),
             Action::Remove(device, revision, why) => self.remove(device, revision, why),
             Action::TellDiffers(node) => self.tell_differs(node),

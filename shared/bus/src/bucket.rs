@@ -387,7 +387,7 @@ impl Bucket {
         let code = error.get("err_code").and_then(Value::as_u64).unwrap_or_default();
         match code {
             STREAM_NOT_FOUND => StoreError::Missing(self.inner.name.clone()),
-            WRONG_LAST_SEQUENCE | WRONG_LAST_SEQUENCE_UNNAMED => StoreError::Overtaken,
+            WRONG_LAST_SEQUENCE | WRONG_LAST_SEQUENCE_UNNAMED => StoreError::Contended,
             _ => StoreError::Refused {
                 code,
                 description: error.get("description").and_then(Value::as_str).unwrap_or_default().to_owned(),

@@ -80,7 +80,7 @@ impl ClaimStore {
     /// Writes a claim where `expected` stands, and returns its revision.
     ///
     /// # Errors
-    /// [`StoreError::Overtaken`] when something else stands there. After `Unreachable` it may have been written.
+    /// [`StoreError::Contended`] when something else stands there. After `Unreachable` it may have been written.
     pub async fn write(
         &self,
         device: DeviceId,
@@ -118,7 +118,7 @@ impl ClaimStore {
         let expected = Expected::Revision(revision);
         match self.bucket.remove(&device.to_string(), expected, Some(MARKER_TTL), wait).await {
             Ok(removed_at) => Ok(Some(removed_at)),
-            Err(StoreError::Overtaken) => Ok(None),
+            Err(StoreError::Contended) => Ok(None),
             Err(error) => Err(error),
         }
     }

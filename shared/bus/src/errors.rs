@@ -94,7 +94,7 @@ pub enum StoreError {
     Missing(String),
     /// Something else stands there than was expected.
     #[error("another write came first")]
-    Overtaken,
+    Contended,
     /// JetStream said no.
     #[error("the store refused: {description} ({code})")]
     Refused {

@@ -131,7 +131,7 @@ async fn look(bucket: &Bucket, keys: &watch::Sender<Arc<TicketKeys>>) -> Result<
         match bucket.put(TICKETS, value.into(), expected, STORE_WAIT).await {
             Ok(_) => info!(keys = ?rotated, "there is a new key for tickets"),
             // Another process was faster: its keys are read.
-            Err(StoreError::Overtaken) => {}
+            Err(StoreError::Contended) => {}
             Err(error) => return Err(error),
         }
     }

@@ -103,9 +103,9 @@ pub enum AnswerReply {
     NotJson,
 }
 
-/// Tells a node that one of its sessions has been overtaken by a newer one (`swb.event.takeover.<node>`).
+/// Tells a node that one of its sessions has been taken over by a newer one (`swb.event.takeover.<node>`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Eviction {
+pub struct Takeover {
     /// The older session, to be closed.
     pub session: SessionId,
     /// Its device.

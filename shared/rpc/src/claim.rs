@@ -9,7 +9,7 @@ use crate::{CallId, DeviceId, NodeId, SessionId, Ticket, closed_list};
 
 /// How long a node waits for one attempt to claim before it makes another: NATS may have handed it to a router that is
 /// cut off, and to claim twice is to claim once. A router writes nothing for an attempt that is older: what it asks for
-/// may have been overtaken meanwhile.
+/// may have been taken over meanwhile.
 pub const CLAIM_ATTEMPT: Duration = Duration::from_secs(1);
 
 /// "This device is reachable through session S on node N." Stored under the device's id, by routers alone.
@@ -64,7 +64,7 @@ pub enum ClaimReply {
         over: Option<Protocol>,
     },
     /// A newer session's stands: this one is over.
-    Overtaken,
+    TakenOver,
     /// The ticket does not count: the node is to ask an authorizer for another.
     Refused,
     /// The store did not take it in time; it may stand nevertheless.

@@ -6,7 +6,7 @@
 pub enum Fault {
     /// The store writes whatever stands there.
     LostCompareAndSet,
-    /// A session that is overtaken is not told.
+    /// A session that is taken over is not told.
     UntoldTakeover,
     /// A release removes whatever stands there.
     ReleaseOfAnySession,

@@ -17,7 +17,7 @@ pub mod wire;
 
 pub use budget::{Budget, Deadline};
 pub use call::{
-    Answer, AnswerReply, Call, Delivery, DeliveryReply, Eviction, Routed, SessionEnd, SessionEvent,
+    Answer, AnswerReply, Call, Delivery, DeliveryReply, Routed, SessionEnd, SessionEvent, Takeover,
 };
 pub use claim::{
     CLAIM_ATTEMPT, CancelRequest, Claim, ClaimReply, ClaimRequest, CompareReply, CompareRequest, Generation,

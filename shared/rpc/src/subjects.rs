@@ -133,7 +133,7 @@ impl Subjects {
         self.under(&format!("answer.{tag}"))
     }
 
-    /// Router → the older session's node: it has been overtaken.
+    /// Router → the older session's node: it has been taken over.
     pub fn takeover(&self, node: NodeId) -> String {
         self.under(&format!("event.takeover.{node}"))
     }

@@ -308,7 +308,7 @@ impl Known {
         let (id, session) =
             self.sessions.iter().find(|(_, it)| it.device == device && it.stood(from, to + LATENCY))?;
         let near = from.saturating_sub(SECOND);
-        // Who is newer has overtaken it, also when it has not heard so yet.
+        // Who is newer has taken over, also when it has not heard so yet.
         let is_alone = self.sessions.iter().all(|(other, it)| {
             let is_newer = it.connecting > session.connecting;
             other == id

@@ -4,8 +4,8 @@ use bus::registry::Device;
 use bytes::Bytes;
 use rpc::{
     AuthenticateReply, AuthenticateRequest, Call, CancelRequest, Claim, ClaimReply, ClaimRequest,
-    CompareReply, CompareRequest, Delivery, DeliveryReply, DeviceId, DeviceState, Eviction, LeaseRenewal,
-    NodeId, Outcome, ReleaseRequest,
+    CompareReply, CompareRequest, Delivery, DeliveryReply, DeviceId, DeviceState, LeaseRenewal, NodeId,
+    Outcome, ReleaseRequest, Takeover,
 };
 
 /// A process: its place in the list of all that ever ran. One that is started again is another.
@@ -123,8 +123,8 @@ pub enum Payload {
     Compared(CompareReply),
     /// A call's caller is gone.
     Cancel(CancelRequest),
-    /// A session was overtaken.
-    Evict(Eviction),
+    /// A session was taken over.
+    Takeover(Takeover),
     /// A device has changed.
     Changed(DeviceState),
     /// To the store.

@@ -309,7 +309,7 @@ impl Node {
             Ok(Payload::Claimed(ClaimReply::Held { generation, .. })) => {
                 return self.claimed(session, Ok(generation), context);
             }
-            Ok(Payload::Claimed(ClaimReply::Overtaken)) => return self.claimed(session, Err(true), context),
+            Ok(Payload::Claimed(ClaimReply::TakenOver)) => return self.claimed(session, Err(true), context),
             Ok(Payload::Claimed(ClaimReply::Refused)) if claiming.may_renew => {
                 claiming.may_renew = false;
                 let visit = claiming.visit;
@@ -327,7 +327,7 @@ impl Node {
         context.wait(RETRY_PAUSE, Timer::ClaimAgain(session));
     }
 
-    /// How asking for a claim ended: with its generation, or overtaken, or not at all.
+    /// How asking for a claim ended: with its generation, or taken over, or not at all.
     fn claimed(&mut self, id: SessionId, how: Result<Generation, bool>, context: &mut Context<'_>) {
         let Some(claiming) = self.claiming.remove(&id) else { return };
         let held = HeldClaim { device: claiming.device, session: id, generation: Generation(0) };
@@ -687,7 +687,7 @@ impl Service for Node {
             Taken::Reply(then, reply) => self.replied(then, reply, context),
             Taken::Request(message, sent) => match &message.payload {
                 Payload::Delivery(..) => self.deliver(message, sent, context),
-                Payload::Evict(eviction) => self.take_over(eviction.device, eviction.session, context),
+                Payload::Takeover(takeover) => self.take_over(takeover.device, takeover.session, context),
                 Payload::Changed(state) => {
                     self.changes += 1;
                     self.end_outdated(state, context);

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rpc::faults::{Fault, is};
 use rpc::{
-    Budget, CLAIM_ATTEMPT, Call, ClaimReply, Delivery, DeliveryReply, DeviceId, Eviction, Holder, Outcome,
-    ReleaseRequest, TicketKeys,
+    Budget, CLAIM_ATTEMPT, Call, ClaimReply, Delivery, DeliveryReply, DeviceId, Holder, Outcome,
+    ReleaseRequest, Takeover, TicketKeys,
 };
 use switchboard_router::core::{
     Action, Actions, Claiming, Core, Expected, Found, NotWritten, Refutation, Standing, Underway, Write,
@@ -118,9 +118,9 @@ impl Router {
             Action::Reply(reply_to, reply) => {
                 self.wire.answer(reply_to, Payload::Claimed(reply), context);
             }
-            Action::Evict(device, overtaken) => {
-                let eviction = Eviction { session: overtaken.session, device };
-                self.wire.tell(Topic::Takeover(overtaken.node), Payload::Evict(eviction), context);
+            Action::TakeOver(device, taken_over) => {
+                let takeover = Takeover { session: taken_over.session, device };
+                self.wire.tell(Topic::Takeover(taken_over.node), Payload::Takeover(takeover), context);
             }
             Action::ReadForRelease(request) => {
                 self.ask_store(StoreAsk::Read(request.device), Then::ReadForRelease(request), context);

@@ -1078,8 +1078,12 @@ impl World {
             Payload::Release(release) => {
                 format!("releases the claim of {}, session {}", name_of(release.device), release.session)
             }
-            Payload::Evict(eviction) => {
-                format!("says that session {} of {} is overtaken", eviction.session, name_of(eviction.device))
+            Payload::Takeover(takeover) => {
+                format!(
+                    "says that session {} of {} is taken over",
+                    takeover.session,
+                    name_of(takeover.device)
+                )
             }
             Payload::Compare(_) => "asks in which claims it differs".into(),
             Payload::Compared(reply) => {

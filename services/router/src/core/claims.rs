@@ -11,7 +11,7 @@ pub enum Decision {
     /// It is to be written over what stands there, with this generation.
     Write(Generation),
     /// A newer session's stands.
-    Overtaken,
+    TakenOver,
 }
 
 /// Decides over `request`, given what stands there. `fresh` is the generation of a session that becomes callable now.
@@ -29,7 +29,7 @@ pub fn decide(request: &ClaimRequest, standing: Option<&Claim>, fresh: Generatio
         Some(own) if (standing.generation, standing.node, standing.session) > (own, session.0, session.1) => {
             match is(Fault::ReclaimAlwaysWins) {
                 true => Decision::Write(own),
-                false => Decision::Overtaken,
+                false => Decision::TakenOver,
             }
         }
         Some(own) => Decision::Write(own),
@@ -67,13 +67,13 @@ mod tests {
             ("asked twice", request(1, 1, None), Some(claim(1, 1, 5)), stands(5)),
             ("claimed again", request(1, 1, Some(5)), Some(claim(1, 1, 5)), stands(5)),
             ("its older writing", request(1, 1, Some(5)), Some(claim(1, 1, 4)), write(5)),
-            ("a newer one stands", request(1, 1, Some(5)), Some(claim(2, 1, 6)), Decision::Overtaken),
+            ("a newer one stands", request(1, 1, Some(5)), Some(claim(2, 1, 6)), Decision::TakenOver),
             ("an older one stands", request(1, 1, Some(5)), Some(claim(2, 1, 4)), write(5)),
             (
                 "its own next session stands",
                 request(1, 1, Some(5)),
                 Some(claim(1, 2, 6)),
-                Decision::Overtaken,
+                Decision::TakenOver,
             ),
         ];
         for (what, request, standing, expected) in cases {
@@ -89,7 +89,7 @@ mod tests {
             prop_assume!((a.0, a.1) != (b.0, b.1));
             let over = |one: (u64, u64, u64), other: (u64, u64, u64)| {
                 let standing = claim(other.0, other.1, other.2);
-                decide(&request(one.0, one.1, Some(one.2)), Some(&standing), Generation(9)) != Decision::Overtaken
+                decide(&request(one.0, one.1, Some(one.2)), Some(&standing), Generation(9)) != Decision::TakenOver
             };
             prop_assert!(over(a, b) != over(b, a));
             if a.2 != b.2 {

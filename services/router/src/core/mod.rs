@@ -127,7 +127,7 @@ pub struct Write {
     pub claim: Claim,
     /// Over what.
     pub expected: Expected,
-    overtaken: Option<Claim>,
+    taken_over: Option<Claim>,
 }
 
 /// Why a claim is removed.
@@ -156,8 +156,8 @@ pub enum Action<T, R> {
     Read(Claiming<R>),
     /// Answer the node.
     Reply(R, ClaimReply),
-    /// Tell its node that this session has been overtaken.
-    Evict(DeviceId, Claim),
+    /// Tell its node that this session has been taken over.
+    TakeOver(DeviceId, Claim),
     /// Read what stands there; then [`Core::read_for_release`].
     ReadForRelease(ReleaseRequest),
     /// Remove this writing of a claim; then [`Core::removed`].
@@ -330,7 +330,7 @@ impl<T, R> Core<T, R> {
     // Claims.
 
     /// A node asks for a claim, whose ticket has been checked. From `deadline` on nothing is written for it: the node
-    /// has asked again, and a fresh claim that is carried out late would overtake a newer session.
+    /// has asked again, and a fresh claim that is carried out late would take over from a newer session.
     pub fn claim(
         &mut self,
         request: ClaimRequest,
@@ -348,7 +348,7 @@ impl<T, R> Core<T, R> {
             Some(Found { claim, revision }) => {
                 Standing { claim: Some(claim), expected: Expected::Revision(revision) }
             }
-            // What stood in a store that was lost may be overtaken, and is not there.
+            // What stood in a store that was lost may be taken over, and is not there.
             None => {
                 Standing { claim: self.map.get(device).map(|found| found.claim), expected: Expected::Nothing }
             }
@@ -374,15 +374,15 @@ impl<T, R> Core<T, R> {
                 actions.push(Action::Reply(claiming.reply_to, reply));
             }
             // The map may lag: an end of a session is said by the store alone.
-            Decision::Overtaken if claiming.attempts == 0 => actions.push(Action::Read(claiming)),
-            Decision::Overtaken => actions.push(Action::Reply(claiming.reply_to, ClaimReply::Overtaken)),
+            Decision::TakenOver if claiming.attempts == 0 => actions.push(Action::Read(claiming)),
+            Decision::TakenOver => actions.push(Action::Reply(claiming.reply_to, ClaimReply::TakenOver)),
             Decision::Write(generation) | Decision::Stands(generation) => {
                 let ClaimRequest { node, session, protocol, .. } = *request;
                 let claim = Claim { node, session, protocol, generation };
                 let session = (node, session);
-                let overtaken = standing.claim.filter(|claim| (claim.node, claim.session) != session);
+                let taken_over = standing.claim.filter(|claim| (claim.node, claim.session) != session);
                 actions
-                    .push(Action::Write(claiming, Write { claim, expected: standing.expected, overtaken }));
+                    .push(Action::Write(claiming, Write { claim, expected: standing.expected, taken_over }));
             }
         }
     }
@@ -399,12 +399,12 @@ impl<T, R> Core<T, R> {
         let device = claiming.request.device;
         match written {
             Ok(revision) => {
-                let Write { claim, overtaken, .. } = write;
-                if let Some(overtaken) = overtaken.filter(|_| !is(Fault::UntoldTakeover)) {
-                    actions.push(Action::Evict(device, overtaken));
+                let Write { claim, taken_over, .. } = write;
+                if let Some(taken_over) = taken_over.filter(|_| !is(Fault::UntoldTakeover)) {
+                    actions.push(Action::TakeOver(device, taken_over));
                 }
                 self.put(device, Found { claim, revision }, now, actions);
-                let over = overtaken.map(|overtaken| overtaken.protocol);
+                let over = taken_over.map(|taken_over| taken_over.protocol);
                 let reply = ClaimReply::Held { generation: claim.generation, over };
                 actions.push(Action::Reply(claiming.reply_to, reply));
             }

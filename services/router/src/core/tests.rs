@@ -268,7 +268,7 @@ fn a_claim_over_another_is_written_and_the_other_told() {
     let (claiming, write) = written(bench.claim(request(2, None)));
     assert_eq!((write.claim, write.expected), (claim(2, 11), Expected::Revision(10)));
     let mut done = bench.told(|core, now, done| core.written(claiming, write, Ok(12), now, done));
-    assert!(matches!(done.remove(0), Action::Evict(TARGET, claim) if claim == older.claim));
+    assert!(matches!(done.remove(0), Action::TakeOver(TARGET, claim) if claim == older.claim));
     assert!(matches!(
         one(done),
         Action::Reply("node", ClaimReply::Held { generation: Generation(11), over: Some(Protocol::Mqtt) })
@@ -283,7 +283,7 @@ fn a_session_that_claims_again_tells_the_one_it_overtakes() {
     let (claiming, write) = written(bench.claim(request(2, Some(15))));
     assert_eq!(write.claim, claim(2, 15));
     let done = bench.told(|core, now, done| core.written(claiming, write, Ok(12), now, done));
-    assert!(matches!(done.first(), Some(Action::Evict(TARGET, claim)) if *claim == older.claim));
+    assert!(matches!(done.first(), Some(Action::TakeOver(TARGET, claim)) if *claim == older.claim));
     // What becomes callable afterwards is newer still.
     let (_, write) = written(bench.claim(request(3, None)));
     assert_eq!(write.claim, claim(3, 16));
@@ -303,7 +303,7 @@ fn what_stood_in_a_lost_store_is_written_again_and_never_said_to_stand() {
     let (claiming, write) = written(bench.claim(request(2, None)));
     assert_eq!(write.expected, Expected::Nothing);
     let done = bench.told(|core, now, done| core.written(claiming, write, Ok(30), now, done));
-    assert!(matches!(done.first(), Some(Action::Evict(TARGET, older)) if *older == claim(1, 10)));
+    assert!(matches!(done.first(), Some(Action::TakeOver(TARGET, older)) if *older == claim(1, 10)));
 }
 
 #[test]
@@ -326,7 +326,7 @@ fn no_session_ends_on_the_word_of_a_map_that_may_lag() {
     let Action::Read(claiming) = one(bench.claim(request(2, Some(5)))) else { panic!("the store is asked") };
     let standing = Standing { claim: Some(claim(1, 10)), expected: Expected::Revision(10) };
     let done = bench.told(|core, now, done| core.read(claiming, Ok(standing), now, done));
-    assert!(matches!(one(done), Action::Reply("node", ClaimReply::Overtaken)));
+    assert!(matches!(one(done), Action::Reply("node", ClaimReply::TakenOver)));
 }
 
 #[test]

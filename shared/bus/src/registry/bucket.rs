@@ -216,7 +216,7 @@ pub(super) fn json(record: &impl serde::Serialize) -> Result<Bytes, RegistryErro
 fn is_done(written: Result<u64, StoreError>) -> Result<bool, RegistryError> {
     match written {
         Ok(_) => Ok(true),
-        Err(StoreError::Overtaken) => Ok(false),
+        Err(StoreError::Contended) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }

@@ -47,10 +47,10 @@ async fn a_claim_is_written_and_removed_over_what_is_expected_alone() {
     let nats = start_nats().await;
     let (_bus, store) = open(&nats).await;
     let first = write(&store, 1, Expected::Nothing).await.unwrap();
-    assert_eq!(write(&store, 1, Expected::Nothing).await, Err(StoreError::Overtaken));
+    assert_eq!(write(&store, 1, Expected::Nothing).await, Err(StoreError::Contended));
     let newer = store.write(device(1), &claim(2, 2), Expected::Revision(first), PATIENCE).await.unwrap();
     assert!(newer > first);
-    assert_eq!(write(&store, 1, Expected::Revision(first)).await, Err(StoreError::Overtaken));
+    assert_eq!(write(&store, 1, Expected::Revision(first)).await, Err(StoreError::Contended));
     assert_eq!(store.remove(device(1), first, PATIENCE).await, Ok(None), "it is not that one any more");
     let stands = StoredClaim { claim: Some(claim(2, 2)), revision: newer };
     assert_eq!(store.read(device(1), PATIENCE).await, Ok(Some(stands)));
