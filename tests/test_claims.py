@@ -1,5 +1,6 @@
-"""Who is connected where, when it is hard to tell? Claims across nodes, sessions that overtake each other, nodes that die."""
+"""Who is connected where, when it is hard to tell? Claims across nodes, sessions that take over from each other, nodes that die."""
 
+import json
 import signal
 import threading
 import time
@@ -259,3 +260,19 @@ def test_a_session_that_ended_while_nats_was_away_is_offline_afterwards(new_clus
     cluster.nats.start()
     until("calls are judged again", lambda: caller.send_msg(family.b, "1", timeout=2000).text() != said.UNAVAILABLE, 40)
     assert caller.send_msg(family.b, "2").text() == said.OFFLINE
+
+
+def test_two_clients_with_one_token_show_at_their_device(shared_cluster, family, device):
+    here, there = shared_cluster.nodes
+
+    def shown(*more):
+        return shared_cluster.accounts.cli("device", "show", family.b.id, *more).ok()
+
+    older = device(PahoV5, family.b).connect(here).become_callable(echo)
+    assert json.loads(shown("--json").out)["takeovers"] == 0
+    assert "have two clients" not in shown().err
+    device(PahoV5, family.b).connect(there).become_callable(echo)
+    until("the older session has ended", older.ended.is_set)
+    # Each router follows the claims for itself.
+    until("it is shown", lambda: json.loads(shown("--json").out)["takeovers"] == 1)
+    until("so in words", lambda: "took over from another 1 time(s): have two clients its token?" in shown().err)

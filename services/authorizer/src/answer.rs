@@ -323,7 +323,7 @@ impl Answers {
             Outcome::Unavailable
         })?;
         match wire::decode::<PresenceReply>(&answer) {
-            Ok((PresenceReply { online }, _)) if online.len() == peers.len() => {
+            Ok((PresenceReply { online, .. }, _)) if online.len() == peers.len() => {
                 Ok(render(peers, Some(&online)))
             }
             _ => Err(Outcome::Unavailable),

@@ -82,9 +82,13 @@ impl Router {
         let Ok((PresenceRequest { devices }, _)) = wire::decode(&request.message) else {
             return self.unreadable("a question for presence");
         };
-        let online =
-            self.look(|core, now| devices.into_iter().map(|device| core.is_online(device, now)).collect());
-        self.say_soon(reply_to, &PresenceReply { online });
+        let reply = self.look(|core, now| {
+            let online = devices.iter().map(|device| core.is_online(*device, now)).collect();
+            let takeovers: Vec<_> = devices.iter().map(|device| core.takeovers(*device, now)).collect();
+            let calm = takeovers.iter().all(|count| *count == 0);
+            PresenceReply { online, takeovers: if calm { Vec::new() } else { takeovers } }
+        });
+        self.say_soon(reply_to, &reply);
     }
 
     pub(crate) fn reply(&self, reply_to: Subject, reply: ClaimReply) {

@@ -207,6 +207,9 @@ struct DeviceView<'a> {
     labels: &'a BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     online: Option<bool>,
+    /// How often one of its sessions took over from another, lately.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    takeovers: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<&'a str>,
 }
@@ -251,6 +254,7 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
             customer_name: customer.map(|customer| find::customer_name(&known, customer)),
             labels: &new.labels,
             online: None,
+            takeovers: None,
             token: Some(new.token.reveal()),
         };
         return say_json(&view);
@@ -302,7 +306,9 @@ async fn show(args: ShowArgs) -> anyhow::Result<()> {
     let registry = Registry::open(&reached.bus).await.context("cannot open the registry")?;
     let known = registry.load().await?;
     let (id, device) = find::device_by_ending(&known, &args.device)?;
-    let view = DeviceView { online: is_online(&reached.bus, id).await, ..view(&known, id, device) };
+    let presence = presence(&reached.bus, id).await;
+    let (online, takeovers) = (presence.map(|(online, _)| online), presence.map(|(_, takeovers)| takeovers));
+    let view = DeviceView { online, takeovers, ..view(&known, id, device) };
     if args.json {
         return say_json(&view);
     }
@@ -319,6 +325,12 @@ async fn show(args: ShowArgs) -> anyhow::Result<()> {
         Some(false) => "online    no",
         None => "online    unknown: no router answers",
     });
+    if let Some(times @ 1..) = view.takeovers {
+        note(format_args!(
+            "Within ten minutes its newest session took over from another {} time(s): have two clients its token?",
+            times
+        ));
+    }
     Ok(())
 }
 
@@ -460,15 +472,17 @@ fn view<'a>(known: &Snapshot, id: DeviceId, device: &'a Device) -> DeviceView<'a
         customer_name: device.customer.map(|customer| find::customer_name(known, customer)),
         labels: &device.labels,
         online: None,
+        takeovers: None,
         token: None,
     }
 }
 
-async fn is_online(bus: &Bus, device: DeviceId) -> Option<bool> {
+/// Whether it is online, and how often a session of it took over from another; none when no router answers.
+async fn presence(bus: &Bus, device: DeviceId) -> Option<(bool, u32)> {
     let question = wire::encode(&PresenceRequest { devices: vec![device] }, &[]).ok()?;
     let answer = bus.ask(bus.subjects().presence(), question, PRESENCE_WAIT).await.ok()?;
-    let (PresenceReply { online }, _) = wire::decode(&answer).ok()?;
-    online.first().copied()
+    let (PresenceReply { online, takeovers }, _) = wire::decode(&answer).ok()?;
+    Some((*online.first()?, takeovers.first().copied().unwrap_or_default()))
 }
 
 fn labels(labels: &BTreeMap<String, String>) -> String {

@@ -112,6 +112,9 @@ pub struct PresenceRequest {
 pub struct PresenceReply {
     /// Whether a live node claims each device.
     pub online: Vec<bool>,
+    /// How often a session of each took over from another, lately; empty where none did.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub takeovers: Vec<u32>,
 }
 
 /// What a device is now, told to every node when that changed (`swb.event.device.<device>`).

@@ -7,6 +7,7 @@
 mod claims;
 mod leases;
 mod map;
+mod takeovers;
 mod waiting;
 
 use std::collections::VecDeque;
@@ -21,6 +22,7 @@ use rpc::{
 pub use claims::{Decision, decide};
 pub use leases::Leases;
 pub use map::{ClaimMap, Found};
+use takeovers::Takeovers;
 use waiting::WaitingRoom;
 
 /// How many claims of one target are tried; each but the last was found to lead nowhere.
@@ -172,6 +174,7 @@ pub struct Core<T, R> {
     map: ClaimMap,
     leases: Leases,
     waiting: WaitingRoom<T>,
+    takeovers: Takeovers,
     sweep: VecDeque<(DeviceId, u64)>,
     next_sweep: Instant,
     next_look_for_dead: Instant,
@@ -188,6 +191,7 @@ impl<T, R> Core<T, R> {
             map: ClaimMap::default(),
             leases: Leases::new(lease, now),
             waiting: WaitingRoom::default(),
+            takeovers: Takeovers::default(),
             sweep: VecDeque::new(),
             next_sweep: now,
             next_look_for_dead: now + lease / 4,
@@ -320,6 +324,11 @@ impl<T, R> Core<T, R> {
     /// Whether a node that is alive claims the device, as far as is known here.
     pub fn is_online(&self, device: DeviceId, now: Instant) -> bool {
         self.map.get(device).is_some_and(|found| self.leases.may_live(found.claim.node, now))
+    }
+
+    /// How often a session took over from another of the device, lately.
+    pub fn takeovers(&self, device: DeviceId, now: Instant) -> u32 {
+        self.takeovers.lately(device, now)
     }
 
     /// Whether a node is certainly gone.
@@ -489,8 +498,12 @@ impl<T, R> Core<T, R> {
 
     /// A claim stands, as the store or this router's own write says.
     pub fn put(&mut self, device: DeviceId, found: Found, now: Instant, actions: &mut Actions<T, R>) {
+        let before = self.map.standing(device);
         if !self.map.put(device, found) {
             return;
+        }
+        if let Some(before) = before {
+            self.takeovers.claimed(device, &before.claim, &found.claim, now);
         }
         for mut call in self.waiting.leave(device) {
             if call.unheard.is_some_and(|(unheard, _)| unheard != found) {
