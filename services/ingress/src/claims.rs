@@ -69,9 +69,9 @@ impl Node {
 
     fn took_over(&self, newer: &Session, older: Protocol) {
         let device = newer.visitor.device;
-        // A device that polls has its polls answered by any node: it takes over from itself.
-        let both_poll = [older, newer.visitor.protocol] == [Protocol::Http; 2];
-        if !both_poll && self.takeovers.lock().happened(device, Instant::now()) {
+        // Connections come back when they are closed; polls and observations go where their device likes.
+        let both_come_back = [older, newer.visitor.protocol] == [Protocol::Mqtt; 2];
+        if both_come_back && self.takeovers.lock().happened(device, Instant::now()) {
             tracing::warn!(%device, "clients take this device over from each other: its sessions begin later");
         }
     }

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use rpc::DeviceId;
 
 /// Takeovers of one device that are nothing special: a client whose connection broke takes over from itself.
-const CALM: u32 = 5;
+const CALM: u32 = 12;
 /// What is counted at most, so that the delay ends some time after the fight does.
-const MAX_COUNT: u32 = 10;
+const MAX_COUNT: u32 = CALM + 5;
 /// How long it takes to forget one takeover.
-const FORGETS_ONE_IN: Duration = Duration::from_secs(10);
+const FORGETS_ONE_IN: Duration = Duration::from_secs(2);
 /// The first delay, and the longest. Clients wait longer than this for a SUBACK.
 const FIRST_DELAY: Duration = Duration::from_millis(250);
 const MAX_DELAY: Duration = Duration::from_secs(2);
@@ -79,10 +79,10 @@ mod tests {
             let begins = takeovers.happened(DEVICE, now);
             assert_eq!(begins, takeover == CALM + 1, "{takeover}");
             let expected = match takeover {
-                ..=5 => 0,
-                6 => 250,
-                7 => 500,
-                8 => 1000,
+                ..=12 => 0,
+                13 => 250,
+                14 => 500,
+                15 => 1000,
                 _ => 2000,
             };
             assert_eq!(takeovers.delay(DEVICE, now), Duration::from_millis(expected), "{takeover}");
@@ -94,11 +94,11 @@ mod tests {
     fn a_fight_that_has_ended_is_forgotten() {
         let (mut takeovers, now) = (Takeovers::default(), Instant::now());
         (0..20).for_each(|_| _ = takeovers.happened(DEVICE, now));
-        for (seconds, delay_ms) in [(9, 2000), (10, 2000), (20, 1000), (40, 250), (50, 0), (1_000_000, 0)] {
+        for (seconds, delay_ms) in [(1, 2000), (2, 2000), (4, 1000), (8, 250), (10, 0), (1_000_000, 0)] {
             let later = now + Duration::from_secs(seconds);
             assert_eq!(takeovers.delay(DEVICE, later), Duration::from_millis(delay_ms), "{seconds}");
         }
-        // One every ten seconds is no fight, for ever.
+        // One every two seconds is no fight, for ever.
         let mut now = now + Duration::from_secs(1000);
         for _ in 0..100 {
             assert!(!takeovers.happened(DEVICE, now));
