@@ -25,7 +25,15 @@ def called(number: int, request: dict[str, Any]) -> None:
 
 
 client.set_server_side_rpc_request_handler(called)
-client.connect(callback=lambda *_: say(connected=True))
+
+
+def connected(*_: Any) -> None:
+    say(connected=True)
+
+
+# `connect` sets it only after the network thread has begun, and a quick CONNACK then calls nobody.
+client._TBDeviceMqttClient__connect_callback = connected
+client.connect(callback=connected)
 
 for line in sys.stdin:
     command = json.loads(line)
