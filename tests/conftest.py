@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from harness.accounts import Family
-from harness.cluster import Cluster
+from harness.cluster import Cluster, Ingress
 from harness.devices import Device
+from harness.raw_http import RawHttp
 from harness.raw_mqtt import RawMqtt
 from harness.up import Up
 
@@ -23,6 +24,19 @@ def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster
     cluster = Cluster(tmp_path_factory.mktemp("cluster"), nodes=2, authorizers=2, routers=2)
     yield cluster
     cluster.stop()
+
+
+@pytest.fixture
+def node(shared_cluster: Cluster) -> Ingress:
+    """One of the shared cluster's."""
+    return shared_cluster.nodes[0]
+
+
+@pytest.fixture
+def http(node: Ingress) -> Iterator[RawHttp]:
+    """A connection of this test's own."""
+    with RawHttp(node.http_port) as connection:
+        yield connection
 
 
 @pytest.fixture

@@ -8,26 +8,16 @@ import pytest
 from aiocoap import GET, POST, PUT, Unreliable
 from harness import said
 from harness.accounts import identity
+from harness.asked import TIME, send_msg
 from harness.devices import CoapDevice, PahoV5, PahoV311
 from harness.devices.device import answering, echo
 from harness.nats_listener import NatsListener
 from harness.waiting import until
 
-TIME = '{"method":"getTime"}'
-
-
-@pytest.fixture
-def node(shared_cluster):
-    return shared_cluster.nodes[0]
-
 
 @pytest.fixture
 def a(node, family, device):
     return device(CoapDevice, family.a).connect(node)
-
-
-def send_msg(target, body="1", **params):
-    return json.dumps({"method": "sendMsg", "params": {"deviceId": target.id, "body": json.loads(body)} | params})
 
 
 def test_codes(a, family):

@@ -7,32 +7,11 @@ import time
 
 import pytest
 from harness import said
+from harness.asked import TIME, send_msg
 from harness.devices import HttpDevice, PahoV5
 from harness.devices.device import answering, echo
-from harness.raw_http import RawHttp
+from harness.raw_http import RawHttp, rpc
 from harness.waiting import until
-
-TIME = '{"method":"getTime"}'
-
-
-@pytest.fixture
-def node(shared_cluster):
-    return shared_cluster.nodes[0]
-
-
-@pytest.fixture
-def http(node):
-    """A connection of its own."""
-    with RawHttp(node.http_port) as connection:
-        yield connection
-
-
-def rpc(identity, rest=""):
-    return f"/api/v1/{identity.token}/rpc{rest}"
-
-
-def send_msg(target, body="1", **params):
-    return json.dumps({"method": "sendMsg", "params": {"deviceId": target.id, "body": json.loads(body)} | params})
 
 
 def post(path, body, *headers):

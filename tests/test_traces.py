@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from harness import said
 from harness.accounts import Family
+from harness.asked import send_msg
 from harness.cluster import Cluster, Ingress
 from harness.collector import Collector, Span
 from harness.devices import CoapDevice, PahoV5
@@ -53,10 +54,6 @@ def traceparent(flags: str = "01") -> str:
 
 def trace_of(text: str) -> str:
     return text.split("-")[1]
-
-
-def send_msg(target, **params) -> str:
-    return json.dumps({"method": "sendMsg", "params": {"deviceId": target.id, "body": json.loads(SECRET_BODY)} | params})
 
 
 class Mqtt:
@@ -130,7 +127,7 @@ def called(caller, target, identity, trace: str | None, answer: str | None = "1"
     """What the caller reads, and the `traceparent` that the target reads."""
     with ThreadPoolExecutor(1) as beside:
         taken = beside.submit(target.take, answer)
-        return caller.call(send_msg(identity, **params), trace), taken.result()
+        return caller.call(send_msg(identity, SECRET_BODY, **params), trace), taken.result()
 
 
 def rows(spans: list[Span]) -> list[tuple[str, str, str, str]]:
@@ -184,8 +181,8 @@ def test_how_calls_end_is_how_their_spans_end(traced, collector, at, family):
     caller, target = at(Mqtt, 0, family.a), at(Mqtt, 1, family.b)
     target.become_callable()
     refused, offline, timed_out, listed = (traceparent() for _ in range(4))
-    assert caller.call(send_msg(traced.accounts.family().a), refused) == said.DENIED
-    caller.call(send_msg(family.c), offline)
+    assert caller.call(send_msg(traced.accounts.family().a, SECRET_BODY), refused) == said.DENIED
+    caller.call(send_msg(family.c, SECRET_BODY), offline)
     called(caller, target, family.b, timed_out, answer=None, timeout=200)
     caller.call('{"method":"getDevices"}', listed)
     for trace, expected in [
@@ -251,7 +248,7 @@ def test_nothing_is_sent_unless_a_setting_says_so(new_cluster, device, monkeypat
         family, node = cluster.accounts.family(), cluster.nodes[0]
         device(PahoV5, family.b).connect(node).become_callable(answering("1"))
         caller = Http(node, family.a)
-        assert caller.call(send_msg(family.b), traceparent()) == "1"
+        assert caller.call(send_msg(family.b, SECRET_BODY), traceparent()) == "1"
         caller.close()
         assert not [it for service in cluster.services for it in service.admin.samples() if "trace" in it.name]
         # At their end they would send what they have.

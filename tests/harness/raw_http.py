@@ -7,7 +7,13 @@ import struct
 from dataclasses import dataclass
 from typing import Any, Self
 
+from harness.accounts import Identity
 from harness.waiting import PATIENCE_S
+
+
+def rpc(identity: Identity, rest: str = "") -> str:
+    """The path of a device's calls."""
+    return f"/api/v1/{identity.token}/rpc{rest}"
 
 
 @dataclass

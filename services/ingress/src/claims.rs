@@ -69,9 +69,7 @@ impl Node {
 
     fn took_over(&self, newer: &Session, older: Protocol) {
         let device = newer.visitor.device;
-        // Connections come back when they are closed; polls and observations go where their device likes.
-        let both_come_back = [older, newer.visitor.protocol] == [Protocol::Mqtt; 2];
-        if both_come_back && self.takeovers.lock().happened(device, Instant::now()) {
+        if newer.visitor.protocol.fights(older) && self.takeovers.lock().happened(device, Instant::now()) {
             tracing::warn!(%device, "clients take this device over from each other: its sessions begin later");
         }
     }

@@ -191,6 +191,14 @@ closed_list! {
     }
 }
 
+impl Protocol {
+    /// Whether a session that takes over from one of the `other` may belong to a client that will be back in its turn:
+    /// connections come back when they are closed; polls and observations go where their device likes.
+    pub fn fights(self, other: Protocol) -> bool {
+        [self, other] == [Protocol::Mqtt; 2]
+    }
+}
+
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

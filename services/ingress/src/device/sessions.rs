@@ -61,12 +61,16 @@ impl Visitor {
 
     /// Whether it is still what an authorizer says of its token.
     pub fn is(&self, identity: &Identity) -> bool {
-        self.device == identity.device && self.tenant == identity.tenant && self.customer == identity.customer
+        self.place() == (identity.device, identity.tenant, identity.customer)
     }
 
     /// Whether both are the same device in the same place.
     pub fn is_same(&self, other: &Visitor) -> bool {
-        self.device == other.device && self.tenant == other.tenant && self.customer == other.customer
+        self.place() == other.place()
+    }
+
+    fn place(&self) -> (DeviceId, TenantId, Option<CustomerId>) {
+        (self.device, self.tenant, self.customer)
     }
 
     /// Whether it is still what the registry says of its device.

@@ -384,4 +384,4 @@ impl<R> Target<R> {
 
 #[cfg(test)]
 #[path = "target_tests.rs"]
-mod tests;
+pub(crate) mod tests;

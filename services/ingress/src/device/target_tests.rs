@@ -10,7 +10,8 @@ use super::*;
 
 const LIMITS: TargetLimits = TargetLimits { max_waiting: 3, max_open: 4 };
 
-fn call(serial: u64, budget_ms: u32, oneway: bool, now: Instant) -> Box<Incoming<u64>> {
+/// A call that says its own number.
+pub(crate) fn call(serial: u64, budget_ms: u32, oneway: bool, now: Instant) -> Box<Incoming<u64>> {
     Box::new(Incoming {
         call: CallId { node: NodeId(1), serial },
         caller: None,

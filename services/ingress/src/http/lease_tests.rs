@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use rpc::{Budget, CallId, DeliveryReply, NodeId};
+use rpc::DeliveryReply;
 
 use super::*;
+use crate::device::target::tests::call;
 
 const LIMITS: LeaseLimits = LeaseLimits {
     max_polls: 3,
@@ -13,18 +14,6 @@ const LIMITS: LeaseLimits = LeaseLimits {
     grace: Duration::from_millis(5_000),
     tells_caller: false,
 };
-
-fn call(serial: u64, budget_ms: u32, oneway: bool, now: Instant) -> Box<Incoming<u64>> {
-    Box::new(Incoming {
-        call: CallId { node: NodeId(1), serial },
-        caller: None,
-        oneway,
-        traceparent: None,
-        body: serial.to_string().into(),
-        deadline: Budget::from_ms(budget_ms).starting(now),
-        reply_to: serial,
-    })
-}
 
 /// A lease whose polls are named by letters, and what came out of it, as text.
 struct Bench {

@@ -122,6 +122,21 @@ impl FromRequestParts<Arc<Server>> for From {
     }
 }
 
+/// How long a poll is to wait. Handlers that take no more of the request do not keep its head, up to 8 KB, meanwhile.
+struct PollTimeout(Duration);
+
+impl FromRequestParts<Arc<Server>> for PollTimeout {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, server: &Arc<Server>) -> Result<Self, Response> {
+        let http = &server.node.settings.http;
+        poll_timeout(parts.uri.query(), http).map(PollTimeout).ok_or_else(|| {
+            let text = format!("timeout must be whole milliseconds from 0 to {}!", http.max_poll_timeout_ms);
+            reply::error(StatusCode::BAD_REQUEST, &text)
+        })
+    }
+}
+
 /// `POST …/rpc`: a request of the device, answered with its outcome.
 async fn call(
     State(server): State<Arc<Server>>,
@@ -164,12 +179,8 @@ async fn poll(
     State(server): State<Arc<Server>>,
     Extension(exchange): Extension<Arc<Exchange>>,
     From { visit, .. }: From,
-    request: Request,
+    PollTimeout(timeout): PollTimeout,
 ) -> Result<Response, Response> {
-    let http = &server.node.settings.http;
-    let timeout = poll_timeout(request.uri().query(), http).ok_or_else(|| no_such_timeout(http))?;
-    // A poll that waits need not keep its head's 8 KB.
-    drop(request);
     let mut poll = visit.device.poll(Instant::now() + timeout).map_err(|why| match why {
         NotPolled::Full => reply::error(StatusCode::TOO_MANY_REQUESTS, "Too many requests!"),
         NotPolled::Over => reply::broken_off(EndReason::ShuttingDown),
@@ -254,11 +265,8 @@ async fn kept_attributes(_: From) -> Response {
 async fn attribute_updates(
     State(server): State<Arc<Server>>,
     From { visit, .. }: From,
-    request: Request,
+    PollTimeout(timeout): PollTimeout,
 ) -> Result<Response, Response> {
-    let http = &server.node.settings.http;
-    let timeout = poll_timeout(request.uri().query(), http).ok_or_else(|| no_such_timeout(http))?;
-    drop(request);
     tokio::select! {
         () = tokio::time::sleep(timeout) => {}
         () = server.devices.draining() => {}
@@ -320,11 +328,6 @@ fn poll_timeout(query: Option<&str>, http: &boot::config::Http) -> Option<Durati
         ms if ms <= http.max_poll_timeout_ms => Some(Duration::from_millis(ms)),
         _ => None,
     }
-}
-
-fn no_such_timeout(http: &boot::config::Http) -> Response {
-    let text = format!("timeout must be whole milliseconds from 0 to {}!", http.max_poll_timeout_ms);
-    reply::error(StatusCode::BAD_REQUEST, &text)
 }
 
 /// The number of a call, written as we wrote it.

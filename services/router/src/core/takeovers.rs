@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use rpc::{Claim, DeviceId, Protocol};
+use rpc::{Claim, DeviceId};
 
 /// After so long without one, a device's takeovers are forgotten.
 const REMEMBERED_FOR: Duration = Duration::from_secs(600);
@@ -19,9 +19,9 @@ pub(super) struct Takeovers {
 impl Takeovers {
     /// The device's claim changes from one to the other.
     pub(super) fn claimed(&mut self, device: DeviceId, older: &Claim, newer: &Claim, now: Instant) {
-        // A device may poll wherever it likes: that is no fight.
-        let both_poll = (older.protocol, newer.protocol) == (Protocol::Http, Protocol::Http);
-        if both_poll || (older.node, older.session) == (newer.node, newer.session) {
+        if !newer.protocol.fights(older.protocol)
+            || (older.node, older.session) == (newer.node, newer.session)
+        {
             return;
         }
         if self.devices.len() >= MAX_DEVICES {
@@ -42,7 +42,7 @@ impl Takeovers {
 
 #[cfg(test)]
 mod tests {
-    use rpc::{Generation, NodeId, SessionId};
+    use rpc::{Generation, NodeId, Protocol, SessionId};
     use uuid::Uuid;
 
     use super::*;
@@ -65,7 +65,9 @@ mod tests {
         takeovers.claimed(device(1), &here, &there, now);
         assert_eq!(takeovers.lately(device(1), now), 0, "polled elsewhere");
         takeovers.claimed(device(1), &one, &there, now);
-        takeovers.claimed(device(1), &there, &claim(3, Protocol::Mqtt), now);
+        assert_eq!(takeovers.lately(device(1), now), 0, "a poll comes back to nobody");
+        takeovers.claimed(device(1), &one, &two, now);
+        takeovers.claimed(device(1), &two, &claim(3, Protocol::Mqtt), now);
         assert_eq!((takeovers.lately(device(1), now), takeovers.lately(device(2), now)), (2, 0));
         let later = now + REMEMBERED_FOR;
         assert_eq!(takeovers.lately(device(1), later), 0);
