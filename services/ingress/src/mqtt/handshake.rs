@@ -7,6 +7,7 @@ use bytes::BytesMut;
 use bytestring::ByteString;
 use rpc::{Limit, Protocol};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use uuid::Uuid;
 
 use super::codec::{self, Codec, Connect, ConnectAck, ConnectAckReason, Opening, QoS, Reason, Version};
 use super::session::{Session, SessionLimits};
@@ -70,7 +71,7 @@ where
     match admitted {
         Ok((visitor, will)) => {
             let keep_alive_s = keep_alive_in_force(&connect, node);
-            let ack = acceptance(&connect, keep_alive_s, limits, node, visitor.id);
+            let ack = acceptance(&connect, keep_alive_s, limits, node);
             let mut out = BytesMut::new();
             if !codec.connack(ack, &mut out) {
                 // §3.2: nothing may be sent before it.
@@ -147,14 +148,9 @@ fn keep_alive_in_force(connect: &Connect, node: &Node) -> u16 {
     }
 }
 
-fn acceptance(
-    connect: &Connect,
-    keep_alive_s: u16,
-    limits: &SessionLimits,
-    node: &Node,
-    visitor: u64,
-) -> ConnectAck {
-    let assigned = || ByteString::from(format!("{}-{visitor}", node.id));
+fn acceptance(connect: &Connect, keep_alive_s: u16, limits: &SessionLimits, node: &Node) -> ConnectAck {
+    // Not out of the node's id, by which it is found on NATS, or of a count of its visits: no device's business.
+    let assigned = || ByteString::from(Uuid::new_v4().simple().to_string());
     ConnectAck {
         session_expiry_interval_secs: connect.wants_session.then_some(0),
         receive_max: std::num::NonZeroU16::new(limits.receive_maximum).unwrap_or(std::num::NonZeroU16::MIN),
