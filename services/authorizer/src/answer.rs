@@ -208,11 +208,10 @@ impl Answers {
 
     /// Tells callers that no router was there: the server says so on the subject that ends in the caller's inbox.
     async fn answer_bounces(self: Arc<Self>, mut requests: Requests, stop: CancellationToken) {
-        let inboxes = [self.bus.subjects().prefix(), ".reply."].concat();
+        let subjects = self.bus.subjects();
         while let Some(request) = requests.next_until(&stop).await {
-            let inbox = self.bus.subjects().bounced_inbox(self.bus.process(), &request.subject);
-            let Some(inbox) = inbox.filter(|inbox| request.no_responders && inbox.starts_with(&inboxes))
-            else {
+            let inbox = subjects.bounced_inbox(self.bus.process(), &request.subject);
+            let Some(inbox) = inbox.filter(|inbox| request.no_responders && subjects.is_inbox(inbox)) else {
                 continue;
             };
             tracing::debug!(inbox, "no router is there");

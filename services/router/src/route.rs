@@ -48,6 +48,10 @@ impl Router {
             tracing::warn!("a message was no call");
             return self.0.meters.unreadable.increment(1);
         };
+        if !self.0.bus.subjects().is_inbox(&routed.reply_to) {
+            tracing::warn!(call = %routed.call.call, "a call's answer would go to no inbox");
+            return self.0.meters.unreadable.increment(1);
+        }
         let is_full = self.in_flight() >= self.0.limits.max_in_flight;
         let longest = Budget::from_ms(self.0.limits.max_timeout_ms);
         let starting = |budget: Budget| budget.min(longest).starting(arrived);

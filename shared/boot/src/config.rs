@@ -34,6 +34,8 @@ declare::settings! {
         password: Option<Secret> = None, Anything;
         /// File with NATS credentials (JWT and seed), instead of user and password; empty: none.
         credentials_file: Option<PathBuf> = None, Anything;
+        /// Whether a nats-server below 2.12.12, or of 2.14 below 2.14.3, is taken: it has known security advisories.
+        allow_vulnerable_server: bool = false, Anything;
         /// Copies of each JetStream bucket: 1 on a single server, 3 or 5 in a cluster. With fewer servers than copies
         /// buckets cannot be made, and no service becomes ready.
         replicas: u16 = 1, 1..=5;

@@ -19,6 +19,7 @@ impl From<&Nats> for BusSettings {
             user: nats.user.clone(),
             password: nats.password.as_ref().map(|password| password.expose().to_owned()),
             credentials_file: nats.credentials_file.clone(),
+            allow_vulnerable_server: nats.allow_vulnerable_server,
             replicas: nats.replicas,
             connect_timeout_ms: nats.connect_timeout_ms,
             send_timeout_ms: nats.send_timeout_ms,

@@ -40,6 +40,8 @@ pub struct BusSettings {
     pub password: Option<String>,
     /// A NATS credentials file, instead of user and password.
     pub credentials_file: Option<PathBuf>,
+    /// Whether a server with known advisories is taken.
+    pub allow_vulnerable_server: bool,
     /// Copies of each bucket: 1 on a single server, 3 or 5 in a cluster.
     pub replicas: u16,
     /// How long [`Bus::connect`](crate::Bus::connect) tries, and how long each later attempt may take.
@@ -58,6 +60,7 @@ impl Default for BusSettings {
             user: None,
             password: None,
             credentials_file: None,
+            allow_vulnerable_server: false,
             replicas: 1,
             connect_timeout_ms: 5_000,
             send_timeout_ms: 1_000,
@@ -135,6 +138,20 @@ pub(crate) async fn connect_client(
         if Instant::now() >= give_up {
             return Err(failed(reason));
         }
+    }
+}
+
+/// Whether a server of that version does for us: below 2.11 the buckets lack what they need; before 2.12.12, and in
+/// 2.14 before 2.14.3, users can exceed their rights (NATS' advisories).
+pub(crate) fn admit_version(version: &str, allow_vulnerable: bool) -> Result<(), BusError> {
+    let numbers: Vec<u64> = version.split(['.', '-', '+']).map_while(|part| part.parse().ok()).collect();
+    let version = || version.to_owned();
+    match numbers.as_slice() {
+        [0 | 1, ..] | [2, 0..11, ..] | [] => Err(BusError::TooOld { version: version() }),
+        [2, 11 | 13, ..] | [2, 12, 0..12, ..] | [2, 14, 0..3, ..] if !allow_vulnerable => {
+            Err(BusError::Vulnerable { version: version() })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -244,6 +261,39 @@ pub(crate) async fn monitor(
         };
         if !done {
             debug!("the connection to NATS takes nothing");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_with_advisories_is_taken_only_where_that_is_said() {
+        let admitted = |version, allow| match admit_version(version, allow) {
+            Ok(()) => "taken",
+            Err(BusError::Vulnerable { .. }) => "vulnerable",
+            Err(_) => "too old",
+        };
+        for version in ["2.12.12", "2.12.13", "2.14.3", "2.14.10", "2.15.0-RC.1", "2.15.1", "3.0.0"] {
+            assert_eq!((admitted(version, false), admitted(version, true)), ("taken", "taken"), "{version}");
+        }
+        for version in
+            ["2.11.0", "2.11.99", "2.12.0", "2.12.11", "2.12.11-beta.1", "2.13.0", "2.14.0", "2.14.2"]
+        {
+            assert_eq!(
+                (admitted(version, false), admitted(version, true)),
+                ("vulnerable", "taken"),
+                "{version}"
+            );
+        }
+        for version in ["2.10.29", "2.9.1", "1.4.1", "", "?"] {
+            assert_eq!(
+                (admitted(version, false), admitted(version, true)),
+                ("too old", "too old"),
+                "{version}"
+            );
         }
     }
 }

@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, warn};
 use uuid::Uuid;
 
-use crate::connect::{BusSettings, Connection, Monitored, connect_client, monitor, observe};
+use crate::connect::{BusSettings, Connection, Monitored, admit_version, connect_client, monitor, observe};
 use crate::errors::{AskError, BusError, TellError};
 use crate::meters::Meters;
 use crate::pending::{NoReply, Pending};
@@ -93,9 +93,7 @@ impl Bus {
         let process = NodeId(high ^ low);
         let subjects = Subjects::new(settings.prefix.clone());
         let client = connect_client(settings, service, &subjects.feed(process), &meters, &happened).await?;
-        if !client.is_server_compatible(2, 11, 0) {
-            return Err(BusError::TooOld { version: client.server_info().version });
-        }
+        admit_version(&client.server_info().version, settings.allow_vulnerable_server)?;
 
         let inbox = format!("{}.", subjects.inbox(process));
         let pending = Arc::new(Pending::new(settings.max_pending_asks, meters.cancelled.clone()));
@@ -308,7 +306,7 @@ impl Bus {
         };
         let subscriber = subscriber.map_err(|error| failed(&error))?;
         self.round_trip(self.inner.connect_timeout).await.map_err(|error| failed(&error))?;
-        Ok(Requests::new(subscriber, Arc::clone(&self.inner.pulse)))
+        Ok(Requests::new(subscriber, self.inner.subjects.clone(), Arc::clone(&self.inner.pulse)))
     }
 
     /// Ends the connection once the server has everything that was published. Asks and tells fail from now on, and

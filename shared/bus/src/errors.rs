@@ -21,6 +21,15 @@ pub enum BusError {
         /// Its version.
         version: String,
     },
+    /// The server has known advisories.
+    #[error(
+        "nats-server {version} has known security advisories: 2.12.12, 2.14.3 or later is needed \
+         (nats.allow_vulnerable_server = true takes it all the same)"
+    )]
+    Vulnerable {
+        /// Its version.
+        version: String,
+    },
     /// What devices may send fits no message of the server's.
     #[error(
         "{setting} is {bytes} bytes, and NATS takes messages of {max_payload} bytes (its max_payload): such a body \

@@ -8,6 +8,7 @@ use async_nats::{Message, StatusCode, Subject, Subscriber};
 use bytes::Bytes;
 use futures::StreamExt;
 use parking_lot::Mutex;
+use rpc::Subjects;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +19,7 @@ use crate::pulse::Pulse;
 pub struct Request {
     /// The subject it was published to.
     pub subject: Subject,
-    /// Where the reply goes; none when none is expected.
+    /// Where the reply goes, an inbox; none when none is expected, or when it was to go anywhere else.
     pub reply_to: Option<Subject>,
     /// The message itself.
     pub message: Bytes,
@@ -32,6 +33,7 @@ pub struct Request {
 /// The messages of one subscription, as they come in.
 pub struct Requests {
     subscriber: Subscriber,
+    subjects: Subjects,
     pulse: Arc<Mutex<Pulse>>,
     /// Nothing was queued then: what is read now has come later.
     empty_at: std::time::Instant,
@@ -57,8 +59,8 @@ const DRAIN_STEPS: [(u64, Duration); 3] =
 const DRAIN_END: Duration = Duration::from_millis(300);
 
 impl Requests {
-    pub(crate) fn new(subscriber: Subscriber, pulse: Arc<Mutex<Pulse>>) -> Self {
-        Requests { subscriber, pulse, empty_at: std::time::Instant::now(), taken: 0, drain: None }
+    pub(crate) fn new(subscriber: Subscriber, subjects: Subjects, pulse: Arc<Mutex<Pulse>>) -> Self {
+        Requests { subscriber, subjects, pulse, empty_at: std::time::Instant::now(), taken: 0, drain: None }
     }
 
     /// The next message; none once the subscription has ended. Cancel-safe.
@@ -112,7 +114,7 @@ impl Requests {
                 no_responders: message.status == Some(StatusCode::NO_RESPONDERS),
                 arrived: now.checked_sub(age).unwrap_or(now),
                 subject: message.subject,
-                reply_to: message.reply,
+                reply_to: message.reply.filter(|reply| self.subjects.is_inbox(reply)),
                 message: message.payload,
             }
         }))

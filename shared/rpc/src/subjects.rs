@@ -2,6 +2,9 @@
 
 use crate::{DeviceId, NodeId, TenantId};
 
+/// How the reply subjects begin that NATS makes up for a question from another account.
+const BETWEEN_ACCOUNTS: &str = "_R_.";
+
 /// What a device hands up besides calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum UplinkKind {
@@ -108,6 +111,13 @@ impl Subjects {
         self.under(&format!("reply.{process}"))
     }
 
+    /// Whether a reply may go there: to a process's inbox, or to what NATS puts for one between its accounts. Whoever
+    /// asks chooses the reply subject, and NATS does not check it; who answers has rights that the asker lacks.
+    pub fn is_inbox(&self, subject: &str) -> bool {
+        let below = subject.strip_prefix(self.prefix.as_str());
+        below.is_some_and(|rest| rest.starts_with(".reply.")) || subject.starts_with(BETWEEN_ACCOUNTS)
+    }
+
     /// Below it, JetStream delivers to one process what it watches and asks of the store.
     pub fn feed(&self, process: NodeId) -> String {
         self.under(&format!("feed.{process}"))
@@ -171,6 +181,21 @@ impl Subjects {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reply_goes_to_an_inbox_and_nowhere_else() {
+        let subjects = Subjects::new("swb");
+        for inbox in [format!("{}.17", subjects.inbox(NodeId(7))).as_str(), "_R_.l5qFCF.XBHvWt"] {
+            assert!(subjects.is_inbox(inbox), "{inbox}");
+        }
+        let node = subjects.node(NodeId(7));
+        let bounce = subjects.bounce(NodeId(1), "swb.reply.0000000000000007.17");
+        for other in
+            [&node, &bounce, "swb.route", "swb.replying", "swb2.reply.1.1", "$KV.swb_devices.x", "_R_", ""]
+        {
+            assert!(!subjects.is_inbox(other), "{other}");
+        }
+    }
 
     #[test]
     fn a_bounce_gives_the_callers_inbox_back_to_its_authorizer_alone() {

@@ -141,6 +141,19 @@ async fn a_forwarded_message_that_nobody_takes_bounces() {
 }
 
 #[tokio::test]
+async fn a_reply_goes_to_no_subject_that_is_no_inbox() {
+    let nats = start_nats().await;
+    let (asker, answerer) = (connect(&nats).await, connect(&nats).await);
+    let mut requests = answerer.serve("swb.test", None).await.unwrap();
+    for (reply_to, expected) in
+        [("swb.route", None), ("_INBOX.1", None), ("swb.reply.1.1", Some("swb.reply.1.1"))]
+    {
+        asker.forward("swb.test", reply_to, Bytes::new()).await.unwrap();
+        assert_eq!(requests.next().await.unwrap().reply_to.as_deref(), expected);
+    }
+}
+
+#[tokio::test]
 async fn while_nats_is_away_nothing_is_sent_and_then_it_goes_on() {
     let nats = start_nats().await;
     let port = nats.port();
