@@ -69,7 +69,7 @@ struct Service {
 }
 
 pub(crate) fn run(args: ClusterArgs) -> ExitCode {
-    let Asked { settings, uses_other_nats } = match asked(&args.common, &args.listen) {
+    let Asked { settings, uses_other_nats } = match asked(&args.common, &args.listen, &args.own) {
         Ok(asked) => asked,
         Err(status) => return status,
     };

@@ -1,5 +1,6 @@
 //! How does a whole system start with one command? NATS as a child, and every service in this process.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -67,6 +68,9 @@ pub(crate) struct OwnArgs {
     /// Load the demo account, whose tokens are public
     #[arg(long)]
     pub(crate) demo: bool,
+    /// With --demo, listen beyond this machine all the same: whoever reaches the ports can be any of its devices
+    #[arg(long, requires = "demo")]
+    pub(crate) demo_on_network: bool,
     /// Keep nothing: the data goes when the system ends
     #[arg(long, conflicts_with = "data")]
     pub(crate) ephemeral: bool,
@@ -92,7 +96,7 @@ pub(crate) struct Asked {
 }
 
 pub(crate) fn run(args: UpArgs) -> ExitCode {
-    let Asked { settings, uses_other_nats } = match asked(&args.common, &args.listen) {
+    let Asked { settings, uses_other_nats } = match asked(&args.common, &args.listen, &args.own) {
         Ok(asked) => asked,
         Err(status) => return status,
     };
@@ -112,7 +116,7 @@ pub(crate) fn run(args: UpArgs) -> ExitCode {
 }
 
 /// The settings in force, or the exit status of one who was told their faults.
-pub(crate) fn asked(common: &CommonArgs, listen: &ListenArgs) -> Result<Asked, ExitCode> {
+pub(crate) fn asked(common: &CommonArgs, listen: &ListenArgs, own: &OwnArgs) -> Result<Asked, ExitCode> {
     let mut sources = common.sources();
     let ListenArgs { mqtt, http, coap } = listen;
     let listen =
@@ -127,11 +131,31 @@ pub(crate) fn asked(common: &CommonArgs, listen: &ListenArgs) -> Result<Asked, E
     let is_given = |path| *loaded.source(path) != Source::Default;
     let (uses_other_nats, says_what_to_log) = (is_given("nats.url"), is_given("log.level"));
     let mut settings = loaded.settings;
+    if own.demo
+        && !own.demo_on_network
+        && let Some((setting, address)) = beyond_loopback(&settings)
+    {
+        note(format_args!(
+            "error: the demo account's tokens are public, and {setting} is {address}: whoever reaches it could be any of \
+             its devices; --demo-on-network does it all the same"
+        ));
+        return Err(ExitCode::from(EXIT_USAGE));
+    }
     if !says_what_to_log {
         // The lines of this command itself say what goes on.
         settings.log.level = "warn".to_owned();
     }
     Ok(Asked { settings, uses_other_nats })
+}
+
+/// A setting by which devices on other machines are let in, and its address.
+fn beyond_loopback(settings: &Settings) -> Option<(&'static str, SocketAddr)> {
+    let Settings { mqtt, http, coap, .. } = settings;
+    let has_tls = settings.tls.certificate_file.is_some();
+    let plain = [("mqtt.listen", mqtt.listen), ("http.listen", http.listen), ("coap.listen", coap.listen)];
+    let tls = [("mqtt.tls_listen", mqtt.tls_listen), ("http.tls_listen", http.tls_listen)];
+    let listened_on = plain.into_iter().chain(tls.into_iter().filter(|_| has_tls));
+    listened_on.into_iter().find(|(_, address)| !address.ip().to_canonical().is_loopback())
 }
 
 async fn up(own: OwnArgs, mut settings: Settings, uses_other_nats: bool) -> anyhow::Result<()> {

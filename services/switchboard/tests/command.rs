@@ -365,6 +365,19 @@ fn what_is_wrong_is_said_before_anything_starts() {
     let faults = said(&["--set", "mqtt.lisen=1", "--set", "nats.replicas=9"], 2);
     assert!(faults.contains("mqtt.listen") && faults.contains("nats.replicas"), "{faults}");
 
+    for (listens, setting) in [
+        ("mqtt.listen=0.0.0.0:0", "mqtt.listen is 0.0.0.0:0"),
+        ("http.listen=[::]:0", "http.listen is [::]:0"),
+        ("coap.listen=192.0.2.1:5683", "coap.listen is 192.0.2.1:5683"),
+    ] {
+        let open = switchboard(&["up", "--ephemeral", "--demo", "--set", listens]).output().unwrap();
+        assert_eq!(open.status.code(), Some(2), "{}", text(&open.stderr));
+        let said = text(&open.stderr);
+        assert!(said.contains(setting) && said.contains("--demo-on-network"), "{said}");
+    }
+    let told = said(&["--ephemeral", "--demo", "--demo-on-network", "--coap", "192.0.2.1:5683"], 1);
+    assert!(told.contains("192.0.2.1:5683") && !told.contains("public"), "it tried: {told}");
+
     let unreachable = switchboard(&["device", "list", "--nats", "nats://127.0.0.1:1"]).output().unwrap();
     assert_eq!(unreachable.status.code(), Some(1));
     assert!(text(&unreachable.stderr).contains("nats://127.0.0.1:1"));

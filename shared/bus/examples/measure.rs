@@ -1,7 +1,8 @@
-//! What do asks and claims cost? Starts a nats-server of its own and prints CPU time, memory and round trips.
+//! What do asks and claims cost? Starts a nats-server of its own and prints CPU time, memory, disk and round trips.
 //!
 //! `cargo run --release -p switchboard-bus --example measure [claims]`
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bus::claims::{ClaimEvent, ClaimStore, Expected};
@@ -24,17 +25,31 @@ fn usage(pid: &str) -> (f64, f64) {
     ((field(11) + field(12)) * 10_000.0, field(21) * 4.0)
 }
 
-struct Meter {
+/// KB of all files below a folder.
+fn disk(folder: &Path) -> f64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let size = |path: PathBuf| match std::fs::metadata(&path) {
+        Ok(it) if it.is_dir() => disk(&path),
+        Ok(it) => it.len() as f64 / 1024.0,
+        Err(_) => 0.0,
+    };
+    entries.map(|entry| size(entry.path())).sum()
+}
+
+struct Meter<'a> {
     nats: String,
+    folder: &'a Path,
     started: Instant,
     ours: (f64, f64),
     theirs: (f64, f64),
+    disk: f64,
 }
 
-impl Meter {
-    fn start(nats: &NatsServer) -> Self {
+impl<'a> Meter<'a> {
+    fn start(nats: &NatsServer, folder: &'a Path) -> Self {
         let nats = nats.pid().unwrap_or_default().to_string();
-        Meter { started: Instant::now(), ours: usage("self"), theirs: usage(&nats), nats }
+        let (ours, theirs) = (usage("self"), usage(&nats));
+        Meter { started: Instant::now(), ours, theirs, disk: disk(folder), nats, folder }
     }
 
     fn report(&self, what: &str, count: usize) {
@@ -42,12 +57,13 @@ impl Meter {
         let (ours, theirs) = (usage("self"), usage(&self.nats));
         println!(
             "{what:<28} {:>9.0}/s   CPU µs each: here {:>6.1}, nats-server {:>6.1}   \
-             KB each: here {:>6.3}, nats-server {:>6.3}",
+             KB each: here {:>6.3}, nats-server {:>6.3}, disk {:>6.3}",
             count / elapsed,
             (ours.0 - self.ours.0) / count,
             (theirs.0 - self.theirs.0) / count,
             (ours.1 - self.ours.1) / count,
             (theirs.1 - self.theirs.1) / count,
+            (disk(self.folder) - self.disk) / count,
         );
     }
 }
@@ -69,7 +85,9 @@ fn claim(session: usize) -> Claim {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let claims = std::env::args().nth(1).map_or(Ok(50_000), |count| count.parse())?;
     let binary = find_binary().ok_or("no nats-server")?;
-    let nats = NatsServer::start(&ServerOptions { binary, ..ServerOptions::default() }).await?;
+    let folder = std::env::temp_dir().join(format!("switchboard-measure-{}", std::process::id()));
+    let store_dir = Some(folder.clone());
+    let nats = NatsServer::start(&ServerOptions { binary, store_dir, ..ServerOptions::default() }).await?;
     let settings = BusSettings { url: nats.url(), ..BusSettings::default() };
     let (asker, answerer) = (Bus::connect(&settings, "a").await?, Bus::connect(&settings, "b").await?);
 
@@ -86,7 +104,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let body = Bytes::from_static(&[b'x'; 128]);
     for (what, in_flight) in [("ask, one at a time", 1), ("ask, many in flight", IN_FLIGHT)] {
         let count = 50_000;
-        let meter = Meter::start(&nats);
+        let meter = Meter::start(&nats, &folder);
         futures::stream::iter(0..count)
             .for_each_concurrent(in_flight, async |_| {
                 let _ = asker.ask("swb.echo", body.clone(), WAIT).await;
@@ -96,7 +114,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 
     let store = ClaimStore::open(&asker).await?;
-    let meter = Meter::start(&nats);
+    let meter = Meter::start(&nats, &folder);
     futures::stream::iter(0..claims)
         .for_each_concurrent(IN_FLIGHT, async |number| {
             let _ = store.write(device(number), &claim(number), Expected::Nothing, WAIT).await;
@@ -104,7 +122,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .await;
     meter.report("claim", claims);
 
-    let meter = Meter::start(&nats);
+    let meter = Meter::start(&nats, &folder);
     let mut watch = store.watch();
     let mut standing = Vec::with_capacity(claims);
     while let Some(event) = watch.next().await {
@@ -116,7 +134,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     meter.report("load", standing.len());
 
-    let meter = Meter::start(&nats);
+    let meter = Meter::start(&nats, &folder);
     futures::stream::iter(0..claims)
         .for_each_concurrent(IN_FLIGHT, async |number| {
             let _ = store.read(device(number), WAIT).await;
@@ -125,23 +143,23 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     meter.report("look up", claims);
 
     let one_by_one = 5_000.min(claims);
-    let meter = Meter::start(&nats);
+    let meter = Meter::start(&nats, &folder);
     for number in 0..one_by_one {
         store.read(device(number), WAIT).await?;
     }
     meter.report("look up, one at a time", one_by_one);
-    let meter = Meter::start(&nats);
+    let meter = Meter::start(&nats, &folder);
     for number in 0..one_by_one {
         store.read(device(claims + number), WAIT).await?;
     }
     meter.report("look up what is not there", one_by_one);
-    let meter = Meter::start(&nats);
+    let meter = Meter::start(&nats, &folder);
     for number in 0..one_by_one {
         store.write(device(claims + number), &claim(1), Expected::Nothing, WAIT).await?;
     }
     meter.report("claim, one at a time", one_by_one);
 
-    let meter = Meter::start(&nats);
+    let meter = Meter::start(&nats, &folder);
     let claimed: Vec<_> = futures::stream::iter(standing)
         .map(async |(device, revision)| {
             (device, store.write(device, &claim(2), Expected::Revision(revision), WAIT).await)
@@ -151,7 +169,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .await;
     meter.report("claim over another", claims);
 
-    let meter = Meter::start(&nats);
+    let meter = Meter::start(&nats, &folder);
     futures::stream::iter(claimed)
         .for_each_concurrent(IN_FLIGHT, async |(device, revision)| {
             if let Ok(revision) = revision {
@@ -161,5 +179,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .await;
     meter.report("release", claims);
     nats.stop().await;
+    std::fs::remove_dir_all(folder)?;
     Ok(())
 }
