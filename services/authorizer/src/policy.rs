@@ -1,6 +1,18 @@
 //! May this device call that one? Pure: no clock, no map, no wait.
 
+pub mod facts;
+pub mod footprint;
+pub mod judge;
+pub mod set;
+#[cfg(test)]
+#[path = "policy/tests.rs"]
+mod set_tests;
+
 use rpc::{CustomerId, DeviceId, Outcome, TenantId};
+
+pub use facts::{Action, Context, Facts};
+pub use judge::Judge;
+pub use set::{BUILT_IN, Fault, PolicySet};
 
 /// Where a device stands, which is all that policy looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

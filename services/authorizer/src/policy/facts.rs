@@ -1,0 +1,173 @@
+//! What is a decision made of? Two devices, an action and a context, in our words and in Cedar's.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, LazyLock};
+
+use cedar_policy::{
+    Context as CedarContext, Entities, Entity, EntityId, EntityTypeName, EntityUid, Request,
+    RestrictedExpression, Schema,
+};
+use rpc::{CustomerId, DeviceId};
+
+/// What a principal wants with a resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Action {
+    /// `sendMsg`.
+    Call,
+    /// To see it in the answer to `getDevices`.
+    List,
+}
+
+impl Action {
+    /// All of them.
+    pub const ALL: [Action; 2] = [Action::Call, Action::List];
+
+    /// Its name in policies.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Action::Call => "call",
+            Action::List => "list",
+        }
+    }
+}
+
+/// What policies may know of a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Its id.
+    pub id: DeviceId,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its customer, if it is assigned to one.
+    pub customer: Option<CustomerId>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What policies may know of a request, beside who and whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Context {
+    /// `sendMsg` or `getDevices`.
+    pub method: &'static str,
+    /// The caller wants no answer.
+    pub oneway: bool,
+    /// What is left of the call's time.
+    pub timeout_ms: u32,
+    /// Of the body.
+    pub size_bytes: u32,
+    /// 0 to 23, at the tenant's offset from UTC.
+    pub hour: u8,
+    /// 1, Monday, to 7.
+    pub weekday: u8,
+}
+
+impl Context {
+    /// Of a call at a time in seconds since 1970, at an offset from UTC in minutes.
+    pub fn of_call(oneway: bool, timeout_ms: u32, size_bytes: u32, unix_s: u64, utc_offset_min: i16) -> Self {
+        // 1970 began on a Thursday.
+        const FIRST_WEEKDAY: i64 = 3;
+        let local_s = i64::try_from(unix_s).unwrap_or(i64::MAX / 2) + i64::from(utc_offset_min) * 60;
+        let hour = local_s.div_euclid(3_600).rem_euclid(24);
+        let weekday = (local_s.div_euclid(86_400) + FIRST_WEEKDAY).rem_euclid(7) + 1;
+        let method = "sendMsg";
+        Context { method, oneway, timeout_ms, size_bytes, hour: hour as u8, weekday: weekday as u8 }
+    }
+
+    /// Of a `getDevices` at such a time.
+    pub fn of_list(unix_s: u64, utc_offset_min: i16) -> Self {
+        Context { method: "getDevices", ..Context::of_call(false, 0, 0, unix_s, utc_offset_min) }
+    }
+}
+
+/// The schema that every policy is validated against.
+pub(super) const SCHEMA: &str = include_str!("schema.cedarschema");
+
+/// Names that are made once. None only if the schema in this program were broken, which a test would show.
+pub(super) struct Words {
+    pub(super) schema: Schema,
+    device: EntityTypeName,
+    customer: EntityTypeName,
+    action: EntityTypeName,
+}
+
+pub(super) fn words() -> Option<&'static Words> {
+    static WORDS: LazyLock<Option<Words>> = LazyLock::new(|| {
+        let (schema, _) = Schema::from_cedarschema_str(SCHEMA).ok()?;
+        let name = |name: &str| name.parse().ok();
+        Some(Words { schema, device: name("Device")?, customer: name("Customer")?, action: name("Action")? })
+    });
+    WORDS.as_ref()
+}
+
+impl Words {
+    /// A question in Cedar's words.
+    pub(super) fn question(
+        &self,
+        caller: &Facts,
+        action: Action,
+        target: &Facts,
+        context: &Context,
+    ) -> Option<(Request, Entities)> {
+        let uid = |kind: &EntityTypeName, id: &str| {
+            EntityUid::from_type_name_and_id(kind.clone(), EntityId::new(id))
+        };
+        let entity = |facts: &Facts| {
+            let customer = facts.customer.map(|customer| uid(&self.customer, &customer.to_string()));
+            let text = |text: &str| RestrictedExpression::new_string(text.to_owned());
+            let mut attributes = vec![("name".to_owned(), text(&facts.name))];
+            if let Some(customer) = &customer {
+                attributes
+                    .push(("customer".to_owned(), RestrictedExpression::new_entity_uid(customer.clone())));
+            }
+            let parents: HashSet<_> = customer.into_iter().collect();
+            let labels = facts.labels.iter().map(|(key, value)| (key.clone(), text(value)));
+            Entity::new_with_tags(uid(&self.device, &facts.id.to_string()), attributes, parents, labels).ok()
+        };
+        let mut entities = vec![entity(caller)?];
+        if caller.id != target.id {
+            entities.push(entity(target)?);
+        }
+        let entities = Entities::from_entities(entities, None).ok()?;
+        let number = |number: i64| RestrictedExpression::new_long(number);
+        let context = CedarContext::from_pairs([
+            ("method".to_owned(), RestrictedExpression::new_string(context.method.to_owned())),
+            ("oneway".to_owned(), RestrictedExpression::new_bool(context.oneway)),
+            ("timeout".to_owned(), number(context.timeout_ms.into())),
+            ("size".to_owned(), number(context.size_bytes.into())),
+            ("hour".to_owned(), number(context.hour.into())),
+            ("weekday".to_owned(), number(context.weekday.into())),
+        ]);
+        let request = Request::new(
+            uid(&self.device, &caller.id.to_string()),
+            uid(&self.action, action.as_str()),
+            uid(&self.device, &target.id.to_string()),
+            context.ok()?,
+            None,
+        );
+        Some((request.ok()?, entities))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_fits_the_schema() {
+        assert!(words().is_some());
+    }
+
+    #[test]
+    fn hours_and_weekdays_are_those_of_the_tenant() {
+        // 2026-11-26, a Thursday, 23:30 UTC.
+        let at = 1_795_735_800;
+        let when = |offset| {
+            let context = Context::of_list(at, offset);
+            (context.weekday, context.hour)
+        };
+        assert_eq!(when(0), (4, 23));
+        assert_eq!(when(30), (5, 0));
+        assert_eq!(when(-24 * 60), (3, 23));
+        assert_eq!(Context::of_list(0, -1).hour, 23);
+    }
+}

@@ -1,0 +1,264 @@
+//! May this device do that to this one, by its tenant's own policies? Decisions are remembered by class, and the
+//! devices of the tenant stand here in the order of a list, each with its class.
+//!
+//! Never stale: a judge holds one set for its life, and a device that changes is classed anew.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rpc::DeviceId;
+
+use super::facts::{Action, Context, Facts};
+use super::footprint::{ContextClass, DeviceClass};
+use super::set::PolicySet;
+
+/// Decisions that a tenant's judge remembers; when there are more, it begins anew.
+pub const MAX_REMEMBERED: usize = 100_000;
+/// Classes that a judge keeps apart before it forgets those that no device has any more.
+const MAX_UNUSED_CLASSES: usize = 10_000;
+
+/// A tenant's policies, applied to its devices.
+#[derive(Debug)]
+pub struct Judge {
+    /// None: there is a set, and it cannot be read. Then nothing is allowed.
+    set: Option<Arc<PolicySet>>,
+    version: u64,
+    utc_offset_min: i16,
+    book: Mutex<Book>,
+}
+
+/// How often a judge had to ask the policies themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Asked {
+    /// Answered from memory.
+    pub remembered: u64,
+    /// Evaluated.
+    pub evaluated: u64,
+}
+
+type ClassId = u32;
+
+#[derive(Debug, Default)]
+struct Book {
+    devices: HashMap<DeviceId, (Facts, ClassId)>,
+    /// In the order of a list.
+    by_name: BTreeMap<(Arc<str>, DeviceId), ClassId>,
+    classes: HashMap<DeviceClass, ClassId>,
+    next_class: ClassId,
+    verdicts: HashMap<Key, bool>,
+    asked: Asked,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    action: Action,
+    caller: ClassId,
+    target: ClassId,
+    /// Of one class are devices that differ, and policies can tell that they do.
+    is_self: bool,
+    context: ContextClass,
+}
+
+impl Judge {
+    /// Of a version of a tenant's set; none when that cannot be read.
+    pub fn new(
+        set: Option<Arc<PolicySet>>,
+        version: u64,
+        utc_offset_min: i16,
+        devices: impl IntoIterator<Item = Facts>,
+    ) -> Self {
+        let judge = Judge { set, version, utc_offset_min, book: Mutex::default() };
+        devices.into_iter().for_each(|facts| judge.put(facts));
+        judge
+    }
+
+    /// The version of the set that it judges by.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The set that it judges by; none: it allows nothing.
+    pub fn set(&self) -> Option<&Arc<PolicySet>> {
+        self.set.as_ref()
+    }
+
+    /// What the tenant's hours are counted from, in minutes east of UTC.
+    pub fn utc_offset_min(&self) -> i16 {
+        self.utc_offset_min
+    }
+
+    /// A device is there, or has changed.
+    pub fn put(&self, facts: Facts) {
+        let Some(set) = &self.set else { return };
+        let class = set.footprint().device_class(&facts);
+        let mut book = self.book();
+        book.remove(facts.id);
+        let class = book.class(class);
+        book.by_name.insert((Arc::clone(&facts.name), facts.id), class);
+        book.devices.insert(facts.id, (facts, class));
+    }
+
+    /// A device is gone.
+    pub fn remove(&self, device: DeviceId) {
+        self.book().remove(device);
+    }
+
+    /// Whether the caller may do that to the target; devices that it does not know may nothing.
+    pub fn allows(&self, caller: DeviceId, action: Action, target: DeviceId, context: &Context) -> bool {
+        let Some(set) = &self.set else { return false };
+        let class = set.footprint().context_class(context);
+        self.book().allows(set, caller, action, target, context, class)
+    }
+
+    /// Whom the caller may list, itself left out, by name and then id: at most `limit`, those behind `after` if given.
+    /// None when `after` is none that the caller may list.
+    pub fn list(
+        &self,
+        caller: DeviceId,
+        after: Option<DeviceId>,
+        limit: usize,
+        context: &Context,
+    ) -> Option<Vec<(Arc<str>, DeviceId)>> {
+        let Some(set) = &self.set else { return Some(Vec::new()) };
+        let context_class = set.footprint().context_class(context);
+        let mut book = self.book();
+        let start = match after {
+            None => Bound::Unbounded,
+            Some(after)
+                if after == caller
+                    || book.allows(set, caller, Action::List, after, context, context_class) =>
+            {
+                let (facts, _) = book.devices.get(&after)?;
+                Bound::Excluded((Arc::clone(&facts.name), after))
+            }
+            Some(_) => return None,
+        };
+        // One decision for each class that is met, in the order in which they are met.
+        let mut known: HashMap<ClassId, bool> = HashMap::new();
+        let mut listed = Vec::new();
+        let Book { devices, by_name, verdicts, asked, .. } = &mut *book;
+        let Some((caller_facts, caller_class)) = devices.get(&caller) else { return Some(listed) };
+        for ((name, target), class) in by_name.range((start, Bound::Unbounded)) {
+            if listed.len() >= limit {
+                break;
+            }
+            if *target == caller {
+                continue;
+            }
+            let is_allowed = match known.get(class) {
+                Some(is_allowed) => *is_allowed,
+                None => {
+                    let key = Key {
+                        action: Action::List,
+                        caller: *caller_class,
+                        target: *class,
+                        is_self: false,
+                        context: context_class,
+                    };
+                    let Some((facts, _)) = devices.get(target) else { continue };
+                    let is_allowed = judged(verdicts, asked, set, key, caller_facts, facts, context);
+                    known.insert(*class, is_allowed);
+                    is_allowed
+                }
+            };
+            if is_allowed {
+                listed.push((Arc::clone(name), *target));
+            }
+        }
+        Some(listed)
+    }
+
+    /// How it has been doing since it was asked last.
+    pub fn take_asked(&self) -> Asked {
+        std::mem::take(&mut self.book().asked)
+    }
+
+    // A panic while the lock was held could only have been in a map's own code: what stands there is still whole.
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Book {
+    fn allows(
+        &mut self,
+        set: &PolicySet,
+        caller: DeviceId,
+        action: Action,
+        target: DeviceId,
+        context: &Context,
+        class: ContextClass,
+    ) -> bool {
+        let (Some((caller, caller_class)), Some((target, target_class))) =
+            (self.devices.get(&caller), self.devices.get(&target))
+        else {
+            return false;
+        };
+        let is_self = caller.id == target.id;
+        let key = Key { action, caller: *caller_class, target: *target_class, is_self, context: class };
+        judged(&mut self.verdicts, &mut self.asked, set, key, caller, target, context)
+    }
+
+    fn class(&mut self, class: DeviceClass) -> ClassId {
+        if let Some(id) = self.classes.get(&class) {
+            return *id;
+        }
+        // Ids are never used twice, so that no remembered decision means another class than it was made for.
+        if self.next_class == ClassId::MAX || self.classes.len() > 2 * self.devices.len() + MAX_UNUSED_CLASSES
+        {
+            self.forget();
+        }
+        let id = self.next_class;
+        self.next_class = self.next_class.saturating_add(1);
+        self.classes.insert(class, id);
+        id
+    }
+
+    /// Forgets decisions, and the classes that no device has.
+    fn forget(&mut self) {
+        self.verdicts.clear();
+        let old = std::mem::take(&mut self.classes);
+        let mut used: HashMap<ClassId, ClassId> = HashMap::new();
+        self.next_class = 0;
+        for class in self.by_name.values_mut() {
+            let next = &mut self.next_class;
+            *class = *used.entry(*class).or_insert_with(|| {
+                *next += 1;
+                *next - 1
+            });
+        }
+        for (_, class) in self.devices.values_mut() {
+            *class = used.get(class).copied().unwrap_or(*class);
+        }
+        self.classes = old.into_iter().filter_map(|(class, id)| Some((class, *used.get(&id)?))).collect();
+    }
+
+    fn remove(&mut self, device: DeviceId) {
+        if let Some((facts, _)) = self.devices.remove(&device) {
+            self.by_name.remove(&(facts.name, device));
+        }
+    }
+}
+
+fn judged(
+    verdicts: &mut HashMap<Key, bool>,
+    asked: &mut Asked,
+    set: &PolicySet,
+    key: Key,
+    caller: &Facts,
+    target: &Facts,
+    context: &Context,
+) -> bool {
+    if let Some(is_allowed) = verdicts.get(&key) {
+        asked.remembered += 1;
+        return *is_allowed;
+    }
+    asked.evaluated += 1;
+    let is_allowed = set.evaluate(caller, key.action, target, context).is_allowed;
+    if verdicts.len() >= MAX_REMEMBERED {
+        verdicts.clear();
+    }
+    verdicts.insert(key, is_allowed);
+    is_allowed
+}

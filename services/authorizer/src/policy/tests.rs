@@ -1,0 +1,317 @@
+//! Are policies read, judged and remembered as they are written?
+
+use super::set::{MAX_POLICIES, MAX_SET_BYTES};
+use super::*;
+use proptest::prelude::*;
+use rpc::{CustomerId, DeviceId};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+use uuid::Uuid;
+
+pub(super) fn id(number: u128) -> DeviceId {
+    DeviceId(Uuid::from_u128(number))
+}
+
+pub(super) fn device(number: u128, customer: Option<u128>, labels: &[(&str, &str)]) -> Facts {
+    Facts {
+        id: id(number),
+        name: format!("Device {number}").into(),
+        customer: customer.map(|customer| CustomerId(Uuid::from_u128(customer))),
+        labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+    }
+}
+
+pub(super) fn set(text: &str) -> PolicySet {
+    PolicySet::read(&[("test".to_owned(), text.to_owned())]).unwrap_or_else(|faults| panic!("{}", faults[0]))
+}
+
+fn faults(text: &str) -> Vec<Fault> {
+    PolicySet::read(&[("test".to_owned(), text.to_owned())]).unwrap_err()
+}
+
+pub(super) fn noon() -> Context {
+    Context::of_call(false, 10_000, 10, 1_795_694_400, 0)
+}
+
+const IN_ROOM: &str = r#"permit (principal is Device, action, resource) when {
+  principal.hasTag("room") && resource.hasTag("room") && principal.getTag("room") == resource.getTag("room")
+};"#;
+
+#[test]
+fn the_built_in_written_as_cedar_is_the_rule_in_rust() {
+    let built_in = set(BUILT_IN);
+    for (caller, target) in [
+        (device(1, Some(1), &[]), device(2, Some(1), &[])),
+        (device(1, Some(1), &[]), device(2, Some(2), &[])),
+        (device(1, None, &[]), device(2, None, &[])),
+        (device(1, Some(1), &[]), device(2, None, &[])),
+        (device(1, None, &[]), device(2, Some(1), &[])),
+        (device(1, Some(1), &[]), device(1, Some(1), &[])),
+        (device(1, None, &[]), device(1, None, &[])),
+    ] {
+        let expected = caller.customer.is_some() && caller.customer == target.customer;
+        for action in Action::ALL {
+            let verdict = built_in.evaluate(&caller, action, &target, &noon());
+            assert_eq!(verdict.is_allowed, expected, "{caller:?} {target:?}");
+            assert!(verdict.failed.is_empty());
+        }
+    }
+}
+
+#[test]
+fn what_is_not_accepted_is_told_with_its_place_and_what_to_write_instead() {
+    let cases = [
+        ("permit (principal, action, resource)", 1, "unexpected end of input", ""),
+        ("\npermit (principal, action == Action::\"cal\", resource);", 2, "cal", "Action::\"call\""),
+        (
+            "permit (principal is Device, action, resource)\n  when { principal.getTag(\"room\") == \"12\" };",
+            2,
+            "room",
+            "hasTag",
+        ),
+        (
+            "permit (principal is Device, action, resource)\nwhen { principal.customer == resource.customer };",
+            2,
+            "customer",
+            "x has customer",
+        ),
+        ("permit (principal, action, resource) when { context.hours < 7 };", 1, "hours", "hour, weekday"),
+        ("permit (principal, action, resource) when { context.hour < \"7\" };", 1, "expected", ""),
+        ("permit (principal is Devise, action, resource);", 1, "Devise", "Device::"),
+        ("permit (principal == ?principal, action, resource);", 0, "template", ""),
+        ("permit (principal, action, resource) when { \"a\" };", 1, "", ""),
+    ];
+    for (text, line, problem, instead) in cases {
+        let found = faults(text);
+        let fault = &found[0];
+        assert_eq!(fault.line, line, "{text}: {fault}");
+        assert!(fault.problem.contains(problem), "{text}: {fault}");
+        assert!(fault.instead.as_deref().unwrap_or_default().contains(instead), "{text}: {fault}");
+    }
+}
+
+#[test]
+fn what_is_too_much_is_refused_by_the_name_of_its_limit() {
+    let policy = "permit (principal, action, resource);\n";
+    let long = |inner: &str| format!("permit (principal, action, resource) when {{ {inner} }};");
+    let cases = [
+        ("// ".to_owned() + &"x".repeat(MAX_SET_BYTES), "at most 262144"),
+        (policy.repeat(MAX_POLICIES + 1), "1001 policies: a tenant may have at most 1000"),
+        (long(&"(".repeat(100_000)), "nested deeper than 32"),
+        (long(&"!".repeat(100_000)), "longer than 4096 bytes"),
+        (long(&("true".to_owned() + &" && true".repeat(30_000))), "longer than 4096 bytes"),
+        (long(&("context.hour".to_owned() + &".hour".repeat(30_000))), "longer than 4096 bytes"),
+        ("permit ".repeat(30_000), "longer than 4096 bytes"),
+    ];
+    for (text, limit) in cases {
+        let started = Instant::now();
+        let found = faults(&text);
+        assert!(found[0].problem.contains(limit), "{limit}: {}", found[0]);
+        assert!(started.elapsed().as_secs() < 20, "{limit}: {:?}", started.elapsed());
+    }
+    // Within the limits, as deep as it goes: read, or refused in words.
+    for inner in [
+        "true".to_owned() + &" && true".repeat(500),
+        "1".to_owned() + &"+1".repeat(1_900) + " == 1",
+        "if true then ".repeat(30) + "true" + &" else false".repeat(30),
+        "(".repeat(30) + "true" + &")".repeat(30),
+        "!".repeat(3_000) + "true",
+        "[".repeat(30) + &"]".repeat(30) + ".isEmpty()",
+    ] {
+        let read = PolicySet::read(&[("test".to_owned(), long(&inner))]);
+        if let Ok(set) = read {
+            let a = device(1, None, &[]);
+            set.evaluate(&a, Action::Call, &a, &noon());
+        }
+    }
+    assert!(
+        PolicySet::read(&[("a b".to_owned(), String::new())]).unwrap_err()[0].problem.contains("A-Z a-z")
+    );
+}
+
+#[test]
+fn a_policy_that_fails_denies_even_beside_one_that_permits() {
+    let set = set("permit (principal, action, resource);\n\
+        forbid (principal, action, resource) when { context.timeout + 9223372036854775807 < 0 };");
+    let a = device(1, None, &[]);
+    let verdict = set.evaluate(&a, Action::Call, &a, &noon());
+    assert!(!verdict.is_allowed);
+    assert_eq!(verdict.failed.len(), 1);
+}
+
+#[test]
+fn places_are_those_of_the_text() {
+    let set = set("// first\n@id(\"one\") permit (principal, action, resource)\nwhen { true };\n\n\
+        // permit (principal, action, resource);\nforbid (principal, action, resource) when { false };");
+    let sources: Vec<_> = set.policies(Action::Call).iter().map(|(source, _)| source.to_string()).collect();
+    assert_eq!(sources, ["permit test:2 \"one\"", "forbid test:6"]);
+}
+
+#[test]
+fn devices_of_one_class_are_judged_once() {
+    let rooms = ["1", "2", "3", "4"];
+    let devices =
+        (0..1_000u128).map(|it| device(it, None, &[("room", rooms[(it % 4) as usize]), ("other", "x")]));
+    let judge = Judge::new(Some(Arc::new(set(IN_ROOM))), 1, 0, devices);
+    let listed = judge.list(id(0), None, 10_000, &noon()).unwrap();
+    assert_eq!(listed.len(), 249);
+    assert_eq!(judge.take_asked().evaluated, 4);
+    assert_eq!(judge.list(id(4), None, 10, &noon()).unwrap().len(), 10);
+    assert_eq!(judge.take_asked().evaluated, 0, "another device of the same class");
+    judge.put(device(4, None, &[("room", "2")]));
+    assert!(!judge.allows(id(0), Action::Call, id(4), &noon()), "never stale");
+    assert!(judge.allows(id(1), Action::Call, id(4), &noon()));
+    judge.remove(id(4));
+    assert!(!judge.allows(id(1), Action::Call, id(4), &noon()));
+    let unreadable = Judge::new(None, 2, 0, [device(1, None, &[])]);
+    assert!(!unreadable.allows(id(1), Action::Call, id(1), &noon()), "never all");
+    assert_eq!(unreadable.list(id(1), None, 10, &noon()), Some(Vec::new()));
+}
+
+/// Prints what decisions and lists cost: `cargo test --release -p switchboard-authorizer what_it_costs -- --nocapture`.
+#[test]
+fn what_it_costs() {
+    let mut text = String::new();
+    for room in 0..100 {
+        text += &format!(
+            "permit (principal is Device, action, resource) when {{ principal.hasTag(\"room\") && \
+             resource.hasTag(\"room\") && principal.getTag(\"room\") == \"{room}\" && \
+             resource.getTag(\"room\") == \"{room}\" && context.hour < 22 }};\n"
+        );
+    }
+    let set = Arc::new(set(&text));
+    let devices: Vec<_> =
+        (0..1_000u128).map(|it| device(it, None, &[("room", &(it % 40).to_string())])).collect();
+    let judge = Judge::new(Some(set), 1, 0, devices);
+    let timed = |what: &str, rounds: u32, run: &dyn Fn()| {
+        let started = Instant::now();
+        (0..rounds).for_each(|_| run());
+        println!("{what}: {:.2} µs", started.elapsed().as_secs_f64() * 1e6 / f64::from(rounds));
+    };
+    timed("call, 100 policies, cold", 1, &|| assert!(judge.allows(id(0), Action::Call, id(40), &noon())));
+    timed("call, 100 policies, warm", 100_000, &|| {
+        assert!(judge.allows(id(0), Action::Call, id(40), &noon()));
+    });
+    timed("list of 1,000 devices in 40 classes, 100 policies, cold", 1, &|| {
+        assert_eq!(judge.list(id(0), None, 10_000, &noon()).unwrap().len(), 24);
+    });
+    timed("the same, warm", 1_000, &|| {
+        assert_eq!(judge.list(id(0), None, 10_000, &noon()).unwrap().len(), 24);
+    });
+    let built_in = PolicySet::read(&[("built-in".to_owned(), BUILT_IN.to_owned())]).unwrap();
+    let judge = Judge::new(Some(Arc::new(built_in)), 1, 0, (0..1_000).map(|it| device(it, Some(1), &[])));
+    timed("list of 1,000 of 1,000 devices, built-in, cold", 1, &|| {
+        assert_eq!(judge.list(id(0), None, 10_000, &noon()).unwrap().len(), 999);
+    });
+    timed("the same, warm", 1_000, &|| {
+        assert_eq!(judge.list(id(0), None, 10_000, &noon()).unwrap().len(), 999);
+    });
+}
+
+fn any_condition() -> impl Strategy<Value = String> {
+    let role = prop_oneof![Just("principal"), Just("resource")];
+    prop_oneof![
+        (role.clone(), "[ab]").prop_map(|(role, value)| format!(
+            "({role}.hasTag(\"k\") && {role}.getTag(\"k\") == \"{value}\")"
+        )),
+        Just(
+            "(principal.hasTag(\"k\") && resource.hasTag(\"k\") && principal.getTag(\"k\") == resource.getTag(\"k\"))"
+                .to_owned()
+        ),
+        (role.clone(), 0u128..4).prop_map(|(role, it)| format!("{role} == Device::\"{}\"", id(it))),
+        role.clone().prop_map(|role| format!("{role} has customer")),
+        role.clone().prop_map(|role| format!("{role} in Customer::\"{}\"", Uuid::from_u128(1))),
+        (role, 0u128..4).prop_map(|(role, it)| format!("{role}.name == \"Device {it}\"")),
+        Just("principal == resource".to_owned()),
+        Just("(principal has customer && resource has customer && principal.customer == resource.customer)".to_owned()),
+        (0u32..3, prop_oneof![Just("<"), Just("<="), Just("=="), Just(">=")])
+            .prop_map(|(cut, op)| format!("context.timeout {op} {cut}")),
+        Just("context.size + 1 > context.timeout".to_owned()),
+        Just("context.oneway".to_owned()),
+        (0u8..3).prop_map(|hour| format!("context.hour != {hour}")),
+        Just("context.method == \"sendMsg\"".to_owned()),
+        Just("[Device::\"00000000-0000-0000-0000-000000000001\", resource].contains(principal)".to_owned()),
+    ]
+}
+
+fn any_policy() -> impl Strategy<Value = String> {
+    let effect = prop_oneof![3 => Just("permit"), 1 => Just("forbid")];
+    let action = prop_oneof![
+        2 => Just("action"),
+        1 => Just("action == Action::\"call\""),
+        1 => Just("action == Action::\"list\""),
+    ];
+    (effect, action, proptest::collection::vec((any::<bool>(), any_condition()), 0..3)).prop_map(
+        |(effect, action, conditions)| {
+            let mut policy = format!("{effect} (principal is Device, {action}, resource)");
+            for (is_when, condition) in conditions {
+                policy += &format!(" {} {{ {condition} }}", if is_when { "when" } else { "unless" });
+            }
+            policy + ";\n"
+        },
+    )
+}
+
+fn any_device(number: u128) -> impl Strategy<Value = Facts> {
+    (proptest::option::of(0u128..3), proptest::option::of("[abc]")).prop_map(move |(customer, label)| {
+        let mut facts = device(number, customer, &[]);
+        facts.labels = label.map(|label| ("k".to_owned(), label)).into_iter().collect::<BTreeMap<_, _>>();
+        facts
+    })
+}
+
+fn any_context() -> impl Strategy<Value = Context> {
+    (any::<bool>(), 0u32..4, 0u32..4, 0u8..4).prop_map(|(oneway, timeout_ms, size_bytes, hour)| Context {
+        method: "sendMsg",
+        oneway,
+        timeout_ms,
+        size_bytes,
+        hour,
+        weekday: 1,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    /// A remembered decision is the one that the policies make, whatever was asked before and however devices change.
+    #[test]
+    fn classes_never_differ_from_the_policies_themselves(
+        policies in proptest::collection::vec(any_policy(), 1..5),
+        devices in (any_device(0), any_device(1), any_device(2), any_device(3)),
+        changed in (any_device(1), any_device(2)),
+        contexts in proptest::collection::vec(any_context(), 1..6),
+    ) {
+        // Some conditions can never hold together: strict validation refuses those sets.
+        let Ok(set) = PolicySet::read(&[("test".to_owned(), policies.concat())]) else { return Ok(()) };
+        let set = Arc::new(set);
+        let mut devices = vec![devices.0, devices.1, devices.2, devices.3];
+        let judge = Judge::new(Some(Arc::clone(&set)), 1, 0, devices.clone());
+        for round in 0..2 {
+            if round == 1 {
+                for facts in [changed.0.clone(), changed.1.clone()] {
+                    judge.put(facts.clone());
+                    let place = devices.iter().position(|other| other.id == facts.id).unwrap();
+                    devices[place] = facts;
+                }
+            }
+            for context in &contexts {
+                for caller in &devices {
+                    let list = judge.list(caller.id, None, 100, context).unwrap();
+                    for target in &devices {
+                        for action in Action::ALL {
+                            let expected = set.evaluate(caller, action, target, context).is_allowed;
+                            let allowed = judge.allows(caller.id, action, target.id, context);
+                            prop_assert_eq!(allowed, expected, "{:?}", policies);
+                            if action == Action::List && caller.id != target.id {
+                                let is_listed = list.iter().any(|(_, id)| *id == target.id);
+                                prop_assert_eq!(is_listed, expected, "list of {:?}", policies);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
