@@ -476,6 +476,17 @@ def authorizer() -> Json:
                     Query(rate("switchboard_authorizer_device_events_total"), "changed devices"), unit="cps", width=6,
                 ),
             ],
+            "Policies": [
+                graph(
+                    "Tenants with policies", "All others are judged by the built-in rule. Unread: the last good policies stay in force.",
+                    each("switchboard_authorizer_policy_sets", "in force {{instance}}"),
+                    each("switchboard_authorizer_policy_sets_unread", "unread {{instance}}"), width=12,
+                ),
+                graph(
+                    "Decisions by policies", "From memory, or evaluated. Many evaluations long after a change: policies read names or free numbers.",
+                    Query(rate("switchboard_authorizer_policy_decisions_total", by="by"), "{{by}}"), unit="cps", width=12,
+                ),
+            ],
             "NATS": nats(),
             "Traces": traces(),
             "Processes": [*resources(), PROCESSES],

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use boot::traces::{Hop, Span, Tracer};
 use bus::{Bus, BusError, Keyring, Request, Requests, Subject};
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::directory::{Known, NoList, Peer};
 use crate::keep::Kept;
 use crate::meters::Meters;
-use crate::policy::{Decision, Rules, decide};
+use crate::policy::{Context, Decision, Rules};
 
 /// All authorizers share the work.
 const QUEUE: &str = "authorizer";
@@ -147,7 +147,12 @@ impl Answers {
         // A ticket for the token before is none: its session is about to end.
         let caller = caller.filter(|(_, stamp)| ticket.is_some_and(|ticket| ticket.stamp() == *stamp));
         let caller = caller.map(|(caller, _)| caller);
-        match decide(caller.as_ref(), target.as_ref(), self.judged.rules) {
+        let size_bytes = u32::try_from(body.len()).unwrap_or(u32::MAX);
+        let context = |utc_offset_min| {
+            Context::of_call(call.oneway, call.budget_ms.as_ms(), size_bytes, unix_s(), utc_offset_min)
+        };
+        let decision = self.kept.judges.decide(caller.as_ref(), target.as_ref(), self.judged.rules, context);
+        match decision {
             Decision::Refuse(refusal) => {
                 tracing::debug!(call = %call.call, caller = %call.caller, target = %call.target,
                     reason = refusal.as_str(), "refused");
@@ -303,9 +308,16 @@ impl Answers {
         }
         let limit = list.limit.map_or(usize::MAX, |limit| limit as usize);
         let limit = limit.min(self.judged.max_devices_per_list);
-        self.kept.directory.peers(list.caller, list.after, limit).map_err(|reason| match reason {
+        let unknown_after = || Outcome::malformed("after must be the id of a device of the list");
+        let Kept { directory, judges, .. } = &*self.kept;
+        if let Some(judge) = directory.tenant_of(list.caller).and_then(|tenant| judges.of(tenant)) {
+            let context = Context::of_list(unix_s(), judge.utc_offset_min());
+            let listed = judge.list(list.caller, list.after, limit, &context).ok_or_else(unknown_after)?;
+            return Ok(listed.into_iter().map(|(name, id)| Peer { id, name }).collect());
+        }
+        directory.peers(list.caller, list.after, limit).map_err(|reason| match reason {
             NoList::Unassigned => Outcome::Denied,
-            NoList::UnknownAfter => Outcome::malformed("after must be the id of a device of the list"),
+            NoList::UnknownAfter => unknown_after(),
         })
     }
 
@@ -363,6 +375,11 @@ enum Unheard {
     Stale,
     /// The asker's ticket does not count.
     NoTicket,
+}
+
+/// What the hours of policies are told from.
+fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// The device API's list, as JSON text: it goes to the device as it is.

@@ -2,7 +2,7 @@
 //!
 //! Kept lean, since every authorizer holds all of it, and read under one short lock, since every call asks it.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use bus::registry::{Change, Device};
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rpc::{CredentialHash, CustomerId, DeviceId, DeviceStanding, DeviceState, Stamp, TenantId};
 
-use crate::policy::Standing;
+use crate::policy::{Facts, Standing};
 
 /// The SHA-256 of a token, in half the bytes of its text.
 type Digest = [u8; 32];
@@ -131,6 +131,23 @@ impl Directory {
         Ok(behind.take(limit).map(|(name, id)| Peer { id: *id, name: name.clone() }).collect())
     }
 
+    /// The tenant of a device.
+    pub fn tenant_of(&self, device: DeviceId) -> Option<TenantId> {
+        self.read().devices.get(&device).map(|entry| entry.tenant)
+    }
+
+    /// What policies may know of a device, and its tenant.
+    pub fn facts(&self, device: DeviceId) -> Option<(TenantId, Facts)> {
+        self.read().devices.get(&device).map(|entry| (entry.tenant, entry.facts(device)))
+    }
+
+    /// What policies may know of every device of a tenant. Looks at all devices: for the rare change of a set.
+    pub fn facts_of(&self, tenant: TenantId) -> Vec<Facts> {
+        let maps = self.read();
+        let of_tenant = maps.devices.iter().filter(|(_, entry)| entry.tenant == tenant);
+        of_tenant.map(|(id, entry)| entry.facts(*id)).collect()
+    }
+
     /// What a device is now, for the nodes that hold its sessions.
     pub fn state(&self, device: DeviceId) -> DeviceState {
         let now = self.read().devices.get(&device).map(|entry| DeviceStanding {
@@ -180,7 +197,16 @@ struct Entry {
     customer: Option<CustomerId>,
     credential: Digest,
     name: Arc<str>,
+    /// None without labels, so that such a device pays nothing for them.
+    labels: Option<Box<BTreeMap<String, String>>>,
     load: Load,
+}
+
+impl Entry {
+    fn facts(&self, id: DeviceId) -> Facts {
+        let labels = self.labels.as_deref().cloned().unwrap_or_default();
+        Facts { id, name: self.name.clone(), customer: self.customer, labels }
+    }
 }
 
 impl Maps {
@@ -206,11 +232,13 @@ impl Maps {
         let Some(credential) = digest(&device.credential) else {
             return self.remove(id, touched);
         };
-        let Device { tenant, customer, name, .. } = device;
+        let Device { tenant, customer, name, labels, .. } = device;
+        let labels = (!labels.is_empty()).then(|| Box::new(labels));
         if let Some(entry) = self.devices.get_mut(&id) {
             entry.load = self.load;
             let same_place = (entry.tenant, entry.customer) == (tenant, customer);
             if same_place && *entry.name == *name {
+                entry.labels = labels;
                 if std::mem::replace(&mut entry.credential, credential) != credential && self.is_loaded {
                     touched.insert(id);
                 }
@@ -225,7 +253,7 @@ impl Maps {
         if let Some(customer) = customer {
             self.groups.entry((tenant, customer)).or_default().insert((name.clone(), id));
         }
-        self.devices.insert(id, Entry { tenant, customer, credential, name, load: self.load });
+        self.devices.insert(id, Entry { tenant, customer, credential, name, labels, load: self.load });
     }
 
     fn remove(&mut self, id: DeviceId, touched: &mut HashSet<DeviceId>) {

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::directory::Directory;
 use crate::freshness::{BEAT_EVERY, Freshness};
+use crate::judges::Judges;
 use crate::meters::RegistryMeters;
 
 /// How often gauges are set, and what could not be told is tried again.
@@ -28,6 +29,7 @@ const RECHECK_PAUSE: Duration = Duration::from_secs(5);
 /// What the keeper shares with those who answer.
 pub(crate) struct Kept {
     pub(crate) directory: Directory,
+    pub(crate) judges: Judges,
     freshness: Mutex<Freshness>,
     /// Whether the directory was fresh when that was last looked at: wakes those who wait for it.
     is_fresh: Sender<bool>,
@@ -39,6 +41,7 @@ impl Kept {
     pub(crate) fn new() -> Self {
         Kept {
             directory: Directory::default(),
+            judges: Judges::default(),
             freshness: Mutex::new(Freshness::new(Instant::now())),
             is_fresh: Sender::new(false),
             is_recheck_due: AtomicBool::new(false),
@@ -72,7 +75,7 @@ pub(crate) async fn keep(
     is_asked: Receiver<bool>,
     stop: CancellationToken,
 ) {
-    let Kept { directory, freshness, is_fresh, is_recheck_due } = &*kept;
+    let Kept { directory, judges, freshness, is_fresh, is_recheck_due } = &*kept;
     let meters = RegistryMeters::new();
     let (nats, registry) = (health.part("nats"), health.part("registry"));
     registry.not_ready("loading");
@@ -102,7 +105,7 @@ pub(crate) async fn keep(
                     _ => {}
                 }
                 let is_complete = change == Change::Loaded;
-                directory.apply(change, &mut untold);
+                judges.apply(directory, change, &mut untold);
                 if is_complete {
                     let sizes = directory.sizes();
                     tracing::info!(sizes.devices, sizes.customers, sizes.tenants, "the registry is loaded");

@@ -1,12 +1,13 @@
 //! Who is this device, whom may it call, and who are its peers? The service that knows the registry.
 //!
-//! `keep` follows the registry into the [`directory`], and [`freshness`] says whether that may decide; `answer` serves
-//! the bus from it; [`policy`] decides over calls.
+//! `keep` follows the registry into the [`directory`], and [`freshness`] says whether that may decide; [`judges`]
+//! follows the tenants' policies; `answer` serves the bus from them; [`policy`] decides over calls.
 //! Any number of copies share the questions, and none keeps anything between two of them.
 
 mod answer;
 pub mod directory;
 pub mod freshness;
+pub mod judges;
 mod keep;
 mod meters;
 pub mod policy;
@@ -51,11 +52,22 @@ pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
         answered.clone(),
     ));
 
+    let (are_sets_loaded, mut sets_loaded) = tokio::sync::watch::channel(false);
+    let follower = tokio::spawn(judges::follow(
+        bus.clone(),
+        Arc::clone(&kept),
+        context.health.clone(),
+        are_sets_loaded,
+        answered.clone(),
+    ));
+
     let questions = tokio::select! {
         () = context.shutdown.cancelled() => None,
         questions = async {
             let _ = loaded.wait_for(|is_loaded| *is_loaded).await;
             keys.wait_ready().await;
+            // Before, the built-in rule could allow what a tenant's policies do not.
+            let _ = sets_loaded.wait_for(|is_loaded| *is_loaded).await;
             bus::again("take questions", || Questions::subscribe(&bus)).await
         } => Some(questions),
     };
@@ -74,6 +86,7 @@ pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
     }
     answered.cancel();
     keeper.await.context("the task that follows the registry failed")?;
+    follower.await.context("the task that follows the policies failed")?;
     bus.close().await;
     Ok(())
 }

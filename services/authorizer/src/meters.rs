@@ -21,6 +21,13 @@ pub fn describe() {
             AGE,
             "Seconds for which a change may have gone unheard: as old as the registry in memory may be.",
         ),
+        (Counter, POLICY_DECISIONS, "Decisions by a tenant's own policies, by whether they were evaluated."),
+        (Gauge, POLICY_SETS, "Tenants that have policies of their own."),
+        (
+            Gauge,
+            POLICY_SETS_UNREAD,
+            "Tenants whose policies cannot be read: the last good ones stay in force.",
+        ),
         (Histogram, ANSWER, "Time the authorizer takes for one question, from its arrival to its end here."),
     ]);
 }
@@ -34,6 +41,9 @@ const DEVICES: &str = "switchboard_authorizer_registry_devices";
 const CUSTOMERS: &str = "switchboard_authorizer_registry_customers";
 const TENANTS: &str = "switchboard_authorizer_registry_tenants";
 const AGE: &str = "switchboard_authorizer_registry_age_seconds";
+const POLICY_DECISIONS: &str = "switchboard_authorizer_policy_decisions_total";
+const POLICY_SETS: &str = "switchboard_authorizer_policy_sets";
+const POLICY_SETS_UNREAD: &str = "switchboard_authorizer_policy_sets_unread";
 const ANSWER: &str = "switchboard_authorizer_answer_seconds";
 
 /// The handles.
@@ -140,6 +150,26 @@ impl RegistryMeters {
             customers: gauge!(CUSTOMERS),
             tenants: gauge!(TENANTS),
             age_seconds: gauge!(AGE),
+        }
+    }
+}
+
+/// What is shown of the tenants' policies.
+pub(crate) struct PolicyMeters {
+    pub(crate) remembered: metrics::Counter,
+    pub(crate) evaluated: metrics::Counter,
+    pub(crate) sets: metrics::Gauge,
+    pub(crate) unread: metrics::Gauge,
+}
+
+impl PolicyMeters {
+    pub(crate) fn new() -> Self {
+        let decisions = |by| counter!(POLICY_DECISIONS, "by" => by);
+        PolicyMeters {
+            remembered: decisions("memory"),
+            evaluated: decisions("evaluation"),
+            sets: gauge!(POLICY_SETS),
+            unread: gauge!(POLICY_SETS_UNREAD),
         }
     }
 }

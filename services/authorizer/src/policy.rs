@@ -1,15 +1,16 @@
-//! May this device call that one? Pure: no clock, no map, no wait.
+//! May this device call that one? Pure: no clock, no map, no wait. The built-in rule stands here; below it is what
+//! judges by a tenant's own policies.
 
+pub mod explain;
 pub mod facts;
 pub mod footprint;
 pub mod judge;
 pub mod set;
-#[cfg(test)]
-#[path = "policy/tests.rs"]
-mod set_tests;
+pub mod survey;
 
 use rpc::{CustomerId, DeviceId, Outcome, TenantId};
 
+pub use explain::{Explanation, explain};
 pub use facts::{Action, Context, Facts};
 pub use judge::Judge;
 pub use set::{BUILT_IN, Fault, PolicySet};
@@ -78,11 +79,9 @@ impl Refusal {
 ///
 /// A device may call itself, being a device of its own customer; one without a customer may not.
 pub fn decide(caller: Option<&Standing>, target: Option<&Standing>, rules: Rules) -> Decision {
-    let Some(caller) = caller else {
-        return Decision::Refuse(Refusal::UnknownCaller);
-    };
-    let Some(target) = target.filter(|target| target.tenant == caller.tenant) else {
-        return Decision::Refuse(Refusal::UnknownTarget);
+    let (caller, target) = match meet(caller, target) {
+        Ok(met) => met,
+        Err(refusal) => return Decision::Refuse(refusal),
     };
     if caller.customer.is_some() && caller.customer == target.customer {
         return Decision::Allow;
@@ -92,6 +91,19 @@ pub fn decide(caller: Option<&Standing>, target: Option<&Standing>, rules: Rules
         return Decision::Refuse(Refusal::Concealed);
     }
     Decision::Refuse(Refusal::NotAllowed)
+}
+
+/// Caller and target, if they can meet at all: what no policy can change.
+///
+/// # Errors
+/// When the caller is unknown, or the target is to the caller's tenant.
+pub fn meet<'a>(
+    caller: Option<&'a Standing>,
+    target: Option<&'a Standing>,
+) -> Result<(&'a Standing, &'a Standing), Refusal> {
+    let caller = caller.ok_or(Refusal::UnknownCaller)?;
+    let target = target.filter(|target| target.tenant == caller.tenant).ok_or(Refusal::UnknownTarget)?;
+    Ok((caller, target))
 }
 
 #[cfg(test)]

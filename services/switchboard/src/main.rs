@@ -14,6 +14,7 @@ mod guard;
 mod import;
 mod nats;
 mod output;
+mod policy;
 mod reach;
 mod rows;
 mod table;
@@ -67,6 +68,11 @@ enum Command {
         #[command(subcommand)]
         verb: tenant::TenantVerb,
     },
+    /// Write, check, explain and compare a tenant's policies: who may call whom
+    Policy {
+        #[command(subcommand)]
+        verb: Box<policy::PolicyVerb>,
+    },
     /// Call a device as another one, and show the outcome and its time
     Call(Box<call::CallArgs>),
     /// Check or print the configuration
@@ -83,6 +89,7 @@ fn main() -> ExitCode {
         Command::Device { verb } => reach::run(device::run(verb)),
         Command::Customer { verb } => reach::run(customer::run(verb)),
         Command::Tenant { verb } => reach::run(tenant::run(verb)),
+        Command::Policy { verb } => reach::run(policy::run(*verb)),
         Command::Call(args) => reach::run(call::run(*args)),
         Command::Config { verb } => config::run(verb),
     }

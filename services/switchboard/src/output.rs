@@ -51,8 +51,12 @@ pub(crate) fn confirm(question: &str, is_agreed: bool) -> anyhow::Result<()> {
 
 /// `1 device`, `2 devices`.
 pub(crate) fn count(number: usize, one: &str) -> String {
-    let many = if number == 1 { "" } else { "s" };
-    format!("{} {one}{many}", grouped(number))
+    let many = match one.strip_suffix('y') {
+        _ if number == 1 => one.to_owned(),
+        Some(stem) => format!("{stem}ies"),
+        None => format!("{one}s"),
+    };
+    format!("{} {many}", grouped(number))
 }
 
 /// `19,000`
@@ -76,6 +80,7 @@ mod tests {
     fn numbers_read_well() {
         assert_eq!(count(0, "device"), "0 devices");
         assert_eq!(count(1, "device"), "1 device");
+        assert_eq!([count(1, "policy"), count(2, "policy")], ["1 policy", "2 policies"]);
         assert_eq!(count(19_000, "device"), "19,000 devices");
         assert_eq!(grouped(1_234_567), "1,234,567");
         assert_eq!(grouped(123), "123");

@@ -268,6 +268,59 @@ fn the_registry_is_kept_by_names_and_ids() {
 }
 
 #[test]
+fn policies_are_put_explained_compared_and_rolled_back() {
+    let up = Up::start(&["--ephemeral"]);
+    up.ok(&["tenant", "add", "Acme"]);
+    for (name, room) in [("lamp", "12"), ("door", "12"), ("pump", "14")] {
+        up.ok(&["device", "add", name, "--label", &format!("room={room}")]);
+    }
+    let calls = |from: &str, to: &str| {
+        let called = up.run(&["call", "--from", from, "--to", to, "--json"]);
+        let read: Value = serde_json::from_slice(&called.stdout).unwrap();
+        read["outcome"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(calls("lamp", "door"), "denied");
+    let rooms = "permit (principal is Device, action, resource) when {\n  principal.hasTag(\"room\") && \
+                 resource.hasTag(\"room\") && principal.getTag(\"room\") == resource.getTag(\"room\")\n};\n";
+    let rooms = up.file("rooms.cedar", rooms);
+    let wrong = up
+        .file("wrong.cedar", "permit (principal is Device, action, resource)\n  when { context.hours < 7 };");
+    let (rooms, wrong) = (rooms.to_str().unwrap(), wrong.to_str().unwrap());
+    let refused = up.run(&["policy", "put", wrong]);
+    assert!(text(&refused.stderr).contains("wrong:2:"), "{}", text(&refused.stderr));
+    assert_eq!(switchboard(&["policy", "check", rooms]).output().unwrap().status.code(), Some(0));
+    let diff = up.json(&["policy", "diff", rooms, "--json"]);
+    assert_eq!((&diff["more"], &diff["fewer"]), (&4.into(), &0.into()), "two pairs, call and list");
+    assert_eq!(up.run(&["policy", "diff", rooms, "--fail-on", "widen"]).status.code(), Some(1));
+
+    let put = up.run(&["policy", "put", rooms, "--as", "Ann", "--why", "two rooms"]);
+    assert!(put.status.success(), "{}", text(&put.stderr));
+    assert!(text(&put.stdout).contains("Version 1 is live: 2 policies in built-in, rooms."));
+    wait_for("the new policies in force", || (calls("lamp", "door") == "offline").then_some(()));
+    assert_eq!(calls("lamp", "pump"), "denied");
+    let why = up.run(&["policy", "explain", "--from", "lamp", "--to", "pump"]);
+    let told = text(&why.stdout);
+    assert_eq!(why.status.code(), Some(1));
+    assert!(told.contains("denied, no policy permits it") && told.contains("permit rooms:1"), "{told}");
+    assert!(told.contains("give \"pump\" the label room=12"), "{told}");
+    up.ok(&["device", "label", "set", "pump", "room=12"]);
+    assert!(
+        up.ok(&["policy", "explain", "--from", "lamp", "--to", "pump"]).contains("allowed, permit rooms:1")
+    );
+    wait_for("the new label in force", || (calls("lamp", "pump") == "offline").then_some(()));
+    assert!(up.ok(&["policy", "whom", "--may", "lamp", "call"]).contains("door"));
+    assert_eq!(up.json(&["policy", "who", "--may-call", "door", "--json"]).as_array().unwrap().len(), 2);
+
+    up.ok(&["policy", "remove", "rooms"]);
+    wait_for("the policies without rooms in force", || (calls("lamp", "door") == "denied").then_some(()));
+    up.ok(&["policy", "rollback", "1"]);
+    wait_for("the first version in force again", || (calls("lamp", "door") == "offline").then_some(()));
+    let history = up.json(&["policy", "history", "--json"]);
+    assert_eq!(history.as_array().unwrap().len(), 3);
+    assert_eq!((&history[2]["who"], &history[2]["why"]), (&"Ann".into(), &"two rooms".into()));
+}
+
+#[test]
 fn what_an_import_refuses_it_names_and_what_it_takes_it_shows_once() {
     let up = Up::start(&["--ephemeral"]);
     let rows = "name,tenant,customer,token,label:room\nP1,Acme,Works,,12\nP2,Acme,Works,my-token,\n\

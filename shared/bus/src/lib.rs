@@ -14,6 +14,7 @@ mod errors;
 mod keys;
 mod meters;
 mod pending;
+pub mod policies;
 pub mod pulse;
 pub mod registry;
 mod serve;

@@ -173,6 +173,11 @@ impl PolicySet {
         found
     }
 
+    /// Where all policies stand.
+    pub fn sources(&self) -> impl Iterator<Item = &Source> {
+        self.sources.values()
+    }
+
     /// How many policies there are.
     pub fn len(&self) -> usize {
         self.sources.len()
@@ -396,4 +401,19 @@ fn place(text: &str, start: usize) -> (usize, usize) {
     let line = before.matches('\n').count() + 1;
     let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
     (line, column)
+}
+
+/// Whether one policy's text, a permit, permits; none when it cannot be evaluated.
+pub(super) fn holds(
+    text: &str,
+    caller: &Facts,
+    action: Action,
+    target: &Facts,
+    context: &Context,
+) -> Option<bool> {
+    let (request, entities) = words()?.question(caller, action, target, context)?;
+    let set: CedarSet = text.parse().ok()?;
+    let response = Authorizer::new().is_authorized(&request, &set, &entities);
+    let has_failed = response.diagnostics().errors().next().is_some();
+    (!has_failed).then(|| response.decision() == Decision::Allow)
 }

@@ -1,19 +1,28 @@
-//! Are policies read, judged and remembered as they are written?
+//! Are policies read, judged, remembered and explained as they are written?
 
-use super::set::{MAX_POLICIES, MAX_SET_BYTES};
-use super::*;
-use proptest::prelude::*;
-use rpc::{CustomerId, DeviceId};
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may fail by panicking; clippy knows only those who bear the attribute, not their helpers"
+)]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
+
+use proptest::prelude::*;
+use rpc::{CustomerId, DeviceId};
+use switchboard_authorizer::policy::set::{MAX_POLICIES, MAX_SET_BYTES};
+use switchboard_authorizer::policy::*;
 use uuid::Uuid;
 
-pub(super) fn id(number: u128) -> DeviceId {
+fn id(number: u128) -> DeviceId {
     DeviceId(Uuid::from_u128(number))
 }
 
-pub(super) fn device(number: u128, customer: Option<u128>, labels: &[(&str, &str)]) -> Facts {
+fn device(number: u128, customer: Option<u128>, labels: &[(&str, &str)]) -> Facts {
     Facts {
         id: id(number),
         name: format!("Device {number}").into(),
@@ -22,7 +31,7 @@ pub(super) fn device(number: u128, customer: Option<u128>, labels: &[(&str, &str
     }
 }
 
-pub(super) fn set(text: &str) -> PolicySet {
+fn set(text: &str) -> PolicySet {
     PolicySet::read(&[("test".to_owned(), text.to_owned())]).unwrap_or_else(|faults| panic!("{}", faults[0]))
 }
 
@@ -30,7 +39,7 @@ fn faults(text: &str) -> Vec<Fault> {
     PolicySet::read(&[("test".to_owned(), text.to_owned())]).unwrap_err()
 }
 
-pub(super) fn noon() -> Context {
+fn noon() -> Context {
     Context::of_call(false, 10_000, 10, 1_795_694_400, 0)
 }
 
@@ -310,6 +319,156 @@ proptest! {
                             }
                         }
                     }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_explanation_reads_every_value_and_its_changes_do_change_it() {
+    let rooms = set(&(IN_ROOM.to_owned()
+        + "\n@id(\"night\") forbid (principal, action == Action::\"call\", resource) when { context.hour >= 22 };"));
+    let (a, b) = (device(1, None, &[("room", "12")]), device(2, None, &[("room", "14")]));
+    let why = explain(&rooms, &a, Action::Call, &b, &noon());
+    assert!(!why.allowed && why.decided_by.is_empty());
+    let told: Vec<_> = why.policies[0].conditions.iter().map(|it| (it.holds, it.read.join(", "))).collect();
+    assert_eq!(
+        told,
+        [
+            (Some(true), String::new()),
+            (Some(true), "principal room = \"12\"".to_owned()),
+            (Some(true), "resource room = \"14\"".to_owned()),
+            (Some(false), "principal room = \"12\", resource room = \"14\"".to_owned()),
+        ]
+    );
+    assert_eq!(
+        why.would_change_it,
+        [["give \"Device 2\" the label room=12"], ["give \"Device 1\" the label room=14"]]
+    );
+    let late = Context { hour: 23, ..noon() };
+    let why = explain(&rooms, &a, Action::Call, &device(3, None, &[("room", "12")]), &late);
+    assert_eq!(why.decided_by, ["forbid test:4 \"night\""]);
+    assert_eq!(why.would_change_it, [["call with hour 0"]]);
+    let why = explain(&rooms, &a, Action::Call, &b, &late);
+    assert_eq!(why.would_change_it[0], ["give \"Device 2\" the label room=12", "call with hour 0"]);
+    let why = explain(&rooms, &a, Action::List, &device(3, None, &[("room", "12")]), &late);
+    assert!(why.allowed && why.decided_by[0].starts_with("permit test:1"));
+}
+
+#[test]
+fn searches_and_differences_count_every_pair() {
+    let devices: Vec<_> = (0..40u128)
+        .map(|it| device(it, Some(it % 2), &[("room", ["1", "2", "3", "4"][(it % 4) as usize])]))
+        .collect();
+    let (old, new) = (set(BUILT_IN), set(IN_ROOM));
+    for one in &devices {
+        let may =
+            |caller: &Facts, target: &Facts| new.evaluate(caller, Action::Call, target, &noon()).is_allowed;
+        let others = || devices.iter().filter(|other| other.id != one.id);
+        let expected: Vec<_> = others().filter(|other| may(one, other)).collect();
+        assert_eq!(survey::whom(&new, &devices, one, Action::Call, &noon()), expected);
+        let expected: Vec<_> = others().filter(|other| may(other, one)).collect();
+        assert_eq!(survey::who(&new, &devices, one, Action::Call, &noon()), expected);
+    }
+    let difference = survey::difference(&old, &new, &devices, &[(Action::Call, noon())]);
+    assert_eq!((difference.more, difference.fewer), (0, 40 * 19 - 40 * 9));
+    assert_eq!(difference.examples.len(), 20);
+    let back = survey::difference(&new, &old, &devices, &[(Action::Call, noon()), (Action::List, noon())]);
+    assert_eq!((back.more, back.fewer), (800, 0));
+}
+
+/// Below a heading of README.md, what stands in its first block of that kind.
+fn block<'a>(section: &'a str, kind: &str) -> &'a str {
+    let (_, rest) = section.split_once(&format!("```{kind}\n")).unwrap();
+    rest.split_once("```").unwrap().0
+}
+
+#[test]
+fn the_five_policies_of_the_page_are_explained_as_it_says() {
+    let named = |number, name: &str, customer, labels: &[(&str, &str)]| Facts {
+        name: name.into(),
+        ..device(number, customer, labels)
+    };
+    let late = Context { hour: 23, ..noon() };
+    let cases = [
+        (
+            "Two rooms",
+            "rooms",
+            named(1, "lamp", None, &[("room", "12")]),
+            named(2, "door", None, &[("room", "14")]),
+            noon(),
+        ),
+        (
+            "A control panel that calls and is never called",
+            "panel",
+            named(1, "panel-1", None, &[("kind", "panel")]),
+            named(2, "panel-2", None, &[("kind", "panel")]),
+            noon(),
+        ),
+        ("Night hours", "night", named(1, "a", Some(1), &[]), named(2, "b", Some(1), &[]), late),
+        (
+            "One method only",
+            "meter",
+            named(1, "meter-1", None, &[("kind", "meter")]),
+            named(2, "collector", None, &[]),
+            noon(),
+        ),
+        (
+            "A maintenance customer",
+            "maintenance",
+            named(1, "van", Some(9), &[]),
+            named(2, "pump", Some(1), &[]),
+            noon(),
+        ),
+    ];
+    let page = include_str!("../README.md");
+    let mut wrong = Vec::new();
+    for (heading, file, caller, target, context) in cases {
+        let section = page.split_once(&format!("### {heading}\n")).unwrap().1;
+        let texts = [(file.to_owned(), block(section, "cedar").to_owned())];
+        let set = PolicySet::read(&texts).unwrap_or_else(|faults| panic!("{heading}: {}", faults[0]));
+        let why = explain(&set, &caller, Action::Call, &target, &context);
+        assert!(!why.allowed, "{heading}");
+        if why.to_string() != block(section, "text").trim_end() {
+            wrong.push(why.to_string());
+        }
+    }
+    assert!(wrong.is_empty(), "README.md does not say:\n{}", wrong.join("\n\n"));
+}
+
+fn any_text() -> impl Strategy<Value = String> {
+    let token = prop_oneof![
+        4 => any_policy(),
+        2 => any_condition(),
+        2 => proptest::sample::select(vec![
+            "permit", "forbid", "(", ")", "{", "}", "[", "]", ";", "when", "unless", "&&", "||", "!", "-", "==", "in",
+            "is", "has", "like", "if", "then", "else", "principal", "resource", "context", "action", "\"", "\\",
+            "//", "\n", "@id", "?principal", "9223372036854775808", "::", ".getTag(", ".hasTag(",
+        ]).prop_map(str::to_owned),
+        1 => ".{0,8}",
+    ];
+    proptest::collection::vec(token, 0..12).prop_map(|tokens| tokens.join(" "))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    /// Whatever is put is accepted, and then can be asked and explained, or refused at a place that the text has.
+    #[test]
+    fn any_text_is_accepted_or_refused_in_words(text in any_text()) {
+        match PolicySet::read(&[("any".to_owned(), text.clone())]) {
+            Ok(set) => {
+                let (a, b) = (device(1, Some(1), &[("k", "a")]), device(2, None, &[]));
+                let why = explain(&set, &a, Action::Call, &b, &noon());
+                prop_assert_eq!(why.allowed, set.evaluate(&a, Action::Call, &b, &noon()).is_allowed);
+                prop_assert!(!why.to_string().is_empty());
+            }
+            Err(faults) => {
+                prop_assert!(!faults.is_empty());
+                for fault in faults {
+                    prop_assert!(!fault.problem.is_empty());
+                    prop_assert!(fault.line <= text.matches('\n').count() + 1, "{}: {}", fault, text);
                 }
             }
         }

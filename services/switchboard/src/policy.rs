@@ -1,0 +1,685 @@
+//! Who may call whom, by a tenant's own policies? `switchboard policy …`
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, bail};
+use bus::StoreError;
+use bus::policies::{Policies, StoredSet};
+use bus::registry::{Device, Registry, Snapshot};
+use clap::{Args, Subcommand, ValueEnum};
+use rpc::{DeviceId, TenantId};
+use serde::Serialize;
+use switchboard_authorizer::policy::{Action, BUILT_IN, Context, Facts, PolicySet, explain, survey};
+
+use crate::find;
+use crate::output::{count, grouped, note, say, say_json};
+use crate::reach::ReachArgs;
+use crate::table::Table;
+
+/// The name of the text that a tenant's policies begin with.
+const BUILT_IN_NAME: &str = "built-in";
+
+#[derive(Subcommand)]
+pub(crate) enum PolicyVerb {
+    /// Make policies live, each file in place of the text of its name; the first ones stand beside the built-in rule
+    Put(PutArgs),
+    /// Print the text of a policy
+    Get(GetArgs),
+    /// List a tenant's policies
+    List(OneTenantArgs),
+    /// Take policies away; without any, the built-in rule holds
+    Remove(RemoveArgs),
+    /// Read files as `put` would, and change nothing
+    Check(CheckArgs),
+    /// Say whether a device may call or list another, why, and what would change it
+    Explain(ExplainArgs),
+    /// Whom may this device call or list?
+    Whom(WhomArgs),
+    /// Who may call or list this device?
+    Who(WhoArgs),
+    /// Say for how many pairs of devices files would change the answer, and for which
+    Diff(DiffArgs),
+    /// List the versions of a tenant's policies
+    History(OneTenantArgs),
+    /// Make the policies of an earlier version live again, as a new one
+    Rollback(RollbackArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct OneTenantArgs {
+    /// Id or name of the tenant; needed when there are several
+    #[arg(long)]
+    tenant: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    reach: ReachArgs,
+}
+
+/// Who changes what for.
+#[derive(Args)]
+struct ReasonArgs {
+    /// Who does it, for the history
+    #[arg(long = "as", value_name = "WHO", default_value = "")]
+    who: String,
+    /// What for, for the history
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    why: String,
+}
+
+#[derive(Args)]
+pub(crate) struct PutArgs {
+    /// Files in Cedar; the name of rooms.cedar is rooms
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Where the tenant's hours and weekdays are, as +01:00; stays as it is when not given, and is UTC at first
+    #[arg(long, value_name = "+HH:MM", allow_hyphen_values = true, value_parser = utc_offset)]
+    utc_offset: Option<i16>,
+    #[command(flatten)]
+    reason: ReasonArgs,
+    #[command(flatten)]
+    tenant: OneTenantArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct GetArgs {
+    /// Its name
+    name: String,
+    #[command(flatten)]
+    tenant: OneTenantArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct RemoveArgs {
+    /// Their names
+    #[arg(required = true)]
+    names: Vec<String>,
+    #[command(flatten)]
+    reason: ReasonArgs,
+    #[command(flatten)]
+    tenant: OneTenantArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct CheckArgs {
+    /// Files in Cedar
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Wanted {
+    /// sendMsg
+    Call,
+    /// To be in the answer to getDevices
+    List,
+}
+
+/// What a decision is asked for.
+#[derive(Args)]
+struct AskedArgs {
+    /// At this hour of the tenant's day, as 22:00; now when not given
+    #[arg(long, value_name = "HH:MM", value_parser = hour)]
+    at: Option<u8>,
+    /// On this weekday, from 1 (Monday) to 7; today when not given
+    #[arg(long, value_name = "DAY", value_parser = clap::value_parser!(u8).range(1..=7))]
+    weekday: Option<u8>,
+    /// The call wants no answer
+    #[arg(long)]
+    oneway: bool,
+    /// How long the call may take
+    #[arg(long, value_name = "MS", default_value_t = 10_000)]
+    timeout_ms: u32,
+    /// How long its body is, in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 2)]
+    size: u32,
+}
+
+#[derive(Args)]
+pub(crate) struct ExplainArgs {
+    /// The device that wants it: id, name, or an ending that only its name has
+    #[arg(long, value_name = "DEVICE")]
+    from: String,
+    /// The other device
+    #[arg(long, value_name = "DEVICE")]
+    to: String,
+    /// What it wants
+    #[arg(long, value_enum, default_value = "call")]
+    action: Wanted,
+    #[command(flatten)]
+    asked: AskedArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    reach: ReachArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct WhomArgs {
+    /// The device that wants it
+    #[arg(long = "may", value_name = "DEVICE")]
+    device: String,
+    /// What it wants
+    #[arg(value_enum, default_value = "call")]
+    action: Wanted,
+    #[command(flatten)]
+    asked: AskedArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    reach: ReachArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct WhoArgs {
+    /// The device that is called
+    #[arg(long, value_name = "DEVICE", required_unless_present = "may_list")]
+    may_call: Option<String>,
+    /// The device that is listed
+    #[arg(long, value_name = "DEVICE", conflicts_with = "may_call")]
+    may_list: Option<String>,
+    #[command(flatten)]
+    asked: AskedArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    reach: ReachArgs,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum FailOn {
+    /// Any pair more
+    Widen,
+    /// Any difference
+    Change,
+}
+
+#[derive(Args)]
+pub(crate) struct DiffArgs {
+    /// Files in Cedar, put beside what is live as `put` would
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// End with status 1 if so
+    #[arg(long, value_enum)]
+    fail_on: Option<FailOn>,
+    #[command(flatten)]
+    asked: AskedArgs,
+    #[command(flatten)]
+    tenant: OneTenantArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct RollbackArgs {
+    /// The version, as `history` lists it
+    version: u64,
+    #[command(flatten)]
+    reason: ReasonArgs,
+    #[command(flatten)]
+    tenant: OneTenantArgs,
+}
+
+pub(crate) async fn run(verb: PolicyVerb) -> anyhow::Result<ExitCode> {
+    match verb {
+        PolicyVerb::Put(args) => put(args).await,
+        PolicyVerb::Get(args) => get(args).await,
+        PolicyVerb::List(args) => list(args).await,
+        PolicyVerb::Remove(args) => remove(args).await,
+        PolicyVerb::Check(args) => check(&args),
+        PolicyVerb::Explain(args) => return explained(args).await,
+        PolicyVerb::Whom(args) => whom(args).await,
+        PolicyVerb::Who(args) => who(args).await,
+        PolicyVerb::Diff(args) => return diff(args).await,
+        PolicyVerb::History(args) => history(args).await,
+        PolicyVerb::Rollback(args) => rollback(args).await,
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One tenant's policies, and the registry that they are about.
+struct Opened {
+    known: Snapshot,
+    policies: Policies,
+    tenant: TenantId,
+    live: Option<StoredSet>,
+}
+
+impl Opened {
+    async fn open(
+        reach: &ReachArgs,
+        of: impl FnOnce(&Snapshot) -> anyhow::Result<TenantId>,
+    ) -> anyhow::Result<Self> {
+        let reached = reach.bus().await?;
+        let registry = Registry::open(&reached.bus).await.context("cannot open the registry")?;
+        let known = registry.load().await?;
+        let policies = Policies::open(&reached.bus).await.context("cannot open the policies")?;
+        let tenant = of(&known)?;
+        let live = policies.live(tenant).await?;
+        Ok(Opened { known, policies, tenant, live })
+    }
+
+    async fn of_tenant(args: &OneTenantArgs) -> anyhow::Result<Self> {
+        Opened::open(&args.reach, |known| Ok(find::tenant(known, args.tenant.as_deref())?.0)).await
+    }
+
+    /// The texts that are live, or what the first ones stand beside.
+    fn texts(&self) -> BTreeMap<String, String> {
+        match &self.live {
+            Some(live) if !live.texts.is_empty() => live.texts.clone(),
+            _ => [(BUILT_IN_NAME.to_owned(), BUILT_IN.to_owned())].into(),
+        }
+    }
+
+    fn utc_offset_min(&self) -> i16 {
+        self.live.as_ref().map_or(0, |live| live.utc_offset_min)
+    }
+
+    /// The policies in force: without any of the tenant's own, the built-in rule.
+    fn set(&self) -> anyhow::Result<PolicySet> {
+        read(&self.texts())
+    }
+
+    fn devices(&self) -> Vec<Facts> {
+        let of_tenant = self.known.devices.iter().filter(|(_, device)| device.tenant == self.tenant);
+        let mut devices: Vec<_> = of_tenant.map(|(id, device)| facts(*id, device)).collect();
+        devices.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
+        devices
+    }
+
+    async fn make_live(
+        &self,
+        texts: BTreeMap<String, String>,
+        utc_offset_min: i16,
+        reason: ReasonArgs,
+    ) -> anyhow::Result<u64> {
+        let version = self.live.as_ref().map_or(0, |live| live.version) + 1;
+        let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let at_ms = u64::try_from(at_ms).unwrap_or(u64::MAX);
+        let set = StoredSet { version, utc_offset_min, texts, at_ms, who: reason.who, why: reason.why };
+        match self.policies.replace(self.tenant, &set).await {
+            Ok(()) => Ok(version),
+            Err(StoreError::Overtaken) => {
+                bail!(
+                    "somebody else has changed these policies just now: look with `policy list`, and try again"
+                )
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The texts of files, by the name of each.
+fn files(paths: &[PathBuf]) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut texts = BTreeMap::new();
+    for path in paths {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        if texts.insert(name_of(path), text).is_some() {
+            bail!("two files have the name {:?}", name_of(path));
+        }
+    }
+    Ok(texts)
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Reads texts, or tells all that is wrong with them.
+fn read(texts: &BTreeMap<String, String>) -> anyhow::Result<PolicySet> {
+    let texts: Vec<_> = texts.iter().map(|(name, text)| (name.clone(), text.clone())).collect();
+    PolicySet::read(&texts).map_err(|faults| {
+        let lines: Vec<_> = faults.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!("these policies are not accepted, and nothing was changed\n{}", lines.join("\n"))
+    })
+}
+
+async fn put(args: PutArgs) -> anyhow::Result<()> {
+    let added = files(&args.files)?;
+    let opened = Opened::of_tenant(&args.tenant).await?;
+    let is_first = opened.live.as_ref().is_none_or(|live| live.texts.is_empty());
+    let mut texts = opened.texts();
+    texts.extend(added);
+    let set = read(&texts)?;
+    if set.footprint().tells_every_device_apart() {
+        note(
+            "A policy reads names: decisions are then remembered by pairs of devices, which takes more memory.",
+        );
+    }
+    let utc_offset_min = args.utc_offset.unwrap_or(opened.utc_offset_min());
+    let names: Vec<_> = texts.keys().cloned().collect();
+    let version = opened.make_live(texts, utc_offset_min, args.reason).await?;
+    say(format_args!("Version {version} is live: {} in {}.", count(set.len(), "policy"), names.join(", ")));
+    if is_first {
+        note(format_args!(
+            "It begins with {BUILT_IN_NAME}, the rule that held until now: devices of one customer may call each \
+             other. `policy remove {BUILT_IN_NAME}` takes it away."
+        ));
+    }
+    Ok(())
+}
+
+async fn get(args: GetArgs) -> anyhow::Result<()> {
+    let opened = Opened::of_tenant(&args.tenant).await?;
+    let texts = opened.texts();
+    let Some(text) = texts.get(&args.name) else {
+        bail!(
+            "there is no policy {:?}; there are: {}",
+            args.name,
+            texts.keys().cloned().collect::<Vec<_>>().join(", ")
+        );
+    };
+    say(text.trim_end());
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct TextView<'a> {
+    name: &'a str,
+    bytes: usize,
+    policies: usize,
+}
+
+async fn list(args: OneTenantArgs) -> anyhow::Result<()> {
+    let opened = Opened::of_tenant(&args).await?;
+    let texts = opened.texts();
+    let set = opened.set()?;
+    let mut by_text: BTreeMap<&str, usize> = BTreeMap::new();
+    for source in set.sources() {
+        *by_text.entry(&source.file).or_default() += 1;
+    }
+    let views = texts.iter().map(|(name, text)| TextView {
+        name,
+        bytes: text.len(),
+        policies: by_text.get(name.as_str()).copied().unwrap_or_default(),
+    });
+    if args.json {
+        return say_json(&views.collect::<Vec<_>>());
+    }
+    let mut table = Table::new(&["NAME", "POLICIES", "BYTES"]);
+    views.for_each(|view| table.row([view.name.to_owned(), view.policies.to_string(), grouped(view.bytes)]));
+    table.print();
+    match opened.live.as_ref().filter(|live| !live.texts.is_empty()) {
+        Some(live) => {
+            note(format_args!("version {}, hours at UTC{}", live.version, offset(live.utc_offset_min)))
+        }
+        None => note("The tenant has no policies of its own: the built-in rule holds."),
+    }
+    Ok(())
+}
+
+async fn remove(args: RemoveArgs) -> anyhow::Result<()> {
+    let opened = Opened::of_tenant(&args.tenant).await?;
+    let Some(live) = opened.live.as_ref().filter(|live| !live.texts.is_empty()) else {
+        bail!("the tenant has no policies of its own");
+    };
+    let mut texts = live.texts.clone();
+    for name in &args.names {
+        if texts.remove(name).is_none() {
+            bail!(
+                "there is no policy {name:?}; there are: {}",
+                live.texts.keys().cloned().collect::<Vec<_>>().join(", ")
+            );
+        }
+    }
+    let is_empty = texts.is_empty();
+    read(&texts)?;
+    let version = opened.make_live(texts, live.utc_offset_min, args.reason).await?;
+    say(format_args!("Version {version} is live."));
+    if is_empty {
+        note("The tenant has no policies any more: the built-in rule holds again.");
+    }
+    Ok(())
+}
+
+fn check(args: &CheckArgs) -> anyhow::Result<()> {
+    let set = read(&files(&args.files)?)?;
+    say(format_args!("{}, accepted.", count(set.len(), "policy")));
+    let labels: Vec<_> = set.footprint().labels.keys().map(String::as_str).collect();
+    if !labels.is_empty() {
+        note(format_args!("They read the labels: {}.", labels.join(", ")));
+    }
+    if set.footprint().tells_every_device_apart() {
+        note("They read names: decisions are then remembered by pairs of devices, which takes more memory.");
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct ExplainView<'a> {
+    from: &'a str,
+    to: &'a str,
+    action: &'a str,
+    /// 0: the built-in rule.
+    version: u64,
+    #[serde(flatten)]
+    explanation: explain::Explanation,
+}
+
+async fn explained(args: ExplainArgs) -> anyhow::Result<ExitCode> {
+    let of = |known: &Snapshot| Ok(find::device_by_ending(known, &args.from).context("--from")?.1.tenant);
+    let opened = Opened::open(&args.reach, of).await?;
+    let (from, caller) = find::device_by_ending(&opened.known, &args.from).context("--from")?;
+    let (to, target) = find::device_by_ending(&opened.known, &args.to).context("--to")?;
+    if caller.tenant != target.tenant {
+        bail!(
+            "{:?} and {:?} are of different tenants: to each other they do not exist",
+            caller.name,
+            target.name
+        );
+    }
+    let set = opened.set()?;
+    let (action, context) = asked(args.action, &args.asked, opened.utc_offset_min());
+    let explanation = explain(&set, &facts(from, caller), action, &facts(to, target), &context);
+    let version = opened.live.as_ref().filter(|live| !live.texts.is_empty()).map_or(0, |live| live.version);
+    let status = if explanation.allowed { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    if args.json {
+        let action = action.as_str();
+        say_json(&ExplainView { from: &caller.name, to: &target.name, action, version, explanation })?;
+        return Ok(status);
+    }
+    let answer = if explanation.allowed { "allowed" } else { "denied" };
+    let by = match (explanation.decided_by.as_slice(), version) {
+        ([], _) => "no policy permits it".to_owned(),
+        (several, _) => several.join(", "),
+    };
+    say(format_args!("{} {} {}: {answer}, {by}", caller.name, action.as_str(), target.name));
+    say(match version {
+        0 => "The built-in rule, as Cedar".to_owned(),
+        version => format!("Version {version}, hour {}, weekday {}", context.hour, context.weekday),
+    });
+    say(&explanation);
+    Ok(status)
+}
+
+#[derive(Serialize)]
+struct FoundView<'a> {
+    id: DeviceId,
+    name: &'a str,
+}
+
+fn tell(found: &[&Facts], json: bool) -> anyhow::Result<()> {
+    if json {
+        let views: Vec<_> = found.iter().map(|facts| FoundView { id: facts.id, name: &facts.name }).collect();
+        return say_json(&views);
+    }
+    let mut table = Table::new(&["ID", "NAME"]);
+    found.iter().for_each(|facts| table.row([facts.id.to_string(), facts.name.to_string()]));
+    table.print();
+    note(count(found.len(), "device"));
+    Ok(())
+}
+
+async fn whom(args: WhomArgs) -> anyhow::Result<()> {
+    let of = |known: &Snapshot| Ok(find::device_by_ending(known, &args.device)?.1.tenant);
+    let opened = Opened::open(&args.reach, of).await?;
+    let (id, device) = find::device_by_ending(&opened.known, &args.device)?;
+    let (action, context) = asked(args.action, &args.asked, opened.utc_offset_min());
+    let devices = opened.devices();
+    tell(&survey::whom(&opened.set()?, &devices, &facts(id, device), action, &context), args.json)
+}
+
+async fn who(args: WhoArgs) -> anyhow::Result<()> {
+    let (named, wanted) = match (&args.may_call, &args.may_list) {
+        (_, Some(named)) => (named, Wanted::List),
+        (Some(named), None) => (named, Wanted::Call),
+        (None, None) => bail!("say which device: --may-call or --may-list"),
+    };
+    let of = |known: &Snapshot| Ok(find::device_by_ending(known, named)?.1.tenant);
+    let opened = Opened::open(&args.reach, of).await?;
+    let (id, device) = find::device_by_ending(&opened.known, named)?;
+    let (action, context) = asked(wanted, &args.asked, opened.utc_offset_min());
+    let devices = opened.devices();
+    tell(&survey::who(&opened.set()?, &devices, &facts(id, device), action, &context), args.json)
+}
+
+#[derive(Serialize)]
+struct DiffView<'a> {
+    more: u64,
+    fewer: u64,
+    examples: Vec<ChangedPair<'a>>,
+}
+
+#[derive(Serialize)]
+struct ChangedPair<'a> {
+    action: &'a str,
+    from: &'a str,
+    to: &'a str,
+    now: bool,
+}
+
+async fn diff(args: DiffArgs) -> anyhow::Result<ExitCode> {
+    let added = files(&args.files)?;
+    let opened = Opened::of_tenant(&args.tenant).await?;
+    let mut texts = opened.texts();
+    texts.extend(added);
+    let (old, new) = (opened.set()?, read(&texts)?);
+    let devices = opened.devices();
+    let at = [Wanted::Call, Wanted::List].map(|wanted| asked(wanted, &args.asked, opened.utc_offset_min()));
+    let found = survey::difference(&old, &new, &devices, &at);
+    let name = |id| opened.known.devices.get(&id).map_or("", |device| device.name.as_str());
+    let examples = found.examples.iter().map(|(action, from, to, now)| ChangedPair {
+        action: action.as_str(),
+        from: name(*from),
+        to: name(*to),
+        now: *now,
+    });
+    let view = DiffView { more: found.more, fewer: found.fewer, examples: examples.collect() };
+    if args.tenant.json {
+        say_json(&view)?;
+    } else {
+        say(format_args!("{} pairs more, {} fewer.", view.more, view.fewer));
+        for pair in &view.examples {
+            let (sign, now) = if pair.now { ("+", "may now") } else { ("-", "may no longer") };
+            say(format_args!("  {sign} {} {now} {} {}", pair.from, pair.action, pair.to));
+        }
+        let shown = view.examples.len() as u64;
+        if view.more + view.fewer > shown {
+            say(format_args!("  and {} more", view.more + view.fewer - shown));
+        }
+    }
+    Ok(match args.fail_on {
+        Some(FailOn::Widen) if view.more > 0 => ExitCode::FAILURE,
+        Some(FailOn::Change) if view.more + view.fewer > 0 => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct VersionView<'a> {
+    version: u64,
+    at_ms: u64,
+    who: &'a str,
+    why: &'a str,
+    texts: Vec<&'a str>,
+}
+
+async fn history(args: OneTenantArgs) -> anyhow::Result<()> {
+    let opened = Opened::of_tenant(&args).await?;
+    let sets = opened.policies.history(opened.tenant).await?;
+    let views = sets.iter().map(|set| VersionView {
+        version: set.version,
+        at_ms: set.at_ms,
+        who: &set.who,
+        why: &set.why,
+        texts: set.texts.keys().map(String::as_str).collect(),
+    });
+    if args.json {
+        return say_json(&views.collect::<Vec<_>>());
+    }
+    let mut table = Table::new(&["VERSION", "HOURS AGO", "WHO", "TEXTS", "WHY"]);
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    for view in views {
+        let hours = u64::try_from(now_ms).unwrap_or_default().saturating_sub(view.at_ms) / 3_600_000;
+        let or_none = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
+        let texts = or_none(&view.texts.join(" "));
+        table.row([view.version.to_string(), hours.to_string(), or_none(view.who), texts, or_none(view.why)]);
+    }
+    table.print();
+    Ok(())
+}
+
+async fn rollback(args: RollbackArgs) -> anyhow::Result<()> {
+    let opened = Opened::of_tenant(&args.tenant).await?;
+    let sets = opened.policies.history(opened.tenant).await?;
+    let Some(set) = sets.into_iter().find(|set| set.version == args.version) else {
+        bail!("version {} is not kept: `policy history` lists those that are", args.version);
+    };
+    // Those of an older program are checked anew.
+    read(&set.texts)?;
+    let version = opened.make_live(set.texts, set.utc_offset_min, args.reason).await?;
+    say(format_args!("Version {version} is live: the policies of version {}.", args.version));
+    Ok(())
+}
+
+fn asked(wanted: Wanted, asked: &AskedArgs, utc_offset_min: i16) -> (Action, Context) {
+    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let (action, mut context) = match wanted {
+        Wanted::Call => (
+            Action::Call,
+            Context::of_call(asked.oneway, asked.timeout_ms, asked.size, now_s, utc_offset_min),
+        ),
+        Wanted::List => (Action::List, Context::of_list(now_s, utc_offset_min)),
+    };
+    context.hour = asked.at.unwrap_or(context.hour);
+    context.weekday = asked.weekday.unwrap_or(context.weekday);
+    (action, context)
+}
+
+fn facts(id: DeviceId, device: &Device) -> Facts {
+    Facts { id, name: device.name.as_str().into(), customer: device.customer, labels: device.labels.clone() }
+}
+
+fn offset(minutes: i16) -> String {
+    let sign = if minutes < 0 { '-' } else { '+' };
+    format!("{sign}{:02}:{:02}", minutes.abs() / 60, minutes.abs() % 60)
+}
+
+fn utc_offset(text: &str) -> Result<i16, String> {
+    let parse = || {
+        let (sign, rest) = match text.split_at_checked(1)? {
+            ("+", rest) => (1, rest),
+            ("-", rest) => (-1, rest),
+            _ => return None,
+        };
+        let (hours, minutes) = rest.split_once(':')?;
+        let (hours, minutes) = (hours.parse::<u8>().ok()?, minutes.parse::<u8>().ok()?);
+        (hours <= 14 && minutes < 60).then(|| sign * (i16::from(hours) * 60 + i16::from(minutes)))
+    };
+    parse().ok_or_else(|| "an offset from UTC is +HH:MM or -HH:MM, at most 14 hours".to_owned())
+}
+
+fn hour(text: &str) -> Result<u8, String> {
+    let (hours, minutes) = text.split_once(':').unwrap_or((text, "0"));
+    match (hours.parse::<u8>(), minutes.parse::<u8>()) {
+        (Ok(hour), Ok(0..60)) if hour < 24 => Ok(hour),
+        _ => Err("a time of day is HH:MM; policies see its hour".to_owned()),
+    }
+}
