@@ -197,15 +197,13 @@ struct Entry {
     customer: Option<CustomerId>,
     credential: Digest,
     name: Arc<str>,
-    /// None without labels, so that such a device pays nothing for them.
-    labels: Option<Box<BTreeMap<String, String>>>,
+    labels: BTreeMap<String, String>,
     load: Load,
 }
 
 impl Entry {
     fn facts(&self, id: DeviceId) -> Facts {
-        let labels = self.labels.as_deref().cloned().unwrap_or_default();
-        Facts { id, name: self.name.clone(), customer: self.customer, labels }
+        Facts { id, name: self.name.clone(), customer: self.customer, labels: self.labels.clone() }
     }
 }
 
@@ -233,7 +231,6 @@ impl Maps {
             return self.remove(id, touched);
         };
         let Device { tenant, customer, name, labels, .. } = device;
-        let labels = (!labels.is_empty()).then(|| Box::new(labels));
         if let Some(entry) = self.devices.get_mut(&id) {
             entry.load = self.load;
             let same_place = (entry.tenant, entry.customer) == (tenant, customer);

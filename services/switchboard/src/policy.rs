@@ -304,7 +304,7 @@ impl Opened {
         let set = StoredSet { version, utc_offset_min, texts, at_ms, who: reason.who, why: reason.why };
         match self.policies.replace(self.tenant, &set).await {
             Ok(()) => Ok(version),
-            Err(StoreError::Overtaken) => {
+            Err(StoreError::Contended) => {
                 bail!(
                     "somebody else has changed these policies just now: look with `policy list`, and try again"
                 )

@@ -104,11 +104,11 @@ impl Policies {
     /// Makes a set live whose version is one more than that of the set which it replaces.
     ///
     /// # Errors
-    /// [`StoreError::Overtaken`] when another set has become live meanwhile: nothing is changed then.
+    /// [`StoreError::Contended`] when another set has become live meanwhile: nothing is changed then.
     pub async fn replace(&self, tenant: TenantId, set: &StoredSet) -> Result<(), StoreError> {
         let live = self.live_at(tenant).await?;
         if live.as_ref().map_or(0, |(_, live)| live.version) + 1 != set.version {
-            return Err(StoreError::Overtaken);
+            return Err(StoreError::Contended);
         }
         let expected = match &live {
             None => self.standing(&live_key(tenant)).await?,

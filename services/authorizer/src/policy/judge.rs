@@ -228,9 +228,8 @@ impl Book {
                 *next - 1
             });
         }
-        for (_, class) in self.devices.values_mut() {
-            *class = used.get(class).copied().unwrap_or(*class);
-        }
+        let renumber = |class: &mut ClassId| *class = used.get(class).copied().unwrap_or(*class);
+        self.devices.values_mut().for_each(|(_, class)| renumber(class));
         self.classes = old.into_iter().filter_map(|(class, id)| Some((class, *used.get(&id)?))).collect();
     }
 

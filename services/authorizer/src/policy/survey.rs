@@ -63,15 +63,21 @@ pub fn difference(
     devices: &[Facts],
     at: &[(Action, Context)],
 ) -> Difference {
-    let mut groups: HashMap<_, Vec<&Facts>> = HashMap::new();
+    let mut places = HashMap::new();
+    // In the order of the devices, so that the examples are the same each time.
+    let mut groups: Vec<Vec<&Facts>> = Vec::new();
     for facts in devices {
         let class = (old.footprint().device_class(facts), new.footprint().device_class(facts));
-        groups.entry(class).or_default().push(facts);
+        let place = *places.entry(class).or_insert(groups.len());
+        match groups.get_mut(place) {
+            Some(group) => group.push(facts),
+            None => groups.push(vec![facts]),
+        }
     }
     let mut found = Difference::default();
     for (action, context) in at {
-        for callers in groups.values() {
-            for targets in groups.values() {
+        for callers in &groups {
+            for targets in &groups {
                 let pairs = || callers.iter().flat_map(|a| targets.iter().map(move |b| (a, b)));
                 let Some((caller, target)) = pairs().find(|(caller, target)| caller.id != target.id) else {
                     continue;
