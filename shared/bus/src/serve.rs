@@ -23,8 +23,8 @@ pub struct Request {
     pub reply_to: Option<Subject>,
     /// The message itself.
     pub message: Bytes,
-    /// When it came to this process, at the earliest: after a gap in the connection, or a sleep, up to so much sooner.
-    /// A budget is to be counted from here.
+    /// When it came to this process, at the earliest: after a gap in the connection, a sleep, or a time in which nobody
+    /// took what came in, up to so much sooner. A budget is to be counted from here.
     pub arrived: std::time::Instant,
     /// NATS' word that nobody listened to what was published with this subject for its reply; `message` is empty.
     pub no_responders: bool,
@@ -37,6 +37,10 @@ pub struct Requests {
     pulse: Arc<Mutex<Pulse>>,
     /// Nothing was queued then: what is read now has come later.
     empty_at: std::time::Instant,
+    /// Since when nobody waits for a message.
+    left_at: std::time::Instant,
+    /// Since when messages have been queued that nobody took; none once nothing is queued any more.
+    behind_since: Option<std::time::Instant>,
     taken: u64,
     drain: Option<Drain>,
 }
@@ -44,6 +48,18 @@ pub struct Requests {
 struct Drain {
     next_step: usize,
     step_ends: Instant,
+}
+
+/// Who takes nothing for longer is behind: what is queued then may be as old as that.
+const COUNTS_FROM: Duration = Duration::from_millis(500);
+
+/// Keeps when the wait for a message ended, also by being dropped.
+struct Leaves<'a>(&'a mut std::time::Instant);
+
+impl Drop for Leaves<'_> {
+    fn drop(&mut self) {
+        *self.0 = std::time::Instant::now();
+    }
 }
 
 /// How many more messages are taken, and for how long, before the next smaller step.
@@ -60,7 +76,9 @@ const DRAIN_END: Duration = Duration::from_millis(300);
 
 impl Requests {
     pub(crate) fn new(subscriber: Subscriber, subjects: Subjects, pulse: Arc<Mutex<Pulse>>) -> Self {
-        Requests { subscriber, subjects, pulse, empty_at: std::time::Instant::now(), taken: 0, drain: None }
+        let now = std::time::Instant::now();
+        let (empty_at, left_at) = (now, now);
+        Requests { subscriber, subjects, pulse, empty_at, left_at, behind_since: None, taken: 0, drain: None }
     }
 
     /// The next message; none once the subscription has ended. Cancel-safe.
@@ -110,9 +128,10 @@ impl Requests {
         let now = std::time::Instant::now();
         Some(message.map(|message| {
             let age = self.pulse.lock().age(self.empty_at, now);
+            let came = now.checked_sub(age).unwrap_or(now);
             Request {
                 no_responders: message.status == Some(StatusCode::NO_RESPONDERS),
-                arrived: now.checked_sub(age).unwrap_or(now),
+                arrived: self.behind_since.map_or(came, |behind_since| came.min(behind_since)),
                 subject: message.subject,
                 reply_to: message.reply.filter(|reply| self.subjects.is_inbox(reply)),
                 message: message.payload,
@@ -121,10 +140,16 @@ impl Requests {
     }
 
     async fn read(&mut self) -> Option<Message> {
+        let Requests { subscriber, empty_at, left_at, behind_since, .. } = self;
+        if left_at.elapsed() > COUNTS_FROM {
+            behind_since.get_or_insert(*left_at);
+        }
+        let _leaves = Leaves(left_at);
         poll_fn(|cx| {
-            let polled = self.subscriber.poll_next_unpin(cx);
+            let polled = subscriber.poll_next_unpin(cx);
             if polled.is_pending() {
-                self.empty_at = std::time::Instant::now();
+                *empty_at = std::time::Instant::now();
+                *behind_since = None;
             }
             polled
         })

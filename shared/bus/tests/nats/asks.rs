@@ -64,6 +64,32 @@ async fn a_late_answer_goes_nowhere() {
 }
 
 #[tokio::test]
+async fn what_was_queued_while_nobody_took_it_is_as_old_as_that() {
+    let nats = start_nats().await;
+    let (asker, answerer) = (connect(&nats).await, connect(&nats).await);
+    let mut requests = answerer.serve("swb.test", None).await.unwrap();
+    for _ in 0..3 {
+        asker.tell("swb.test", Bytes::new()).await.unwrap();
+    }
+    asker.confirm(PATIENCE).await.unwrap();
+    requests.next().await.unwrap();
+    let left_at = std::time::Instant::now();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    for _ in 0..2 {
+        assert!(requests.next().await.unwrap().arrived <= left_at, "both stood behind what took so long");
+    }
+    // Waiting is no holding up, also by one who gives up and comes back.
+    assert!(timeout(Duration::from_millis(700), requests.next()).await.is_err());
+    asker.tell("swb.test", Bytes::new()).await.unwrap();
+    asker.confirm(PATIENCE).await.unwrap();
+    eventually("it is queued", async || {
+        let taken = timeout(Duration::ZERO, requests.next()).await.ok().flatten();
+        taken.is_some_and(|request| request.arrived.elapsed() < Duration::from_millis(500))
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_cancelled_question_leaves_nothing_behind() {
     let nats = start_nats().await;
     let (asker, answerer) = (connect(&nats).await, connect(&nats).await);
