@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use rpc::faults::{Fault, is};
+
 /// Between two messages to itself.
 pub const PULSE_EVERY: Duration = Duration::from_secs(1);
 /// A gap in what comes back from which on it counts: a message to itself is this far behind in no healthy connection.
@@ -48,7 +50,8 @@ impl Pulse {
     /// that slept misses one at most by that.
     pub fn tick(&mut self, has_heard: bool, now: Instant) -> Beat {
         self.missed = if self.under_way.is_empty() { 0 } else { self.missed + 1 };
-        if self.missed >= if has_heard { MAX_MISSED_BEHIND } else { MAX_MISSED } {
+        let most = if has_heard { MAX_MISSED_BEHIND } else { MAX_MISSED };
+        if self.missed >= most && !is(Fault::CutUnnoticed) {
             self.disconnected();
             return Beat::Reconnect;
         }

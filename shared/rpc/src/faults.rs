@@ -1,6 +1,8 @@
 //! Which fault is built in? None, unless the feature `faults` is on and a test says so: it then sees whether the
 //! simulation finds it. Without the feature every question is a constant.
 
+use std::fmt;
+
 /// What can be got wrong on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -34,11 +36,23 @@ pub enum Fault {
     ToldBeforeItStands,
     /// A session that claims again wins over whatever stands there.
     ReclaimAlwaysWins,
+    /// Messages to itself may stay away for ever.
+    CutUnnoticed,
+    /// A call that waits is not told that its target has come.
+    ArrivalUntold,
+    /// Calls that wait end with their router.
+    WaitsNotHandedOver,
+    /// A node that has not answered in time is taken for none.
+    ExpiredIsNoNode,
+    /// What stood in a store that was lost is taken to stand.
+    LostStoreStands,
+    /// The time that a question was held up here is not counted.
+    HeldTimeIgnored,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 15] = [
+    pub const ALL: [Fault; 21] = [
         Fault::LostCompareAndSet,
         Fault::UntoldTakeover,
         Fault::ReleaseOfAnySession,
@@ -54,7 +68,41 @@ impl Fault {
         Fault::DeafSweeps,
         Fault::ToldBeforeItStands,
         Fault::ReclaimAlwaysWins,
+        Fault::CutUnnoticed,
+        Fault::ArrivalUntold,
+        Fault::WaitsNotHandedOver,
+        Fault::ExpiredIsNoNode,
+        Fault::LostStoreStands,
+        Fault::HeldTimeIgnored,
     ];
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Fault::LostCompareAndSet => "a lost compare-and-set",
+            Fault::UntoldTakeover => "a takeover that is not told",
+            Fault::ReleaseOfAnySession => "a release that removes whatever stands there",
+            Fault::SkippedTicketCheck => "tickets that nobody looks at",
+            Fault::BlindRenewal => "renewals that are not compared",
+            Fault::StaleDirectory => "a directory that decides however old it is",
+            Fault::ClocksDecide => "clocks that say who is newer",
+            Fault::NoRespondersIsOffline => "no responders taken for no node",
+            Fault::MissIsOffline => "a miss that is not looked up",
+            Fault::DeliveredTwice => "a call delivered twice",
+            Fault::AgeIsIgnored => "age ignored",
+            Fault::SleeperSweeps => "a router that slept and sweeps",
+            Fault::DeafSweeps => "a router that has heard nobody and sweeps",
+            Fault::ToldBeforeItStands => "a device told before its claim stands",
+            Fault::ReclaimAlwaysWins => "a claim that always wins when it is claimed again",
+            Fault::CutUnnoticed => "a silent cut that goes unnoticed",
+            Fault::ArrivalUntold => "an arrival that a waiting call is not told of",
+            Fault::WaitsNotHandedOver => "a router that stops and hands no waiting call over",
+            Fault::ExpiredIsNoNode => "no answer in time taken for no node",
+            Fault::LostStoreStands => "what stood in a lost store taken to stand",
+            Fault::HeldTimeIgnored => "time ignored that a question was held up",
+        })
+    }
 }
 
 #[cfg(feature = "faults")]

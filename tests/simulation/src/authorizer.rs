@@ -1,6 +1,6 @@
 //! How do an authorizer's cores run here? Its directory, its freshness and its policy, on the model's messages.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
 
 use bus::registry::Change;
@@ -28,13 +28,15 @@ pub struct Authorizer {
     freshness: Freshness,
     wire: Wire<()>,
     keys: TicketKeys,
+    /// What waits for the directory to be fresh: calls, and credentials.
+    held: [VecDeque<(Message, Instant)>; 2],
     untold: HashSet<DeviceId>,
     is_recheck_due: bool,
     is_recheck_untold: bool,
     rechecked_at: Option<Micros>,
     serves: bool,
     drains: bool,
-    beats: bool,
+    has_stopped: bool,
 }
 
 impl Authorizer {
@@ -45,13 +47,14 @@ impl Authorizer {
             freshness: Freshness::new(now),
             wire: Wire::new(Some(Bucket::Registry), now),
             keys,
+            held: Default::default(),
             untold: HashSet::new(),
             is_recheck_due: false,
             is_recheck_untold: false,
             rechecked_at: None,
             serves: false,
             drains: false,
-            beats: false,
+            has_stopped: false,
         }
     }
 
@@ -121,6 +124,27 @@ impl Authorizer {
     }
 
     fn take_request(&mut self, message: Message, sent: Instant, context: &mut Context<'_>) {
+        let line = match message.payload {
+            Payload::Call(..) => 0,
+            Payload::Authenticate(_) => 1,
+            _ => return self.answer(message, sent, context),
+        };
+        if let Some(line) = self.held.get_mut(line) {
+            line.push_back((message, sent));
+        }
+        self.go_on(context);
+    }
+
+    /// Answers what need not wait, or has waited for long enough.
+    fn go_on(&mut self, context: &mut Context<'_>) {
+        while self.is_fresh(context.now) || context.now >= self.freshness.held_until() || self.has_stopped {
+            let Some((message, sent)) = self.held.iter_mut().find_map(VecDeque::pop_front) else { return };
+            let sent = if is(Fault::HeldTimeIgnored) { context.now } else { sent };
+            self.answer(message, sent, context);
+        }
+    }
+
+    fn answer(&mut self, message: Message, sent: Instant, context: &mut Context<'_>) {
         match (message.payload, message.reply_to) {
             (Payload::Call(call, body), Some(ReplyTo::Inbox(inbox))) => {
                 self.take_call(*call, body, inbox, sent, context);
@@ -211,7 +235,6 @@ impl Service for Authorizer {
             Taken::Other(input) => match input {
                 Input::Start => {
                     context.wait(TICK, Timer::Tick);
-                    self.beats = true;
                     context.wait(BEAT_EVERY.as_micros() as Micros, Timer::Beat);
                 }
                 Input::Timer(Timer::Tick) => {
@@ -230,11 +253,20 @@ impl Service for Authorizer {
                     context.effects.extend(SHARED.map(Effect::Unsubscribe));
                     context.wait(SECOND, Timer::DrainEnds);
                 }
-                Input::Timer(Timer::DrainEnds) => context.effects.push(Effect::Exit),
+                Input::Timer(Timer::DrainEnds) => {
+                    self.has_stopped = true;
+                    self.go_on(context);
+                    context.effects.push(Effect::Exit);
+                }
                 _ => {}
             },
         }
+        self.go_on(context);
         self.tell_untold(context);
+    }
+
+    fn serves(&self) -> bool {
+        self.wire.is_up() && self.serves
     }
 
     fn beliefs(&self) -> Beliefs {
@@ -249,6 +281,7 @@ impl Service for Authorizer {
     fn leaks(&self) -> Vec<String> {
         let untold =
             self.untold.iter().map(|device| format!("{} is untold", crate::settings::name_of(*device)));
-        untold.collect()
+        let held = self.held.iter().filter(|line| !line.is_empty());
+        untold.chain(held.map(|line| format!("{} questions are held", line.len()))).collect()
     }
 }

@@ -33,6 +33,11 @@ pub enum Promise {
     ChangeInForce,
     /// Who is connected can be called, a lease after the last fault.
     Callable,
+    /// Where nothing has been wrong for a lease, a call comes to its target, also to one that comes while it is waited
+    /// for; and that a process stops, while another of its kind serves, is nothing wrong.
+    Served,
+    /// Who is cut off from the others knows it: calls end at once.
+    CutIsNoticed,
     /// Nobody without a token is called, or calls.
     NoThief,
     /// Nothing is left behind.
@@ -63,6 +68,10 @@ const IN_FORCE: Micros = 2 * SECOND;
 const LATE: Micros = 2 * SECOND;
 /// A fault of a node that lasts this long may cost it its lease.
 const COSTS_LEASE: Micros = LEASE_US - LEASE_US / 3 - SECOND;
+/// What a call takes in quiet times, with slow links and a slow store.
+const TAKES: Micros = 700 * MS;
+/// So long after a cable is pulled it has been noticed: two messages to itself that have not come back.
+const NOTICED: Micros = 4 * SECOND;
 /// How long the way from a device to its node and back may take.
 const LATENCY: Micros = 200 * MS;
 
@@ -94,6 +103,7 @@ struct Call {
     caller: usize,
     target: usize,
     timeout_ms: u32,
+    connect_timeout_ms: u32,
     must_succeed: bool,
     allowed: Vec<Micros>,
     executed: Vec<(Micros, usize)>,
@@ -110,7 +120,9 @@ struct Known {
     customers: BTreeMap<usize, Vec<(Micros, Option<u8>)>>,
     faults: Vec<(Option<usize>, Micros, Micros)>,
     /// What was sent then may come much later: the socket of a connection that was given up still sends.
-    held: Vec<(Micros, Micros)>,
+    held: Vec<(Option<usize>, Micros, Micros)>,
+    /// When something was wrong that anybody may notice.
+    disturbed: Vec<(Micros, Micros)>,
     lost: Vec<Micros>,
     begins_anew: bool,
     healed: Option<Micros>,
@@ -159,9 +171,16 @@ impl Known {
                         (session.over, session.reason) = (Some(at), reason);
                     }
                 }
-                Event::Called { call, caller, target, timeout_ms, must_succeed, .. } => {
-                    let begun =
-                        Call { called: at, caller, target, timeout_ms, must_succeed, ..Call::default() };
+                Event::Called { call, caller, target, timeout_ms, connect_timeout_ms, must_succeed } => {
+                    let begun = Call {
+                        called: at,
+                        caller,
+                        target,
+                        timeout_ms,
+                        connect_timeout_ms,
+                        must_succeed,
+                        ..Call::default()
+                    };
                     known.calls.insert(call, begun);
                 }
                 Event::Allowed { call } => known.call(call).allowed.push(at),
@@ -173,14 +192,18 @@ impl Known {
                 Event::Assigned { device, customer } => {
                     known.customers.entry(device).or_default().push((at, customer));
                 }
-                Event::Faulty { process, until, holds } => {
+                Event::Faulty { process, until, holds, is_graceful } => {
                     known.faults.push((process, at, until));
+                    if !is_graceful {
+                        known.disturbed.push((at, until));
+                    }
                     if holds {
-                        known.held.push((at, until));
+                        known.held.push((process, at, until));
                     }
                 }
                 Event::ClaimsLost { begins_anew } => {
                     known.lost.push(at);
+                    known.disturbed.push((at, at));
                     known.begins_anew |= begins_anew;
                 }
                 Event::Forged { .. } => {}
@@ -217,7 +240,7 @@ impl Known {
         let unread = |at| self.slept(self.node_of_newest(*caller, *called), *called, at);
         if let Some((at, _)) = executed.first()
             && *at > called + time + LATE + unread(*at)
-            && !self.held.iter().any(|(begin, end)| begin <= at && *called <= *end)
+            && !self.held.iter().any(|(_, begin, end)| begin <= at && *called <= *end)
         {
             let late = at - called - time;
             broken(Promise::NotTooLate, *at, format!("{about} is executed {} ms after its time", late / MS));
@@ -266,10 +289,61 @@ impl Known {
             }
             _ => {}
         }
+        self.check_served(&about, call, (ended, outcome), broken);
         let still =
             |device: usize| self.sessions.values().any(|it| it.device == device && it.stood(*called, ended));
         if call.must_succeed && outcome != Ending::Answered && still(*target) && still(*caller) {
             broken(Promise::Callable, ended, format!("{about} ends {outcome:?} though all is well"));
+        }
+    }
+
+    fn check_served(
+        &self,
+        about: &str,
+        call: &Call,
+        (ended, outcome): (Micros, Ending),
+        broken: &mut impl FnMut(Promise, Micros, String),
+    ) {
+        let Call { called, caller, target, timeout_ms, connect_timeout_ms, executed, .. } = call;
+        let in_time = |ms: u32| (called + Micros::from(ms) * MS).saturating_sub(TAKES);
+        let caller_node = self.node_of_newest(*caller, *called);
+        let stays =
+            self.sessions.values().any(|it| it.device == *caller && it.stood(*called, ended + LATENCY));
+        let cut = self.held.iter().filter(|(process, ..)| process.is_some() && *process == caller_node);
+        for (_, begin, end) in cut {
+            let is_cut = begin + NOTICED < *called && *called + LATENCY < *end;
+            let of_it = self.faults.iter().filter(|(process, ..)| *process == caller_node);
+            let is_only_cut = of_it.filter(|(_, from, to)| *from < ended && to > begin).count() == 1;
+            if is_cut && is_only_cut && stays && ended > called + LATENCY {
+                broken(Promise::CutIsNoticed, ended, format!("{about} waits at a node that is cut off"));
+            }
+        }
+        let is_quiet =
+            self.disturbed.iter().all(|(begin, end)| ended < *begin || end + LEASE_US + 2 * SECOND < *called);
+        let may = self.may_call_throughout(*caller, *target, called.saturating_sub(IN_FORCE), ended);
+        let comes = self.sessions.iter().find(|(id, session)| {
+            let others = self.sessions.iter().filter(|(it, other)| it != id && other.device == *target);
+            let is_alone = others
+                .clone()
+                .all(|(_, it)| it.connecting > ended || it.over.is_some_and(|over| over + LATENCY < *called));
+            session.device == *target
+                && is_alone
+                && session.callable.is_some_and(|at| {
+                    at <= in_time(*timeout_ms)
+                        && (at <= *called || at <= in_time(*connect_timeout_ms))
+                        && session.stood(at, called + Micros::from(*timeout_ms) * MS)
+                })
+        });
+        if let Some((session, _)) = comes
+            && is_quiet
+            && may
+            && stays
+            && in_time(*timeout_ms) >= *called
+            && (executed.is_empty() || !matches!(outcome, Ending::Answered | Ending::TimedOut))
+        {
+            let what =
+                format!("{about} ends {outcome:?} though connection {session} is there, and all is well");
+            broken(Promise::Served, ended, what);
         }
     }
 

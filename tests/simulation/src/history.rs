@@ -95,6 +95,9 @@ pub enum Event {
         until: Micros,
         /// It holds up what is sent, and lets it go later.
         holds: bool,
+        /// It stops as it should while another of its kind serves: nobody is to notice.
+        #[serde(default)]
+        is_graceful: bool,
     },
     /// The store has lost the claims.
     ClaimsLost {

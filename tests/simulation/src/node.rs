@@ -735,6 +735,10 @@ impl Service for Node {
         }
     }
 
+    fn serves(&self) -> bool {
+        self.wire.is_up() && !self.drains
+    }
+
     fn beliefs(&self) -> Beliefs {
         let mut beliefs = Beliefs::from([
             ("connected".into(), self.wire.is_up().to_string()),

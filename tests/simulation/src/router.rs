@@ -177,6 +177,7 @@ impl Router {
             }
             Ok(_) => Refutation::NoSession,
             Err(NoReply::NoResponders) => Refutation::NoNode,
+            Err(NoReply::Expired) if is(Fault::ExpiredIsNoNode) => Refutation::NoNode,
             Err(NoReply::Expired) => return self.end(call, Outcome::TimedOut, context),
             Err(NoReply::Gone) => return self.end(call, Outcome::Lost, context),
             Err(NoReply::Down) => return self.end(call, Outcome::Unavailable, context),
@@ -420,6 +421,10 @@ impl Service for Router {
                 _ => {}
             },
         }
+    }
+
+    fn serves(&self) -> bool {
+        self.wire.is_up() && self.serves
     }
 
     fn beliefs(&self) -> Beliefs {

@@ -114,6 +114,9 @@ pub trait Service {
     /// Something happens to it.
     fn take(&mut self, input: Input, context: &mut Context<'_>);
 
+    /// Whether it takes what is asked of its kind.
+    fn serves(&self) -> bool;
+
     /// What it believes.
     fn beliefs(&self) -> Beliefs;
 

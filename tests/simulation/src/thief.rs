@@ -74,6 +74,10 @@ impl Service for Thief {
         }
     }
 
+    fn serves(&self) -> bool {
+        false
+    }
+
     fn beliefs(&self) -> Beliefs {
         Beliefs::new()
     }

@@ -172,6 +172,19 @@ pub struct Plan {
     pub steps: Vec<Step>,
 }
 
+/// What a process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Ingress.
+    Node,
+    /// A router.
+    Router,
+    /// An authorizer.
+    Authorizer,
+    /// Somebody who stole a node's credentials.
+    Thief,
+}
+
 /// From when on faults come: everything has begun by then.
 const FAULTS_FROM: Micros = 4 * SECOND;
 
@@ -194,6 +207,9 @@ impl Plan {
             let at = rng.u64(FAULTS_FROM..ends);
             let what = plan.any_fault(&mut rng);
             plan.step(at, what);
+        }
+        if rng.u8(0..3) == 0 {
+            plan.arrival(&mut rng, ends);
         }
         let heals_at = plan.heals_at();
         for _ in 0..rng.usize(0..=5) {
@@ -219,6 +235,29 @@ impl Plan {
         }
         plan.steps.sort_by_key(|step| step.at);
         plan
+    }
+
+    /// A device goes, is called by one that waits for it, and comes back; perhaps all routers but one stop meanwhile.
+    fn arrival(&mut self, rng: &mut fastrand::Rng, ends: Micros) {
+        let target = rng.usize(1..self.devices);
+        let caller = rng.usize(..target);
+        let goes_at = rng.u64(FAULTS_FROM - SECOND..ends);
+        let calls_at = goes_at + rng.u64(300..800) * MS;
+        // Some wait for longer than a router takes to stop.
+        let is_long = rng.u8(0..3) == 0;
+        let connect_ms = if is_long { rng.u32(15_000..18_000) } else { rng.u32(1_500..5_000) };
+        let earliest_ms = if is_long { 13_000 } else { 500 };
+        let comes_at = calls_at + u64::from(rng.u32(earliest_ms..connect_ms)) * MS;
+        let timeout_ms = connect_ms + 1_500;
+        self.step(goes_at, Transition::Close { device: target });
+        self.step(calls_at, Transition::Call { caller, target, timeout_ms, connect_ms });
+        self.step(comes_at, Transition::Connect { device: target, slot: rng.usize(..self.nodes) });
+        if rng.bool() {
+            for slot in self.nodes..self.nodes + self.routers - 1 {
+                let stops_at = calls_at + rng.u64(100..1_000) * MS;
+                self.step(stops_at, Transition::Drain { slot, lasts: rng.u64(..SECOND) });
+            }
+        }
     }
 
     fn any_fault(&self, rng: &mut fastrand::Rng) -> Transition {
@@ -255,12 +294,23 @@ impl Plan {
         ends.max().unwrap_or(0).max(FAULTS_FROM)
     }
 
+    /// Which kind of process is in a slot.
+    pub fn kind_of(&self, slot: usize) -> Kind {
+        match slot {
+            _ if slot < self.nodes => Kind::Node,
+            _ if slot < self.nodes + self.routers => Kind::Router,
+            _ if slot < self.nodes + self.routers + self.authorizers => Kind::Authorizer,
+            _ => Kind::Thief,
+        }
+    }
+
     /// What a slot's process is called.
     pub fn name_of(&self, slot: usize) -> String {
-        match slot {
-            _ if slot < self.nodes => format!("node {}", slot + 1),
-            _ if slot < self.nodes + self.routers => format!("router {}", slot - self.nodes + 1),
-            _ => format!("authorizer {}", slot - self.nodes - self.routers + 1),
+        match self.kind_of(slot) {
+            Kind::Node => format!("node {}", slot + 1),
+            Kind::Router => format!("router {}", slot - self.nodes + 1),
+            Kind::Authorizer => format!("authorizer {}", slot - self.nodes - self.routers + 1),
+            Kind::Thief => "the thief".into(),
         }
     }
 

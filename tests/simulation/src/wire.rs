@@ -11,9 +11,10 @@ use crate::service::{Context, Effect, Input, Timer};
 /// How exactly the end of a question is kept.
 const TICK: Micros = 10 * MS;
 /// Silence after which a watch starts over.
-const SILENCE_LIMIT: Micros = 7 * SECOND;
-/// How long the store may take to open a watch.
-const OPEN_WAIT: Micros = 5 * SECOND;
+const SILENCE_LIMIT: Micros = 3_500 * MS;
+/// How long the store may take to open a watch, at first, and after it failed.
+const FIRST_OPEN_WAIT: Micros = 1_500 * MS;
+const LAST_OPEN_WAIT: Micros = 30 * SECOND;
 /// How often that is looked at.
 const WATCH_LOOK: Micros = 250 * MS;
 
@@ -69,6 +70,8 @@ pub struct Wire<K> {
     watched: Option<Bucket>,
     watch: Watch,
     watch_number: u64,
+    /// Beginnings of a watch in a row that took too long.
+    slow: u32,
 }
 
 impl<K> Wire<K> {
@@ -83,6 +86,7 @@ impl<K> Wire<K> {
             watched,
             watch: Watch::Closed { retry_at: 0 },
             watch_number: 0,
+            slow: 0,
         }
     }
 
@@ -196,7 +200,10 @@ impl<K> Wire<K> {
                         self.open_watch(context);
                         Taken::Nothing
                     }
-                    Watch::Opening { since, .. } if context.at >= since + OPEN_WAIT => {
+                    Watch::Opening { since, .. }
+                        if context.at >= since + (FIRST_OPEN_WAIT << self.slow).min(LAST_OPEN_WAIT) =>
+                    {
+                        self.slow = (self.slow + 1).min(8);
                         self.watch = Watch::Closed { retry_at: context.at + context.rng.u64(..2 * SECOND) };
                         Taken::Nothing
                     }
@@ -245,6 +252,7 @@ impl<K> Wire<K> {
             (Watch::Open { number: open, .. }, _) if open == number => {}
             _ => return Taken::Nothing,
         }
+        self.slow = 0;
         self.watch = Watch::Open { number, silent_from: context.at };
         match feed {
             Feed::Heartbeat => Taken::Nothing,

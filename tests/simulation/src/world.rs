@@ -20,7 +20,7 @@ use crate::service::{Beliefs, Context, Effect, Input, Service, Timer};
 use crate::settings::{LEASE_US, credential, device_id, name_of, record};
 use crate::store::Watcher;
 use crate::thief::Thief;
-use crate::transition::{Plan, Seconds, Transition};
+use crate::transition::{Kind, Plan, Seconds, Transition};
 
 /// The session of a call that a thief got.
 pub const THIEF: usize = usize::MAX;
@@ -180,7 +180,7 @@ impl World {
         }
         let heals_at = plan.heals_at();
         world.after(heals_at, Happening::Heals);
-        world.after(2 * SECOND, Happening::Heartbeats);
+        world.after(SECOND, Happening::Heartbeats);
         world
     }
 
@@ -348,16 +348,15 @@ impl World {
     fn start(&mut self, slot: usize) {
         let pid = self.processes.len();
         let now = self.base + Duration::from_micros(self.now);
-        let slots = self.running.len() - 1;
         let id = NodeId(self.rng.u64(..) | 1);
         let keys = self.keys.clone();
-        let service: Box<dyn Service> = match slot {
-            _ if slot == slots => Box::new(Thief::new(id, now)),
-            _ if slot < self.plan.nodes => Box::new(Node::new(id, now)),
-            _ if slot < self.plan.nodes + self.plan.routers => Box::new(Router::new(keys, now)),
-            _ => Box::new(Authorizer::new(keys, now)),
+        let service: Box<dyn Service> = match self.plan.kind_of(slot) {
+            Kind::Node => Box::new(Node::new(id, now)),
+            Kind::Router => Box::new(Router::new(keys, now)),
+            Kind::Authorizer => Box::new(Authorizer::new(keys, now)),
+            Kind::Thief => Box::new(Thief::new(id, now)),
         };
-        let base_name = if slot == slots { "the thief".to_owned() } else { self.plan.name_of(slot) };
+        let base_name = self.plan.name_of(slot);
         let before = self.processes.iter().filter(|process| process.slot == slot).count();
         let name = if before == 0 { base_name } else { format!("{base_name}{}", "'".repeat(before)) };
         self.processes.push(Process {
@@ -717,9 +716,9 @@ impl World {
     }
 
     fn heartbeats(&mut self) {
-        self.after(2 * SECOND, Happening::Heartbeats);
+        self.after(SECOND, Happening::Heartbeats);
         for place in 0..self.net.store.watchers.len() {
-            if self.net.store.watchers.get(place).is_some_and(|it| it.last + 2 * SECOND <= self.now) {
+            if self.net.store.watchers.get(place).is_some_and(|it| it.last + SECOND <= self.now) {
                 self.feed_later(place, Feed::Heartbeat);
             }
         }
@@ -909,6 +908,19 @@ impl World {
 
     // What is done from outside.
 
+    /// Whether another process of its kind serves.
+    fn is_stood_in_for(&self, pid: Pid) -> bool {
+        let Some(stops) = self.process(pid) else { return false };
+        let kind = self.plan.kind_of(stops.slot);
+        let others = self.running.iter().flatten().filter_map(|pid| self.process(*pid));
+        let mut serving = others.filter(|it| {
+            it.slot != stops.slot
+                && self.plan.kind_of(it.slot) == kind
+                && (it.sleeps_since.is_none() && it.service.serves())
+        });
+        serving.next().is_some()
+    }
+
     fn does(&mut self, what: Transition) {
         if !matches!(what, Transition::Assign { .. } | Transition::Call { .. } | Transition::Connect { .. }) {
             self.say(|world| world.plan.tell(what));
@@ -930,11 +942,14 @@ impl World {
                         | Transition::ServerStops { .. }
                         | Transition::ServerSleeps { .. }
                 );
-                self.record(Event::Faulty { process, until: self.now + lasts, holds });
+                let is_graceful = process.is_some_and(|process| self.is_stood_in_for(process))
+                    && matches!(what, Transition::Drain { .. });
+                self.record(Event::Faulty { process, until: self.now + lasts, holds, is_graceful });
             }
         }
         let running = |world: &World, slot: usize| world.running.get(slot).copied().flatten();
         match what {
+            Transition::Connect { .. } if self.is_closing => {}
             Transition::Connect { device, slot } => {
                 if let Some(wants) = self.wants.get_mut(device) {
                     *wants = true;

@@ -318,6 +318,9 @@ impl<T, R> Core<T, R> {
 
     /// The router stops: the calls that wait, for another router.
     pub fn hand_over(&mut self) -> Vec<Underway<T>> {
+        if is(Fault::WaitsNotHandedOver) {
+            return Vec::new();
+        }
         self.waiting.leave_all()
     }
 
@@ -378,7 +381,9 @@ impl<T, R> Core<T, R> {
         let fresh = self.map.next_generation(standing.claim.map(|claim| claim.generation));
         let request = &claiming.request;
         match decide(request, standing.claim.as_ref(), fresh) {
-            Decision::Stands(generation) if standing.expected != Expected::Nothing => {
+            Decision::Stands(generation)
+                if standing.expected != Expected::Nothing || is(Fault::LostStoreStands) =>
+            {
                 let reply = ClaimReply::Held { generation, over: None };
                 actions.push(Action::Reply(claiming.reply_to, reply));
             }
@@ -504,6 +509,9 @@ impl<T, R> Core<T, R> {
         }
         if let Some(before) = before {
             self.takeovers.claimed(device, &before.claim, &found.claim, now);
+        }
+        if is(Fault::ArrivalUntold) {
+            return;
         }
         for mut call in self.waiting.leave(device) {
             if call.unheard.is_some_and(|(unheard, _)| unheard != found) {
