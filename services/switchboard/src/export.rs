@@ -1,7 +1,8 @@
 //! How does the registry become a file? `switchboard device export`, in the form that `import` reads.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{BufWriter, Write, stdout};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -17,7 +18,7 @@ use crate::{device, find, rows};
 
 #[derive(Args)]
 pub(crate) struct ExportArgs {
-    /// File to write; standard output when not given
+    /// File to write, readable by you alone if it is new; standard output when not given
     #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
     /// JSON holds everything; CSV holds devices alone, with a column for each key of a label
@@ -70,7 +71,9 @@ pub(crate) async fn run(args: ExportArgs) -> anyhow::Result<()> {
     match &args.out {
         Some(path) => {
             let cannot = || format!("cannot write {}", path.display());
-            let mut file = BufWriter::new(File::create(path).with_context(cannot)?);
+            // Who is whose customer is nobody else's business.
+            let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
+            let mut file = BufWriter::new(file.with_context(cannot)?);
             write(&known, args.format, &mut file).with_context(cannot)?;
             file.flush().with_context(cannot)?;
         }
@@ -126,7 +129,9 @@ fn write(known: &Snapshot, format: Format, out: &mut impl Write) -> anyhow::Resu
                 let customer = customer.unwrap_or_default();
                 let id = id.to_string();
                 let cells = [tenant.as_str(), customer.as_str(), id.as_str(), device.name.as_str()];
-                writer.write_record(cells.into_iter().chain(labels))?;
+                writer.write_record(
+                    cells.into_iter().chain(labels).map(|cell| rows::marked(cell).into_owned()),
+                )?;
             }
             writer.flush()?;
         }

@@ -1,5 +1,6 @@
 //! Which devices does a file name? Rows out of CSV or JSON, each with its place, so that a fault can be found.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -11,6 +12,21 @@ use serde_json::Value;
 pub(crate) const COLUMNS: [&str; 5] = ["tenant", "customer", "id", "name", "token"];
 /// A column `label:room` holds the values of the label `room`; an empty field is no label.
 pub(crate) const LABEL_COLUMN: &str = "label:";
+
+/// What spreadsheets carry out as a formula begins so, and what is marked against it.
+const FORMULA: [char; 5] = ['=', '+', '-', '@', MARK];
+/// Makes a text of it, and is itself not shown.
+const MARK: char = '\'';
+
+/// A cell that no spreadsheet takes for a formula; [`unmarked`] has it back.
+pub(crate) fn marked(cell: &str) -> Cow<'_, str> {
+    if cell.starts_with(FORMULA) { format!("{MARK}{cell}").into() } else { cell.into() }
+}
+
+/// A cell as it was before it was marked.
+fn unmarked(cell: &str) -> &str {
+    cell.strip_prefix(MARK).filter(|rest| rest.starts_with(FORMULA)).unwrap_or(cell)
+}
 
 /// Where a row stands: `line 7`, `devices[3]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,11 +141,11 @@ pub(crate) fn parse_csv(text: &str) -> anyhow::Result<File> {
             column(name)
                 .and_then(|column| record.get(column))
                 .filter(|text| !text.is_empty())
-                .map(str::to_owned)
+                .map(|text| unmarked(text).to_owned())
         };
         let labels = header.iter().zip(&record).filter_map(|(column, value)| {
             let key = column.strip_prefix(LABEL_COLUMN).filter(|_| !value.is_empty())?;
-            Some((key.to_owned(), value.to_owned()))
+            Some((key.to_owned(), unmarked(value).to_owned()))
         });
         let row = Row {
             labels: labels.collect(),
@@ -235,6 +251,19 @@ mod tests {
         let labels = |number: usize| file.devices[number].1.labels.clone();
         assert_eq!(labels(0), [("room".to_owned(), "12".to_owned())].into());
         assert_eq!(labels(1), [("site".to_owned(), "north".to_owned())].into());
+    }
+
+    #[test]
+    fn no_cell_is_a_formula_and_each_comes_back_as_it_was() {
+        for cell in ["=1+1", "+1", "-1", "@A1", "'", "''", "'=1", "'x", "x=1", ""] {
+            let marked = marked(cell);
+            assert!(!marked.starts_with(['=', '+', '-', '@']), "{cell}");
+            assert_eq!(unmarked(&marked), cell);
+        }
+        let file = parse_csv("name,token,label:sum\n'=1+1,'-x,'@A1\n").unwrap();
+        let row = &file.devices[0].1;
+        assert_eq!((row.name.as_str(), row.token.as_deref()), ("=1+1", Some("-x")));
+        assert_eq!(row.labels["sum"], "@A1");
     }
 
     #[test]

@@ -355,6 +355,7 @@ fn what_an_import_refuses_it_names_and_what_it_takes_it_shows_once() {
     up.ok(&["device", "export", "--out", export.to_str().unwrap()]);
     let exported = std::fs::read_to_string(&export).unwrap();
     assert!(exported.contains("Works") && !exported.contains("my-token"));
+    assert_eq!(export.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     assert!(
         up.ok(&["device", "import", export.to_str().unwrap()]).contains("0 devices added, 3 there already.")
     );

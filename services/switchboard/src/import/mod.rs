@@ -23,7 +23,8 @@ CSV has a header with the columns tenant,customer,id,name,token in any order, an
 name is needed, and tenant \
 unless --tenant names it. Tenant and customer go by name or id; an empty customer means unassigned; an empty id or \
 token is made up (a device that is there already keeps its own). Tokens are 1 to 255 bytes of UTF-8 without control \
-characters; spaces around a field of CSV are not part of it, JSON keeps them. JSON is a list of such objects (labels \
+characters; spaces around a field of CSV are not part of it, nor is a ' before one of =+-@', by which exports keep \
+spreadsheets from taking it for a formula; JSON keeps both. JSON is a list of such objects (labels \
 too), or what `switchboard device export` writes.
 
 Rows that cannot be taken are listed with their place and reason, all others are added: exit status 1 if any was \

@@ -128,7 +128,7 @@ impl TokenFile {
         let labels = self.keys.iter().map(|key| device.labels.get(key).map_or("", String::as_str));
         let cells = [tenant.as_str(), &customer, &id, &device.name, device.token.reveal()];
         self.writer
-            .write_record(cells.into_iter().chain(labels))
+            .write_record(cells.into_iter().chain(labels).map(|cell| rows::marked(cell).into_owned()))
             .with_context(|| format!("cannot write {}", self.path.display()))
     }
 

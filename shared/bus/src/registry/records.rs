@@ -73,7 +73,8 @@ pub struct Invalid {
 /// Checks the name of a tenant, customer or device.
 ///
 /// # Errors
-/// Unless it is 1 to [`MAX_NAME_CHARS`] characters without control characters and without spaces at its ends.
+/// Unless it is 1 to [`MAX_NAME_CHARS`] characters without control characters, those that turn the direction of text or
+/// break its lines among them, and without spaces at its ends.
 pub fn check_name(name: &str) -> Result<(), Invalid> {
     check_text("name", name, 1, MAX_NAME_CHARS)
 }
@@ -92,15 +93,22 @@ pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Invalid> {
     })
 }
 
+/// Whether a person who reads it could take the text for another one: controls, Unicode's `Bidi_Control`, and what ends
+/// a line or a paragraph.
+fn misleads(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 fn check_text(field: &'static str, text: &str, least: usize, most: usize) -> Result<(), Invalid> {
     let length = text.chars().count();
-    if (least..=most).contains(&length) && text.trim() == text && !text.chars().any(char::is_control) {
+    if (least..=most).contains(&length) && text.trim() == text && !text.chars().any(misleads) {
         return Ok(());
     }
     Err(Invalid {
         field,
         expected: format!(
-            "{least} to {most} characters, without control characters and without spaces at its ends"
+            "{least} to {most} characters, without control or bidi characters and without spaces at its ends"
         ),
     })
 }
@@ -153,7 +161,9 @@ mod tests {
         for name in ["a", "Test Device A1", "Gerät №5", &"é".repeat(255)] {
             assert_eq!(check_name(name), Ok(()), "{name:?}");
         }
-        for name in ["", " a", "a ", "a\nb", "a\u{7f}", "\u{85}", &"e".repeat(256)] {
+        let turned = ["a\u{202e}b", "\u{2066}a", "a\u{200f}", "a\u{61c}b", "a\u{2028}b", "a\u{2029}b"];
+        for name in ["", " a", "a ", "a\nb", "a\u{7f}", "\u{85}", &"e".repeat(256)].into_iter().chain(turned)
+        {
             let refused = check_name(name).unwrap_err().to_string();
             assert!(refused.starts_with("name must be 1 to 255 characters"), "{name:?}: {refused}");
         }
