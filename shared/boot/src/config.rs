@@ -241,6 +241,21 @@ declare::settings! {
         drain_ms: u64 = 5_000, 0..=600_000;
     }
 
+    /// Who did what: a record of every denial and of every change of the registry, the tokens and the policies, in a
+    /// JetStream stream. Its age and size hold from when it is made: by the first authorizer or command that writes.
+    [audit] Audit {
+        /// Seconds for which a record is kept.
+        max_age_s: u64 = 7_776_000, 1..=3_153_600_000;
+        /// Bytes that all records may take, in each copy of the stream; then the oldest go. NATS reserves them.
+        /// A record takes about 500.
+        max_bytes: u64 = 268_435_456, 1_048_576..=1_099_511_627_776;
+        /// Denials of one tenant that one authorizer records a second; further ones are counted in the next record.
+        /// 0: they are only counted, in a record every ten seconds.
+        denials_per_second: u32 = 10, 0..=1_000;
+        /// Records that may wait in an authorizer to be written; a further one is counted in the tenant's next record.
+        max_queued_records: usize = 1_024, 1..=1_000_000;
+    }
+
     /// The service that finds a call's target, and brings the answer back.
     [router] Router {
         /// Threads of the process; 0: one for each core. One thread spends the least CPU on a call, and further

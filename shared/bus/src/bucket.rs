@@ -20,6 +20,7 @@ use tracing::{info, warn};
 
 use crate::connection::Bus;
 use crate::errors::{AskError, StoreError};
+use crate::jetstream::{self, NO_MESSAGE_FOUND, STREAM_NAME_IN_USE, unreadable};
 
 /// In files: it costs no more than memory, and what NATS forgets nobody need write again.
 const STORAGE: &str = "file";
@@ -28,13 +29,6 @@ const STORAGE: &str = "file";
 const INFO_WAIT: Duration = Duration::from_secs(1);
 /// How long it may take to make or change a bucket.
 const ADMIN_WAIT: Duration = Duration::from_secs(5);
-
-const STREAM_NAME_IN_USE: u64 = 10058;
-const STREAM_NOT_FOUND: u64 = 10059;
-const NO_MESSAGE_FOUND: u64 = 10037;
-const WRONG_LAST_SEQUENCE: u64 = 10071;
-/// The same, said by a cluster while another write of that key is under way.
-const WRONG_LAST_SEQUENCE_UNNAMED: u64 = 10164;
 
 /// What must stand under a key for a write to happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,17 +179,7 @@ impl Bucket {
         request: &Value,
         wait: Duration,
     ) -> Result<Value, StoreError> {
-        let request = match request {
-            Value::Null => Bytes::new(),
-            request => Bytes::from(request.to_string()),
-        };
-        let subject = format!("$JS.API.{operation}");
-        let reply = self.inner.bus.ask(subject, request, wait).await?;
-        let reply: Value = serde_json::from_slice(&reply).map_err(|error| unreadable(&error))?;
-        match reply.get("error") {
-            None => Ok(reply),
-            Some(error) => Err(self.refusal(error)),
-        }
+        jetstream::administer(&self.inner.bus, &self.inner.name, operation, request, wait).await
     }
 
     /// Looks for the bucket, and makes it if it is ours to make, unless somebody has done so since `made` was read.
@@ -314,12 +298,7 @@ impl Bucket {
             Err(AskError::NoResponders) => return Err(StoreError::Missing(self.inner.name.clone())),
             Err(error) => return Err(error.into()),
         };
-        let ack: Acknowledgement = serde_json::from_slice(&reply).map_err(|error| unreadable(&error))?;
-        match (ack.error, ack.seq) {
-            (Some(error), _) => Err(self.refusal(&error)),
-            (None, Some(revision)) => Ok(revision),
-            (None, None) => Err(StoreError::Unreadable("an acknowledgement without a number".into())),
-        }
+        Ok(jetstream::acknowledged(&self.inner.name, &reply)?.sequence)
     }
 
     async fn get_once(&self, key: &str, wait: Duration) -> Result<Option<Entry>, StoreError> {
@@ -366,7 +345,7 @@ impl Bucket {
             (Some(error), _) if error.get("err_code").and_then(Value::as_u64) == Some(NO_MESSAGE_FOUND) => {
                 return Ok(None);
             }
-            (Some(error), _) => return Err(self.refusal(&error)),
+            (Some(error), _) => return Err(jetstream::refusal(&self.inner.name, &error)),
             (None, Some(message)) => message,
             (None, None) => return Err(StoreError::Unreadable("no message in it".into())),
         };
@@ -382,24 +361,6 @@ impl Bucket {
         let value = if is_marker { None } else { Some(decode(message.data)?.into()) };
         Ok(Some(Entry { revision: message.seq, value, written: time_of(&message.time)? }))
     }
-
-    fn refusal(&self, error: &Value) -> StoreError {
-        let code = error.get("err_code").and_then(Value::as_u64).unwrap_or_default();
-        match code {
-            STREAM_NOT_FOUND => StoreError::Missing(self.inner.name.clone()),
-            WRONG_LAST_SEQUENCE | WRONG_LAST_SEQUENCE_UNNAMED => StoreError::Contended,
-            _ => StoreError::Refused {
-                code,
-                description: error.get("description").and_then(Value::as_str).unwrap_or_default().to_owned(),
-            },
-        }
-    }
-}
-
-#[derive(Deserialize)]
-struct Acknowledgement {
-    error: Option<Value>,
-    seq: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -443,11 +404,8 @@ fn joined(prefix: &str, key: &str) -> Subject {
     subject.into()
 }
 
-fn unreadable(error: &dyn std::fmt::Display) -> StoreError {
-    StoreError::Unreadable(error.to_string())
-}
-
-fn now_us() -> u64 {
+/// Where a stream's sequence begins that may have been there before.
+pub(crate) fn now_us() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(1)
 }

@@ -4,6 +4,7 @@
 //! JetStream: [`claims`] says where each device is connected (routers), [`registry`] holds devices (authorizers, the
 //! command), [`Keyring`] the keys of tickets (authorizers, routers).
 
+pub mod audit;
 mod bucket;
 mod chores;
 pub mod claims;
@@ -11,6 +12,7 @@ mod configured;
 mod connect;
 mod connection;
 mod errors;
+mod jetstream;
 mod keys;
 mod meters;
 mod pending;

@@ -77,6 +77,17 @@ pub enum TicketError {
     Forged,
 }
 
+impl TicketError {
+    /// The reason's name in records.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            TicketError::UnknownKey => "unknown_key",
+            TicketError::Expired => "expired",
+            TicketError::Forged => "forged",
+        }
+    }
+}
+
 impl Ticket {
     /// What it was signed for: the authorizer compares it with the credential that the registry has now.
     pub fn stamp(&self) -> Stamp {

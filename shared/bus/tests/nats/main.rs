@@ -9,6 +9,7 @@
 )]
 
 mod asks;
+mod audit;
 mod claims;
 mod keys;
 mod servers;
