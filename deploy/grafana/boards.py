@@ -487,6 +487,12 @@ def authorizer() -> Json:
                     Query(rate("switchboard_authorizer_policy_decisions_total", by="by"), "{{by}}"), unit="cps", width=12,
                 ),
             ],
+            "Audit": [
+                graph(
+                    "Denials recorded", "left_out: above the tenant's rate; the next record counts them. dropped: too many waited. failed: JetStream took none.",
+                    rates("switchboard_authorizer_audit_records_total", "result"), stacked=True, unit="reqps", width=12,
+                ),
+            ],
             "NATS": nats(),
             "Traces": traces(),
             "Processes": [*resources(), PROCESSES],

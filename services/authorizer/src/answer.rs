@@ -13,10 +13,11 @@ use rpc::{
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::denials::{Denial, Denials, Denied};
 use crate::directory::{Known, NoList, Peer};
 use crate::keep::Kept;
 use crate::meters::Meters;
-use crate::policy::{Context, Decision, Rules};
+use crate::policy::{Context, Decision, Refusal, Rules};
 
 /// All authorizers share the work.
 const QUEUE: &str = "authorizer";
@@ -31,6 +32,7 @@ pub(crate) struct Answers {
     kept: Arc<Kept>,
     keys: Keyring,
     judged: Judged,
+    denials: Denials,
     meters: Meters,
     tracer: Tracer,
     route: Subject,
@@ -77,11 +79,18 @@ impl Questions {
 }
 
 impl Answers {
-    pub(crate) fn new(bus: Bus, kept: Arc<Kept>, keys: Keyring, judged: Judged, tracer: Tracer) -> Self {
+    pub(crate) fn new(
+        bus: Bus,
+        kept: Arc<Kept>,
+        keys: Keyring,
+        judged: Judged,
+        denials: Denials,
+        tracer: Tracer,
+    ) -> Self {
         let route = bus.subjects().route().into();
         let bounce_prefix = bus.subjects().bounce(bus.process(), "");
         let meters = Meters::new();
-        Answers { bus, kept, keys, judged, meters, tracer, route, bounce_prefix }
+        Answers { bus, kept, keys, judged, denials, meters, tracer, route, bounce_prefix }
     }
 
     /// Answers until `stop`, then what is still asked until other authorizers have taken over.
@@ -157,6 +166,16 @@ impl Answers {
                 tracing::debug!(call = %call.call, caller = %call.caller, target = %call.target,
                     reason = refusal.as_str(), "refused");
                 meters.refused(refusal).increment(1);
+                let tenant = caller.map(|caller| caller.tenant);
+                self.denials.tell(Denial {
+                    denied: Denied::Call,
+                    tenant,
+                    caller: Some(call.caller),
+                    target: Some(call.target),
+                    node: call.call.node,
+                    version: self.kept.judges.version(tenant),
+                    why: refusal.as_str(),
+                });
                 let outcome = refusal.outcome();
                 span.note("switchboard.refusal", refusal.as_str());
                 span.end(&outcome);
@@ -205,6 +224,15 @@ impl Answers {
         let checked = ticket.ok_or(TicketError::Forged).and_then(|ticket| self.keys.check(&ticket, holder));
         let Err(error) = checked else { return Ok(()) };
         tracing::warn!(device = %holder.device, node = %holder.node, %error, "a ticket does not count");
+        self.denials.tell(Denial {
+            denied: Denied::Ticket,
+            tenant: self.kept.directory.tenant_of(holder.device),
+            caller: Some(holder.device),
+            target: None,
+            node: holder.node,
+            version: 0,
+            why: error.as_str(),
+        });
         if error != TicketError::Forged {
             self.kept.is_recheck_due.store(true, Ordering::Relaxed);
         }
@@ -259,6 +287,15 @@ impl Answers {
             }
             None => {
                 meters.refused.increment(1);
+                self.denials.tell(Denial {
+                    denied: Denied::Token,
+                    tenant: None,
+                    caller: None,
+                    target: None,
+                    node,
+                    version: 0,
+                    why: "no device has it",
+                });
                 AuthenticateReply::Refused
             }
         };
@@ -285,7 +322,12 @@ impl Answers {
                 continue;
             }
             match self.peers(&list) {
-                Err(outcome) => self.end_list(asked, Err(outcome)).await,
+                Err(outcome) => {
+                    if outcome == Outcome::Denied {
+                        self.record_denied_list(&list);
+                    }
+                    self.end_list(asked, Err(outcome)).await;
+                }
                 Ok(peers) if !list.online => self.end_list(asked, Ok(render(&peers, None))).await,
                 Ok(_) if asking.len() >= MAX_PRESENCE_QUESTIONS => {
                     self.end_list(asked, Err(Outcome::Busy(Limit::PendingAsks))).await;
@@ -319,6 +361,20 @@ impl Answers {
             NoList::Unassigned => Outcome::Denied,
             NoList::UnknownAfter => unknown_after(),
         })
+    }
+
+    fn record_denied_list(&self, list: &ListRequest) {
+        let tenant = self.kept.directory.tenant_of(list.caller);
+        let is_known = self.kept.directory.stamp(list.caller) == list.ticket.map(|ticket| ticket.stamp());
+        self.denials.tell(Denial {
+            denied: Denied::List,
+            tenant,
+            caller: Some(list.caller),
+            target: None,
+            node: list.node,
+            version: self.kept.judges.version(tenant),
+            why: if is_known { Refusal::NotAllowed.as_str() } else { Refusal::UnknownCaller.as_str() },
+        });
     }
 
     async fn with_presence(&self, peers: &[Peer]) -> Result<Vec<u8>, Outcome> {

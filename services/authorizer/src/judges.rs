@@ -38,6 +38,11 @@ impl Judges {
         self.by_tenant.read().unwrap_or_else(PoisonError::into_inner).get(&tenant).cloned()
     }
 
+    /// The version of the policies that a tenant's devices are judged by; 0: the built-in rule.
+    pub(crate) fn version(&self, tenant: Option<TenantId>) -> u64 {
+        tenant.and_then(|tenant| self.of(tenant)).map_or(0, |judge| judge.version())
+    }
+
     /// Decides over a call: by the tenant's policies where it has some, else by the built-in rule. `context` is handed
     /// the tenant's offset from UTC in minutes.
     pub fn decide(

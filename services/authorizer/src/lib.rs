@@ -1,10 +1,12 @@
 //! Who is this device, whom may it call, and who are its peers? The service that knows the registry.
 //!
 //! `keep` follows the registry into the [`directory`], and [`freshness`] says whether that may decide; [`judges`]
-//! follows the tenants' policies; `answer` serves the bus from them; [`policy`] decides over calls.
+//! follows the tenants' policies; `answer` serves the bus from them; [`policy`] decides over calls; `denials` records
+//! what was refused.
 //! Any number of copies share the questions, and none keeps anything between two of them.
 
 mod answer;
+mod denials;
 pub mod directory;
 pub mod freshness;
 pub mod judges;
@@ -20,6 +22,7 @@ use bus::{Bus, Keyring};
 use tokio_util::sync::CancellationToken;
 
 use answer::{Answers, Judged, Questions};
+use denials::Denials;
 use keep::Kept;
 pub use meters::describe;
 use policy::Rules;
@@ -71,6 +74,7 @@ pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
             bus::again("take questions", || Questions::subscribe(&bus)).await
         } => Some(questions),
     };
+    let mut recording = None;
     if let Some(questions) = questions {
         subscribed.ready();
         asked.send_replace(true);
@@ -80,13 +84,18 @@ pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
             max_devices_per_list: device_api.max_devices_per_customer,
             max_timeout_ms: device_api.max_timeout_ms,
         };
-        let answers = Answers::new(bus.clone(), kept, keys.clone(), judged, tracer);
+        let (denials, writer) = Denials::start(&bus, &context.settings, answered.clone());
+        recording = Some(writer);
+        let answers = Answers::new(bus.clone(), kept, keys.clone(), judged, denials, tracer);
         let answering = tokio::spawn(Arc::new(answers).all(questions, context.shutdown.clone()));
         finish(answering, &context).await?;
     }
     answered.cancel();
     keeper.await.context("the task that follows the registry failed")?;
     follower.await.context("the task that follows the policies failed")?;
+    if let Some(writer) = recording {
+        writer.await.context("the task that records denials failed")?;
+    }
     bus.close().await;
     Ok(())
 }

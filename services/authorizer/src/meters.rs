@@ -28,6 +28,7 @@ pub fn describe() {
             POLICY_SETS_UNREAD,
             "Tenants whose policies cannot be read: the last good ones stay in force.",
         ),
+        (Counter, AUDIT_RECORDS, "Denials to be recorded in the audit, by what became of it."),
         (Histogram, ANSWER, "Time the authorizer takes for one question, from its arrival to its end here."),
     ]);
 }
@@ -44,6 +45,7 @@ const AGE: &str = "switchboard_authorizer_registry_age_seconds";
 const POLICY_DECISIONS: &str = "switchboard_authorizer_policy_decisions_total";
 const POLICY_SETS: &str = "switchboard_authorizer_policy_sets";
 const POLICY_SETS_UNREAD: &str = "switchboard_authorizer_policy_sets_unread";
+const AUDIT_RECORDS: &str = "switchboard_authorizer_audit_records_total";
 const ANSWER: &str = "switchboard_authorizer_answer_seconds";
 
 /// The handles.
@@ -170,6 +172,29 @@ impl PolicyMeters {
             evaluated: decisions("evaluation"),
             sets: gauge!(POLICY_SETS),
             unread: gauge!(POLICY_SETS_UNREAD),
+        }
+    }
+}
+
+/// What became of records of denials.
+pub(crate) struct AuditMeters {
+    pub(crate) written: metrics::Counter,
+    /// Over the tenant's rate.
+    pub(crate) left_out: metrics::Counter,
+    /// Too many waited.
+    pub(crate) dropped: metrics::Counter,
+    /// JetStream did not take it.
+    pub(crate) failed: metrics::Counter,
+}
+
+impl AuditMeters {
+    pub(crate) fn new() -> Self {
+        let records = |result| counter!(AUDIT_RECORDS, "result" => result);
+        AuditMeters {
+            written: records("written"),
+            left_out: records("left_out"),
+            dropped: records("dropped"),
+            failed: records("failed"),
         }
     }
 }

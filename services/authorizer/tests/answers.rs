@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use boot::{Context, Health, Settings};
+use bus::audit::{AuditLog, Bounds, Chain, From, NO_TENANT, Record};
 use bus::registry::{Customer, NewDevice, Registry, Tenant, Token};
 use bus::server::{NatsServer, ServerOptions, find_binary};
 use bus::{AskError, Bus, BusSettings, Request};
@@ -421,6 +422,85 @@ async fn a_change_that_the_feed_did_not_bring_is_in_force_after_two_seconds_all_
     // The promise is of two seconds: that is waited for, not hoped for.
     tokio::time::sleep(Duration::from_millis(2_050)).await;
     assert_eq!(world.call(&asked).await, Outcome::Denied);
+    running.stop().await;
+    world.server.stop().await;
+}
+
+/// Everything in the audit, oldest first, each chain whole.
+async fn audited(world: &World) -> Vec<Record> {
+    let bounds = Bounds { max_age: Duration::from_secs(3_600), max_bytes: 1 << 20 };
+    let log = AuditLog::new(&world.bus, "reader".to_owned(), bounds);
+    let stored = log.page(None, From::Sequence(1)).await.unwrap().records;
+    for tenant in [world.tenant, NO_TENANT] {
+        let mut chain = Chain::new(log.limits().await.unwrap(), None);
+        stored.iter().filter(|stored| stored.tenant == tenant).for_each(|stored| chain.take(stored));
+        assert_eq!(chain.end().breaks, []);
+    }
+    stored.iter().map(|stored| stored.record().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn every_denial_has_a_record_or_is_counted_in_one() {
+    let world = World::new().await;
+    let a1 = world.add("A1", Some(world.customer)).await.id;
+    let loose = world.add("Loose", None).await.id;
+    let running = start(&world, |settings| settings.audit.denials_per_second = 5).await;
+    let nobody = DeviceId(Uuid::from_u128(9));
+    assert_eq!(world.call(&call(a1, loose)).await, Outcome::Denied);
+    assert_eq!(world.call(&call(a1, nobody)).await, Outcome::UnknownDevice);
+    assert_eq!(world.list(&list(loose)).await.0, Outcome::Denied);
+    let unknown = Token::generate().unwrap().credential();
+    assert_eq!(world.authenticate(unknown).await, AuthenticateReply::Refused);
+    let forged = world.ticket(loose).await;
+    assert_eq!(world.call(&Call { ticket: forged, ..call(a1, a1) }).await, Outcome::Unavailable);
+    for _ in 0..20 {
+        assert_eq!(world.call(&call(a1, loose)).await, Outcome::Denied);
+    }
+    running.stop().await;
+
+    let records = audited(&world).await;
+    let told: Vec<_> = records
+        .iter()
+        .map(|it| {
+            (it.entry.kind.as_str(), it.entry.devices.as_slice(), it.entry.why.as_str(), it.entry.version)
+        })
+        .collect();
+    for expected in [
+        ("denied.call", [a1, loose].as_slice(), "not_allowed", Some(0)),
+        ("denied.call", &[a1, nobody], "unknown_target", Some(0)),
+        ("denied.list", &[loose], "not_allowed", Some(0)),
+        ("denied.token", &[], "no device has it", None),
+        ("denied.ticket", &[a1], "forged", None),
+    ] {
+        assert!(told.contains(&expected), "{expected:?} is not in {told:?}");
+    }
+    assert!(records.iter().all(|it| it.entry.from == format!("node {NODE}") || it.entry.left_out > 0));
+    let own: Vec<_> = records.iter().filter(|it| it.tenant == world.tenant).collect();
+    let counted: u64 =
+        own.iter().map(|it| u64::from(it.entry.kind != "denied.left-out") + it.entry.left_out).sum();
+    assert_eq!(counted, 24, "each has a record or is counted in one");
+    // Five a second, and the machine may be slow.
+    assert!(own.len() < 24, "{told:?}");
+    world.server.stop().await;
+}
+
+#[tokio::test]
+async fn calls_are_judged_while_the_audit_takes_nothing() {
+    let world = World::new().await;
+    let a1 = world.add("A1", Some(world.customer)).await.id;
+    let loose = world.add("Loose", None).await.id;
+    let running = start(&world, |settings| {
+        settings.audit.max_queued_records = 1;
+        settings.audit.denials_per_second = 1_000;
+        // More than the server has: no stream can be made.
+        settings.audit.max_bytes = 1_099_511_627_776;
+    })
+    .await;
+    let started = Instant::now();
+    for _ in 0..200 {
+        assert_eq!(world.call(&call(a1, loose)).await, Outcome::Denied);
+    }
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     running.stop().await;
     world.server.stop().await;
 }
