@@ -113,6 +113,11 @@ def test_who_has_no_password_is_nobody(cluster):
         assert "Authorization" in stranger.refused
 
 
+TAKING_FROM_THE_AUDIT = [
+    f"$JS.API.STREAM.{operation}.swb_audit"
+    for operation in ("DELETE", "PURGE", "UPDATE", "MSG.DELETE", "RESTORE", "LEADER.STEPDOWN", "PEER.REMOVE")
+]
+
 # What a user may do, and beside it what comes close and may not be done.
 PUBLISH = {
     "ingress": (
@@ -122,7 +127,7 @@ PUBLISH = {
         ],
         # A stolen node: no call without the authorizer's word, no word in another's name, no look at the registry.
         [
-            *["swb.route", "swb.presence", NODE, INBOX, f"swb.bounce.1.{INBOX}"],
+            *["swb.route", "swb.presence", NODE, INBOX, f"swb.bounce.1.{INBOX}", f"swb.audit.{DEVICE}.ingress"],
             *[f"swb.event.device.{DEVICE}", "swb.event.directory", f"$KV.swb_devices.device.{DEVICE}"],
             # Claims are the routers' to write, who is told of them theirs to say, and keys none of its business.
             *[f"$KV.swb_claims.{DEVICE}", "swb.event.takeover.0123456789abcdef", "swb.event.claims.0123456789abcdef"],
@@ -137,13 +142,16 @@ PUBLISH = {
     "authorizer": (
         [
             *["swb.route", "swb.presence", INBOX, f"swb.event.device.{DEVICE}", "$JS.API.STREAM.INFO.KV_swb_devices"],
-            *["$KV.swb_devices.beat.7", "$KV.swb_keys.tickets"],
+            *["$KV.swb_devices.beat.7", "$KV.swb_keys.tickets", f"swb.audit.{DEVICE}.authorizer"],
+            *["$JS.API.STREAM.INFO.swb_audit", "$JS.API.STREAM.MSG.GET.swb_audit"],
         ],
         [
             *[NODE, "swb.call", "swb.authenticate", "swb.uplink.t.d.telemetry", f"$KV.swb_claims.{DEVICE}", "swb.answer.7"],
             *[f"$KV.swb_devices.device.{DEVICE}", "$JS.API.STREAM.UPDATE.KV_swb_devices", "$JS.API.STREAM.DELETE.KV_swb_devices"],
             *["$JS.API.STREAM.PURGE.KV_swb_devices", "$JS.API.STREAM.CREATE.EVERYTHING", "anything"],
             *["swb.claim", "swb.lease", "swb.handover", "$JS.API.STREAM.DELETE.KV_swb_keys"],
+            # A record is neither written in another's name nor taken away, and what was done is not read.
+            *[f"swb.audit.{DEVICE}.operator", f"swb.audit.{DEVICE}", *TAKING_FROM_THE_AUDIT, "$JS.API.DIRECT.GET.swb_audit"],
         ],
     ),
     "router": (
@@ -156,8 +164,12 @@ PUBLISH = {
         ],
     ),
     "operator": (
-        [f"$KV.swb_devices.device.{DEVICE}", "swb.call", "swb.list", "swb.authenticate"],
         [
+            *[f"$KV.swb_devices.device.{DEVICE}", "swb.call", "swb.list", "swb.authenticate"],
+            *[f"swb.audit.{DEVICE}.operator", "$JS.API.DIRECT.GET.swb_audit"],
+        ],
+        [
+            *[f"swb.audit.{DEVICE}.authorizer", f"swb.audit.{DEVICE}", *TAKING_FROM_THE_AUDIT],
             *["swb.route", "swb.presence", NODE, INBOX, "swb.claim", f"$KV.swb_claims.{DEVICE}", "$KV.swb_keys.tickets", "swb.answer.7"],
             *["$JS.API.STREAM.DELETE.KV_swb_devices", "$JS.API.STREAM.PURGE.KV_swb_devices", "anything"],
         ],

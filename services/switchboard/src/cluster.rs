@@ -116,7 +116,7 @@ async fn serve(
     if args.own.demo {
         let bus_settings: BusSettings = (&settings.nats).into();
         let bus = Bus::connect(&bus_settings, "cluster").await?;
-        let loaded = demo::load(&bus).await.context("the demo account cannot be loaded");
+        let loaded = demo::load(&bus, settings).await.context("the demo account cannot be loaded");
         bus.close().await;
         loaded?;
     }

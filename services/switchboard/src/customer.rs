@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::find;
 use crate::output::{confirm, count, note, say, say_json};
 use crate::reach::ReachArgs;
+use crate::recorded::{ChangeArgs, entry};
 use crate::table::Table;
 
 #[derive(Subcommand)]
@@ -39,7 +40,7 @@ pub(crate) struct AddArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    reach: ReachArgs,
+    change: ChangeArgs,
 }
 
 #[derive(Args)]
@@ -64,7 +65,7 @@ pub(crate) struct RenameArgs {
     #[arg(long)]
     tenant: Option<String>,
     #[command(flatten)]
-    reach: ReachArgs,
+    change: ChangeArgs,
 }
 
 #[derive(Args)]
@@ -78,7 +79,7 @@ pub(crate) struct RemoveArgs {
     #[arg(long)]
     yes: bool,
     #[command(flatten)]
-    reach: ReachArgs,
+    change: ChangeArgs,
 }
 
 /// A customer as JSON.
@@ -102,12 +103,13 @@ pub(crate) async fn run(verb: CustomerVerb) -> anyhow::Result<ExitCode> {
 }
 
 async fn add(args: AddArgs) -> anyhow::Result<()> {
-    let registry = args.reach.registry().await?;
+    let (registry, recorder) = args.change.registry().await?;
     let known = registry.load().await?;
     let (tenant, _) = find::tenant(&known, args.tenant.as_deref())?;
     let id = CustomerId(args.id.unwrap_or_else(Uuid::new_v4));
     let customer = Customer { tenant, name: args.name };
-    registry.add_customer(id, &customer).await?;
+    let added = entry("customer.add", [], format!("customer {:?} ({id})", customer.name));
+    recorder.change(tenant, added, registry.add_customer(id, &customer)).await?;
     if args.json {
         return say_json(&view(&known, id, &customer));
     }
@@ -143,20 +145,23 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
 }
 
 async fn rename(args: RenameArgs) -> anyhow::Result<()> {
-    let registry = args.reach.registry().await?;
+    let (registry, recorder) = args.change.registry().await?;
     let known = registry.load().await?;
     let (id, customer) = named(&known, &args.customer, args.tenant.as_deref())?;
-    registry.rename_customer(id, &args.name).await?;
+    let what = format!("{:?} is now {:?} ({id})", customer.name, args.name);
+    let renamed = entry("customer.rename", [], what);
+    recorder.change(customer.tenant, renamed, registry.rename_customer(id, &args.name)).await?;
     say(format_args!("Customer {:?} is now {:?}.", customer.name, args.name));
     Ok(())
 }
 
 async fn remove(args: RemoveArgs) -> anyhow::Result<()> {
-    let registry = args.reach.registry().await?;
+    let (registry, recorder) = args.change.registry().await?;
     let known = registry.load().await?;
     let (id, customer) = named(&known, &args.customer, args.tenant.as_deref())?;
     confirm(&format!("Remove customer {:?} ({id})", customer.name), args.yes)?;
-    registry.remove_customer(id).await?;
+    let removed = entry("customer.remove", [], format!("customer {:?} ({id})", customer.name));
+    recorder.change(customer.tenant, removed, registry.remove_customer(id)).await?;
     say(format_args!("Customer {:?} removed.", customer.name));
     Ok(())
 }

@@ -1,10 +1,12 @@
 //! Which devices does the demo account have? Those of ThingsBoard's demo account, by its documentation's ids.
 
 use anyhow::Context;
+use boot::Settings;
 use bus::Bus;
 use bus::registry::Registry;
 
 use crate::import::Plan;
+use crate::recorded::{ReasonArgs, Recorder};
 use crate::rows;
 
 /// Its tokens are public: it is loaded by `--demo` alone.
@@ -14,12 +16,16 @@ const ACCOUNT: &str = include_str!("../demo-account.json");
 ///
 /// # Errors
 /// When the registry does not answer.
-pub(crate) async fn load(bus: &Bus) -> anyhow::Result<usize> {
+pub(crate) async fn load(bus: &Bus, settings: &Settings) -> anyhow::Result<usize> {
     let registry = Registry::open(bus).await.context("cannot open the registry")?;
     let known = registry.load().await?;
     let file = rows::parse_json(ACCOUNT).context("the demo account")?;
     let plan = Plan::of(file, &known, None, false)?;
-    let report = plan.apply(&registry, |_| Ok(())).await?;
+    let is_new = plan.devices.iter().any(|device| !known.devices.contains_key(&device.id));
+    let entries = if is_new { plan.entries() } else { Vec::new() };
+    let reason = ReasonArgs { who: "switchboard".to_owned(), why: "the demo account".to_owned() };
+    let recorder = Recorder::of(bus, settings, reason);
+    let report = recorder.changes(entries, plan.apply(&registry, |_| Ok(()))).await?;
     Ok(report.faults.len())
 }
 

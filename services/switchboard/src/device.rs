@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::output::{confirm, count, note, say, say_json};
 use crate::reach::ReachArgs;
+use crate::recorded::{ChangeArgs, entry};
 use crate::table::Table;
 use crate::{export, find, import};
 
@@ -65,7 +66,7 @@ pub(crate) struct LabelSetArgs {
     #[arg(required = true, value_name = "KEY=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
     #[command(flatten)]
-    reach: ReachArgs,
+    change: ChangeArgs,
 }
 
 #[derive(Args)]
@@ -76,7 +77,7 @@ pub(crate) struct LabelRemoveArgs {
     #[arg(required = true, value_name = "KEY")]
     keys: Vec<String>,
     #[command(flatten)]
-    reach: ReachArgs,
+    change: ChangeArgs,
 }
 
 #[derive(Args)]
@@ -102,7 +103,7 @@ pub(crate) struct AddArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    reach: ReachArgs,
+    change: ChangeArgs,
 }
 
 #[derive(Args)]
@@ -144,7 +145,7 @@ pub(crate) struct AssignArgs {
     /// Id or name of a customer of the device's tenant
     customer: String,
     #[command(flatten)]
-    reach: ReachArgs,
+    change: ChangeArgs,
 }
 
 #[derive(Args)]
@@ -152,7 +153,7 @@ pub(crate) struct OneArgs {
     /// Id or name
     device: String,
     #[command(flatten)]
-    reach: ReachArgs,
+    change: ChangeArgs,
 }
 
 #[derive(Args)]
@@ -162,7 +163,7 @@ pub(crate) struct RenameArgs {
     /// The new name
     name: String,
     #[command(flatten)]
-    reach: ReachArgs,
+    change: ChangeArgs,
 }
 
 #[derive(Args)]
@@ -179,7 +180,7 @@ pub(crate) struct RotateArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    reach: ReachArgs,
+    change: ChangeArgs,
 }
 
 #[derive(Args)]
@@ -191,7 +192,7 @@ pub(crate) struct RemoveArgs {
     #[arg(long)]
     yes: bool,
     #[command(flatten)]
-    reach: ReachArgs,
+    change: ChangeArgs,
 }
 
 /// A device as JSON. The token is there only when it was just made.
@@ -232,7 +233,7 @@ pub(crate) async fn run(verb: DeviceVerb) -> anyhow::Result<ExitCode> {
 }
 
 async fn add(args: AddArgs) -> anyhow::Result<()> {
-    let registry = args.reach.registry().await?;
+    let (registry, recorder) = args.change.registry().await?;
     let known = registry.load().await?;
     let (tenant, customer) = place(&known, args.tenant.as_deref(), args.customer.as_deref())?;
     let new = NewDevice {
@@ -243,7 +244,9 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
         labels: args.labels.into_iter().collect(),
         token: token(args.token.as_deref())?,
     };
-    registry.add_device(&new).await?;
+    let of = customer.map_or("nobody's".to_owned(), |customer| find::customer_name(&known, customer));
+    let what = format!("device {:?}, customer {of}, labels: {}", new.name, labels(&new.labels));
+    recorder.change(tenant, entry("device.add", [new.id], what), registry.add_device(&new)).await?;
     if args.json {
         let view = DeviceView {
             id: new.id,
@@ -335,49 +338,55 @@ async fn show(args: ShowArgs) -> anyhow::Result<()> {
 }
 
 async fn assign(args: AssignArgs) -> anyhow::Result<()> {
-    let registry = args.reach.registry().await?;
+    let (registry, recorder) = args.change.registry().await?;
     let known = registry.load().await?;
     let (id, device) = find::device(&known, &args.device)?;
     let (customer, record) = find::customer(&known, &args.customer, Some(device.tenant))?;
-    registry.assign_device(id, Some(customer)).await?;
+    let what = format!("{:?} is assigned to {:?} ({customer})", device.name, record.name);
+    let assigned = entry("device.assign", [id], what);
+    recorder.change(device.tenant, assigned, registry.assign_device(id, Some(customer))).await?;
     say(format_args!("Device {:?} is assigned to {:?}.", device.name, record.name));
     Ok(())
 }
 
 async fn unassign(args: OneArgs) -> anyhow::Result<()> {
-    let registry = args.reach.registry().await?;
+    let (registry, recorder) = args.change.registry().await?;
     let (id, device) = find::device_id(&registry, &args.device).await?;
-    registry.assign_device(id, None).await?;
+    let unassigned = entry("device.unassign", [id], format!("{:?} is assigned to nobody", device.name));
+    recorder.change(device.tenant, unassigned, registry.assign_device(id, None)).await?;
     say(format_args!("Device {:?} is assigned to nobody.", device.name));
     Ok(())
 }
 
 async fn rename(args: RenameArgs) -> anyhow::Result<()> {
-    let registry = args.reach.registry().await?;
+    let (registry, recorder) = args.change.registry().await?;
     let (id, device) = find::device_id(&registry, &args.device).await?;
-    registry.rename_device(id, &args.name).await?;
+    let renamed = entry("device.rename", [id], format!("{:?} is now {:?}", device.name, args.name));
+    recorder.change(device.tenant, renamed, registry.rename_device(id, &args.name)).await?;
     say(format_args!("Device {:?} is now {:?}.", device.name, args.name));
     Ok(())
 }
 
 async fn relabel(verb: LabelVerb) -> anyhow::Result<()> {
-    let (reach, named) = match &verb {
-        LabelVerb::Set(args) => (&args.reach, &args.device),
-        LabelVerb::Remove(args) => (&args.reach, &args.device),
+    let (change, named, what) = match &verb {
+        LabelVerb::Set(args) => {
+            let set = labels(&args.labels.iter().cloned().collect());
+            (&args.change, &args.device, format!("set: {set}"))
+        }
+        LabelVerb::Remove(args) => (&args.change, &args.device, format!("removed: {}", args.keys.join(" "))),
     };
-    let registry = reach.registry().await?;
+    let (registry, recorder) = change.registry().await?;
     let (id, device) = find::device_id(&registry, named).await?;
     if let LabelVerb::Remove(args) = &verb
         && let Some(key) = args.keys.iter().find(|key| !device.labels.contains_key(*key))
     {
         anyhow::bail!("device {:?} has no label {key:?}; it has: {}", device.name, labels(&device.labels));
     }
-    let device = registry
-        .label_device(id, |labels| match &verb {
-            LabelVerb::Set(args) => labels.extend(args.labels.iter().cloned()),
-            LabelVerb::Remove(args) => labels.retain(|key, _| !args.keys.contains(key)),
-        })
-        .await?;
+    let relabel = registry.label_device(id, |labels| match &verb {
+        LabelVerb::Set(args) => labels.extend(args.labels.iter().cloned()),
+        LabelVerb::Remove(args) => labels.retain(|key, _| !args.keys.contains(key)),
+    });
+    let device = recorder.change(device.tenant, entry("device.label", [id], what), relabel).await?;
     say(format_args!("Device {:?} has the labels: {}", device.name, labels(&device.labels)));
     Ok(())
 }
@@ -389,11 +398,12 @@ async fn rotate(args: RotateArgs) -> anyhow::Result<()> {
         name: &'a str,
         token: &'a str,
     }
-    let registry = args.reach.registry().await?;
+    let (registry, recorder) = args.change.registry().await?;
     let (id, device) = find::device_id(&registry, &args.device).await?;
     let token = token(args.token.as_deref())?;
     confirm(&format!("End the sessions of {:?} and make its token void", device.name), args.yes)?;
-    registry.rotate_token(id, &token).await?;
+    let rotated = entry("device.rotate-token", [id], format!("another token for {:?}", device.name));
+    recorder.change(device.tenant, rotated, registry.rotate_token(id, &token)).await?;
     if args.json {
         return say_json(&Rotated { id, name: &device.name, token: token.reveal() });
     }
@@ -403,7 +413,7 @@ async fn rotate(args: RotateArgs) -> anyhow::Result<()> {
 }
 
 async fn remove(args: RemoveArgs) -> anyhow::Result<ExitCode> {
-    let registry = args.reach.registry().await?;
+    let (registry, recorder) = args.change.registry().await?;
     let mut devices = Vec::new();
     for named in &args.devices {
         devices.push(find::device_id(&registry, named).await?);
@@ -415,10 +425,11 @@ async fn remove(args: RemoveArgs) -> anyhow::Result<ExitCode> {
     confirm(&question, args.yes)?;
     let mut status = ExitCode::SUCCESS;
     for (id, device) in devices {
-        match registry.remove_device(id).await {
+        let removed = entry("device.remove", [id], format!("device {:?}", device.name));
+        match recorder.change(device.tenant, removed, registry.remove_device(id)).await {
             Ok(_) => say(format_args!("Device {:?} removed.", device.name)),
             Err(error) => {
-                note(format_args!("error: device {:?}: {error}", device.name));
+                note(format_args!("error: device {:?}: {error:#}", device.name));
                 status = ExitCode::FAILURE;
             }
         }

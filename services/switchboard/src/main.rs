@@ -1,6 +1,7 @@
 //! The command that people type: start a system, keep the registry, make a call.
 
 mod addresses;
+mod audit;
 mod call;
 mod cluster;
 mod config;
@@ -16,6 +17,7 @@ mod nats;
 mod output;
 mod policy;
 mod reach;
+mod recorded;
 mod rows;
 mod table;
 mod tenant;
@@ -73,6 +75,11 @@ enum Command {
         #[command(subcommand)]
         verb: Box<policy::PolicyVerb>,
     },
+    /// Read the audit, who did what, and check that nothing was taken from it
+    Audit {
+        #[command(subcommand)]
+        verb: audit::AuditVerb,
+    },
     /// Call a device as another one, and show the outcome and its time
     Call(Box<call::CallArgs>),
     /// Check or print the configuration
@@ -90,6 +97,7 @@ fn main() -> ExitCode {
         Command::Customer { verb } => reach::run(customer::run(verb)),
         Command::Tenant { verb } => reach::run(tenant::run(verb)),
         Command::Policy { verb } => reach::run(policy::run(*verb)),
+        Command::Audit { verb } => reach::run(audit::run(verb)),
         Command::Call(args) => reach::run(call::run(*args)),
         Command::Config { verb } => config::run(verb),
     }

@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use bus::StoreError;
+use bus::audit::Entry;
 use bus::policies::{Policies, StoredSet};
 use bus::registry::{Device, Registry, Snapshot};
 use clap::{Args, Subcommand, ValueEnum};
@@ -16,7 +17,8 @@ use switchboard_authorizer::policy::{Action, BUILT_IN, Context, Facts, PolicySet
 
 use crate::find;
 use crate::output::{count, grouped, note, say, say_json};
-use crate::reach::ReachArgs;
+use crate::reach::{ReachArgs, Reached};
+use crate::recorded::{ReasonArgs, Recorder, entry};
 use crate::table::Table;
 
 /// The name of the text that a tenant's policies begin with.
@@ -58,17 +60,6 @@ pub(crate) struct OneTenantArgs {
     json: bool,
     #[command(flatten)]
     reach: ReachArgs,
-}
-
-/// Who changes what for.
-#[derive(Args)]
-struct ReasonArgs {
-    /// Who does it, for the history
-    #[arg(long = "as", value_name = "WHO", default_value = "")]
-    who: String,
-    /// What for, for the history
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    why: String,
 }
 
 #[derive(Args)]
@@ -244,6 +235,7 @@ pub(crate) async fn run(verb: PolicyVerb) -> anyhow::Result<ExitCode> {
 
 /// One tenant's policies, and the registry that they are about.
 struct Opened {
+    reached: Reached,
     known: Snapshot,
     policies: Policies,
     tenant: TenantId,
@@ -261,7 +253,7 @@ impl Opened {
         let policies = Policies::open(&reached.bus).await.context("cannot open the policies")?;
         let tenant = of(&known)?;
         let live = policies.live(tenant).await?;
-        Ok(Opened { known, policies, tenant, live })
+        Ok(Opened { reached, known, policies, tenant, live })
     }
 
     async fn of_tenant(args: &OneTenantArgs) -> anyhow::Result<Self> {
@@ -301,17 +293,45 @@ impl Opened {
         let version = self.live.as_ref().map_or(0, |live| live.version) + 1;
         let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let at_ms = u64::try_from(at_ms).unwrap_or(u64::MAX);
-        let set = StoredSet { version, utc_offset_min, texts, at_ms, who: reason.who, why: reason.why };
-        match self.policies.replace(self.tenant, &set).await {
-            Ok(()) => Ok(version),
-            Err(StoreError::Contended) => {
-                bail!(
+        let set = StoredSet {
+            version,
+            utc_offset_min,
+            texts,
+            at_ms,
+            who: reason.who.clone(),
+            why: reason.why.clone(),
+        };
+        let recorder = Recorder::of(&self.reached.bus, &self.reached.settings, reason);
+        let changed = Entry {
+            version: Some(version),
+            ..entry(
+                "policy.change",
+                [],
+                becomes(&self.live.as_ref().map(|live| live.texts.clone()).unwrap_or_default(), &set.texts),
+            )
+        };
+        let replace = async {
+            self.policies.replace(self.tenant, &set).await.map_err(|error| match error {
+                StoreError::Contended => anyhow::anyhow!(
                     "somebody else has changed these policies just now: look with `policy list`, and try again"
-                )
-            }
-            Err(error) => Err(error.into()),
-        }
+                ),
+                error => error.into(),
+            })
+        };
+        recorder.change(self.tenant, changed, replace).await?;
+        Ok(version)
     }
+}
+
+/// What becomes of each text, in words.
+fn becomes(old: &BTreeMap<String, String>, new: &BTreeMap<String, String>) -> String {
+    let removed = old.keys().filter(|name| !new.contains_key(*name)).map(|name| format!("{name} removed"));
+    let others = new.iter().filter_map(|(name, text)| match old.get(name) {
+        Some(old) if old == text => None,
+        Some(_) => Some(format!("{name} changed")),
+        None => Some(format!("{name} added")),
+    });
+    removed.chain(others).collect::<Vec<_>>().join(", ")
 }
 
 /// The texts of files, by the name of each.

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::find;
 use crate::output::{confirm, count, note, say, say_json};
 use crate::reach::ReachArgs;
+use crate::recorded::{ChangeArgs, entry};
 use crate::table::Table;
 
 #[derive(Subcommand)]
@@ -36,7 +37,7 @@ pub(crate) struct AddArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    reach: ReachArgs,
+    change: ChangeArgs,
 }
 
 #[derive(Args)]
@@ -55,7 +56,7 @@ pub(crate) struct RenameArgs {
     /// The new name
     name: String,
     #[command(flatten)]
-    reach: ReachArgs,
+    change: ChangeArgs,
 }
 
 #[derive(Args)]
@@ -66,7 +67,7 @@ pub(crate) struct RemoveArgs {
     #[arg(long)]
     yes: bool,
     #[command(flatten)]
-    reach: ReachArgs,
+    change: ChangeArgs,
 }
 
 /// A tenant as JSON.
@@ -87,9 +88,11 @@ pub(crate) async fn run(verb: TenantVerb) -> anyhow::Result<ExitCode> {
 }
 
 async fn add(args: AddArgs) -> anyhow::Result<()> {
-    let registry = args.reach.registry().await?;
+    let (registry, recorder) = args.change.registry().await?;
     let id = TenantId(args.id.unwrap_or_else(Uuid::new_v4));
-    registry.add_tenant(id, &Tenant { name: args.name.clone() }).await?;
+    let tenant = Tenant { name: args.name.clone() };
+    let added = entry("tenant.add", [], format!("tenant {:?}", args.name));
+    recorder.change(id, added, registry.add_tenant(id, &tenant)).await?;
     if args.json {
         return say_json(&TenantView { id, name: &args.name });
     }
@@ -117,20 +120,22 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
 }
 
 async fn rename(args: RenameArgs) -> anyhow::Result<()> {
-    let registry = args.reach.registry().await?;
+    let (registry, recorder) = args.change.registry().await?;
     let known = registry.load().await?;
     let (id, tenant) = find::tenant(&known, Some(&args.tenant))?;
-    registry.rename_tenant(id, &args.name).await?;
+    let renamed = entry("tenant.rename", [], format!("{:?} is now {:?}", tenant.name, args.name));
+    recorder.change(id, renamed, registry.rename_tenant(id, &args.name)).await?;
     say(format_args!("Tenant {:?} is now {:?}.", tenant.name, args.name));
     Ok(())
 }
 
 async fn remove(args: RemoveArgs) -> anyhow::Result<()> {
-    let registry = args.reach.registry().await?;
+    let (registry, recorder) = args.change.registry().await?;
     let known = registry.load().await?;
     let (id, tenant) = find::tenant(&known, Some(&args.tenant))?;
     confirm(&format!("Remove tenant {:?} ({id})", tenant.name), args.yes)?;
-    registry.remove_tenant(id).await?;
+    let removed = entry("tenant.remove", [], format!("tenant {:?}", tenant.name));
+    recorder.change(id, removed, registry.remove_tenant(id)).await?;
     say(format_args!("Tenant {:?} removed.", tenant.name));
     Ok(())
 }

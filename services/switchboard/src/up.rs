@@ -276,7 +276,7 @@ async fn load_demo(base: &Context) -> anyhow::Result<bool> {
     let load = async {
         let settings: BusSettings = (&base.settings.nats).into();
         let bus = Bus::connect(&settings, "up").await?;
-        let changed = demo::load(&bus).await.context("the demo account cannot be loaded");
+        let changed = demo::load(&bus, &base.settings).await.context("the demo account cannot be loaded");
         bus.close().await;
         changed
     };

@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 pub(crate) use self::plan::Plan;
 use self::report::TokenFile;
-use crate::reach::ReachArgs;
+use crate::recorded::ChangeArgs;
 use crate::rows;
 
 #[derive(Args)]
@@ -53,7 +53,7 @@ pub(crate) struct ImportArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    reach: ReachArgs,
+    change: ChangeArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -64,7 +64,7 @@ enum Format {
 
 pub(crate) async fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
     let file = read(&args.file, args.format)?;
-    let registry = args.reach.registry().await?;
+    let (registry, recorder) = args.change.registry().await?;
     let known = registry.load().await?;
     let plan = Plan::of(file, &known, args.tenant.as_deref(), args.create)?;
     let tokens_are_shown = args.tokens_out.is_none();
@@ -82,7 +82,7 @@ pub(crate) async fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
             _ => Ok(()),
         }
     });
-    let report = report.await?;
+    let report = recorder.changes(plan.entries(), report).await?;
     progress.finish_and_clear();
     if let Some(tokens) = tokens {
         tokens.finish()?;

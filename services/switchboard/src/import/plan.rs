@@ -1,7 +1,8 @@
 //! What of a file is to be written? Each row against what stands already, and against the rows before it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
+use bus::audit::{Entry, MAX_DEVICES};
 use bus::registry::{
     Added, Customer, Kind, NewDevice, Registry, RegistryError, Snapshot, Tenant, Token, check_labels,
     check_name,
@@ -11,6 +12,8 @@ use rpc::{CredentialHash, CustomerId, DeviceId, TenantId};
 use uuid::Uuid;
 
 use super::report::Report;
+use crate::output::count;
+use crate::recorded::entry;
 use crate::rows::{self, Fault, Place, Row};
 
 /// Tenants and customers that are made at a time.
@@ -61,6 +64,28 @@ impl Plan {
 }
 
 impl Plan {
+    /// What the audit is to say of it.
+    pub(crate) fn entries(&self) -> Vec<(TenantId, Entry)> {
+        let tenants = self.tenants.iter().map(|(_, id, tenant)| {
+            (*id, entry("tenant.add", [], format!("tenant {:?}, imported", tenant.name)))
+        });
+        let customers = self.customers.iter().map(|(_, id, customer)| {
+            let what = format!("customer {:?} ({id}), imported", customer.name);
+            (customer.tenant, entry("customer.add", [], what))
+        });
+        let mut devices: BTreeMap<TenantId, Vec<DeviceId>> = BTreeMap::new();
+        for device in &self.devices {
+            devices.entry(device.tenant).or_default().push(device.id);
+        }
+        let parts =
+            devices.iter().flat_map(|(tenant, ids)| ids.chunks(MAX_DEVICES).map(|part| (*tenant, part)));
+        let devices = parts.map(|(tenant, part)| {
+            let what = format!("{}, but for those that are refused", count(part.len(), "device"));
+            (tenant, entry("device.import", part.iter().copied(), what))
+        });
+        tenants.chain(customers).chain(devices).collect()
+    }
+
     /// Writes it all; `done` hears of each device, with the device if it was added.
     ///
     /// # Errors

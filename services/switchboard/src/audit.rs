@@ -1,0 +1,379 @@
+//! Who did what, and was anything taken from the record of it? `switchboard audit …`
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Write;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use bus::StoreError;
+use bus::audit::{AuditLog, Chain, Cut, From, Head, NO_TENANT, Record, Stored, Verdict, hash, rfc3339};
+use bus::registry::{Registry, Snapshot};
+use clap::{Args, Subcommand};
+use rpc::{DeviceId, TenantId};
+use serde::Serialize;
+
+use crate::find;
+use crate::output::{count, note, say, say_json};
+use crate::reach::{ReachArgs, Reached};
+use crate::recorded;
+
+/// Between two looks for more.
+const FOLLOW_PAUSE: Duration = Duration::from_millis(500);
+
+#[derive(Subcommand)]
+pub(crate) enum AuditVerb {
+    /// Show the last records, and with --follow those that come
+    Tail(TailArgs),
+    /// Show all records that fit
+    Query(QueryArgs),
+    /// Check that each record follows from the one before it: exit status 1 if a chain is broken
+    Verify(VerifyArgs),
+}
+
+/// Which records.
+#[derive(Args)]
+struct FilterArgs {
+    /// Only of this tenant (id or name; "none": what is of no tenant)
+    #[arg(long)]
+    tenant: Option<String>,
+    /// Only about this device (id, or the name of one that is still there)
+    #[arg(long)]
+    device: Option<String>,
+    /// Only of this kind, as device.rename, or device with all below it
+    #[arg(long)]
+    kind: Option<String>,
+    /// Only of the time since, as 90s, 30m, 12h or 7d
+    #[arg(long, value_name = "TIME", value_parser = time_span)]
+    since: Option<Duration>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    reach: ReachArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct TailArgs {
+    /// How many
+    #[arg(long, short = 'n', default_value_t = 20)]
+    lines: usize,
+    /// Go on with those that come, until Ctrl-C
+    #[arg(long, short)]
+    follow: bool,
+    #[command(flatten)]
+    filter: FilterArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct QueryArgs {
+    /// At most so many, the latest
+    #[arg(long, default_value_t = 10_000)]
+    limit: usize,
+    #[command(flatten)]
+    filter: FilterArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct VerifyArgs {
+    /// Only the chain of this tenant (id or name)
+    #[arg(long)]
+    tenant: Option<String>,
+    /// What an earlier verify said of the chain's head: it must be there still. With --tenant
+    #[arg(long, value_name = "NUMBER:HASH", requires = "tenant", value_parser = head)]
+    head: Option<Head>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    reach: ReachArgs,
+}
+
+pub(crate) async fn run(verb: AuditVerb) -> anyhow::Result<ExitCode> {
+    match verb {
+        AuditVerb::Tail(args) => tail(args).await,
+        AuditVerb::Query(args) => query(args).await,
+        AuditVerb::Verify(args) => return verify(args).await,
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The audit, and the registry that tells names.
+struct Opened {
+    log: AuditLog,
+    known: Snapshot,
+    _reached: Reached,
+}
+
+/// A filter whose names are looked up.
+struct Filter {
+    tenant: Option<TenantId>,
+    device: Option<DeviceId>,
+    kind: Option<String>,
+    since: Option<SystemTime>,
+}
+
+impl Opened {
+    async fn open(reach: &ReachArgs) -> anyhow::Result<Self> {
+        let reached = reach.bus().await?;
+        let registry = Registry::open(&reached.bus).await.context("cannot open the registry")?;
+        let known = registry.load().await?;
+        Ok(Opened { log: recorded::log(&reached.bus, &reached.settings), known, _reached: reached })
+    }
+
+    fn tenant(&self, named: &str) -> anyhow::Result<TenantId> {
+        match named.parse() {
+            _ if named == "none" => Ok(NO_TENANT),
+            // Also one that is gone.
+            Ok(id) => Ok(id),
+            Err(_) => Ok(find::tenant(&self.known, Some(named))?.0),
+        }
+    }
+
+    fn filter(&self, args: &FilterArgs) -> anyhow::Result<Filter> {
+        let device = args.device.as_deref().map(|named| match named.parse() {
+            Ok(id) => Ok(id),
+            Err(_) => find::device(&self.known, named).map(|(id, _)| id),
+        });
+        Ok(Filter {
+            tenant: args.tenant.as_deref().map(|named| self.tenant(named)).transpose()?,
+            device: device.transpose()?,
+            kind: args.kind.clone(),
+            since: args.since.and_then(|since| SystemTime::now().checked_sub(since)),
+        })
+    }
+
+    /// Reads from there to the end of what stands there now, and returns where to go on.
+    async fn each(
+        &self,
+        tenant: Option<TenantId>,
+        mut from: From,
+        mut take: impl FnMut(Stored),
+    ) -> anyhow::Result<u64> {
+        loop {
+            let page = match self.log.page(tenant, from).await {
+                Ok(page) => page,
+                // Nothing was ever recorded.
+                Err(StoreError::Missing(_)) => return Ok(1),
+                Err(error) => return Err(error).context("the audit cannot be read"),
+            };
+            page.records.into_iter().for_each(&mut take);
+            if page.is_last {
+                return Ok(page.next);
+            }
+            from = From::Sequence(page.next);
+        }
+    }
+
+    /// The last records that fit, at most `limit`, and where to go on.
+    async fn last(&self, filter: &Filter, limit: usize) -> anyhow::Result<(VecDeque<Stored>, u64)> {
+        let from = filter.since.map_or(From::Sequence(1), From::Time);
+        let mut kept = VecDeque::new();
+        let next = self.each(filter.tenant, from, |stored| {
+            if filter.fits(&stored) {
+                kept.push_back(stored);
+            }
+            if kept.len() > limit {
+                kept.pop_front();
+            }
+        });
+        let next = next.await?;
+        Ok((kept, next))
+    }
+
+    fn line(&self, stored: &Stored) -> String {
+        match stored.record() {
+            Some(record) => {
+                line(&record, |id| self.known.devices.get(&id).map(|device| device.name.as_str()))
+            }
+            None => format!("message {} of the stream is no record", stored.sequence),
+        }
+    }
+}
+
+impl Filter {
+    fn fits(&self, stored: &Stored) -> bool {
+        let Some(record) = stored.record() else {
+            return self.device.is_none() && self.kind.is_none();
+        };
+        self.device.is_none_or(|device| record.entry.devices.contains(&device))
+            && self.kind.as_deref().is_none_or(|kind| record.entry.is_of(kind))
+    }
+}
+
+/// A record as JSON.
+#[derive(Serialize)]
+struct RecordView {
+    sequence: u64,
+    hash: String,
+    #[serde(flatten)]
+    record: Option<Record>,
+}
+
+impl RecordView {
+    fn of(stored: &Stored) -> Self {
+        RecordView { sequence: stored.sequence, hash: hash(&stored.bytes), record: stored.record() }
+    }
+}
+
+async fn tail(args: TailArgs) -> anyhow::Result<()> {
+    let opened = Opened::open(&args.filter.reach).await?;
+    let filter = opened.filter(&args.filter)?;
+    let tell = |stored: &Stored| {
+        if args.filter.json {
+            // One a line: the list has no end.
+            say(serde_json::to_string(&RecordView::of(stored))?);
+        } else {
+            say(opened.line(stored));
+        }
+        anyhow::Ok(())
+    };
+    let (last, mut next) = opened.last(&filter, args.lines).await?;
+    last.iter().try_for_each(&tell)?;
+    if !args.follow {
+        return Ok(());
+    }
+    loop {
+        tokio::time::sleep(FOLLOW_PAUSE).await;
+        let mut come = Vec::new();
+        next = opened.each(filter.tenant, From::Sequence(next), |stored| come.push(stored)).await?.max(next);
+        come.iter().filter(|stored| filter.fits(stored)).try_for_each(&tell)?;
+    }
+}
+
+async fn query(args: QueryArgs) -> anyhow::Result<()> {
+    let opened = Opened::open(&args.filter.reach).await?;
+    let filter = opened.filter(&args.filter)?;
+    let (found, _) = opened.last(&filter, args.limit).await?;
+    if args.filter.json {
+        return say_json(&found.iter().map(RecordView::of).collect::<Vec<_>>());
+    }
+    found.iter().for_each(|stored| say(opened.line(stored)));
+    note(count(found.len(), "record"));
+    Ok(())
+}
+
+/// A chain as JSON.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ChainView {
+    tenant: TenantId,
+    tenant_name: String,
+    is_whole: bool,
+    #[serde(flatten)]
+    verdict: Verdict,
+}
+
+async fn verify(args: VerifyArgs) -> anyhow::Result<ExitCode> {
+    let opened = Opened::open(&args.reach).await?;
+    let tenant = args.tenant.as_deref().map(|named| opened.tenant(named)).transpose()?;
+    let limits = opened.log.limits().await.context("there is no audit yet, or it cannot be read")?;
+    let mut chains: BTreeMap<TenantId, Chain> = BTreeMap::new();
+    if let Some(tenant) = tenant {
+        chains.insert(tenant, Chain::new(limits, args.head));
+    }
+    let take = |stored: Stored| {
+        chains.entry(stored.tenant).or_insert_with(|| Chain::new(limits, None)).take(&stored);
+    };
+    opened.each(tenant, From::Sequence(1), take).await?;
+    let views = chains.into_iter().map(|(tenant, chain)| {
+        let verdict = chain.end();
+        let tenant_name = match tenant {
+            NO_TENANT => "of no tenant".to_owned(),
+            tenant => find::tenant_name(&opened.known, tenant),
+        };
+        ChainView { tenant, tenant_name, is_whole: verdict.breaks.is_empty(), verdict }
+    });
+    let views: Vec<_> = views.collect();
+    let status = if views.iter().all(|view| view.is_whole) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    if args.json {
+        say_json(&views)?;
+        return Ok(status);
+    }
+    for ChainView { tenant_name, verdict, .. } in &views {
+        let Verdict { records, first, cut, head, breaks } = verdict;
+        let state = if breaks.is_empty() { "whole" } else { "BROKEN" };
+        say(format_args!("{tenant_name}: {state}, {}", count(usize::try_from(*records)?, "record")));
+        match cut {
+            Cut::Age => {
+                say(format_args!("  begins with record {first}: those before it have outlived their time"))
+            }
+            Cut::Size => say(format_args!(
+                "  begins with record {first}: those before it went when the stream was full"
+            )),
+            Cut::Nothing | Cut::TooEarly => {}
+        }
+        breaks.iter().for_each(|found| say(format_args!("  {found}")));
+        if let Some(Head { number, hash }) = head {
+            say(format_args!("  head {number}:{hash}"));
+        }
+    }
+    if status == ExitCode::SUCCESS {
+        note(
+            "Keep the heads elsewhere: who could rewrite the stream could rewrite a whole chain. --head checks one.",
+        );
+    }
+    Ok(status)
+}
+
+/// A record in one line.
+fn line<'a>(record: &Record, name: impl Fn(DeviceId) -> Option<&'a str>) -> String {
+    let Record { number, at_ms, user, entry, .. } = record;
+    let at = rfc3339(UNIX_EPOCH + Duration::from_millis(*at_ms));
+    let who = if entry.who.is_empty() { String::new() } else { format!("{} as ", entry.who) };
+    let mut line = format!("{at} #{number} {} by {who}{user}", entry.kind);
+    // Writing to a String cannot fail.
+    if !entry.from.is_empty() {
+        let _ = write!(line, ", {}", entry.from);
+    }
+    if !entry.what.is_empty() {
+        let _ = write!(line, ": {}", entry.what);
+    }
+    let named = entry.devices.iter().take(3).map(|id| match name(*id) {
+        Some(name) => format!("{name:?} ({id})"),
+        None => id.to_string(),
+    });
+    let named: Vec<_> = named.collect();
+    if !named.is_empty() {
+        let more = entry.devices.len() - named.len();
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let _ = write!(line, " [{}{more}]", named.join(" → "));
+    }
+    if let Some(version) = entry.version {
+        let _ = match version {
+            0 => write!(line, ", built-in rule"),
+            version => write!(line, ", version {version}"),
+        };
+    }
+    if !entry.why.is_empty() {
+        let _ = write!(line, "; why: {}", entry.why);
+    }
+    if entry.left_out > 0 {
+        let _ = write!(line, "; {} more before it were counted alone", entry.left_out);
+    }
+    line
+}
+
+fn time_span(text: &str) -> Result<Duration, String> {
+    let parse = || {
+        let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+        let seconds = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3_600,
+            "d" => 86_400,
+            _ => return None,
+        };
+        number.parse::<u64>().ok()?.checked_mul(seconds).map(Duration::from_secs)
+    };
+    parse().ok_or_else(|| "a number and one of s, m, h, d, as in 12h".to_owned())
+}
+
+fn head(text: &str) -> Result<Head, String> {
+    let parse = || {
+        let (number, hash) = text.split_once(':')?;
+        let is_hash = hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_hash.then_some(Head { number: number.parse().ok()?, hash: hash.to_ascii_lowercase() })
+    };
+    parse().ok_or_else(|| "a number, a colon and 64 hexadecimal digits, as `audit verify` prints".to_owned())
+}

@@ -1,0 +1,229 @@
+"""Who did what? Every change and denial has a record, each follows from the one before it, and what is done to them shows."""
+
+import asyncio
+import json
+import uuid
+
+import nats
+import pytest
+from harness import said
+from harness.accounts import TOKENS
+from harness.devices import PahoV5
+from harness.nats_server import NatsServer
+from harness.processes import run
+from harness.programs import built
+from harness.waiting import until
+
+POLICY = 'permit (principal is Device, action, resource) when { principal.hasTag("a") };\n'
+
+
+@pytest.fixture
+def server(tmp_path):
+    server = NatsServer(tmp_path / "nats", tmp_path / "logs")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def cli(server):
+    return lambda *arguments: run(built("switchboard"), *arguments, "--nats", server.url)
+
+
+def query(cli, *filters):
+    return json.loads(cli("audit", "query", *filters, "--json").ok().out)
+
+
+def test_every_change_has_a_record_of_who_where_what_and_why(cli, tmp_path):
+    def changed(*arguments):
+        return cli(*arguments, "--as", "Ann", "--why", "a new house").ok().out
+
+    token = f"token-{uuid.uuid4().hex}"
+    TOKENS.add(token)
+    changed("tenant", "add", "Acme")
+    changed("tenant", "rename", "Acme", "Acme 2")
+    changed("customer", "add", "North")
+    changed("customer", "rename", "North", "South")
+    changed("customer", "add", "Empty")
+    changed("customer", "remove", "Empty", "--yes")
+    added = json.loads(changed("device", "add", "Pump", "--token", token, "--customer", "South", "--label", "a=b", "--json"))
+    changed("device", "rename", "Pump", "Pump 2")
+    changed("device", "label", "set", "Pump 2", "c=d")
+    changed("device", "label", "remove", "Pump 2", "c")
+    changed("device", "unassign", "Pump 2")
+    changed("device", "assign", "Pump 2", "South")
+    rotated = json.loads(changed("device", "rotate-token", "Pump 2", "--yes", "--json"))
+    TOKENS.add(rotated["token"])
+    (tmp_path / "rooms.cedar").write_text(POLICY)
+    changed("policy", "put", str(tmp_path / "rooms.cedar"))
+    changed("policy", "remove", "built-in")
+    changed("policy", "rollback", "1")
+    (tmp_path / "more.csv").write_text("name,token\nOne,\nTwo,\n")
+    changed("device", "import", "--tenant", "Acme 2", "--tokens-out", str(tmp_path / "tokens.csv"), str(tmp_path / "more.csv"))
+    changed("device", "remove", "Pump 2", "--yes")
+
+    records = query(cli)
+    assert [it["kind"] for it in records] == [
+        *["tenant.add", "tenant.rename", "customer.add", "customer.rename", "customer.add", "customer.remove"],
+        *["device.add", "device.rename", "device.label", "device.label", "device.unassign", "device.assign"],
+        *["device.rotate-token", "policy.change", "policy.change", "policy.change", "device.import", "device.remove"],
+    ]
+    assert {(it["who"], it["why"], it["user"]) for it in records} == {("Ann", "a new house", "nobody")}
+    assert all(it["from"].startswith("machine ") for it in records)
+    assert [it["number"] for it in records] == list(range(1, len(records) + 1))
+    assert [it["devices"] for it in records if it["kind"] == "device.rename"] == [[added["id"]]]
+    assert [(it["version"], it["what"]) for it in records if it["kind"] == "policy.change"] == [
+        (1, "built-in added, rooms added"),
+        (2, "built-in removed"),
+        (3, "built-in added"),
+    ]
+    [bulk] = [it for it in records if it["kind"] == "device.import"]
+    assert len(bulk["devices"]) == 2 and bulk["what"].startswith("2 devices")
+    text = json.dumps(records) + cli("audit", "tail", "-n", "100").ok().out
+    assert token not in text and rotated["token"] not in text and POLICY.strip() not in text
+
+    # Filters: by device also once it is gone, by kind with all below it, by tenant and time.
+    assert len(query(cli, "--device", added["id"])) == 8
+    assert len(query(cli, "--kind", "device.label")) == 2
+    assert len(query(cli, "--kind", "customer")) == 4
+    assert query(cli, "--kind", "devic") == query(cli, "--tenant", "none") == []
+    assert len(query(cli, "--tenant", "Acme 2", "--since", "1h")) == len(records)
+    assert [it["kind"] for it in query(cli, "--limit", "1")] == ["device.remove"]
+    refused = cli("audit", "query", "--since", "yesterday")
+    assert refused.code == 2 and "as in 12h" in refused.err
+    line = cli("audit", "tail", "-n", "1").ok().out
+    assert "#18 device.remove by Ann as nobody, machine" in line and "why: a new house" in line
+    checked = cli("audit", "verify").ok().out
+    assert "Acme 2: whole, 18 records" in checked and "head 18:" in checked
+
+
+def test_what_fails_has_a_record_that_says_so(cli):
+    cli("tenant", "add", "Acme").ok()
+    cli("device", "add", "Pump").ok()
+    assert cli("device", "add", "Pump").code == 1
+    assert [it["kind"] for it in query(cli)] == ["tenant.add", "device.add", "device.add", "device.add.failed"]
+    assert "taken" in query(cli)[-1]["why"]
+    assert "failed" in cli("audit", "query", "--kind", "device.add").ok().out
+
+
+def test_what_cannot_be_recorded_does_not_happen(cli, server):
+    cli("tenant", "add", "Acme").ok()
+    # Somebody else has the stream's name: it takes none of our subjects.
+    asyncio.run(rewritten(server.url, lambda records: [], subjects=["elsewhere"]))
+    refused = cli("device", "add", "Pump")
+    assert refused.code == 1 and "nothing was changed: the audit does not take the record" in refused.err
+    assert json.loads(cli("device", "list", "--json").ok().out) == []
+
+
+def change(records, place, old, new):
+    subject, data = records[place]
+    assert old in data
+    return [*records[:place], (subject, data.replace(old, new)), *records[place + 1 :]]
+
+
+TAMPERED = {
+    "removed": (lambda it: [*it[:3], *it[4:]], "record 4 was removed"),
+    "several removed": (lambda it: [*it[:2], *it[5:]], "records 3 to 5 were removed"),
+    "changed": (lambda it: change(it, 2, b"Ann", b"Eve"), "record 3 was changed"),
+    "reordered": (lambda it: [*it[:3], it[4], it[3], *it[5:]], "record 4 stands behind a later one"),
+    "repeated": (lambda it: [*it[:3], it[2], *it[3:]], "record 3 stands there twice"),
+    "beginning removed": (lambda it: it[2:], "what stood before record 3 is gone"),
+    "another's name": (lambda it: [*it[:3], (it[3][0].replace("nobody", "eve"), it[3][1]), *it[4:]], "record 4 names another"),
+    "nonsense": (lambda it: [*it[:3], (it[3][0], b"{}"), *it[4:]], "is no record"),
+    "end removed": (lambda it: it[:-2], "record 8, the head of an earlier check"),
+    "all removed": (lambda it: [], "record 8, the head of an earlier check"),
+}
+
+
+@pytest.mark.parametrize("how", TAMPERED)
+def test_what_was_done_to_a_chain_is_told(cli, server, how):
+    tamper, told = TAMPERED[how]
+    cli("tenant", "add", "Acme").ok()
+    for number in range(7):
+        cli("customer", "add", f"Customer {number}", "--as", "Ann").ok()
+    [whole] = json.loads(cli("audit", "verify", "--tenant", "Acme", "--json").ok().out)
+    head = f"{whole['head']['number']}:{whole['head']['hash']}"
+    assert (whole["isWhole"], whole["first"], whole["cut"], whole["breaks"]) == (True, 1, "nothing", [])
+    cli("audit", "verify", "--tenant", "Acme", "--head", head).ok()
+    asyncio.run(rewritten(server.url, tamper))
+    broken = cli("audit", "verify", "--tenant", "Acme", "--head", head)
+    assert broken.code == 1 and told in broken.out and "Acme: BROKEN" in broken.out
+    # More is appended to what is there, and what was done still shows.
+    if how != "all removed":
+        cli("customer", "add", "Later").ok()
+        assert told in cli("audit", "verify", "--tenant", "Acme", "--head", head).out
+
+
+def test_a_beginning_that_outlived_its_time_is_no_break(cli, server):
+    short = ["--set", "audit.max_age_s=2"]
+    cli("tenant", "add", "Acme", *short).ok()
+    cli("customer", "add", "Early", *short).ok()
+
+    def cut():
+        # A chain all of whose records are gone begins anew: there is always a young one.
+        cli("customer", "add", uuid.uuid4().hex, *short).ok()
+        [chain] = json.loads(cli("audit", "verify", "--json").ok().out)
+        return chain["first"] > 2 and chain
+
+    chain = until("the beginning is cut", cut)
+    assert (chain["isWhole"], chain["cut"], chain["breaks"]) == (True, "age", [])
+    assert "those before it have outlived their time" in cli("audit", "verify").ok().out
+
+
+def test_nobody_takes_a_record_away(cli, server):
+    """Not even who may do everything in NATS, but for removing the stream as a whole."""
+    cli("tenant", "add", "Acme").ok()
+
+    async def attempts():
+        connection = await nats.connect(server.url)
+        try:
+            jetstream = connection.jetstream()
+            [stream] = [it for it in await jetstream.streams_info() if it.config.name == "swb_audit"]
+            with pytest.raises(nats.js.errors.APIError, match="delete not permitted"):
+                await jetstream.delete_msg("swb_audit", stream.state.first_seq)
+            with pytest.raises(nats.js.errors.APIError, match="purge not permitted"):
+                await jetstream.purge_stream("swb_audit")
+            with pytest.raises(nats.js.errors.APIError, match="can not cancel deny"):
+                await jetstream.update_stream(stream.config.evolve(deny_delete=False))
+        finally:
+            await connection.close()
+
+    asyncio.run(attempts())
+    assert len(query(cli)) == 1
+
+
+def test_denials_of_a_running_system_are_recorded(shared_cluster, family, device):
+    cli, (node, *_) = shared_cluster.accounts.cli, shared_cluster.nodes
+    stranger = shared_cluster.accounts.family().a
+    caller = device(PahoV5, family.a).connect(node)
+    assert caller.send_msg(stranger, "1").text() == said.DENIED
+
+    def recorded():
+        return [it for it in query(cli, "--kind", "denied.call", "--device", family.a.id)]
+
+    [denial] = until("it is recorded", recorded)
+    assert denial["devices"] == [family.a.id, stranger.id]
+    assert (denial["why"], denial["version"], denial["user"]) == ("not_allowed", 0, "nobody")
+    assert denial["from"].startswith("node ")
+    assert cli("audit", "verify").code == 0
+
+
+async def rewritten(url, tamper, subjects=None):
+    """Does to the stream what only its files' owner could: makes it anew out of the records that it had."""
+    connection = await nats.connect(url)
+    try:
+        jetstream = connection.jetstream()
+        info = await jetstream.stream_info("swb_audit")
+        read = [await jetstream.get_msg("swb_audit", it) for it in range(info.state.first_seq, info.state.last_seq + 1)]
+        records = tamper([(it.subject, it.data) for it in read])
+        await jetstream.delete_stream("swb_audit")
+        if subjects:
+            config = {"name": "swb_audit", "subjects": subjects, "storage": "file"}
+        else:
+            config = info.config.as_dict()
+            config["first_seq"] = info.state.first_seq
+        made = await connection.request("$JS.API.STREAM.CREATE.swb_audit", json.dumps(config).encode(), timeout=5)
+        assert "error" not in json.loads(made.data), made.data
+        for subject, data in records:
+            await jetstream.publish(subject, data)
+    finally:
+        await connection.close()
