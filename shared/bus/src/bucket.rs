@@ -4,7 +4,7 @@
 //! write), and every wait is one of ours. The layout is that of any KV bucket, so NATS' own tools can read it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::{HeaderMap, Message, StatusCode, Subject};
@@ -94,6 +94,8 @@ struct Inner {
     /// Counts re-creations, so that many who find the bucket missing make it once.
     made: AtomicU64,
     making: Mutex<()>,
+    /// More than one copy stands, whatever the settings of this process say: a direct get may find one that lags.
+    has_copies: AtomicBool,
 }
 
 impl Bucket {
@@ -113,6 +115,7 @@ impl Bucket {
                 role,
                 made: AtomicU64::new(0),
                 making: Mutex::new(()),
+                has_copies: AtomicBool::new(bus.replicas() > 1),
             }),
         };
         bucket.make_if_missing().await?;
@@ -211,6 +214,9 @@ impl Bucket {
             Err(StoreError::Missing(_)) => None,
             Err(error) => return Err(error),
         };
+        let copies = standing.as_ref().and_then(|info| info.pointer("/config/num_replicas")?.as_u64());
+        let has_copies = bus.replicas() > 1 || copies.is_some_and(|copies| copies > 1);
+        self.inner.has_copies.store(has_copies, Ordering::Release);
         match standing {
             None => {
                 let config = json!({
@@ -303,7 +309,7 @@ impl Bucket {
 
     async fn get_once(&self, key: &str, wait: Duration) -> Result<Option<Entry>, StoreError> {
         // A direct get is cheaper, but any copy answers it, and one may lag.
-        if self.inner.bus.replicas() > 1 {
+        if self.inner.has_copies.load(Ordering::Acquire) {
             self.get_from_leader(key, wait).await
         } else {
             self.get_direct(key, wait).await

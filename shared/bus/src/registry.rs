@@ -237,10 +237,7 @@ impl Registry {
     /// # Errors
     /// When a value is invalid, its name, id or token is taken, or its tenant or customer does not exist.
     pub async fn add_device(&self, device: &NewDevice) -> Result<Added, RegistryError> {
-        self.existing_tenant(device.tenant).await?;
-        if let Some(customer) = device.customer {
-            self.existing_customer(customer, device.tenant).await?;
-        }
+        self.check_places(device).await?;
         self.write_device(device).await
     }
 
@@ -255,7 +252,11 @@ impl Registry {
     ) -> Result<(), RegistryError> {
         let known = watch::load(&self.bucket, &["tenant.*", "customer.*"]).await?;
         let add = async |(place, device): (usize, &NewDevice)| {
-            let checked = known.check_places(device.tenant, device.customer);
+            let checked = match known.check_places(device.tenant, device.customer) {
+                // What was loaded is one copy's, which may lag behind what was written a moment ago.
+                Err(RegistryError::Missing { .. }) => self.check_places(device).await,
+                checked => checked,
+            };
             let added = match checked {
                 Ok(()) => self.write_device(device).await,
                 Err(error) => Err(error),
@@ -550,6 +551,15 @@ impl Registry {
             Ok(self.device(DeviceId(other)).await?.is_none_or(|other| other.credential != *hash))
         };
         self.bucket.take(Key::Credential(hash), id.0, "token", is_gone).await
+    }
+
+    /// Whether the tenant and the customer that it names exist.
+    async fn check_places(&self, device: &NewDevice) -> Result<(), RegistryError> {
+        self.existing_tenant(device.tenant).await?;
+        match device.customer {
+            Some(customer) => self.existing_customer(customer, device.tenant).await,
+            None => Ok(()),
+        }
     }
 
     async fn existing_tenant(&self, id: TenantId) -> Result<Tenant, RegistryError> {
