@@ -25,6 +25,8 @@ const QUEUE: &str = "authorizer";
 const PRESENCE_WAIT: Duration = Duration::from_secs(2);
 /// Lists that may wait for presence at a time; a further one is refused.
 const MAX_PRESENCE_QUESTIONS: usize = 1_024;
+/// Calls that may wait at a time for the directory to be fresh; further ones are not read until one is.
+const MAX_HELD_CALLS: usize = 4_096;
 
 /// Everything that answers need. Nothing in it changes while questions are answered, but the directory.
 pub(crate) struct Answers {
@@ -110,11 +112,23 @@ impl Answers {
     }
 
     async fn answer_calls(self: Arc<Self>, mut requests: Requests, stop: CancellationToken) {
+        let mut held = JoinSet::new();
         while let Some(request) = requests.next_until(&stop).await {
-            let taken = Instant::now();
-            self.answer_call(request).await;
-            self.meters.call_seconds.record(taken.elapsed());
+            while held.try_join_next().is_some() {}
+            // Those behind it are read meanwhile: what is not, nobody can say how old it is.
+            if !self.kept.looks_fresh() && held.len() < MAX_HELD_CALLS {
+                held.spawn(Arc::clone(&self).take_call(request));
+            } else {
+                Arc::clone(&self).take_call(request).await;
+            }
         }
+        while held.join_next().await.is_some() {}
+    }
+
+    async fn take_call(self: Arc<Self>, request: Request) {
+        let taken = Instant::now();
+        self.answer_call(request).await;
+        self.meters.call_seconds.record(taken.elapsed());
     }
 
     /// Forwards an allowed call and answers a refused one.

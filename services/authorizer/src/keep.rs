@@ -60,7 +60,8 @@ impl Kept {
         self.looks_fresh()
     }
 
-    fn looks_fresh(&self) -> bool {
+    /// Whether it may decide now.
+    pub(crate) fn looks_fresh(&self) -> bool {
         self.freshness.lock().is_fresh(Instant::now())
     }
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use parking_lot::Mutex;
 use rpc::Subjects;
+use tokio::task::coop::has_budget_remaining;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -23,8 +24,8 @@ pub struct Request {
     pub reply_to: Option<Subject>,
     /// The message itself.
     pub message: Bytes,
-    /// When it came to this process, at the earliest: after a gap in the connection, a sleep, or a time in which nobody
-    /// took what came in, up to so much sooner. A budget is to be counted from here.
+    /// When it came to this process, at the earliest: after a gap in the connection, a sleep, or a request before it
+    /// that took its time, up to so much sooner. A budget is to be counted from here.
     pub arrived: std::time::Instant,
     /// NATS' word that nobody listened to what was published with this subject for its reply; `message` is empty.
     pub no_responders: bool,
@@ -35,31 +36,60 @@ pub struct Requests {
     subscriber: Subscriber,
     subjects: Subjects,
     pulse: Arc<Mutex<Pulse>>,
-    /// Nothing was queued then: what is read now has come later.
-    empty_at: std::time::Instant,
-    /// Since when nobody waits for a message.
-    left_at: std::time::Instant,
-    /// Since when messages have been queued that nobody took; none once nothing is queued any more.
-    behind_since: Option<std::time::Instant>,
+    queue: Queue,
     taken: u64,
     drain: Option<Drain>,
+}
+
+/// How long may a message have been queued? Since nobody asked for the next one any more, at most.
+#[derive(Debug, Clone, Copy)]
+struct Queue {
+    /// Nothing was queued then: what is read now has come later.
+    empty_at: std::time::Instant,
+    /// When the last one was taken, or was no longer asked for.
+    left_at: std::time::Instant,
+    /// Since when what is still queued may have been so, after a pause.
+    since: Option<std::time::Instant>,
+}
+
+/// What a request may take before those behind it count as older by that.
+const PAUSE: Duration = Duration::from_millis(100);
+
+impl Queue {
+    fn new(now: std::time::Instant) -> Self {
+        Queue { empty_at: now, left_at: now, since: None }
+    }
+
+    /// The next message is asked for.
+    fn asked(&mut self, now: std::time::Instant) {
+        if now.saturating_duration_since(self.left_at) > PAUSE {
+            self.since.get_or_insert(self.left_at);
+        }
+    }
+
+    /// There is none: who comes now is waited for.
+    fn is_empty(&mut self, now: std::time::Instant) {
+        (self.empty_at, self.since) = (now, None);
+    }
+
+    /// How long what is taken now may have been there.
+    fn age(&self, now: std::time::Instant) -> Duration {
+        self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+}
+
+/// Somebody waits for the next message, until this is dropped.
+struct Asking<'a>(&'a mut Queue);
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.left_at = std::time::Instant::now();
+    }
 }
 
 struct Drain {
     next_step: usize,
     step_ends: Instant,
-}
-
-/// Who takes nothing for longer is behind: what is queued then may be as old as that.
-const COUNTS_FROM: Duration = Duration::from_millis(500);
-
-/// Keeps when the wait for a message ended, also by being dropped.
-struct Leaves<'a>(&'a mut std::time::Instant);
-
-impl Drop for Leaves<'_> {
-    fn drop(&mut self) {
-        *self.0 = std::time::Instant::now();
-    }
 }
 
 /// How many more messages are taken, and for how long, before the next smaller step.
@@ -76,9 +106,8 @@ const DRAIN_END: Duration = Duration::from_millis(300);
 
 impl Requests {
     pub(crate) fn new(subscriber: Subscriber, subjects: Subjects, pulse: Arc<Mutex<Pulse>>) -> Self {
-        let now = std::time::Instant::now();
-        let (empty_at, left_at) = (now, now);
-        Requests { subscriber, subjects, pulse, empty_at, left_at, behind_since: None, taken: 0, drain: None }
+        let queue = Queue::new(std::time::Instant::now());
+        Requests { subscriber, subjects, pulse, queue, taken: 0, drain: None }
     }
 
     /// The next message; none once the subscription has ended. Cancel-safe.
@@ -127,11 +156,10 @@ impl Requests {
         self.taken += u64::from(message.is_some());
         let now = std::time::Instant::now();
         Some(message.map(|message| {
-            let age = self.pulse.lock().age(self.empty_at, now);
-            let came = now.checked_sub(age).unwrap_or(now);
+            let age = self.pulse.lock().age(self.queue.empty_at, now).max(self.queue.age(now));
             Request {
                 no_responders: message.status == Some(StatusCode::NO_RESPONDERS),
-                arrived: self.behind_since.map_or(came, |behind_since| came.min(behind_since)),
+                arrived: now.checked_sub(age).unwrap_or(now),
                 subject: message.subject,
                 reply_to: message.reply.filter(|reply| self.subjects.is_inbox(reply)),
                 message: message.payload,
@@ -140,16 +168,14 @@ impl Requests {
     }
 
     async fn read(&mut self) -> Option<Message> {
-        let Requests { subscriber, empty_at, left_at, behind_since, .. } = self;
-        if left_at.elapsed() > COUNTS_FROM {
-            behind_since.get_or_insert(*left_at);
-        }
-        let _leaves = Leaves(left_at);
+        let Requests { subscriber, queue, .. } = self;
+        queue.asked(std::time::Instant::now());
+        let asking = Asking(queue);
         poll_fn(|cx| {
             let polled = subscriber.poll_next_unpin(cx);
-            if polled.is_pending() {
-                *empty_at = std::time::Instant::now();
-                *behind_since = None;
+            // A task that has used up its turn is told that there is none, though there may be.
+            if polled.is_pending() && has_budget_remaining() {
+                asking.0.is_empty(std::time::Instant::now());
             }
             polled
         })
@@ -171,5 +197,35 @@ impl Requests {
                 let _ = self.subscriber.drain().await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_queued_while_a_request_took_its_time_is_older() {
+        let start = std::time::Instant::now();
+        let after = |ms| start + Duration::from_millis(ms);
+        let mut queue = Queue::new(start);
+        // One after the other, without a pause.
+        for ms in [10, 60, 110] {
+            queue.asked(after(ms));
+            assert_eq!(queue.age(after(ms)), Duration::ZERO);
+            queue.left_at = after(ms + 40);
+        }
+        // Three seconds for one request: those behind it may have come right after it was taken.
+        queue.asked(after(3_150));
+        assert_eq!(queue.age(after(3_150)), Duration::from_millis(3_000));
+        queue.left_at = after(3_151);
+        queue.asked(after(3_152));
+        assert_eq!(queue.age(after(3_152)), Duration::from_millis(3_002), "queued behind it");
+        // Whoever finds nothing there waits for what comes, however long that takes.
+        queue.is_empty(after(3_160));
+        assert_eq!(queue.age(after(9_000)), Duration::ZERO);
+        queue.left_at = after(9_000);
+        queue.asked(after(9_001));
+        assert_eq!(queue.age(after(9_001)), Duration::ZERO);
     }
 }
