@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::Deserialize;
+
 use crate::history::{End, Ending, Entry, Event};
 use crate::message::{MS, Micros, SECOND};
 use crate::settings::{LEASE_US, OUTCOME_GRACE};
@@ -66,14 +68,34 @@ impl fmt::Display for Violation {
 const IN_FORCE: Micros = 2 * SECOND;
 /// What a call may come late by: a gap in the pulse is noticed from 1.5 s on, and there are three hops.
 const LATE: Micros = 2 * SECOND;
-/// A fault of a node that lasts this long may cost it its lease.
-const COSTS_LEASE: Micros = LEASE_US - LEASE_US / 3 - SECOND;
-/// What a call takes in quiet times, with slow links and a slow store.
-const TAKES: Micros = 700 * MS;
+/// What a call takes in quiet times, with slow links and a slow store, beside the way between a device and its node.
+const TAKES: Micros = 500 * MS;
 /// So long after a cable is pulled it has been noticed: two messages to itself that have not come back.
 const NOTICED: Micros = 4 * SECOND;
-/// How long the way from a device to its node and back may take.
-const LATENCY: Micros = 200 * MS;
+
+/// What a history was made under.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Terms {
+    /// How long a node's lease lasts, in microseconds.
+    pub lease: Micros,
+    /// How long the way from a device to its node and back may take, and its own part in it, in microseconds.
+    pub latency: Micros,
+}
+
+impl Default for Terms {
+    /// Those of simulated runs.
+    fn default() -> Self {
+        Terms { lease: LEASE_US, latency: 200 * MS }
+    }
+}
+
+impl Terms {
+    /// A fault of a node that lasts this long may cost it its lease.
+    fn costs_lease(&self) -> Micros {
+        self.lease.saturating_sub(self.lease / 3 + SECOND)
+    }
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Session {
@@ -114,6 +136,7 @@ struct Call {
 /// What there is to know of a run, by what it is about.
 #[derive(Debug, Default)]
 struct Known {
+    terms: Terms,
     sessions: BTreeMap<usize, Session>,
     calls: BTreeMap<usize, Call>,
     forged: BTreeMap<usize, Call>,
@@ -131,8 +154,8 @@ struct Known {
 }
 
 /// All promises that were not kept.
-pub fn check(history: &[Entry]) -> Vec<Violation> {
-    let known = Known::of(history);
+pub fn check(history: &[Entry], terms: Terms) -> Vec<Violation> {
+    let known = Known::of(history, terms);
     let mut violations = Vec::new();
     let mut broken = |promise, at, what: String| violations.push(Violation { promise, at, what });
     for (id, call) in &known.calls {
@@ -151,8 +174,8 @@ pub fn check(history: &[Entry]) -> Vec<Violation> {
 }
 
 impl Known {
-    fn of(history: &[Entry]) -> Known {
-        let mut known = Known::default();
+    fn of(history: &[Entry], terms: Terms) -> Known {
+        let mut known = Known { terms, ..Known::default() };
         for &Entry { at, event } in history {
             known.ends = at;
             match event {
@@ -245,6 +268,13 @@ impl Known {
             let late = at - called - time;
             broken(Promise::NotTooLate, *at, format!("{about} is executed {} ms after its time", late / MS));
         }
+        // No earlier than it was made was a call let pass: where nobody looks into authorizers, this is what is known.
+        if let Some((at, _)) = executed.first()
+            && !self.could_call(*caller, *target, called.saturating_sub(IN_FORCE + self.terms.latency), *at)
+        {
+            let what = format!("{about} is executed though the registry has forbidden it for more than 2 s");
+            broken(Promise::ChangeInForce, *at, what);
+        }
         for allowed in &call.allowed {
             if !self.could_call(*caller, *target, allowed.saturating_sub(IN_FORCE), *allowed) {
                 let what = format!("{about} is let pass though the registry forbids it for more than 2 s");
@@ -258,7 +288,7 @@ impl Known {
             return;
         };
         let caller_slept = self.slept(self.node_of_newest(*caller, *called), *called, ended);
-        if ended > called + time + OUTCOME_GRACE + LATENCY + caller_slept {
+        if ended > called + time + OUTCOME_GRACE + self.terms.latency + caller_slept {
             broken(Promise::BoundedWait, ended, format!("{about} takes {} ms", (ended - called) / MS));
         }
         if outcome.promises_unseen()
@@ -305,27 +335,31 @@ impl Known {
         broken: &mut impl FnMut(Promise, Micros, String),
     ) {
         let Call { called, caller, target, timeout_ms, connect_timeout_ms, executed, .. } = call;
-        let in_time = |ms: u32| (called + Micros::from(ms) * MS).saturating_sub(TAKES);
+        let in_time = |ms: u32| (called + Micros::from(ms) * MS).saturating_sub(TAKES + self.terms.latency);
         let caller_node = self.node_of_newest(*caller, *called);
-        let stays =
-            self.sessions.values().any(|it| it.device == *caller && it.stood(*called, ended + LATENCY));
+        let stays = self
+            .sessions
+            .values()
+            .any(|it| it.device == *caller && it.stood(*called, ended + self.terms.latency));
         let cut = self.held.iter().filter(|(process, ..)| process.is_some() && *process == caller_node);
         for (_, begin, end) in cut {
-            let is_cut = begin + NOTICED < *called && *called + LATENCY < *end;
+            let is_cut = begin + NOTICED < *called && *called + self.terms.latency < *end;
             let of_it = self.faults.iter().filter(|(process, ..)| *process == caller_node);
             let is_only_cut = of_it.filter(|(_, from, to)| *from < ended && to > begin).count() == 1;
-            if is_cut && is_only_cut && stays && ended > called + LATENCY {
+            if is_cut && is_only_cut && stays && ended > called + self.terms.latency {
                 broken(Promise::CutIsNoticed, ended, format!("{about} waits at a node that is cut off"));
             }
         }
-        let is_quiet =
-            self.disturbed.iter().all(|(begin, end)| ended < *begin || end + LEASE_US + 2 * SECOND < *called);
+        let is_quiet = self
+            .disturbed
+            .iter()
+            .all(|(begin, end)| ended < *begin || end + self.terms.lease + 2 * SECOND < *called);
         let may = self.may_call_throughout(*caller, *target, called.saturating_sub(IN_FORCE), ended);
         let comes = self.sessions.iter().find(|(id, session)| {
             let others = self.sessions.iter().filter(|(it, other)| it != id && other.device == *target);
-            let is_alone = others
-                .clone()
-                .all(|(_, it)| it.connecting > ended || it.over.is_some_and(|over| over + LATENCY < *called));
+            let is_alone = others.clone().all(|(_, it)| {
+                it.connecting > ended || it.over.is_some_and(|over| over + self.terms.latency < *called)
+            });
             session.device == *target
                 && is_alone
                 && session.callable.is_some_and(|at| {
@@ -365,7 +399,7 @@ impl Known {
             }
             // A lease after the last fault no two stand.
             let Some(healed) = self.healed else { continue };
-            let at = healed + LEASE_US + 2 * SECOND;
+            let at = healed + self.terms.lease + 2 * SECOND;
             if let Some((other, _)) =
                 others().find(|(other, it)| id < *other && it.stood(at - 2 * SECOND, at))
                 && session.stood(at - 2 * SECOND, at)
@@ -379,8 +413,10 @@ impl Known {
     /// A connection through which the device could certainly be called all that time: the only one near it, on a node
     /// to which nothing happened that could have cost it its lease.
     fn certainly_callable(&self, device: usize, from: Micros, to: Micros) -> Option<usize> {
-        let (id, session) =
-            self.sessions.iter().find(|(_, it)| it.device == device && it.stood(from, to + LATENCY))?;
+        let (id, session) = self
+            .sessions
+            .iter()
+            .find(|(_, it)| it.device == device && it.stood(from, to + self.terms.latency))?;
         let near = from.saturating_sub(SECOND);
         // Who is newer has taken over, also when it has not heard so yet.
         let is_alone = self.sessions.iter().all(|(other, it)| {
@@ -395,13 +431,15 @@ impl Known {
         // A router that reads an empty store knows of nobody until nodes have said what they hold. Where the bucket
         // stays, it may read it as late as after the last fault.
         let healed = self.healed.unwrap_or_default();
-        let is_known =
-            self.lost.iter().all(|lost| to < *lost || from > lost.max(&healed) + LEASE_US + 2 * SECOND);
+        let is_known = self
+            .lost
+            .iter()
+            .all(|lost| to < *lost || from > lost.max(&healed) + self.terms.lease + 2 * SECOND);
         let is_well = self.faults.iter().all(|(process, begin, end)| {
             *process != Some(session.node)
-                || end - begin < COSTS_LEASE
+                || end - begin < self.terms.costs_lease()
                 || to < *begin
-                || from > end + LEASE_US + 2 * SECOND
+                || from > end + self.terms.lease + 2 * SECOND
         });
         // Faults that come one upon the other may add up.
         let of_node: Micros = self
@@ -410,7 +448,7 @@ impl Known {
             .filter(|(process, ..)| *process == Some(session.node))
             .map(|(_, begin, end)| end - begin)
             .sum();
-        (is_alone && is_known && is_well && of_node < COSTS_LEASE).then_some(*id)
+        (is_alone && is_known && is_well && of_node < self.terms.costs_lease()).then_some(*id)
     }
 
     fn node_of_newest(&self, device: usize, at: Micros) -> Option<usize> {
@@ -421,7 +459,7 @@ impl Known {
     /// How long a process was asleep, or what it sent held up, in that time.
     fn slept(&self, process: Option<usize>, from: Micros, to: Micros) -> Micros {
         let of_it = self.faults.iter().filter(|(it, ..)| it.is_some() && *it == process);
-        of_it.map(|(_, begin, end)| end.min(&to).saturating_sub(*begin.max(&from)) + LATENCY).sum()
+        of_it.map(|(_, begin, end)| end.min(&to).saturating_sub(*begin.max(&from)) + self.terms.latency).sum()
     }
 
     fn customer(&self, device: usize, at: Micros) -> Option<u8> {

@@ -1,9 +1,30 @@
 //! What has happened, as far as it matters to what is promised? Written by simulated runs, and readable from real ones.
 
+use anyhow::Context as _;
 use rpc::{OutcomeName, SessionEnd};
 use serde::{Deserialize, Serialize};
 
+use crate::checker::Terms;
 use crate::message::Micros;
+
+/// Reads a history as it is written of real processes: lines of JSON, the terms first, then the entries by their time.
+///
+/// # Errors
+///
+/// The first line that is not such a one, or is earlier than the one before it.
+pub fn parse(text: &str) -> anyhow::Result<(Terms, Vec<Entry>)> {
+    let mut lines = text.lines();
+    let terms = lines.next().context("it is empty")?;
+    let terms = serde_json::from_str(terms).context("line 1 must say `lease` and `latency`")?;
+    let mut entries: Vec<Entry> = Vec::new();
+    for (line, number) in lines.zip(2..) {
+        let entry: Entry = serde_json::from_str(line).with_context(|| format!("line {number}"))?;
+        let is_in_order = entries.last().is_none_or(|last| last.at <= entry.at);
+        anyhow::ensure!(is_in_order, "line {number} is earlier than the line before it");
+        entries.push(entry);
+    }
+    Ok((terms, entries))
+}
 
 /// One thing that happened, and when, in microseconds since the beginning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -24,18 +24,18 @@ pub mod transition;
 pub mod wire;
 pub mod world;
 
-use checker::Violation;
+use checker::{Terms, Violation};
 use transition::Plan;
 use world::World;
 
 /// Lets a plan happen, and says what was not kept.
 pub fn judge(plan: &Plan) -> Vec<Violation> {
-    checker::check(&World::new(plan, false).run().history)
+    checker::check(&World::new(plan, false).run().history, Terms::default())
 }
 
 /// The same, told as a story.
 pub fn tell(plan: &Plan) -> (Vec<String>, Vec<Violation>) {
     let world = World::new(plan, true).run();
-    let violations = checker::check(&world.history);
+    let violations = checker::check(&world.history, Terms::default());
     (world.story.unwrap_or_default(), violations)
 }

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Parser;
+use switchboard_simulation::checker::{self, Terms};
+use switchboard_simulation::history;
 use switchboard_simulation::service::Beliefs;
 use switchboard_simulation::shrink::shrink;
 use switchboard_simulation::transition::{Plan, Seconds, Transition};
@@ -31,6 +33,9 @@ struct Arguments {
     /// Steps through a failed history: Enter for the next thing that happens, a number for so many, `c` to the end.
     #[arg(long, value_name = "FILE")]
     replay: Option<PathBuf>,
+    /// Judges a history that real processes made.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "minutes", "replay"])]
+    judge: Option<PathBuf>,
     /// Where a failed history goes.
     #[arg(long, default_value = "target/simulation")]
     failures: PathBuf,
@@ -38,11 +43,23 @@ struct Arguments {
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    match (&arguments.replay, arguments.seed) {
-        (Some(file), _) => replay(file),
-        (None, Some(seed)) => one(&Plan::of_seed(seed), &arguments.failures),
-        (None, None) => many(&arguments),
+    match (&arguments.judge, &arguments.replay, arguments.seed) {
+        (Some(file), ..) => judge_real(file),
+        (None, Some(file), _) => replay(file),
+        (None, None, Some(seed)) => one(&Plan::of_seed(seed), &arguments.failures),
+        (None, None, None) => many(&arguments),
     }
+}
+
+/// Ends with an error where a promise was not kept.
+fn judge_real(file: &Path) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let (terms, entries) =
+        history::parse(&text).with_context(|| format!("{} is no history", file.display()))?;
+    let violations = checker::check(&entries, terms);
+    violations.iter().for_each(|violation| println!("NOT KEPT: {violation}"));
+    anyhow::ensure!(violations.is_empty(), "{} times a promise was not kept", violations.len());
+    Ok(())
 }
 
 fn one(plan: &Plan, failures: &Path) -> anyhow::Result<()> {
@@ -129,7 +146,7 @@ fn replay(file: &Path) -> anyhow::Result<()> {
             };
         }
     }
-    let violations = switchboard_simulation::checker::check(&world.history);
+    let violations = checker::check(&world.history, Terms::default());
     violations.iter().for_each(|violation| println!("NOT KEPT: {violation}"));
     Ok(())
 }
