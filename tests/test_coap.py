@@ -1,11 +1,13 @@
 """What does a device read over CoAP? Codes, observation and its end, and what libcoap's client makes of it."""
 
+import contextlib
 import json
+import socket
 import subprocess
 import time
 
 import pytest
-from aiocoap import GET, POST, PUT, Unreliable
+from aiocoap import ACK, CON, GET, POST, PUT, Message, Unreliable
 from harness import said
 from harness.accounts import identity
 from harness.asked import TIME, send_msg
@@ -162,3 +164,28 @@ def test_limits(new_cluster, device):
     codes = [caller.request(POST, "rpc", TIME)[0] for _ in range(6)]
     assert codes[0] == "2.05" and codes[-1] == "4.29"
     assert cluster.nodes[0].admin.value("switchboard_limits_hit_total", limit="call_rate") >= 1
+
+
+def test_every_call_that_waits_is_acknowledged(node, family, device):
+    device(PahoV5, family.b).connect(node).become_callable(lambda _: None)
+    waiting = set()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as caller:
+        caller.connect(("127.0.0.1", node.coap_port))
+        caller.settimeout(0.01)
+
+        def all_are_acknowledged():
+            with contextlib.suppress(TimeoutError):
+                came = Message.decode(caller.recv(1500))
+                waiting.difference_update({came.mid} if came.mtype is ACK else ())
+            return not waiting
+
+        # Closer together than a node waits with an acknowledgement: others come in just as one is due.
+        for number in range(80):
+            call = Message(mtype=CON, code=POST, mid=number, token=bytes([number]))
+            call.opt.uri_path = ("api", "v1", family.a.token, "rpc")
+            call.payload = send_msg(family.b, timeout=3_000).encode()
+            caller.send(call.encode())
+            waiting.add(number)
+            all_are_acknowledged()
+        # Before the first of them would be sent again.
+        until("all are acknowledged", all_are_acknowledged, within_s=1.5)

@@ -133,12 +133,12 @@ impl Loop {
             if stopping && self.endpoint.is_drained() && self.jobs.is_empty() {
                 return;
             }
-            if let Some(wake) = self.endpoint.next_wake()
+            let wake = self.endpoint.next_wake();
+            if let Some(wake) = wake
                 && (wake < timer.deadline().into_std() || timer.is_elapsed())
             {
                 timer.as_mut().reset(wake.into());
             }
-            let armed = !timer.is_elapsed();
             tokio::select! {
                 () = stop.cancelled(), if !stopping => {
                     stopping = true;
@@ -153,7 +153,8 @@ impl Loop {
                 _ = self.socket.writable(), if !self.unsent.is_empty() => {}
                 Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.done(done),
                 Some((reader, mail)) = self.mail.next(), if !self.mail.is_empty() => self.read(reader, mail),
-                () = timer.as_mut(), if armed => self.endpoint.tick(Instant::now()),
+                // What became due while something else was done has elapsed already, and is asked all the same.
+                () = timer.as_mut(), if wake.is_some() => self.endpoint.tick(Instant::now()),
             }
         }
     }
