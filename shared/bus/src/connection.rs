@@ -306,7 +306,8 @@ impl Bus {
         };
         let subscriber = subscriber.map_err(|error| failed(&error))?;
         self.round_trip(self.inner.connect_timeout).await.map_err(|error| failed(&error))?;
-        Ok(Requests::new(subscriber, self.inner.subjects.clone(), Arc::clone(&self.inner.pulse)))
+        let Inner { subjects, pulse, connection, .. } = &*self.inner;
+        Ok(Requests::new(subscriber, subjects.clone(), Arc::clone(pulse), connection.clone()))
     }
 
     /// Ends the connection once the server has everything that was published. Asks and tells fail from now on, and

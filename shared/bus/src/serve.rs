@@ -9,10 +9,12 @@ use bytes::Bytes;
 use futures::StreamExt;
 use parking_lot::Mutex;
 use rpc::Subjects;
+use tokio::sync::watch;
 use tokio::task::coop::has_budget_remaining;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::connect::Connection;
 use crate::pulse::Pulse;
 
 /// One message that came in.
@@ -36,6 +38,9 @@ pub struct Requests {
     subscriber: Subscriber,
     subjects: Subjects,
     pulse: Arc<Mutex<Pulse>>,
+    connection: watch::Receiver<Connection>,
+    /// The connection that it was made on.
+    made_on: Connection,
     queue: Queue,
     taken: u64,
     drain: Option<Drain>,
@@ -97,7 +102,8 @@ struct Drain {
 /// async-nats forgets a drained subscription before the server has heard of it, and drops what the server sent in
 /// between. Asking for exactly so many more messages and no further one is exact on both sides, as long as they
 /// come: a busy queue ends with the first step, and what is left for the plain drain is a queue where a message
-/// inside that fraction of a millisecond is very unlikely.
+/// inside that fraction of a millisecond is very unlikely. On another connection than it was made on, the server counts
+/// anew and async-nats does not: then only the plain drain is left.
 const DRAIN_STEPS: [(u64, Duration); 3] =
     [(256, Duration::from_millis(200)), (16, Duration::from_millis(200)), (2, Duration::from_millis(300))];
 
@@ -105,9 +111,15 @@ const DRAIN_STEPS: [(u64, Duration); 3] =
 const DRAIN_END: Duration = Duration::from_millis(300);
 
 impl Requests {
-    pub(crate) fn new(subscriber: Subscriber, subjects: Subjects, pulse: Arc<Mutex<Pulse>>) -> Self {
+    pub(crate) fn new(
+        subscriber: Subscriber,
+        subjects: Subjects,
+        pulse: Arc<Mutex<Pulse>>,
+        connection: watch::Receiver<Connection>,
+    ) -> Self {
+        let made_on = *connection.borrow();
         let queue = Queue::new(std::time::Instant::now());
-        Requests { subscriber, subjects, pulse, queue, taken: 0, drain: None }
+        Requests { subscriber, subjects, pulse, connection, made_on, queue, taken: 0, drain: None }
     }
 
     /// The next message; none once the subscription has ended. Cancel-safe.
@@ -143,7 +155,9 @@ impl Requests {
     /// none. That takes up to 0.7 s on a quiet queue, in which other members of its group are served as before.
     pub async fn drain(&mut self) {
         if self.drain.is_none() {
-            self.drain = Some(Drain { next_step: 0, step_ends: Instant::now() });
+            let is_counted_alike = *self.connection.borrow() == self.made_on;
+            let next_step = if is_counted_alike { 0 } else { DRAIN_STEPS.len() };
+            self.drain = Some(Drain { next_step, step_ends: Instant::now() });
             self.enter_next_drain_step().await;
         }
     }

@@ -245,6 +245,51 @@ async fn members_that_drain_under_load_lose_no_message() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_member_that_was_cut_off_drains_as_well() {
+    let nats = start_nats().await;
+    let port = nats.port();
+    let (asker, stays, leaves) = (connect(&nats).await, connect(&nats).await, connect(&nats).await);
+    echo(&stays, "swb.test", Some("group")).await;
+    let mut requests = leaves.serve("swb.test", Some("group")).await.unwrap();
+    let (drain, mut drains) = tokio::sync::watch::channel(false);
+    let leaving = tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                Ok(()) = drains.changed() => requests.drain().await,
+                request = requests.next() => {
+                    let Some(request) = request else { return leaves };
+                    leaves.tell(request.reply_to.unwrap(), request.message).await.unwrap();
+                }
+            }
+        }
+    });
+    let is_lost =
+        async || usize::from(asker.ask("swb.test", "x".into(), Duration::from_millis(100)).await.is_err());
+    for _ in 0..1_000 {
+        assert_eq!(is_lost().await, 0);
+    }
+    nats.kill().await;
+    let _nats = NatsServer::start(&ServerOptions { port, ..server_options() }).await.unwrap();
+    eventually("all are back", async || {
+        let [first, second, third] = [is_lost().await, is_lost().await, is_lost().await];
+        first + second + third == 0
+    })
+    .await;
+    drain.send_replace(true);
+    let mut lost = 0;
+    while !leaving.is_finished() {
+        lost += is_lost().await;
+    }
+    // Its connection goes on for as long as there is something to answer.
+    let _leaves = leaving.await.unwrap();
+    for _ in 0..100 {
+        lost += is_lost().await;
+    }
+    // One may be under way while the server hears of it.
+    assert!(lost <= 1, "{lost}");
+}
+
 #[tokio::test]
 async fn what_was_told_before_closing_arrives() {
     let nats = start_nats().await;
