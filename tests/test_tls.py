@@ -58,14 +58,14 @@ def kinds(authority):
 
         def connect_only(self, node):
             self.client.tls_set(ca_certs=str(authority.certificate))
-            return super().connect_only(SimpleNamespace(mqtt_port=node.mqtts_port))
+            return super().connect_only(SimpleNamespace(host=node.host, mqtt_port=node.mqtts_port))
 
     class Tls5(PahoV5):
         protocol = "paho-5-tls"
 
         def connect_only(self, node):
             self.client.tls_set(ca_certs=str(authority.certificate))
-            return super().connect_only(SimpleNamespace(mqtt_port=node.mqtts_port))
+            return super().connect_only(SimpleNamespace(host=node.host, mqtt_port=node.mqtts_port))
 
     class Wss(MqttJsWebSocket):
         protocol = "mqtt.js-wss"
@@ -78,7 +78,7 @@ def kinds(authority):
         protocol = "https"
 
         def connect(self, node):
-            return super().connect(SimpleNamespace(http_port=node.https_port))
+            return super().connect(SimpleNamespace(host=node.host, http_port=node.https_port))
 
         def _connection(self):
             connection = HTTPSConnection("127.0.0.1", self._port, timeout=90, context=authority.context())

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import os
 import struct
+from types import SimpleNamespace
 
 import pytest
 from harness import said
@@ -28,12 +29,7 @@ class PahoWebSocket(PahoV5):
         self.client._transport = "websockets"
         self.client.ws_set_options(path="/mqtt")
         self.client.on_socket_open = None
-        return super().connect_only(_At(node.http_port))
-
-
-class _At:
-    def __init__(self, port):
-        self.mqtt_port = port
+        return super().connect_only(SimpleNamespace(host=node.host, mqtt_port=node.http_port))
 
 
 @pytest.mark.parametrize("kind", [MqttJsWebSocket, PahoWebSocket], ids=lambda kind: kind.protocol)

@@ -8,6 +8,7 @@ from pathlib import Path
 from harness.accounts import Accounts
 from harness.admin import Admin
 from harness.nats_server import NatsCluster, NatsServer
+from harness.places import Place, Places, here
 from harness.ports import any_ports
 from harness.processes import Process
 from harness.programs import built
@@ -26,19 +27,26 @@ class Service:
     program: str
 
     def __init__(
-        self, nats: NatsServer | NatsCluster, logs: Path, number: int, settings: dict[str, str], launch: Launch
+        self,
+        nats: NatsServer | NatsCluster,
+        logs: Path,
+        number: int,
+        settings: dict[str, str],
+        launch: Launch,
+        places: Places = here,
     ) -> None:
         self.name = f"{self.program.removeprefix('switchboard-')}-{number}"
+        self.place: Place = places(self.name)
         self._nats, self._logs, self._launch = nats, logs, launch
         self.settings = SETTINGS | settings
         self.start()
 
     def start(self) -> None:
         """Starts it; `wait_ready` waits for it."""
-        command = [*self._launch(self.program), "--nats", self._nats.url]
-        for setting, value in (any_ports() | self.settings).items():
+        command = [*self.place.enter, *self._launch(self.program), "--nats", self._nats.url]
+        for setting, value in (any_ports(self.place.host) | self.settings).items():
             command += ["--set", f"{setting}={value}"]
-        self.process = Process(self.name, command, self._logs)
+        self.process = Process(self.name, command, self._logs, env=self.place.env)
 
     @property
     def admin(self) -> Admin:
@@ -71,6 +79,11 @@ class Ingress(Service):
     """A node."""
 
     program = "switchboard-ingress"
+    place = Place()
+
+    @property
+    def host(self) -> str:
+        return self.place.host
 
     @property
     def mqtt_port(self) -> int:
@@ -126,7 +139,9 @@ class Cluster:
         nats: Callable[[Path, Path], NatsServer | NatsCluster] = NatsServer,
         launch: Launch = lambda program: [built(program)],
         operator: dict[str, str] | None = None,
+        places: Places = here,
     ) -> None:
+        self._places = places
         self.logs = folder / "logs"
         self._settings, self._launch = settings or {}, launch
         self._services: list[Service] = []
@@ -178,6 +193,6 @@ class Cluster:
                 until(f"{it.name} knows {count} devices", lambda it=it: it.admin.value(gauge) == count)
 
     def _made(self, kind: type, number: int):
-        service = kind(self.nats, self.logs, number, self._settings, self._launch)
+        service = kind(self.nats, self.logs, number, self._settings, self._launch, self._places)
         self._services.append(service)
         return service

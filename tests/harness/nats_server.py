@@ -4,6 +4,7 @@ import json
 import urllib.request
 from pathlib import Path
 
+from harness.places import Place, Places, here
 from harness.ports import free_ports
 from harness.processes import Process
 from harness.programs import tool
@@ -14,9 +15,16 @@ class NatsServer:
     """nats-server with JetStream on a port of its own choice, which it keeps when it is started again."""
 
     def __init__(
-        self, folder: Path, logs: Path, *flags: str, name: str = "nats-server", env: dict[str, str] | None = None
+        self,
+        folder: Path,
+        logs: Path,
+        *flags: str,
+        name: str = "nats-server",
+        env: dict[str, str] | None = None,
+        place: Place | None = None,
     ) -> None:
-        self._folder, self._logs, self._flags, self._name, self._env = folder, logs, flags, name, env
+        self._folder, self._logs, self._flags, self.name, self._env = folder, logs, flags, name, env
+        self._place = place or Place()
         self._port: int | None = None
         self._monitoring = ""
         self.start()
@@ -28,16 +36,16 @@ class NatsServer:
 
     @property
     def url(self) -> str:
-        return f"nats://127.0.0.1:{self.port}"
+        return f"nats://{self._place.host}:{self.port}"
 
     def start(self) -> None:
         """Starts it, on the files of before if it ran before: what was in memory is gone."""
         ports = self._folder / "ports"
         ports.mkdir(parents=True, exist_ok=True)
         port = str(self._port or -1)
-        command = [tool("nats-server"), "--addr", "127.0.0.1", "--port", port, "--ports_file_dir", ports, "-m", "-1"]
+        command = [*self._place.enter, tool("nats-server"), "--addr", self._place.host, "--port", port, "--ports_file_dir", ports, "-m", "-1"]
         store = ["--jetstream", "--store_dir", self._folder / "store"]
-        self.process = Process(self._name, [*command, *store, *self._flags], self._logs, env=self._env)
+        self.process = Process(self.name, [*command, *store, *self._flags], self._logs, env=self._env)
         self.process.wait_for_line("Server is ready", lambda line: "Server is ready" in line)
         file = ports / f"nats-server_{self.process.pid}.ports"
         listening = until("nats-server writes its ports", lambda: _parsed(file))
@@ -56,6 +64,13 @@ class NatsServer:
         except OSError:
             return False
 
+    def leads(self) -> int:
+        """How many streams look to it."""
+        with urllib.request.urlopen(self._monitoring + "/jsz?accounts=true&streams=true", timeout=5) as answer:
+            accounts = json.load(answer).get("account_details", [])
+        streams = [stream for account in accounts for stream in account.get("stream_detail", [])]
+        return sum(stream.get("cluster", {}).get("leader") == self.name for stream in streams)
+
     def messages(self) -> int:
         """How many messages it has been sent so far."""
         with urllib.request.urlopen(self._monitoring + "/varz", timeout=5) as answer:
@@ -68,14 +83,14 @@ class NatsServer:
 class NatsCluster:
     """Three servers that keep three copies of everything."""
 
-    def __init__(self, folder: Path, logs: Path) -> None:
-        ports = free_ports(3)
-        routes = ",".join(f"nats://127.0.0.1:{port}" for port in ports)
+    def __init__(self, folder: Path, logs: Path, *flags: str, places: Places = here) -> None:
+        listening = [(places(f"nats-{number}"), port) for number, port in enumerate(free_ports(3), 1)]
+        addresses = [f"nats://{place.host}:{port}" for place, port in listening]
         self.servers: list[NatsServer] = []
-        for number, port in enumerate(ports, 1):
+        for number, ((place, _), address) in enumerate(zip(listening, addresses, strict=True), 1):
             name = f"nats-{number}"
-            flags = ("--name", name, "--cluster_name", "tests", "--cluster", f"nats://127.0.0.1:{port}", "--routes", routes)
-            self.servers.append(NatsServer(folder / name, logs, *flags, name=name))
+            member = ("--name", name, "--cluster_name", "tests", "--cluster", address, "--routes", ",".join(addresses))
+            self.servers.append(NatsServer(folder / name, logs, *member, *flags, name=name, place=place))
         self.wait_whole()
 
     @property

@@ -7,18 +7,19 @@ import socket
 from harness.processes import run
 from harness.programs import built
 
-ANY = "127.0.0.1:0"
+HOST = "127.0.0.1"
+ANY = f"{HOST}:0"
 
 
 @functools.cache
-def any_ports() -> dict[str, str]:
+def any_ports(host: str = HOST) -> dict[str, str]:
     """Every setting for an address to listen on, and in its place one that the system chooses."""
     settings, section = {}, ""
     for line in run(built("switchboard"), "config", "sample").ok().out.splitlines():
         if match := re.match(r"\[(\w+)\]", line):
             section = match[1]
         elif match := re.match(r'#? ?(\w*listen) = "[^"]+"', line):
-            settings[f"{section}.{match[1]}"] = ANY
+            settings[f"{section}.{match[1]}"] = f"{host}:0"
     return settings
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.admin import Admin
-from harness.ports import ANY, any_ports
+from harness.ports import ANY, HOST, any_ports
 from harness.processes import Process
 from harness.programs import built, tool
 from harness.waiting import PATIENCE_S, until
@@ -18,6 +18,7 @@ class Up:
     """The whole system in one process, with a nats-server of its own."""
 
     command = "up"
+    host = HOST
 
     def __init__(self, folder: Path, *flags: str, ports: list[str] = FREE_PORTS, env: dict[str, str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,6 +87,8 @@ class UpCluster(Up):
 
 class UpNode:
     """One node of it."""
+
+    host = HOST
 
     def __init__(self, addresses: dict[str, Any]) -> None:
         self.mqtt_port = int(addresses["mqtt"].rsplit(":", 1)[1])

@@ -50,7 +50,7 @@ class CoapDevice(Device):
         self._tasks: set[asyncio.Task[None]] = set()
 
     def connect(self, node: Ingress) -> Self:
-        self._base = f"coap://127.0.0.1:{node.coap_port}/api/v1/{quote(self.identity.token, safe='')}"
+        self._base = f"coap://{node.host}:{node.coap_port}/api/v1/{quote(self.identity.token, safe='')}"
         self._context = _run(aiocoap.Context.create_client_context())
         return self
 

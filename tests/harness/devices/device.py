@@ -112,6 +112,10 @@ class Answer:
         if not self._future.done():
             self._future.set_exception(ConnectionError(why))
 
+    def then(self, told: Callable[[str | None], None]) -> None:
+        """Tells the text as soon as it is there; None: it never comes."""
+        self._future.add_done_callback(lambda it: told(None if it.exception() else it.result()))
+
     def is_there(self) -> bool:
         return self._future.done()
 

@@ -32,12 +32,13 @@ class HttpDevice(Device):
         self.poll_timeout_ms = poll_timeout_ms
         # The status that ended the polling, if the server did.
         self.poll_status: int | None = None
+        self._polls = True
         self._idle: queue.SimpleQueue[http.client.HTTPConnection] = queue.SimpleQueue()
         self._polling: http.client.HTTPConnection | None = None
-        self._port = 0
+        self._host, self._port = "", 0
 
     def connect(self, node: Ingress) -> Self:
-        self._port = node.http_port
+        self._host, self._port = node.host, node.http_port
         # Nothing lasts between requests, but from the first one on the node knows who this is.
         status, text = self.request("POST", "rpc", '{"method":"getTime"}')
         assert status == 200, (status, text)
@@ -81,6 +82,10 @@ class HttpDevice(Device):
         while not self._idle.empty():
             self._idle.get_nowait().close()
 
+    def poll_no_more(self) -> None:
+        """The poll that waits is the last one."""
+        self._polls = False
+
     def vanish(self) -> None:
         self.close()
 
@@ -95,7 +100,7 @@ class HttpDevice(Device):
     def _poll(self) -> None:
         self._polling = self._connection()
         try:
-            while not self.ended.is_set():
+            while self._polls and not self.ended.is_set():
                 status, text = self._perform(self._polling, "GET", f"rpc?timeout={self.poll_timeout_ms}")
                 if status == 200:
                     self._take(text)
@@ -131,7 +136,7 @@ class HttpDevice(Device):
         return response.status, response.read().decode()
 
     def _connection(self) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=max(SOCKET_TIMEOUT_S, PATIENCE_S))
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=max(SOCKET_TIMEOUT_S, PATIENCE_S))
         connection.connect()
         assert connection.sock
         # Head and body are two writes: without this the second waits for the first one's acknowledgement.

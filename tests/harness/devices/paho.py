@@ -50,7 +50,7 @@ class Paho(Device):
     def connect_only(self, node: Ingress) -> Self:
         """Connects without a subscription."""
         self.is_connected = True
-        self.client.connect("127.0.0.1", node.mqtt_port, keepalive=60)
+        self.client.connect(node.host, node.mqtt_port, keepalive=60)
         self.client.loop_start()
         self._wait(lambda: self.connect_reason is not None, "CONNACK")
         assert not self.connect_reason.is_failure, self.connect_reason
