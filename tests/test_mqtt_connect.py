@@ -4,6 +4,8 @@ import os
 import time
 
 import pytest
+from harness.processes import run
+from harness.programs import built
 from harness.raw_mqtt import CONNACK, DISCONNECT, PINGREQ, RawMqtt, connect, packet
 
 VERSIONS = pytest.mark.parametrize("version", [4, 5], ids=["3.1.1", "5"])
@@ -173,6 +175,15 @@ def test_more_connections_than_a_node_may_have(new_cluster, raw):
     assert cluster.nodes[0].admin.value("switchboard_connects_total", result="limit") == 2
     first.ping()
     second.ping()
+
+
+def test_more_connections_than_files_are_refused_at_start():
+    """Not when they come: then a device would find a node that cannot accept it."""
+    node = f"{built('switchboard-ingress')} --admin 127.0.0.1:0 --set ingress.max_connections=873"
+    ended = run("sh", "-c", f"ulimit -n 1000; exec {node}")
+    assert ended.code == 1
+    assert "ingress.max_connections is 873, and this process may open 1000 files" in ended.err
+    assert "set at most 872" in ended.err
 
 
 def test_a_connection_that_says_nothing_is_closed(new_cluster, raw):

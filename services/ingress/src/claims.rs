@@ -251,7 +251,7 @@ pub async fn keep(node: Arc<Node>) {
     let mut renewals = interval(Duration::from_millis(node.settings.ingress.lease_ms / 3));
     renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut connection = node.bus.connection();
-    let max_connections = node.settings.ingress.max_connections;
+    let max_connections = node.max_connections;
     loop {
         tokio::select! {
             _ = renewals.tick() => {

@@ -34,9 +34,38 @@ use crate::mqtt::session::SessionLimits;
 use crate::node::{Inlets, Node};
 use crate::tls::Tls;
 
+/// Connections of a node that was told no number.
+const MAX_CONNECTIONS: usize = 100_000;
+/// Files for what is no device's connection: NATS, the admin endpoint, ports, certificates.
+const RESERVED_FILES: usize = 128;
+
+/// A node was told to have more connections than the system allows it.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error(
+    "ingress.max_connections is {asked}, and this process may open {files} files, {RESERVED_FILES} of them for other \
+     things: raise that limit (ulimit -Hn, LimitNOFILE of systemd), or set at most {}",
+    files.saturating_sub(RESERVED_FILES)
+)]
+struct TooFewFiles {
+    asked: usize,
+    files: usize,
+}
+
+/// How many connections a node has room for. `asked` 0: as many as it may; `files`: what the process may open.
+fn max_connections(asked: usize, files: Option<u64>) -> Result<usize, TooFewFiles> {
+    let files = files.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
+    let allowed = files.saturating_sub(RESERVED_FILES);
+    match asked {
+        0 => Ok(MAX_CONNECTIONS.min(allowed)),
+        _ if asked <= allowed => Ok(asked),
+        _ => Err(TooFewFiles { asked, files }),
+    }
+}
+
 /// Ingress with its ports bound. Nothing is accepted until it is served.
 #[derive(Debug)]
 pub struct Ingress {
+    max_connections: usize,
     mqtt: mqtt::Listener,
     mqtts: Option<mqtt::Listener>,
     http: http::Listener,
@@ -48,14 +77,16 @@ impl Ingress {
     /// Binds every port, so that one that is taken shows before anything else is begun.
     ///
     /// # Errors
-    /// When a port cannot be bound; the error names its setting.
+    /// When a port cannot be bound, or the process may not open files for its connections; the error names the setting.
     pub async fn bind(settings: &Settings) -> anyhow::Result<Self> {
+        let max_connections = max_connections(settings.ingress.max_connections, boot::max_open_files())?;
         let tls = Tls::load(&settings.tls)?;
         let mqtts = match &tls {
             Some(tls) => Some(mqtt::Listener::bind(settings.mqtt.tls_listen, Some(Arc::clone(tls))).await?),
             None => None,
         };
         Ok(Ingress {
+            max_connections,
             mqtt: mqtt::Listener::bind(settings.mqtt.listen, None).await?,
             mqtts,
             http: http::Listener::bind(&settings.http, tls.clone()).await?,
@@ -106,7 +137,8 @@ impl Ingress {
         let tracer = context.traces.tracer(context.service, bus.process());
         let announced = announced_limits(&settings, &device_limits);
         let calls = Calls::new(bus.clone(), bus.process(), announced, tracer.clone());
-        let node = Arc::new(Node::new(Arc::clone(&settings), bus.clone(), calls, tracer));
+        let node =
+            Arc::new(Node::new(Arc::clone(&settings), bus.clone(), calls, tracer, self.max_connections));
 
         let (recheck, differs) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let (background, connections) = (TaskTracker::new(), TaskTracker::new());
@@ -210,4 +242,32 @@ fn announced_limits(settings: &Settings, device: &DeviceLimits) -> [bytes::Bytes
             device.uplink_rate.per_second,
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_has_room_for_what_it_may_open() {
+        let refused = |asked, files| Err(TooFewFiles { asked, files });
+        let table = [
+            (0, Some(1_048_576), Ok(100_000)),
+            (0, None, Ok(100_000)),
+            (0, Some(20_000), Ok(19_872)),
+            (0, Some(64), Ok(0)),
+            (19_872, Some(20_000), Ok(19_872)),
+            (19_873, Some(20_000), refused(19_873, 20_000)),
+            (1, Some(64), refused(1, 64)),
+            (10_000_000, None, Ok(10_000_000)),
+        ];
+        for (asked, files, expected) in table {
+            assert_eq!(max_connections(asked, files), expected, "{asked} of {files:?}");
+        }
+        let said = TooFewFiles { asked: 100_000, files: 20_000 }.to_string();
+        assert!(
+            said.contains("ingress.max_connections is 100000") && said.contains("at most 19872"),
+            "{said}"
+        );
+    }
 }

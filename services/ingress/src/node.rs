@@ -41,6 +41,8 @@ pub struct Node {
     pub metrics: Metrics,
     /// One for each connection that it may have, whatever its protocol.
     pub places: Arc<Semaphore>,
+    /// How many places there are, those taken included.
+    pub(crate) max_connections: usize,
     /// Its claims, as routers have said that they stand.
     pub(crate) holding: Mutex<Holding>,
     pub(crate) claim_places: Semaphore,
@@ -52,9 +54,15 @@ pub struct Node {
 
 impl Node {
     /// A node without sessions.
-    pub fn new(settings: Arc<Settings>, bus: Bus, calls: Calls, tracer: Tracer) -> Self {
+    pub fn new(
+        settings: Arc<Settings>,
+        bus: Bus,
+        calls: Calls,
+        tracer: Tracer,
+        max_connections: usize,
+    ) -> Self {
         let id = bus.process();
-        let places = Arc::new(Semaphore::new(settings.ingress.max_connections.min(Semaphore::MAX_PERMITS)));
+        let places = Arc::new(Semaphore::new(max_connections));
         let claim_places = Semaphore::new(settings.ingress.max_claims_in_flight);
         let (sessions, metrics) = (Sessions::default(), Metrics::register());
         Node {
@@ -65,6 +73,7 @@ impl Node {
             calls,
             metrics,
             places,
+            max_connections,
             holding: Mutex::default(),
             claim_places,
             changes: AtomicU64::new(0),

@@ -69,8 +69,9 @@ declare::settings! {
     /// The node that devices connect to.
     [ingress] Ingress {
         /// Connections of this node, authenticated or not; a further one is refused (MQTT 3 / 0x9F). Each takes a file
-        /// descriptor: what the system allows a process of them (`ulimit -Hn`) must be above.
-        max_connections: usize = 100_000, 1..=10_000_000;
+        /// descriptor, and 128 are kept for the rest: more than the system allows a process (`ulimit -Hn`) is an error
+        /// at start. 0: 100,000, or as many as are allowed, if those are fewer.
+        max_connections: usize = 0, 0..=10_000_000;
         /// Milliseconds from the accepted connection to its complete CONNECT; then it is closed.
         connect_timeout_ms: u64 = 10_000, 100..=600_000;
         /// Milliseconds the authorizer may take over a device's credentials; then the device is refused (MQTT 3 /

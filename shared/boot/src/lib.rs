@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 pub use args::CommonArgs;
 pub use config::Settings;
 pub use health::{Health, Part};
+pub use process::max_open_files;
 pub use traces::Traces;
 
 /// A call allocates some dozens of times, a few of them more than a kilobyte: glibc's allocator took a quarter of a

@@ -44,6 +44,11 @@ pub(crate) fn lift_open_files() {
     }
 }
 
+/// How many files this process may open; none: as many as it likes.
+pub fn max_open_files() -> Option<u64> {
+    getrlimit(Resource::Nofile).current
+}
+
 #[derive(Debug, Default)]
 struct Usage {
     cpu_seconds: Option<f64>,
