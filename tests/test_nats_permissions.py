@@ -131,7 +131,7 @@ PUBLISH = {
             *[f"swb.event.device.{DEVICE}", "swb.event.directory", f"$KV.swb_devices.device.{DEVICE}"],
             # Claims are the routers' to write, who is told of them theirs to say, and keys none of its business.
             *[f"$KV.swb_claims.{DEVICE}", "swb.event.takeover.0123456789abcdef", "swb.event.claims.0123456789abcdef"],
-            *["swb.handover", "$KV.swb_keys.tickets", "$JS.API.DIRECT.GET.KV_swb_keys.$KV.swb_keys.tickets"],
+            *["swb.handover", "swb.beat", "$KV.swb_keys.tickets", "$JS.API.DIRECT.GET.KV_swb_keys.$KV.swb_keys.tickets"],
             *["$JS.API.STREAM.MSG.GET.KV_swb_keys", "$JS.API.CONSUMER.CREATE.KV_swb_keys.x"],
             *["$JS.API.STREAM.INFO.KV_swb_claims", "$JS.API.STREAM.MSG.GET.KV_swb_claims", "$JS.API.INFO"],
             *["$JS.API.STREAM.DELETE.KV_swb_claims", "$JS.API.STREAM.CREATE.EVERYTHING", "$JS.API.STREAM.NAMES"],
@@ -149,13 +149,13 @@ PUBLISH = {
             *[NODE, "swb.call", "swb.authenticate", "swb.uplink.t.d.telemetry", f"$KV.swb_claims.{DEVICE}", "swb.answer.7"],
             *[f"$KV.swb_devices.device.{DEVICE}", "$JS.API.STREAM.UPDATE.KV_swb_devices", "$JS.API.STREAM.DELETE.KV_swb_devices"],
             *["$JS.API.STREAM.PURGE.KV_swb_devices", "$JS.API.STREAM.CREATE.EVERYTHING", "anything"],
-            *["swb.claim", "swb.lease", "swb.handover", "$JS.API.STREAM.DELETE.KV_swb_keys"],
+            *["swb.claim", "swb.lease", "swb.handover", "swb.beat", "$JS.API.STREAM.DELETE.KV_swb_keys"],
             # A record is neither written in another's name nor taken away, and what was done is not read.
             *[f"swb.audit.{DEVICE}.operator", f"swb.audit.{DEVICE}", *TAKING_FROM_THE_AUDIT, "$JS.API.DIRECT.GET.swb_audit"],
         ],
     ),
     "router": (
-        [NODE, INBOX, f"$KV.swb_claims.{DEVICE}", "swb.event.takeover.0123456789abcdef", "swb.handover"],
+        [NODE, INBOX, f"$KV.swb_claims.{DEVICE}", "swb.event.takeover.0123456789abcdef", "swb.handover", "swb.beat"],
         [
             *["swb.route", "swb.presence", "swb.call", "swb.authenticate", "swb.uplink.t.d.telemetry", "swb.answer.7"],
             *["swb.claim", "swb.lease", "$JS.API.STREAM.DELETE.KV_swb_keys", "$KV.swb_devices.beat.7"],
@@ -180,7 +180,7 @@ PUBLISH = {
 # Subject and queue group.
 SUBSCRIBE = {
     "ingress": (
-        [(NODE, ""), ("swb.reply.0123456789abcdef.>", ""), ("swb.event.device.*", ""), ("swb.event.claims.*", ""), ("swb.answer.7", "")],
+        [(NODE, ""), ("swb.reply.0123456789abcdef.>", ""), ("swb.event.device.*", ""), ("swb.event.claims.*", ""), ("swb.answer.7", ""), ("swb.beat", "")],
         [
             *[("swb.call", ""), ("swb.call", "authorizer"), ("swb.authenticate", ""), ("swb.authenticate", "authorizer")],
             *[("swb.route", ""), ("swb.route", "router"), ("swb.uplink.>", ""), ("swb.>", ""), (">", "")],
@@ -199,7 +199,7 @@ SUBSCRIBE = {
     "router": (
         [
             *[("swb.route", "router"), ("swb.presence", "router"), ("swb.feed.0123456789abcdef.>", "")],
-            *[("swb.claim", "router"), ("swb.handover", "router"), ("swb.lease", ""), ("swb.cancel", "")],
+            *[("swb.claim", "router"), ("swb.handover", "router"), ("swb.lease", ""), ("swb.cancel", ""), ("swb.beat", "")],
         ],
         [
             *[("swb.route", ""), ("swb.route", "spy"), ("swb.call", "authorizer"), ("swb.call", ""), (NODE, ""), ("swb.answer.7", "")],

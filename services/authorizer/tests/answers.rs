@@ -158,6 +158,7 @@ fn call(caller: DeviceId, target: DeviceId) -> Call {
         caller,
         target,
         budget_ms: Budget::from_ms(5000),
+        until: None,
         connect_budget_ms: Budget::from_ms(100),
         oneway: false,
         traceparent: None,

@@ -123,6 +123,7 @@ impl Calls {
                 prompt =
                     (connect_timeout.as_ms() == 0).then(|| (Instant::now(), self.offline_seconds.clone()));
                 let caller_name = by.name.to_string();
+                let until = self.bus.until(Instant::now() + timeout.as_duration());
                 let head = Call {
                     call,
                     caller,
@@ -131,6 +132,7 @@ impl Calls {
                     ticket: Some(by.ticket()),
                     target,
                     budget_ms,
+                    until,
                     connect_budget_ms,
                     oneway,
                     traceparent,

@@ -92,16 +92,17 @@ impl Node {
         let visitor = &session.visitor;
         let mut may_renew = true;
         loop {
+            let wait = give_up.saturating_duration_since(Instant::now()).min(CLAIM_ATTEMPT);
             let request = ClaimRequest {
                 device: visitor.device,
                 node: self.id,
                 session: session.id,
                 protocol: visitor.protocol,
                 generation,
+                until: self.bus.until(Instant::now() + wait),
                 visit: visitor.id,
                 ticket: visitor.ticket(),
             };
-            let wait = give_up.saturating_duration_since(Instant::now()).min(CLAIM_ATTEMPT);
             let why = match self.ask::<ClaimReply>(self.bus.subjects().claim(), &request, wait).await {
                 Ok(ClaimReply::Held { generation, over }) => return Claimed::Held(generation, over),
                 Ok(ClaimReply::TakenOver) => return Claimed::TakenOver,
@@ -246,8 +247,8 @@ pub async fn mend(node: Arc<Node>, differs: Arc<Notify>) {
 }
 
 /// Renews the node's lease for as long as it runs: routers take a node without one for dead. With each renewal goes
-/// what the node holds.
-pub async fn keep(node: Arc<Node>) {
+/// what the node holds. A router that is new (`introduce`) hears so at once.
+pub async fn keep(node: Arc<Node>, introduce: Arc<Notify>) {
     let mut renewals = interval(Duration::from_millis(node.settings.ingress.lease_ms / 3));
     renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut connection = node.bus.connection();
@@ -259,6 +260,7 @@ pub async fn keep(node: Arc<Node>) {
                 node.metrics.connections(open, max_connections);
                 node.renew_lease(false).await;
             }
+            () = introduce.notified() => node.renew_lease(false).await,
             changed = connection.changed() => {
                 if changed.is_err() {
                     return;

@@ -141,13 +141,20 @@ impl Ingress {
             Arc::new(Node::new(Arc::clone(&settings), bus.clone(), calls, tracer, self.max_connections));
 
         let (recheck, differs) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let introduce = Arc::new(Notify::new());
         let (background, connections) = (TaskTracker::new(), TaskTracker::new());
         let (stop_accepting, stop_background) = (CancellationToken::new(), CancellationToken::new());
         let in_background = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
             background.spawn(stop_background.clone().run_until_cancelled_owned(task));
         };
         in_background(Box::pin(inlets.serve(Arc::clone(&node), Arc::clone(&recheck), Arc::clone(&differs))));
-        in_background(Box::pin(claims::keep(Arc::clone(&node))));
+        in_background(Box::pin(claims::keep(Arc::clone(&node), Arc::clone(&introduce))));
+        let new_router = move |beat: rpc::Beat, is_first| {
+            if is_first || beat.asks {
+                introduce.notify_one();
+            }
+        };
+        in_background(Box::pin(node.bus.clone().hear_beats(new_router)));
         in_background(Box::pin(claims::mend(Arc::clone(&node), differs)));
         in_background(Box::pin(node::recheck_visitors(Arc::clone(&node), recheck)));
         in_background(Box::pin(node.bus.clone().show_connection(ready.clone())));

@@ -159,6 +159,7 @@ impl Node {
         span.unless_told(Outcome::TimedOut.as_str());
         let longest = Budget::from_ms(self.settings.device_api.max_timeout_ms);
         let deadline = delivery.budget_ms.min(longest).starting(arrived);
+        let deadline = self.bus.ends(delivery.until.as_ref(), deadline);
         if deadline.has_passed(Instant::now()) {
             // Its caller has been told that it is over.
             tracing::debug!(%call, "the delivery came too late");

@@ -3,8 +3,9 @@
 use bus::claims::{Expected, StoredClaim};
 use bus::{Request, StoreError, Subject};
 use rpc::{
-    CLAIM_ATTEMPT, CancelRequest, Claim, ClaimReply, ClaimRequest, CompareRequest, DeviceId, Holder,
-    LeaseRenewal, NodeId, PresenceReply, PresenceRequest, ReleaseRequest, Takeover, TicketError, wire,
+    CLAIM_ATTEMPT, CancelRequest, Claim, ClaimReply, ClaimRequest, CompareRequest, Deadline, DeviceId,
+    Holder, LeaseRenewal, NodeId, PresenceReply, PresenceRequest, ReleaseRequest, Takeover, TicketError,
+    wire,
 };
 
 use crate::core::{self, Claiming, Found, NotWritten, Removal, Standing, Write};
@@ -33,7 +34,8 @@ impl Router {
                 return self.reply(reply_to, ClaimReply::Refused);
             }
         }
-        let deadline = request.arrived + self.0.limits.claim_timeout.min(CLAIM_ATTEMPT);
+        let deadline = Deadline::at(request.arrived + self.0.limits.claim_timeout.min(CLAIM_ATTEMPT));
+        let deadline = self.0.bus.ends(claim.until.as_ref(), deadline).instant();
         self.tell(|core, now, actions| core.claim(claim, deadline, reply_to, now, actions));
     }
 

@@ -16,9 +16,10 @@ use anyhow::Context as _;
 use boot::Context;
 use bus::claims::ClaimStore;
 use bus::{Bus, BusError, Keyring, Request, Requests};
+use rpc::{BEAT_EVERY, Beat, wire};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use meters::StateMeters;
@@ -27,6 +28,8 @@ use router::{Limits, Parts, Router};
 
 /// All routers share the calls.
 const QUEUE: &str = "router";
+/// How long nodes may take to say what they hold, once they have heard the first beat.
+const INTRODUCTION: Duration = Duration::from_millis(300);
 /// How often gauges are set.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -116,8 +119,15 @@ async fn open(context: &Context, bus: &Bus, keeping: &mut JoinSet<()>) -> Router
         async move { router.watch_nodes().await }
     });
     keeping.spawn(count(router.clone()));
+    keeping.spawn({
+        let router = router.clone();
+        bus.clone().hear_beats(move |beat, _| router.tell(|core, _, _| core.heard(beat.newest)))
+    });
+    keeping.spawn(beat(router.clone()));
     // The sender lives as long as the task that follows.
     let _ = loaded.wait_for(|is_loaded| *is_loaded).await;
+    // Nodes say what they hold when they hear a new router: it is to know that before it answers.
+    sleep(INTRODUCTION).await;
     router
 }
 
@@ -181,6 +191,21 @@ async fn each(
 ) {
     while let Some(request) = requests.next_until(&shutdown).await {
         take(&router, request);
+    }
+}
+
+/// Gives everybody what the ends of calls are told by.
+async fn beat(router: Router) {
+    let bus = &router.0.bus;
+    let mut beats = interval(BEAT_EVERY);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    for number in 1.. {
+        beats.tick().await;
+        let (newest, asks) = router.look(|core, now| (core.map().newest(), core.asks_nodes(now)));
+        if let Ok(message) = wire::encode(&Beat { of: bus.process(), number, newest, asks }, b"") {
+            // While NATS is away nobody hears it.
+            let _ = bus.tell(bus.subjects().beat(), message).await;
+        }
     }
 }
 

@@ -55,7 +55,8 @@ impl Router {
         let is_full = self.in_flight() >= self.0.limits.max_in_flight;
         let longest = Budget::from_ms(self.0.limits.max_timeout_ms);
         let starting = |budget: Budget| budget.min(longest).starting(arrived);
-        let deadlines = (starting(routed.call.budget_ms), starting(routed.call.connect_budget_ms));
+        let deadline = self.0.bus.ends(routed.call.until.as_ref(), starting(routed.call.budget_ms));
+        let deadlines = (deadline, starting(routed.call.connect_budget_ms));
         let mut span = self.0.tracer.follow("route", Hop::Taken, &mut routed.call.traceparent);
         span.note("switchboard.call", routed.call.call);
         span.unless_told("cut_off");
@@ -144,6 +145,7 @@ impl Router {
             caller: Some(head.caller),
             caller_name: head.caller_name.clone(),
             budget_ms,
+            until: head.until,
             oneway: head.oneway,
             traceparent: head.traceparent.clone(),
         };

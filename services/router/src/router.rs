@@ -1,7 +1,7 @@
 //! How is done what the core decides? One lock around it, and for each of its actions what performs that.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use boot::traces::Tracer;
 use bus::claims::{ClaimEvent, ClaimStore};
@@ -139,23 +139,19 @@ impl Router {
     /// Follows the store. Says in `loaded` when all claims have been heard for the first time.
     pub(crate) async fn follow(&self, loaded: tokio::sync::watch::Sender<bool>) {
         let mut watch = self.0.store.watch();
-        // As a bucket's first revision is: where its revisions have begun anew, what was given before is below this.
-        let floor = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
-        let floor = u64::try_from(floor).unwrap_or_default();
         while let Some(event) = watch.next().await {
             if event != ClaimEvent::Lost {
                 self.0.meters.heard();
             }
             self.tell(|core, now, actions| match event {
-                ClaimEvent::Reset { is_another_store, revision } => {
-                    core.reset(is_another_store, revision.max(floor))
-                }
+                ClaimEvent::Reset { is_another_store, revision } => core.reset(is_another_store, revision),
                 ClaimEvent::Loaded => core.loaded(now),
                 ClaimEvent::Put { device, claim, revision } => {
                     core.put(device, Found { claim, revision }, now, actions);
                 }
                 ClaimEvent::Removed { device, revision } => core.gone(device, revision),
-                ClaimEvent::Alive | ClaimEvent::Lost => {}
+                ClaimEvent::Lost => core.lost(),
+                ClaimEvent::Alive => {}
             });
             if event == ClaimEvent::Loaded {
                 tracing::info!(claims = self.look(|core, _| core.map().len()), "the claims are loaded");

@@ -115,6 +115,7 @@ fn head(target: DeviceId, budget_ms: u32, connect_budget_ms: u32) -> Call {
         caller: device(1000),
         target,
         budget_ms: Budget::from_ms(budget_ms),
+        until: None,
         connect_budget_ms: Budget::from_ms(connect_budget_ms),
         oneway: false,
         traceparent: None,

@@ -123,6 +123,7 @@ pub(crate) async fn run(args: CallArgs) -> anyhow::Result<ExitCode> {
         ticket,
         target,
         budget_ms: Budget::from_ms(timeout_ms),
+        until: None,
         connect_budget_ms: Budget::from_ms(connect_ms),
         oneway: args.oneway,
         traceparent: None,

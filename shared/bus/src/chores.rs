@@ -1,10 +1,11 @@
-//! What does every service do with its bus besides its own work? It shows whether NATS is there, and tries again what
-//! NATS does not take yet.
+//! What does every service do with its bus besides its own work? It shows whether NATS is there, tries again what NATS
+//! does not take yet, and hears the routers' beats.
 
 use std::fmt::Display;
 use std::time::Duration;
 
 use boot::Part;
+use rpc::{Beat, wire};
 
 use crate::{Bus, Connection};
 
@@ -30,6 +31,17 @@ impl Bus {
             if connection.changed().await.is_err() {
                 return;
             }
+        }
+    }
+
+    /// Hears the routers' beats for as long as it is awaited: what [`Bus::until`] and [`Bus::ends`] go by. Hands each
+    /// to `then`, and whether it is the first of that router.
+    pub async fn hear_beats(self, then: impl Fn(Beat, bool)) {
+        let mut beats = again("hear the routers' beats", || self.serve(self.subjects().beat(), None)).await;
+        while let Some(request) = beats.next().await {
+            let Ok((beat, _)) = wire::decode::<Beat>(&request.message) else { continue };
+            let is_first = self.beats().lock().heard(beat, request.arrived);
+            then(beat, is_first);
         }
     }
 }

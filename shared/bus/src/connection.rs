@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::StreamExt;
 use parking_lot::Mutex;
-use rpc::{NodeId, Subjects};
+use rpc::{Beats, Deadline, NodeId, Subjects, Until};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -68,6 +68,7 @@ struct Inner {
     connect_timeout: Duration,
     is_closed: AtomicBool,
     pulse: Arc<Mutex<Pulse>>,
+    beats: Mutex<Beats>,
     connection: watch::Receiver<Connection>,
     meters: Arc<Meters>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -141,6 +142,7 @@ impl Bus {
                 connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
                 is_closed: AtomicBool::new(false),
                 pulse,
+                beats: Mutex::default(),
                 connection,
                 meters,
                 tasks: Mutex::new(tasks),
@@ -257,6 +259,22 @@ impl Bus {
     ) -> Result<(), TellError> {
         self.tell(subject, message).await?;
         self.confirm(wait).await
+    }
+
+    /// How to say elsewhere when something ends, so that it ends also where it was held up on its way; see
+    /// [`Bus::hear_beats`].
+    pub fn until(&self, end: std::time::Instant) -> Option<Until> {
+        self.inner.beats.lock().until(end, std::time::Instant::now())
+    }
+
+    /// When something is over here: at `deadline`, or sooner where it was held up on its way.
+    pub fn ends(&self, until: Option<&Until>, deadline: Deadline) -> Deadline {
+        let end = until.and_then(|until| self.inner.beats.lock().end(until));
+        end.map_or(deadline, |end| deadline.min(Deadline::at(end)))
+    }
+
+    pub(crate) fn beats(&self) -> &Mutex<Beats> {
+        &self.inner.beats
     }
 
     /// Returns once the server has all that was published before.

@@ -41,6 +41,11 @@ impl Budget {
 pub struct Deadline(Instant);
 
 impl Deadline {
+    /// At that moment.
+    pub const fn at(instant: Instant) -> Self {
+        Deadline(instant)
+    }
+
     /// What is left at `now`: zero once the deadline has passed. A last fraction of a millisecond counts as one,
     /// so that a budget is spent only when its time is over.
     pub fn remaining(self, now: Instant) -> Budget {

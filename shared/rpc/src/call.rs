@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Budget, CallId, CustomerId, DeviceId, NodeId, Outcome, Protocol, SessionId, TenantId, Ticket, closed_list,
+    Budget, CallId, CustomerId, DeviceId, NodeId, Outcome, Protocol, SessionId, TenantId, Ticket, Until,
+    closed_list,
 };
 
 /// A `sendMsg` on its way from the caller's node to the authorizer (`swb.call`). Its body follows.
@@ -26,6 +27,9 @@ pub struct Call {
     pub target: DeviceId,
     /// What is left of the call's time.
     pub budget_ms: Budget,
+    /// When its time is over, also where it was held up; none from a node that hears no router.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Until>,
     /// How long an offline target may be waited for; at most `budget_ms`.
     pub connect_budget_ms: Budget,
     /// The caller wants no answer, only to know that the target's connection took the message.
@@ -63,6 +67,9 @@ pub struct Delivery {
     pub caller_name: String,
     /// What is left of the call's time.
     pub budget_ms: Budget,
+    /// As in [`Call`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Until>,
     /// As in [`Call`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub oneway: bool,

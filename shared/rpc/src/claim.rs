@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CallId, DeviceId, NodeId, SessionId, Ticket, closed_list};
+use crate::{CallId, DeviceId, NodeId, SessionId, Ticket, Until, closed_list};
 
 /// How long a node waits for one attempt to claim before it makes another: NATS may have handed it to a router that is
 /// cut off, and to claim twice is to claim once. A router writes nothing for an attempt that is older: what it asks for
@@ -45,6 +45,9 @@ pub struct ClaimRequest {
     /// What the session got when it claimed first; none when it does so now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<Generation>,
+    /// When the node has asked again; none from one that hears no router.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Until>,
     /// The visit that became callable.
     pub visit: u64,
     /// The authorizer's word for it.

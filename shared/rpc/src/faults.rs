@@ -46,13 +46,17 @@ pub enum Fault {
     ExpiredIsNoNode,
     /// What stood in a store that was lost is taken to stand.
     LostStoreStands,
-    /// The time that a question was held up here is not counted.
-    HeldTimeIgnored,
+    /// Nobody looks how long after a beat a message's time is over.
+    BeatsIgnored,
+    /// Whom a router does not find is offline, also where nodes hold more than it knows.
+    LackIsOffline,
+    /// A store that counts anew is taken for the one before.
+    OldRevisionsCount,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 21] = [
+    pub const ALL: [Fault; 23] = [
         Fault::LostCompareAndSet,
         Fault::UntoldTakeover,
         Fault::ReleaseOfAnySession,
@@ -73,7 +77,9 @@ impl Fault {
         Fault::WaitsNotHandedOver,
         Fault::ExpiredIsNoNode,
         Fault::LostStoreStands,
-        Fault::HeldTimeIgnored,
+        Fault::BeatsIgnored,
+        Fault::LackIsOffline,
+        Fault::OldRevisionsCount,
     ];
 }
 
@@ -100,7 +106,9 @@ impl fmt::Display for Fault {
             Fault::WaitsNotHandedOver => "a router that stops and hands no waiting call over",
             Fault::ExpiredIsNoNode => "no answer in time taken for no node",
             Fault::LostStoreStands => "what stood in a lost store taken to stand",
-            Fault::HeldTimeIgnored => "time ignored that a question was held up",
+            Fault::LackIsOffline => "offline said by a router that lacks what nodes hold",
+            Fault::OldRevisionsCount => "a store that counts anew taken for the one before",
+            Fault::BeatsIgnored => "beats ignored, so that what a dead connection held up is young",
         })
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Everything here is pure: no clock is read and nothing is awaited. Times are handed in.
 
+mod beat;
 mod budget;
 mod call;
 mod claim;
@@ -15,6 +16,7 @@ mod ticket;
 mod trace;
 pub mod wire;
 
+pub use beat::{BEAT_EVERY, Beat, Beats, Until};
 pub use budget::{Budget, Deadline};
 pub use call::{
     Answer, AnswerReply, Call, Delivery, DeliveryReply, Routed, SessionEnd, SessionEvent, Takeover,

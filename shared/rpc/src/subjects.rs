@@ -91,6 +91,11 @@ impl Subjects {
         self.under("cancel")
     }
 
+    /// Router → everybody: what all hear at about the same time, once a second.
+    pub fn beat(&self) -> String {
+        self.under("beat")
+    }
+
     /// Router → router: a call that waits, when its router stops.
     pub fn handover(&self) -> String {
         self.under("handover")

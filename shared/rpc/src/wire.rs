@@ -58,6 +58,7 @@ mod tests {
             ticket: None,
             target: DeviceId(Uuid::from_u128(4)),
             budget_ms: Budget::from_ms(5),
+            until: None,
             connect_budget_ms: Budget::from_ms(0),
             oneway: false,
             traceparent,

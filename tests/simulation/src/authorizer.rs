@@ -139,7 +139,6 @@ impl Authorizer {
     fn go_on(&mut self, context: &mut Context<'_>) {
         while self.is_fresh(context.now) || context.now >= self.freshness.held_until() || self.has_stopped {
             let Some((message, sent)) = self.held.iter_mut().find_map(VecDeque::pop_front) else { return };
-            let sent = if is(Fault::HeldTimeIgnored) { context.now } else { sent };
             self.answer(message, sent, context);
         }
     }
@@ -227,7 +226,7 @@ impl Authorizer {
 impl Service for Authorizer {
     fn take(&mut self, input: Input, context: &mut Context<'_>) {
         match self.wire.take(input, context) {
-            Taken::Nothing | Taken::Reply(..) => {}
+            Taken::Nothing | Taken::Beat(..) | Taken::Reply(..) => {}
             Taken::Up => self.subscribe(context),
             Taken::Down | Taken::Lost => self.freshness.lost(),
             Taken::Request(message, sent) => self.take_request(message, sent, context),

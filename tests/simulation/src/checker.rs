@@ -147,7 +147,6 @@ struct Known {
     /// When something was wrong that anybody may notice.
     disturbed: Vec<(Micros, Micros)>,
     lost: Vec<Micros>,
-    begins_anew: bool,
     healed: Option<Micros>,
     leaks: usize,
     ends: Micros,
@@ -224,10 +223,9 @@ impl Known {
                         known.held.push((process, at, until));
                     }
                 }
-                Event::ClaimsLost { begins_anew } => {
+                Event::ClaimsLost { .. } => {
                     known.lost.push(at);
                     known.disturbed.push((at, at));
-                    known.begins_anew |= begins_anew;
                 }
                 Event::Forged { .. } => {}
                 Event::Healed => known.healed = Some(at),
@@ -263,7 +261,6 @@ impl Known {
         let unread = |at| self.slept(self.node_of_newest(*caller, *called), *called, at);
         if let Some((at, _)) = executed.first()
             && *at > called + time + LATE + unread(*at)
-            && !self.held.iter().any(|(_, begin, end)| begin <= at && *called <= *end)
         {
             let late = at - called - time;
             broken(Promise::NotTooLate, *at, format!("{about} is executed {} ms after its time", late / MS));
@@ -385,11 +382,7 @@ impl Known {
         for (id, session) in &self.sessions {
             let others =
                 || self.sessions.iter().filter(|(it, other)| *it != id && other.device == session.device);
-            // Where revisions have begun anew, compare-and-set may take one write for another: a bucket in files
-            // never does.
-            if let (Some(End::TakenOver), Some(over), false) =
-                (session.reason, session.over, self.begins_anew)
-            {
+            if let (Some(End::TakenOver), Some(over)) = (session.reason, session.over) {
                 let begun = |other: &Session| other.connecting < over;
                 if !others().any(|(_, other)| begun(other) && !other.is_older_than(session)) {
                     let what =
@@ -428,13 +421,14 @@ impl Known {
                     false => it.over.is_some_and(|over| over < near),
                 }
         });
-        // A router that reads an empty store knows of nobody until nodes have said what they hold. Where the bucket
-        // stays, it may read it as late as after the last fault.
-        let healed = self.healed.unwrap_or_default();
-        let is_known = self
-            .lost
-            .iter()
-            .all(|lost| to < *lost || from > lost.max(&healed) + self.terms.lease + 2 * SECOND);
+        // What the store has lost its node alone knows: for as long as that cannot be heard, nobody knows.
+        let is_known = self.lost.iter().all(|lost| {
+            let unheard = self.faults.iter().filter(|(process, begin, end)| {
+                *process == Some(session.node) && begin < &to && end + SECOND > *lost
+            });
+            let heard = unheard.map(|(.., end)| *end).max();
+            to < *lost || heard.is_none_or(|heard| from > heard + self.terms.lease)
+        });
         let is_well = self.faults.iter().all(|(process, begin, end)| {
             *process != Some(session.node)
                 || end - begin < self.terms.costs_lease()

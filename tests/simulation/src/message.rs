@@ -3,7 +3,7 @@
 use bus::registry::Device;
 use bytes::Bytes;
 use rpc::{
-    AuthenticateReply, AuthenticateRequest, Call, CancelRequest, Claim, ClaimReply, ClaimRequest,
+    AuthenticateReply, AuthenticateRequest, Beat, Call, CancelRequest, Claim, ClaimReply, ClaimRequest,
     CompareReply, CompareRequest, Delivery, DeliveryReply, DeviceId, DeviceState, LeaseRenewal, NodeId,
     Outcome, ReleaseRequest, Takeover,
 };
@@ -41,6 +41,8 @@ pub enum Topic {
     Compare,
     /// `swb.cancel`
     Cancel,
+    /// `swb.beat`
+    Beat,
     /// `swb.node.<node>`
     Node(NodeId),
     /// `swb.event.takeover.<node>`
@@ -123,6 +125,8 @@ pub enum Payload {
     Compared(CompareReply),
     /// A call's caller is gone.
     Cancel(CancelRequest),
+    /// A router's word to everybody.
+    Beat(Beat),
     /// A session was taken over.
     Takeover(Takeover),
     /// A device has changed.

@@ -1,7 +1,7 @@
 //! How do a node's cores run here? Its claims and its sessions' calls are the real ones; the rest follows its service.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rpc::faults::{Fault, is};
@@ -282,16 +282,17 @@ impl Node {
         }
         let claiming = Claiming { ticket, ..claiming };
         self.claiming.insert(session, claiming);
+        let wait = give_up.saturating_sub(context.at).min(ATTEMPT);
         let request = ClaimRequest {
             device,
             node: self.id,
             session,
             protocol: Protocol::Mqtt,
             generation,
+            until: self.wire.until(context.now + Duration::from_micros(wait), context.now),
             visit,
             ticket,
         };
-        let wait = give_up.saturating_sub(context.at).min(ATTEMPT);
         let payload = Payload::Claim(Box::new(request));
         if let Err(then) = self.wire.ask(Topic::Claim, payload, wait, Then::Claim { session }, context) {
             self.replied(then, Err(NoReply::Down), context);
@@ -455,6 +456,7 @@ impl Node {
         let Message { reply_to, payload: Payload::Delivery(delivery, body), .. } = message else { return };
         let longest = Budget::from_ms(MAX_TIMEOUT_MS);
         let deadline = delivery.budget_ms.min(longest).starting(sent);
+        let deadline = self.wire.ends(delivery.until.as_ref(), deadline);
         if deadline.has_passed(context.now) && !is(Fault::AgeIsIgnored) {
             let reply = DeliveryReply::Ended(Outcome::Unavailable);
             self.wire.answer(reply_to, Payload::Delivered(reply, Bytes::new()), context);
@@ -523,6 +525,7 @@ impl Node {
             ticket: Some(visitor.ticket),
             target,
             budget_ms: Budget::from_ms(timeout_ms),
+            until: self.wire.until(context.now + Duration::from_millis(timeout_ms.into()), context.now),
             connect_budget_ms: Budget::from_ms(connect_ms),
             oneway: false,
             traceparent: None,
@@ -672,10 +675,11 @@ fn identity(reply: Result<Payload, NoReply>) -> Result<Option<Identity>, ()> {
 impl Service for Node {
     fn take(&mut self, input: Input, context: &mut Context<'_>) {
         match self.wire.take(input, context) {
-            Taken::Nothing | Taken::Lost | Taken::Feed(_) | Taken::Down => {}
+            Taken::Beat(beat, is_first) if is_first || beat.asks => self.renew_lease(false, context),
+            Taken::Nothing | Taken::Beat(..) | Taken::Lost | Taken::Feed(_) | Taken::Down => {}
             Taken::Up => {
                 let own = [Topic::Node(self.id), Topic::Takeover(self.id), Topic::Differs(self.id)];
-                let all = [Topic::DeviceChanged, Topic::DirectoryLoaded];
+                let all = [Topic::DeviceChanged, Topic::DirectoryLoaded, Topic::Beat];
                 context
                     .effects
                     .extend(own.into_iter().chain(all).map(|topic| Effect::Subscribe(topic, false)));

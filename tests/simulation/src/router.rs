@@ -5,21 +5,23 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rpc::faults::{Fault, is};
 use rpc::{
-    Budget, CLAIM_ATTEMPT, Call, ClaimReply, Delivery, DeliveryReply, DeviceId, Holder, Outcome,
-    ReleaseRequest, Takeover, TicketKeys,
+    BEAT_EVERY, Beat, Budget, CLAIM_ATTEMPT, Call, ClaimReply, Deadline, Delivery, DeliveryReply, DeviceId,
+    Holder, NodeId, Outcome, ReleaseRequest, Takeover, TicketKeys,
 };
 use switchboard_router::core::{
     Action, Actions, Claiming, Core, Expected, Found, NotWritten, Refutation, Standing, Underway, Write,
 };
 
 use crate::message::{
-    Bucket, Feed, Inbox, Message, Micros, Payload, ReplyTo, SECOND, StoreAsk, StoreReply, Topic,
+    Bucket, Feed, Inbox, MS, Message, Micros, Payload, ReplyTo, SECOND, StoreAsk, StoreReply, Topic,
 };
 use crate::service::{Beliefs, Context, Effect, Input, Service, Timer};
 use crate::settings::{CLAIM_TIMEOUT, LEASE, MAX_TIMEOUT_MS};
 use crate::wire::{NoReply, Taken, Wire};
 
 const STORE_WAIT: Micros = 2 * SECOND;
+/// How long nodes may take to say what they hold.
+const INTRODUCTION: Micros = 300 * MS;
 const HANDOVER_WAIT: Micros = SECOND;
 /// What routers share the work of.
 const SHARED: [Topic; 5] = [Topic::Compare, Topic::Release, Topic::Claim, Topic::Handover, Topic::Route];
@@ -51,10 +53,10 @@ pub struct Router {
     wire: Wire<Then>,
     keys: TicketKeys,
     made: Option<Micros>,
-    floor: Option<u64>,
     serves: bool,
     drains: bool,
     ticks_at: Micros,
+    last_beat: u64,
 }
 
 impl Router {
@@ -65,10 +67,10 @@ impl Router {
             wire: Wire::new(Some(Bucket::Claims), now),
             keys,
             made: None,
-            floor: None,
             serves: false,
             drains: false,
             ticks_at: 0,
+            last_beat: 0,
         }
     }
 
@@ -150,6 +152,7 @@ impl Router {
             caller: Some(head.caller),
             caller_name: String::new(),
             budget_ms,
+            until: head.until,
             oneway: head.oneway,
             traceparent: None,
         };
@@ -259,7 +262,7 @@ impl Router {
             (Topic::Route | Topic::Handover, Payload::Routed(call, body, caller)) => {
                 let longest = Budget::from_ms(MAX_TIMEOUT_MS);
                 let deadlines = (
-                    call.budget_ms.min(longest).starting(sent),
+                    self.wire.ends(call.until.as_ref(), call.budget_ms.min(longest).starting(sent)),
                     call.connect_budget_ms.min(longest).starting(sent),
                 );
                 let (id, target) = (call.call, call.target);
@@ -276,7 +279,8 @@ impl Router {
                     self.wire.answer(reply_to, Payload::Claimed(ClaimReply::Refused), context);
                     return;
                 }
-                let deadline = sent + Duration::from_micros(CLAIM_TIMEOUT).min(CLAIM_ATTEMPT);
+                let deadline = Deadline::at(sent + Duration::from_micros(CLAIM_TIMEOUT).min(CLAIM_ATTEMPT));
+                let deadline = self.wire.ends(claim.until.as_ref(), deadline).instant();
                 self.tell(context, |core, now, actions| core.claim(*claim, deadline, reply_to, now, actions));
             }
             (Topic::Release, Payload::Release(release)) => {
@@ -300,12 +304,13 @@ impl Router {
         match feed {
             Feed::Opened(made, revision) => {
                 let is_another = self.made.replace(made).is_some_and(|before| before != made);
-                let floor = *self.floor.get_or_insert(context.wall_s * SECOND);
-                self.tell(context, |core, _, _| core.reset(is_another, revision.max(floor)));
+                self.tell(context, |core, _, _| core.reset(is_another, revision));
             }
             Feed::Loaded => {
                 self.tell(context, |core, now, _| core.loaded(now));
-                self.serve(context);
+                if !self.serves {
+                    context.wait(INTRODUCTION, Timer::Serve);
+                }
             }
             Feed::Claim(device, claim, revision) => {
                 let found = Found { claim, revision };
@@ -318,6 +323,14 @@ impl Router {
         }
     }
 
+    fn beat(&mut self, context: &mut Context<'_>) {
+        self.last_beat += 1;
+        let (of, newest) = (NodeId(context.me as u64), self.core.map().newest());
+        let asks = self.core.asks_nodes(context.now);
+        let beat = Beat { of, number: self.last_beat, newest, asks };
+        self.wire.tell(Topic::Beat, Payload::Beat(beat), context);
+    }
+
     fn serve(&mut self, context: &mut Context<'_>) {
         if !self.serves && !self.drains {
             self.serves = true;
@@ -326,7 +339,8 @@ impl Router {
     }
 
     fn subscribe(&self, context: &mut Context<'_>) {
-        context.effects.push(Effect::Subscribe(Topic::Lease, false));
+        let all = [Topic::Lease, Topic::Beat];
+        context.effects.extend(all.map(|topic| Effect::Subscribe(topic, false)));
         if self.serves {
             context.effects.push(Effect::Subscribe(Topic::Cancel, false));
             context.effects.extend(SHARED.map(|topic| Effect::Subscribe(topic, true)));
@@ -373,23 +387,34 @@ impl Router {
 impl Service for Router {
     fn take(&mut self, input: Input, context: &mut Context<'_>) {
         match self.wire.take(input, context) {
-            Taken::Nothing | Taken::Lost => {}
+            Taken::Nothing => {}
+            Taken::Lost => self.tell(context, |core, _, _| core.lost()),
+            Taken::Beat(beat, _) => self.tell(context, |core, _, _| core.heard(beat.newest)),
             Taken::Up => {
                 self.subscribe(context);
+                self.beat(context);
                 self.tell(context, |core, now, _| core.hears(true, now));
             }
-            Taken::Down => self.tell(context, |core, now, _| core.hears(false, now)),
+            Taken::Down => self.tell(context, |core, now, _| {
+                core.hears(false, now);
+                core.lost();
+            }),
             Taken::Reply(then, reply) => self.replied(then, reply, context),
             Taken::Request(message, sent) => self.take_request(message, sent, context),
             Taken::Feed(feed) => self.take_feed(feed, context),
             Taken::Other(input) => match input {
                 Input::Start => {
+                    context.wait(BEAT_EVERY.as_micros() as Micros, Timer::Beat);
                     context.wait(1, Timer::Tick);
                     context.wait(LEASE.as_micros() as Micros / 4, Timer::LookForGone);
                 }
                 Input::Timer(Timer::Tick) if context.at >= self.ticks_at => {
                     self.ticks_at = 0;
                     self.tell(context, |core, now, actions| core.tick(now, actions));
+                }
+                Input::Timer(Timer::Beat) => {
+                    context.wait(BEAT_EVERY.as_micros() as Micros, Timer::Beat);
+                    self.beat(context);
                 }
                 Input::Timer(Timer::LookForGone) => {
                     context.wait(LEASE.as_micros() as Micros / 4, Timer::LookForGone);
@@ -417,6 +442,7 @@ impl Service for Router {
                     }
                 }
                 Input::Timer(Timer::DrainEnds) => self.cut_off(context),
+                Input::Timer(Timer::Serve) => self.serve(context),
                 Input::Drain if !self.drains => self.drain(context),
                 _ => {}
             },

@@ -16,13 +16,15 @@ pub enum Timer {
     Tick,
     /// Its pulse.
     Pulse,
+    /// It has heard what there is to hear.
+    Serve,
     /// The end of a question.
     Ask(u64),
     /// A look whether its watch has fallen silent, or is to be opened again.
     Watch,
     /// A renewal of its lease.
     Lease,
-    /// A beat through the registry.
+    /// A beat through the registry, or a router's to everybody.
     Beat,
     /// A look whether what it asks is asked of the dead.
     LookForGone,

@@ -49,8 +49,16 @@ impl Service for Thief {
                 let Some(ticket) = self.ticket else { return };
                 let (node, session) = (self.id, SessionId(1));
                 let protocol = Protocol::Mqtt;
-                let claim =
-                    ClaimRequest { device, node, session, protocol, generation: None, visit: 1, ticket };
+                let claim = ClaimRequest {
+                    device,
+                    node,
+                    session,
+                    protocol,
+                    generation: None,
+                    until: None,
+                    visit: 1,
+                    ticket,
+                };
                 let claim = Payload::Claim(Box::new(claim));
                 // Nobody needs to hear what is answered.
                 let _ = self.wire.ask(Topic::Claim, claim, SECOND, (), context);
@@ -62,6 +70,7 @@ impl Service for Thief {
                     ticket: Some(ticket),
                     target: device,
                     budget_ms: Budget::from_ms(2_000),
+                    until: None,
                     connect_budget_ms: Budget::from_ms(0),
                     oneway: false,
                     traceparent: None,

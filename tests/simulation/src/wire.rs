@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use bus::pulse::{Beat, PULSE_EVERY, Pulse};
 
+use rpc::{Beats, Deadline, Until};
+
 use crate::message::{Bucket, Feed, Inbox, MS, Message, Micros, Payload, ReplyTo, SECOND, StoreAsk, Topic};
 use crate::service::{Context, Effect, Input, Timer};
 
@@ -40,6 +42,8 @@ pub enum Taken<K> {
     Up,
     /// It is not.
     Down,
+    /// A router's beat, and whether it is its first.
+    Beat(rpc::Beat, bool),
     /// A question has ended.
     Reply(K, Result<Payload, NoReply>),
     /// A message, which was sent then at the earliest.
@@ -65,6 +69,7 @@ pub struct Wire<K> {
     is_up: bool,
     has_heard: bool,
     pulse: Pulse,
+    beats: Beats,
     questions: BTreeMap<u64, (Micros, K)>,
     last_number: u64,
     watched: Option<Bucket>,
@@ -81,6 +86,7 @@ impl<K> Wire<K> {
             is_up: false,
             has_heard: false,
             pulse: Pulse::new(now),
+            beats: Beats::default(),
             questions: BTreeMap::new(),
             last_number: 0,
             watched,
@@ -93,6 +99,17 @@ impl<K> Wire<K> {
     /// Whether it knows of a connection.
     pub fn is_up(&self) -> bool {
         self.is_up
+    }
+
+    /// How to say elsewhere when something ends.
+    pub fn until(&self, end: Instant, now: Instant) -> Option<Until> {
+        self.beats.until(end, now)
+    }
+
+    /// When something is over here.
+    pub fn ends(&self, until: Option<&Until>, deadline: Deadline) -> Deadline {
+        let end = until.and_then(|until| self.beats.end(until));
+        end.map_or(deadline, |end| deadline.min(Deadline::at(end)))
     }
 
     /// The questions that are open.
@@ -241,7 +258,10 @@ impl<K> Wire<K> {
                 let age = self.pulse.age(not_yet, context.now);
                 let sent = context.now.checked_sub(age).unwrap_or(context.now);
                 let sent = if rpc::faults::is(rpc::faults::Fault::AgeIsIgnored) { context.now } else { sent };
-                Taken::Request(Message { topic, reply_to: message.reply_to, payload }, sent)
+                match payload {
+                    Payload::Beat(beat) => Taken::Beat(beat, self.beats.heard(beat, sent)),
+                    payload => Taken::Request(Message { topic, reply_to: message.reply_to, payload }, sent),
+                }
             }
         }
     }

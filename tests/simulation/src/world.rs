@@ -912,6 +912,10 @@ impl World {
     fn is_stood_in_for(&self, pid: Pid) -> bool {
         let Some(stops) = self.process(pid) else { return false };
         let kind = self.plan.kind_of(stops.slot);
+        // What a node has, it has alone.
+        if kind == Kind::Node {
+            return false;
+        }
         let others = self.running.iter().flatten().filter_map(|pid| self.process(*pid));
         let mut serving = others.filter(|it| {
             it.slot != stops.slot

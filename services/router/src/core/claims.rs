@@ -48,7 +48,16 @@ mod tests {
         let keys = TicketKeys::default().rotated([0; 32], 0).unwrap();
         let ticket = keys.sign(Holder { device, node, visit: 1 }, Stamp::of_digest(&[0; 32]), 0).unwrap();
         let generation = generation.map(Generation);
-        ClaimRequest { device, node, session, protocol: Protocol::Mqtt, generation, visit: 1, ticket }
+        ClaimRequest {
+            device,
+            node,
+            session,
+            protocol: Protocol::Mqtt,
+            generation,
+            until: None,
+            visit: 1,
+            ticket,
+        }
     }
 
     fn claim(node: u64, session: u64, generation: u64) -> Claim {

@@ -57,6 +57,11 @@ impl Leases {
         self.renewed.get(&node).is_some_and(|renewed| now.saturating_duration_since(*renewed) < self.lease)
     }
 
+    /// The nodes whose leases stand.
+    pub fn leased(&self, now: Instant) -> impl Iterator<Item = NodeId> + '_ {
+        self.renewed.keys().copied().filter(move |node| self.is_leased(*node, now))
+    }
+
     /// Whether the node may be alive: it has a lease, or nobody has been heard for long enough to say.
     pub fn may_live(&self, node: NodeId, now: Instant) -> bool {
         let heard_for = self.hears_since.map(|since| now.saturating_duration_since(since));

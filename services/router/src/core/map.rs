@@ -31,6 +31,9 @@ pub struct ClaimMap {
     /// can be called; it is dropped piece by piece as the store tells better, and at `doubtful_until`.
     doubtful: Held,
     doubtful_until: Option<Instant>,
+    /// The store's highest number that was heard of, and the same when changes began to be missed.
+    revision: u64,
+    missing_from: u64,
     /// Above everything that was ever heard of: a session that becomes callable now is newer than all of them.
     newest: u64,
 }
@@ -91,7 +94,12 @@ impl ClaimMap {
         if is(Fault::ClocksDecide) {
             return Generation(rpc::faults::wall_ms());
         }
-        Generation(self.newest.max(standing.map_or(0, |standing| standing.0)) + 1)
+        Generation(self.newest.max(standing.map_or(0, |standing| standing.0)).saturating_add(1))
+    }
+
+    /// The highest generation that was heard of.
+    pub fn newest(&self) -> Generation {
+        Generation(self.newest)
     }
 
     /// A generation was heard of, wherever.
@@ -105,13 +113,42 @@ impl ClaimMap {
     /// nothing stands there that would tell.
     pub fn reset(&mut self, is_another_store: bool, revision: u64) {
         self.newest = self.newest.max(revision);
-        self.is_another_store = is_another_store;
+        // It has lost its content and kept its name: its numbers never become lower.
+        let begins_anew = revision < self.missing_from && !is(Fault::OldRevisionsCount);
+        self.is_another_store = is_another_store || begins_anew;
+        (self.revision, self.missing_from) = (revision, revision);
         // Nothing to keep meanwhile, nothing to build beside it.
         self.loading = (!self.current.is_empty()).then(HashMap::new);
     }
 
+    /// The store was found to count anew, from `revision`: all that stood there is doubted for `doubt`.
+    pub fn begins_anew(&mut self, revision: u64, doubt: Duration, now: Instant) {
+        (self.revision, self.missing_from) = (revision, revision);
+        self.tallies.clear();
+        self.loading = None;
+        self.doubtful.extend(std::mem::take(&mut self.current));
+        self.doubtful_until = Some(now + doubt);
+    }
+
+    /// Changes may be missed from now on, until the next load.
+    pub fn lost(&mut self) {
+        self.missing_from = self.revision;
+    }
+
+    /// The store's highest number that was heard of.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Whether what is being told now is another store's.
+    #[cfg(test)]
+    fn is_loading_another_store(&self) -> bool {
+        self.is_another_store
+    }
+
     /// A claim stands. False when a newer word has been heard already.
     pub fn put(&mut self, device: DeviceId, found: Found) -> bool {
+        self.revision = self.revision.max(found.revision);
         // In one store no generation is above the revision of its writing, so all are below this.
         self.newest = self.newest.max(found.revision).max(found.claim.generation.0);
         self.doubtful.remove(&device);
@@ -133,6 +170,7 @@ impl ClaimMap {
 
     /// None stands any more, said at this revision.
     pub fn remove(&mut self, device: DeviceId, revision: u64) {
+        self.revision = self.revision.max(revision);
         self.newest = self.newest.max(revision);
         self.take_out(device, |standing| standing < revision);
     }
@@ -228,7 +266,8 @@ mod tests {
         let (mut map, now) = (ClaimMap::default(), Instant::now());
         map.put(device(1), found(1, 10));
         map.put(device(2), found(1, 11));
-        map.reset(false, 0);
+        map.lost();
+        map.reset(false, 12);
         map.put(device(2), found(1, 11));
         map.put(device(3), found(1, 12));
         assert_eq!(map.len(), 3);
@@ -261,6 +300,30 @@ mod tests {
         assert_eq!(map.len(), 2);
         map.end_doubt(now + Duration::from_secs(1));
         assert_eq!((map.get(device(1)), map.len()), (None, 1));
+    }
+
+    #[test]
+    fn a_store_that_counts_anew_is_another() {
+        let (mut map, now) = (ClaimMap::default(), Instant::now());
+        map.put(device(1), found(1, 10));
+        map.lost();
+        map.put(device(2), found(1, 14));
+        map.reset(false, 12);
+        assert!(
+            !map.is_loading_another_store(),
+            "what was written meanwhile is above what the load began at"
+        );
+        map.loaded(Duration::from_secs(1), now);
+        map.put(device(2), found(1, 14));
+        map.lost();
+        map.reset(false, 3);
+        assert!(map.is_loading_another_store());
+        map.loaded(Duration::from_secs(1), now);
+        assert!(map.standing(device(2)).is_none() && map.get(device(2)).is_some());
+        map.put(device(1), found(2, 4));
+        map.begins_anew(2, Duration::from_secs(1), now);
+        assert!(map.standing(device(1)).is_none() && map.get(device(1)).is_some());
+        assert_eq!((map.revision(), map.tally(NodeId(2))), (2, Tally::default()));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! [`tick`](Core::tick) at [`next_tick`](Core::next_tick) at the latest.
 
 mod claims;
+mod doubts;
 mod leases;
 mod map;
 mod takeovers;
@@ -20,6 +21,7 @@ use rpc::{
 };
 
 pub use claims::{Decision, decide};
+use doubts::Doubts;
 pub use leases::Leases;
 pub use map::{ClaimMap, Found};
 use takeovers::Takeovers;
@@ -71,7 +73,7 @@ impl<T> Underway<T> {
     }
 
     fn has_refuted(&self, found: Found) -> bool {
-        self.refuted.iter().any(|refuted| refuted.revision == found.revision)
+        self.refuted.contains(&found)
     }
 }
 
@@ -130,6 +132,8 @@ pub struct Write {
     /// Over what.
     pub expected: Expected,
     taken_over: Option<Claim>,
+    /// The store's last number that was heard of before.
+    above: u64,
 }
 
 /// Why a claim is removed.
@@ -173,6 +177,7 @@ pub enum Action<T, R> {
 pub struct Core<T, R> {
     map: ClaimMap,
     leases: Leases,
+    doubts: Doubts,
     waiting: WaitingRoom<T>,
     takeovers: Takeovers,
     sweep: VecDeque<(DeviceId, u64)>,
@@ -190,6 +195,7 @@ impl<T, R> Core<T, R> {
         Core {
             map: ClaimMap::default(),
             leases: Leases::new(lease, now),
+            doubts: Doubts::new(now + lease),
             waiting: WaitingRoom::default(),
             takeovers: Takeovers::default(),
             sweep: VecDeque::new(),
@@ -223,7 +229,7 @@ impl<T, R> Core<T, R> {
             return actions.push(Action::End(call, Outcome::Unavailable));
         }
         if call.refuted.len() >= MAX_DELIVERIES {
-            return actions.push(Action::End(call, Outcome::Offline));
+            return self.end_not_found(call, now, actions);
         }
         match self.map.get(call.target).filter(|found| !call.has_refuted(*found)) {
             Some(found) => actions.push(Action::Deliver(call, found)),
@@ -267,7 +273,7 @@ impl<T, R> Core<T, R> {
     ) {
         let Ok(stored) = stored else { return actions.push(Action::End(call, Outcome::Unavailable)) };
         for refuted in &call.refuted {
-            if stored.is_some_and(|stored| stored.revision == refuted.revision) {
+            if stored == Some(*refuted) {
                 // So that the next call need not find out again.
                 let is_gone = !self.leases.may_live(refuted.claim.node, now);
                 let why = if is_gone { Removal::NodeGone } else { Removal::SessionGone };
@@ -289,17 +295,21 @@ impl<T, R> Core<T, R> {
             return actions.push(Action::Deliver(call, found));
         }
         if call.connect_deadline.has_passed(now) {
-            return actions.push(Action::End(call, Outcome::Offline));
+            return self.end_not_found(call, now, actions);
         }
         let look_at = call.connect_deadline.instant();
         self.waiting.enter(call, look_at);
     }
 
+    /// Nobody claims the target, as far as is known here.
+    fn end_not_found(&self, call: Underway<T>, now: Instant, actions: &mut Actions<T, R>) {
+        let lacks = self.doubts.are_there(&self.leases, now) && !is(Fault::LackIsOffline);
+        actions.push(Action::End(call, if lacks { Outcome::Unavailable } else { Outcome::Offline }));
+    }
+
     /// A waiting call's time to be looked at has come.
     fn look_again(&mut self, mut call: Underway<T>, now: Instant, actions: &mut Actions<T, R>) {
-        let Some((found, _)) = call.unheard else {
-            return actions.push(Action::End(call, Outcome::Offline));
-        };
+        let Some((found, _)) = call.unheard else { return self.end_not_found(call, now, actions) };
         if call.deadline.has_passed(now) {
             return actions.push(Action::End(call, Outcome::Unavailable));
         }
@@ -395,8 +405,8 @@ impl<T, R> Core<T, R> {
                 let claim = Claim { node, session, protocol, generation };
                 let session = (node, session);
                 let taken_over = standing.claim.filter(|claim| (claim.node, claim.session) != session);
-                actions
-                    .push(Action::Write(claiming, Write { claim, expected: standing.expected, taken_over }));
+                let (expected, above) = (standing.expected, self.map.revision());
+                actions.push(Action::Write(claiming, Write { claim, expected, taken_over, above }));
             }
         }
     }
@@ -412,6 +422,19 @@ impl<T, R> Core<T, R> {
     ) {
         let device = claiming.request.device;
         match written {
+            Ok(revision) if revision <= write.above && !is(Fault::OldRevisionsCount) => {
+                // The store has begun to count anew: what was expected there may have been another session's. Whoever
+                // claims again is found by comparing; who is new gets a generation above what it may have had.
+                self.map.begins_anew(revision, self.leases.lease(), now);
+                self.doubts.begin(now + self.leases.lease(), &self.map);
+                let generation = match claiming.request.generation {
+                    Some(own) => own,
+                    None => self.map.next_generation(Some(write.claim.generation)),
+                };
+                let claim = Claim { generation, ..write.claim };
+                let expected = Expected::Revision(revision);
+                actions.push(Action::Write(claiming, Write { claim, expected, above: revision, ..write }));
+            }
             Ok(revision) => {
                 let Write { claim, taken_over, .. } = write;
                 if let Some(taken_over) = taken_over.filter(|_| !is(Fault::UntoldTakeover)) {
@@ -482,11 +505,22 @@ impl<T, R> Core<T, R> {
             return self.leases.end(renewal.node);
         }
         self.leases.renew(renewal.node, now);
+        self.doubts.renewed(renewal, &self.map);
         self.map.heard(renewal.newest);
         let differs = self.map.is_loaded() && self.map.tally(renewal.node) != renewal.tally;
         if differs && !is(Fault::BlindRenewal) {
             actions.push(Action::TellDiffers(renewal.node));
         }
+    }
+
+    /// Whether nodes are to say what they hold.
+    pub fn asks_nodes(&self, now: Instant) -> bool {
+        self.doubts.ask(&self.leases, now)
+    }
+
+    /// Another router has heard of that generation.
+    pub fn heard(&mut self, newest: Generation) {
+        self.map.heard(newest);
     }
 
     /// In which claims does a node differ?
@@ -506,6 +540,9 @@ impl<T, R> Core<T, R> {
         let before = self.map.standing(device);
         if !self.map.put(device, found) {
             return;
+        }
+        if before.is_none_or(|before| before.claim != found.claim) {
+            self.doubts.stands(&found.claim);
         }
         if let Some(before) = before {
             self.takeovers.claimed(device, &before.claim, &found.claim, now);
@@ -533,6 +570,11 @@ impl<T, R> Core<T, R> {
         self.map.remove(device, revision);
     }
 
+    /// Changes may be missed from now on, until the next load.
+    pub fn lost(&mut self) {
+        self.map.lost();
+    }
+
     /// A load from the beginning: every claim follows.
     /// The store has written up to `revision`.
     pub fn reset(&mut self, is_another_store: bool, revision: u64) {
@@ -542,11 +584,15 @@ impl<T, R> Core<T, R> {
     /// Every claim has been told.
     pub fn loaded(&mut self, now: Instant) {
         self.map.loaded(self.leases.lease(), now);
+        self.doubts.begin(now + self.leases.lease(), &self.map);
     }
 
     /// From now on every renewal is heard, or none, as NATS is there or not.
     pub fn hears(&mut self, does: bool, now: Instant) {
         self.leases.hears(does, now);
+        if !does {
+            self.doubts.forget();
+        }
     }
 
     /// When [`tick`](Self::tick) is to be called at the latest.
@@ -558,6 +604,7 @@ impl<T, R> Core<T, R> {
     /// Time has passed.
     pub fn tick(&mut self, now: Instant, actions: &mut Actions<T, R>) {
         self.leases.look(now);
+        self.doubts.look(&self.leases, now);
         self.map.end_doubt(now);
         while let Some(call) = self.waiting.next_due(now) {
             self.look_again(call, now, actions);

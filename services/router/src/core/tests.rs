@@ -94,7 +94,16 @@ fn request(node: u64, generation: Option<u64>) -> ClaimRequest {
     let keys = TicketKeys::default().rotated([0; 32], 0).unwrap();
     let ticket = keys.sign(Holder { device, node, visit: 1 }, Stamp::of_digest(&[0; 32]), 0).unwrap();
     let generation = generation.map(Generation);
-    ClaimRequest { device, node, session, protocol: Protocol::Mqtt, generation, visit: 1, ticket }
+    ClaimRequest {
+        device,
+        node,
+        session,
+        protocol: Protocol::Mqtt,
+        generation,
+        until: None,
+        visit: 1,
+        ticket,
+    }
 }
 
 fn one(mut done: Done) -> Action<&'static str, &'static str> {
@@ -317,6 +326,56 @@ fn an_empty_store_gives_no_generation_that_was_given_before() {
         LeaseRenewal { node: NodeId(9), tally: Tally::default(), newest: Generation(9_000), ends: false };
     bench.told(|core, now, done| core.renew(&renewal, now, done));
     assert_eq!(written(bench.claim(request(1, None))).1.claim.generation, Generation(9_001));
+}
+
+#[test]
+fn a_write_into_a_store_that_counts_anew_is_made_again_with_a_higher_generation() {
+    let mut bench = Bench::new();
+    let older = bench.stands(1, 50);
+    let (claiming, write) = written(bench.claim(request(2, None)));
+    // What stood there at 50 may have been another writing of that number.
+    let done = bench.told(|core, now, done| core.written(claiming, write, Ok(51 - 48), now, done));
+    let (claiming, write) = written(done);
+    assert_eq!((write.claim, write.expected), (claim(2, 52), Expected::Revision(3)));
+    let done = bench.told(|core, now, done| core.written(claiming, write, Ok(4), now, done));
+    assert!(matches!(done.first(), Some(Action::TakeOver(TARGET, claim)) if *claim == older.claim));
+    assert_eq!(bench.core.map().standing(TARGET), Some(Found { claim: write.claim, revision: 4 }));
+}
+
+#[test]
+fn nobody_is_offline_for_a_router_that_lacks_what_a_node_holds() {
+    let now = Instant::now();
+    let mut bench = Bench { core: Core::new(LEASE, now), now };
+    let mut tally = Tally::default();
+    tally.add(TARGET, SessionId(1), Generation(10));
+    let renewal = LeaseRenewal { node: NodeId(1), tally, newest: Generation(10), ends: false };
+    let call = |bench: &mut Bench| {
+        let call = looked_up(bench.call(1_000, 0));
+        ended(bench.told(|core, now, done| core.looked_up(call, Ok(None), now, done)))
+    };
+    bench.core.hears(true, now);
+    bench.told(|core, now, done| core.renew(&renewal, now, done));
+    bench.core.reset(false, 0);
+    bench.core.loaded(now);
+    assert_eq!(call(&mut bench), Outcome::Unavailable, "the store has lost what the node holds");
+    let other = DeviceId(Uuid::from_u128(2));
+    let found = Found { claim: claim(1, 10), revision: 11 };
+    bench.told(|core, now, done| core.put(other, found, now, done));
+    assert_eq!(call(&mut bench), Outcome::Offline, "as many are known");
+    // Lost while it did not look on: the node is to say anew what it holds.
+    bench.core.hears(false, bench.now);
+    bench.core.hears(true, bench.now);
+    bench.core.reset(true, 20);
+    bench.core.loaded(bench.now);
+    assert!(bench.core.asks_nodes(bench.now));
+    assert_eq!(call(&mut bench), Outcome::Unavailable);
+    bench.live(1);
+    assert!(!bench.core.asks_nodes(bench.now));
+    assert_eq!(call(&mut bench), Outcome::Offline);
+    bench.told(|core, now, done| core.renew(&renewal, now, done));
+    assert_eq!(call(&mut bench), Outcome::Unavailable);
+    bench.pass_s(12);
+    assert_eq!(call(&mut bench), Outcome::Offline, "not for ever");
 }
 
 #[test]
