@@ -51,7 +51,9 @@ impl Doubts {
     /// A node says what it holds.
     pub(super) fn renewed(&mut self, renewal: &LeaseRenewal, map: &ClaimMap) {
         let LeaseRenewal { node, tally, newest, .. } = *renewal;
-        let lacking = tally.claims.saturating_sub(map.tally(node).claims);
+        let known = map.tally(node);
+        // What is known of it and gone may stand for what is lacking.
+        let lacking = tally.claims.saturating_sub(known.claims).max(u64::from(tally != known));
         self.words.insert(node, Word { claims: tally.claims, newest, lacking });
     }
 
