@@ -19,7 +19,7 @@ use bus::{Bus, BusError, Keyring, Request, Requests};
 use rpc::{BEAT_EVERY, Beat, wire};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use meters::StateMeters;
@@ -30,6 +30,8 @@ use router::{Limits, Parts, Router};
 const QUEUE: &str = "router";
 /// How long nodes may take to say what they hold, once they have heard the first beat.
 const INTRODUCTION: Duration = Duration::from_millis(300);
+/// How long a router waits besides until it knows of their claims, before it answers what it can.
+const ACQUAINTANCE: Duration = Duration::from_secs(2);
 /// How often gauges are set.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -128,6 +130,13 @@ async fn open(context: &Context, bus: &Bus, keeping: &mut JoinSet<()>) -> Router
     let _ = loaded.wait_for(|is_loaded| *is_loaded).await;
     // Nodes say what they hold when they hear a new router: it is to know that before it answers.
     sleep(INTRODUCTION).await;
+    let acquainted = async {
+        while router.look(|core, now| core.doubts(now)) {
+            sleep(INTRODUCTION / 10).await;
+        }
+    };
+    // While claims come and go by the thousand it may not know them all at any one time: it doubts for a lease then.
+    let _ = timeout(ACQUAINTANCE, acquainted).await;
     router
 }
 

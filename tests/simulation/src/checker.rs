@@ -146,7 +146,8 @@ struct Known {
     held: Vec<(Option<usize>, Micros, Micros)>,
     /// When something was wrong that anybody may notice.
     disturbed: Vec<(Micros, Micros)>,
-    lost: Vec<Micros>,
+    /// When the store lost its claims, and whether its numbers began anew.
+    lost: Vec<(Micros, bool)>,
     healed: Option<Micros>,
     leaks: usize,
     ends: Micros,
@@ -223,8 +224,8 @@ impl Known {
                         known.held.push((process, at, until));
                     }
                 }
-                Event::ClaimsLost { .. } => {
-                    known.lost.push(at);
+                Event::ClaimsLost { begins_anew } => {
+                    known.lost.push((at, begins_anew));
                     known.disturbed.push((at, at));
                 }
                 Event::Forged { .. } => {}
@@ -421,12 +422,14 @@ impl Known {
                     false => it.over.is_some_and(|over| over < near),
                 }
         });
-        // What the store has lost its node alone knows: for as long as that cannot be heard, nobody knows.
-        let is_known = self.lost.iter().all(|lost| {
+        // What the store has lost its node alone knows: for as long as that cannot be heard, nobody knows. Where it
+        // counts anew besides, a number of before may be a newer claim's, which is removed for it: until its node has
+        // compared.
+        let is_known = self.lost.iter().all(|(lost, begins_anew)| {
             let unheard = self.faults.iter().filter(|(process, begin, end)| {
                 *process == Some(session.node) && begin < &to && end + SECOND > *lost
             });
-            let heard = unheard.map(|(.., end)| *end).max();
+            let heard = unheard.map(|(.., end)| *end).chain(begins_anew.then_some(*lost)).max();
             to < *lost || heard.is_none_or(|heard| from > heard + self.terms.lease)
         });
         let is_well = self.faults.iter().all(|(process, begin, end)| {

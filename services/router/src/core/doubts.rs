@@ -1,14 +1,14 @@
 //! May claims stand that this router does not know? Then nobody is said to be offline.
 //!
 //! Where the store lost its content, or this router was not there to see it, the nodes know better what they hold: each
-//! says so with its lease. Until all that are alive have said so, and what was lacking of each has been claimed again,
-//! whom a router does not find may be there. That lasts for a lease at most: in that time a node has compared three
-//! times.
+//! says so with its lease. Until this router has known once, of each that is alive, exactly what the node said, whom it
+//! does not find may be there: a count alone would take claims that are gone for those that are lacking. That lasts for
+//! a lease at most: in that time a node has compared three times.
 
 use std::collections::HashMap;
 use std::time::Instant;
 
-use rpc::{Claim, Generation, LeaseRenewal, NodeId};
+use rpc::{LeaseRenewal, NodeId, Tally};
 
 use super::leases::Leases;
 use super::map::ClaimMap;
@@ -16,10 +16,9 @@ use super::map::ClaimMap;
 /// What a node said last.
 #[derive(Debug)]
 struct Word {
-    claims: u64,
-    newest: Generation,
-    /// How many of its claims were not known then, and have not been claimed again since.
-    lacking: u64,
+    tally: Tally,
+    /// Whether this router has known what the node said, since it was told all that the store has.
+    was_known: bool,
 }
 
 /// What nodes hold, and until when it matters.
@@ -39,7 +38,7 @@ impl Doubts {
     pub(super) fn begin(&mut self, until: Instant, map: &ClaimMap) {
         self.until = until;
         self.words.iter_mut().for_each(|(node, word)| {
-            word.lacking = word.claims.saturating_sub(map.tally(*node).claims);
+            word.was_known = map.tally(*node) == word.tally;
         });
     }
 
@@ -50,24 +49,22 @@ impl Doubts {
 
     /// A node says what it holds.
     pub(super) fn renewed(&mut self, renewal: &LeaseRenewal, map: &ClaimMap) {
-        let LeaseRenewal { node, tally, newest, .. } = *renewal;
-        let known = map.tally(node);
-        // What is known of it and gone may stand for what is lacking.
-        let lacking = tally.claims.saturating_sub(known.claims).max(u64::from(tally != known));
-        self.words.insert(node, Word { claims: tally.claims, newest, lacking });
+        let LeaseRenewal { node, tally, .. } = *renewal;
+        self.words.entry(node).or_insert(Word { tally, was_known: false }).tally = tally;
+        self.learned(node, map);
     }
 
-    /// A claim stands. One that its node had already when it spoke was lacking.
-    pub(super) fn stands(&mut self, claim: &Claim) {
-        if let Some(word) = self.words.get_mut(&claim.node).filter(|word| claim.generation <= word.newest) {
-            word.lacking = word.lacking.saturating_sub(1);
+    /// What is known of a node's claims has changed.
+    pub(super) fn learned(&mut self, node: NodeId, map: &ClaimMap) {
+        if let Some(word) = self.words.get_mut(&node) {
+            word.was_known |= map.tally(node) == word.tally;
         }
     }
 
-    /// Whether some node that is alive holds more than is known, or may.
+    /// Whether some node that is alive may hold more than is known.
     pub(super) fn are_there(&self, leases: &Leases, now: Instant) -> bool {
         now < self.until
-            && leases.leased(now).any(|node| self.words.get(&node).is_none_or(|word| word.lacking > 0))
+            && leases.leased(now).any(|node| self.words.get(&node).is_none_or(|word| !word.was_known))
     }
 
     /// Whether some node is to say what it holds.

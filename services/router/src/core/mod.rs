@@ -303,7 +303,7 @@ impl<T, R> Core<T, R> {
 
     /// Nobody claims the target, as far as is known here.
     fn end_not_found(&self, call: Underway<T>, now: Instant, actions: &mut Actions<T, R>) {
-        let lacks = self.doubts.are_there(&self.leases, now) && !is(Fault::LackIsOffline);
+        let lacks = self.doubts(now) && !is(Fault::LackIsOffline);
         actions.push(Action::End(call, if lacks { Outcome::Unavailable } else { Outcome::Offline }));
     }
 
@@ -513,6 +513,11 @@ impl<T, R> Core<T, R> {
         }
     }
 
+    /// Whether nodes may hold more claims than are known, so that whom this router does not find may be there.
+    pub fn doubts(&self, now: Instant) -> bool {
+        self.doubts.are_there(&self.leases, now)
+    }
+
     /// Whether nodes are to say what they hold.
     pub fn asks_nodes(&self, now: Instant) -> bool {
         self.doubts.ask(&self.leases, now)
@@ -541,8 +546,8 @@ impl<T, R> Core<T, R> {
         if !self.map.put(device, found) {
             return;
         }
-        if before.is_none_or(|before| before.claim != found.claim) {
-            self.doubts.stands(&found.claim);
+        for node in before.map(|before| before.claim.node).into_iter().chain([found.claim.node]) {
+            self.doubts.learned(node, &self.map);
         }
         if let Some(before) = before {
             self.takeovers.claimed(device, &before.claim, &found.claim, now);
@@ -567,7 +572,11 @@ impl<T, R> Core<T, R> {
 
     /// A claim was removed, at that revision.
     pub fn gone(&mut self, device: DeviceId, revision: u64) {
+        let before = self.map.standing(device);
         self.map.remove(device, revision);
+        if let Some(before) = before {
+            self.doubts.learned(before.claim.node, &self.map);
+        }
     }
 
     /// Changes may be missed from now on, until the next load.
