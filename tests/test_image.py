@@ -238,7 +238,7 @@ def pods(podman, image, tmp_path_factory):
     values = {
         "image": dict(zip(("repository", "tag"), image.split(":"), strict=True)),
         "config": {"nats": {"replicas": 1}, "http": {"poll_grace_ms": 1000}, "log": {"level": SETTINGS["log.level"]}},
-        "nats": {"url": nats.url, "passwordsSecret": "nats-users"},
+        "nats": {"url": nats.url, "passwordsSecret": "nats-users", "storeUsers": dict.fromkeys(("authorizer", "router", "operator"), "")},
     }
     pods = Pods(podman, render(values), folder)
 

@@ -2,9 +2,20 @@
 
 import json
 import socket
+from dataclasses import dataclass
 from typing import Self
 
 from harness.waiting import PATIENCE_S
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A message that was delivered."""
+
+    subject: str
+    reply_to: str
+    headers: str
+    body: str
 
 
 class RawNats:
@@ -15,9 +26,10 @@ class RawNats:
         self._socket = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
         self._lines = self._socket.makefile("rb")
         assert self._lines.readline().startswith(b"INFO ")
-        options = {"user": user, "pass": password, "verbose": False, "protocol": 1, "headers": True}
-        self.refused = self._say(f"CONNECT {json.dumps(options)}\r\n")
         self._subscriptions = 0
+        self.heard: list[Heard] = []
+        options = {"user": user, "pass": password, "verbose": False, "protocol": 1, "headers": True, "no_responders": True}
+        self.refused = self._say(f"CONNECT {json.dumps(options)}\r\n")
 
     def __enter__(self) -> Self:
         return self
@@ -25,24 +37,51 @@ class RawNats:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    def publish(self, subject: str, body: str = "", reply_to: str = "") -> str | None:
+    def publish(self, subject: str, body: str = "", reply_to: str = "", headers: dict[str, str] | None = None) -> str | None:
         """Why it was refused; None: it was taken."""
-        return self._say(f"PUB {subject} {reply_to} {len(body)}\r\n{body}\r\n")
+        if headers is None:
+            return self._say(f"PUB {subject} {reply_to} {len(body)}\r\n{body}\r\n")
+        head = "NATS/1.0\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
+        return self._say(f"HPUB {subject} {reply_to} {len(head)} {len(head) + len(body)}\r\n{head}{body}\r\n")
 
     def subscribe(self, subject: str, queue: str = "") -> str | None:
         """Why it was refused; None: it was granted."""
         self._subscriptions += 1
         return self._say(f"SUB {subject} {queue} {self._subscriptions}\r\n")
 
+    def listen(self) -> list[Heard]:
+        """What was delivered up to now."""
+        self._say("")
+        return self.heard
+
+    def ask(self, subject: str, body: str = "", headers: dict[str, str] | None = None) -> Heard:
+        """Asks, and waits for the answer; NATS' own, where nobody is there."""
+        inbox = f"swb.reply.ffffffffffffffff.{self._subscriptions + 1}"
+        self.subscribe(inbox)
+        refused = self.publish(subject, body, inbox, headers)
+        assert refused is None, refused
+        while not (answers := [it for it in self.heard if it.subject == inbox]):
+            self._read()
+        return answers[0]
+
     def _say(self, line: str) -> str | None:
         self._socket.sendall(line.encode() + b"PING\r\n")
         refused = None
-        while (heard := self._lines.readline()) != b"PONG\r\n":
-            if not heard:
+        while (line_heard := self._read()) != b"PONG\r\n":
+            if not line_heard:
                 assert refused, "NATS closed the connection without a reason"
                 return refused
-            if heard.startswith(b"-ERR"):
-                refused = heard.decode().strip()
-            elif heard.startswith(b"MSG"):
-                self._lines.readline()
+            if line_heard.startswith(b"-ERR"):
+                refused = line_heard.decode().strip()
         return refused
+
+    def _read(self) -> bytes:
+        line = self._lines.readline()
+        words = line.decode().split()
+        if words and words[0] in ("MSG", "HMSG"):
+            sizes = 2 if words[0] == "HMSG" else 1
+            whole = self._lines.read(int(words[-1]) + 2)[:-2]
+            head = int(words[-2]) if sizes == 2 else 0
+            reply_to = words[3] if len(words) == 4 + sizes else ""
+            self.heard.append(Heard(words[1], reply_to, whole[:head].decode(), whole[head:].decode()))
+        return line

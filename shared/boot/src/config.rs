@@ -32,6 +32,10 @@ declare::settings! {
         user: Option<String> = None, Anything;
         /// Password of the user; empty: none. Never printed or logged. Better given by the environment than by a file.
         password: Option<Secret> = None, Anything;
+        /// User name of a further connection, for JetStream alone, with the same password: in a NATS account where the
+        /// replies of JetStream reach nothing else (`deploy/nats`), its API under `<prefix>.js`. The same name as
+        /// `user`: one connection does for both. Empty: JetStream is in the account of `user`, as NATS has it.
+        store_user: Option<String> = None, Anything;
         /// File with NATS credentials (JWT and seed), instead of user and password; empty: none.
         credentials_file: Option<PathBuf> = None, Anything;
         /// Whether a nats-server below 2.12.12, or of 2.14 below 2.14.3, is taken: it has known security advisories.
@@ -348,6 +352,11 @@ fn check_together(settings: &Settings, checks: &mut Checks<'_>) {
         "needs tls.certificate_file beside it",
     );
     let (user, password) = ("nats.user", "nats.password");
+    checks.holds(
+        &["nats.store_user", password],
+        nats.store_user.is_none() || nats.password.is_some(),
+        "needs nats.password beside it",
+    );
     checks.holds(
         &[user, password],
         nats.user.is_none() || nats.password.is_some(),

@@ -139,7 +139,7 @@ impl AuditLog {
         let prefix = bus.subjects().prefix();
         AuditLog {
             inner: Arc::new(Inner {
-                bus: bus.clone(),
+                bus: bus.store().clone(),
                 stream: format!("{prefix}_audit"),
                 subject_prefix: format!("{prefix}.audit."),
                 user,
@@ -216,7 +216,7 @@ impl AuditLog {
         let failed = |error: &dyn std::fmt::Display| StoreError::Unreadable(error.to_string());
         let mut replies = bus.client().subscribe(deliver_to.clone()).await.map_err(|error| failed(&error))?;
         let sent = bus.client().publish_with_reply(
-            format!("$JS.API.DIRECT.GET.{stream}"),
+            format!("{}DIRECT.GET.{stream}", bus.api()),
             deliver_to,
             Bytes::from(request.to_string()),
         );
@@ -277,7 +277,8 @@ impl AuditLog {
     async fn head(&self, tenant: TenantId) -> Result<Option<Link>, StoreError> {
         let Inner { bus, stream, .. } = &*self.inner;
         let request = json!({ "last_by_subj": self.subjects(Some(tenant)) }).to_string();
-        let reply = bus.ask(format!("$JS.API.STREAM.MSG.GET.{stream}"), request.into(), REQUEST_WAIT).await?;
+        let subject = format!("{}STREAM.MSG.GET.{stream}", bus.api());
+        let reply = bus.ask(subject, request.into(), REQUEST_WAIT).await?;
         let reply: Value = serde_json::from_slice(&reply).map_err(|error| unreadable(&error))?;
         if let Some(error) = reply.get("error") {
             return match error.get("err_code").and_then(Value::as_u64) {

@@ -101,14 +101,16 @@ struct Inner {
 impl Bucket {
     /// The bucket of that description.
     pub(crate) async fn open(bus: &Bus, spec: Spec, role: Role) -> Result<Self, StoreError> {
+        let bus = bus.store();
+        let api = bus.api();
         let name = format!("{}_{}", bus.subjects().prefix(), spec.name);
         let stream = format!("KV_{name}");
         let bucket = Bucket {
             inner: Arc::new(Inner {
                 bus: bus.clone(),
                 subject_prefix: format!("$KV.{name}."),
-                direct_get_prefix: format!("$JS.API.DIRECT.GET.{stream}.$KV.{name}."),
-                leader_get: format!("$JS.API.STREAM.MSG.GET.{stream}"),
+                direct_get_prefix: format!("{api}DIRECT.GET.{stream}.$KV.{name}."),
+                leader_get: format!("{api}STREAM.MSG.GET.{stream}"),
                 name,
                 stream,
                 spec,
@@ -122,6 +124,7 @@ impl Bucket {
         Ok(bucket)
     }
 
+    /// The connection to JetStream.
     pub(crate) fn bus(&self) -> &Bus {
         &self.inner.bus
     }
@@ -175,7 +178,7 @@ impl Bucket {
         self.get_once(key, wait).await
     }
 
-    /// One request to JetStream's API; `operation` is the subject behind `$JS.API.`.
+    /// One request to JetStream's API; `operation` is the subject behind the API's prefix.
     pub(crate) async fn administer(
         &self,
         operation: &str,
@@ -233,7 +236,8 @@ impl Bucket {
                     "max_consumers": -1,
                     "max_age": 0,
                     "duplicate_window": 120_000_000_000_u64,
-                    "allow_rollup_hdrs": true,
+                    // A header of one message would purge all others.
+                    "allow_rollup_hdrs": false,
                     "deny_delete": true,
                     "allow_direct": true,
                     "allow_msg_ttl": true,

@@ -17,6 +17,7 @@ impl From<&Nats> for BusSettings {
             url: nats.url.clone(),
             prefix: nats.prefix.clone(),
             user: nats.user.clone(),
+            store_user: nats.store_user.clone(),
             password: nats.password.as_ref().map(|password| password.expose().to_owned()),
             credentials_file: nats.credentials_file.clone(),
             allow_vulnerable_server: nats.allow_vulnerable_server,

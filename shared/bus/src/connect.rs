@@ -36,6 +36,8 @@ pub struct BusSettings {
     pub prefix: String,
     /// User name, together with `password`.
     pub user: Option<String>,
+    /// User name of the connection to JetStream, with the same password; none: JetStream is where `user` is.
+    pub store_user: Option<String>,
     /// Password, together with `user`.
     pub password: Option<String>,
     /// A NATS credentials file, instead of user and password.
@@ -58,6 +60,7 @@ impl Default for BusSettings {
             url: "nats://127.0.0.1:4222".into(),
             prefix: "swb".into(),
             user: None,
+            store_user: None,
             password: None,
             credentials_file: None,
             allow_vulnerable_server: false,
@@ -66,6 +69,15 @@ impl Default for BusSettings {
             send_timeout_ms: 1_000,
             max_pending_asks: 65_536,
         }
+    }
+}
+
+impl BusSettings {
+    /// For a connection to JetStream alone; none where that is this one's.
+    pub(crate) fn for_store(&self) -> Option<BusSettings> {
+        let store_user =
+            self.store_user.clone().filter(|store_user| Some(store_user) != self.user.as_ref())?;
+        Some(BusSettings { user: Some(store_user), ..self.clone() })
     }
 }
 

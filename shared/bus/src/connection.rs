@@ -64,6 +64,10 @@ struct Inner {
     inbox: String,
     pending: Arc<Pending>,
     replicas: u16,
+    /// JetStream's API, with its last dot.
+    api: String,
+    /// The connection to JetStream, if it is another.
+    store: Option<Bus>,
     send_timeout: Duration,
     connect_timeout: Duration,
     is_closed: AtomicBool,
@@ -88,7 +92,23 @@ impl Bus {
     /// # Errors
     /// When no server has answered after `connect_timeout_ms`, or one refuses us or is too old.
     pub async fn connect(settings: &BusSettings, service: &str) -> Result<Bus, BusError> {
-        let meters = Arc::new(Meters::new());
+        let store = match settings.for_store() {
+            Some(for_store) => {
+                let meters = Meters::of_store();
+                Some(Bus::open(&for_store, &format!("{service}-store"), meters, None).await?)
+            }
+            None => None,
+        };
+        Bus::open(settings, service, Meters::new(), store).await
+    }
+
+    async fn open(
+        settings: &BusSettings,
+        service: &str,
+        meters: Meters,
+        store: Option<Bus>,
+    ) -> Result<Bus, BusError> {
+        let meters = Arc::new(meters);
         let happened = Arc::new(Notify::new());
         let (high, low) = Uuid::new_v4().as_u64_pair();
         let process = NodeId(high ^ low);
@@ -103,6 +123,10 @@ impl Bus {
         let replies = replies
             .map_err(|error| BusError::Subscribe { subject: everything, reason: error.to_string() })?;
 
+        let api = match settings.store_user {
+            Some(_) => subjects.store_api(),
+            None => "$JS.API.".to_owned(),
+        };
         let pulse = Arc::new(Mutex::new(Pulse::new(Instant::now().into())));
         let (connection_tx, connection) = watch::channel(observe(&client));
         meters.connected.set(1.0);
@@ -138,6 +162,8 @@ impl Bus {
                 inbox,
                 pending,
                 replicas: settings.replicas,
+                api,
+                store,
                 send_timeout: Duration::from_millis(settings.send_timeout_ms),
                 connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
                 is_closed: AtomicBool::new(false),
@@ -153,6 +179,16 @@ impl Bus {
     /// This process's id, random for each start: the last token of its inbox, and an ingress node's id.
     pub fn process(&self) -> NodeId {
         self.inner.process
+    }
+
+    /// The connection over which JetStream is reached: this one, or one of its own.
+    pub(crate) fn store(&self) -> &Bus {
+        self.inner.store.as_ref().unwrap_or(self)
+    }
+
+    /// Where JetStream's API is, with the last dot.
+    pub(crate) fn api(&self) -> &str {
+        &self.inner.api
     }
 
     /// The subjects below this bus's prefix.
@@ -351,6 +387,9 @@ impl Bus {
             let _ = task.await;
         }
         self.inner.meters.connected.set(0.0);
+        if let Some(store) = &self.inner.store {
+            Box::pin(store.close()).await;
+        }
     }
 
     /// Sends itself a message: when it is back, the server has seen all that was sent before it.

@@ -16,7 +16,8 @@ const WRONG_LAST_SEQUENCE: u64 = 10071;
 /// The same, said by a cluster while another write of that key is under way.
 const WRONG_LAST_SEQUENCE_UNNAMED: u64 = 10164;
 
-/// One request to JetStream's API about the bucket or stream `name`; `operation` is the subject behind `$JS.API.`.
+/// One request to JetStream's API about the bucket or stream `name`; `operation` is the subject behind
+/// the API's prefix.
 pub(crate) async fn administer(
     bus: &Bus,
     name: &str,
@@ -28,7 +29,7 @@ pub(crate) async fn administer(
         Value::Null => Bytes::new(),
         request => Bytes::from(request.to_string()),
     };
-    let reply = bus.ask(format!("$JS.API.{operation}"), request, wait).await?;
+    let reply = bus.ask(format!("{}{operation}", bus.api()), request, wait).await?;
     let reply: Value = serde_json::from_slice(&reply).map_err(|error| unreadable(&error))?;
     match reply.get("error") {
         None => Ok(reply),

@@ -45,12 +45,24 @@ pub(crate) struct Meters {
 
 impl Meters {
     pub(crate) fn new() -> Self {
+        Meters::with(gauge!("switchboard_bus_connected"), gauge!("switchboard_bus_asks_in_flight"))
+    }
+
+    /// For a connection to JetStream alone: what it has now is not to be taken for what the other has.
+    pub(crate) fn of_store() -> Self {
+        Meters::with(
+            gauge!("switchboard_bus_connected", "connection" => "store"),
+            gauge!("switchboard_bus_asks_in_flight", "connection" => "store"),
+        )
+    }
+
+    fn with(connected: Gauge, asks_in_flight: Gauge) -> Self {
         describe();
         let asks = |result: &'static str| counter!("switchboard_bus_asks_total", "result" => result);
         Meters {
-            connected: gauge!("switchboard_bus_connected"),
+            connected,
             reconnects: counter!("switchboard_bus_reconnects_total"),
-            asks_in_flight: gauge!("switchboard_bus_asks_in_flight"),
+            asks_in_flight,
             answered: asks("answered"),
             no_responders: asks("no_responders"),
             expired: asks("expired"),

@@ -128,6 +128,11 @@ impl Subjects {
         self.under(&format!("feed.{process}"))
     }
 
+    /// JetStream's API where it is in another NATS account than who asks, with the last dot.
+    pub fn store_api(&self) -> String {
+        self.under("js.")
+    }
+
     /// What an authorizer forwards with as reply subject, `inbox` the caller's: "no responders" comes back on it.
     pub fn bounce(&self, authorizer: NodeId, inbox: &str) -> String {
         self.under(&format!("bounce.{authorizer}.{inbox}"))

@@ -82,6 +82,13 @@ default
 {{- end -}}
 {{- end -}}
 
+{{/* Who a role is to NATS where JetStream is, if it may use it. Takes (list $ "user's role"). */}}
+{{- define "switchboard.nats.storeUser" -}}
+{{- $ := index . 0 -}}
+{{- $own := dict "authorizer" "authorizer-store" "router" "router-store" "operator" "operator" -}}
+{{- get (ternary $own $.Values.nats.storeUsers $.Values.nats.enabled) (index . 1) -}}
+{{- end -}}
+
 {{- define "switchboard.nats.url" -}}
 {{- if .Values.nats.enabled -}}
 {{- $nats := printf "%s-nats" (include "switchboard.fullname" .) -}}

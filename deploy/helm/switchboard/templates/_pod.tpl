@@ -133,6 +133,10 @@ imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{- with include "switchboard.nats.passwordsSecret" $ -}}
 - name: SWITCHBOARD_NATS__USER
   value: {{ ternary $role (index $.Values.nats.users $role) $.Values.nats.enabled }}
+{{- with include "switchboard.nats.storeUser" (list $ $role) }}
+- name: SWITCHBOARD_NATS__STORE_USER
+  value: {{ . }}
+{{- end }}
 - name: SWITCHBOARD_NATS__PASSWORD
   valueFrom:
     secretKeyRef:

@@ -85,7 +85,7 @@ async fn follow(bus: Bus, changes: mpsc::Sender<Change>) {
     let mut unreadable = HashSet::new();
     while let Some(event) = watch.next().await {
         if is_beat(&event) {
-            let beat = own_beat(&event, bus.process());
+            let beat = own_beat(&event, bus.store().process());
             if let Some(beat) = beat
                 && changes.send(Change::Beat(beat)).await.is_err()
             {
@@ -113,6 +113,7 @@ const BEAT_KEYS: u64 = 64;
 
 impl RegistryBeats {
     pub(super) fn new(bus: &Bus) -> Self {
+        let bus = bus.store();
         let key = bus.process().0 % BEAT_KEYS;
         RegistryBeats {
             bus: bus.clone(),

@@ -1,0 +1,78 @@
+"""What is a system under the NATS users of deploy/nats? Each service with its own, on a server that has them."""
+
+import re
+import secrets
+from pathlib import Path
+
+from harness.accounts import TOKENS
+from harness.cluster import Cluster
+from harness.nats_server import NatsServer
+from harness.programs import built
+from harness.raw_nats import RawNats
+
+CONFIGURATION = Path(__file__).parents[2] / "deploy/nats"
+ROLES = ["ingress", "authorizer", "router", "operator", "listener"]
+# Who reaches JetStream as another user than the rest of NATS.
+STORE_USERS = {"authorizer": "authorizer-store", "router": "router-store", "operator": "operator"}
+PASSWORDS = {role: f"of-{role}-{secrets.token_hex(8)}" for role in ROLES}
+USERS = [*ROLES, "authorizer-store", "router-store"]
+# Where a test listens: a user that may do everything, in each account.
+ACCOUNTS = re.findall(r"^  ([A-Z]+): \{$", (CONFIGURATION / "permissions.conf").read_text(), re.MULTILINE)
+WITNESS_PASSWORD = f"of-witness-{secrets.token_hex(8)}"
+
+
+class Hardened:
+    """A whole system whose users have the rights of deploy/nats and no other."""
+
+    def __init__(self, folder: Path, **options: object) -> None:
+        TOKENS.update(PASSWORDS.values())
+        environment = {f"SWITCHBOARD_{role.upper()}_PASSWORD": password for role, password in PASSWORDS.items()}
+        configuration = str(with_witnesses(folder))
+        self.cluster = Cluster(
+            folder,
+            nats=lambda at, logs: NatsServer(at, logs, "--config", configuration, env=environment),
+            launch=launch,
+            operator={f"SWITCHBOARD_NATS__{name.upper()}": value for name, value in settings("operator").items()},
+            **options,
+        )
+
+    def connect(self, user: str) -> RawNats:
+        """As who has stolen a user's password."""
+        connection = RawNats(self.cluster.nats.url, user, PASSWORDS[user.removesuffix("-store")])
+        assert connection.refused is None
+        return connection
+
+    def witness(self, account: str) -> RawNats:
+        """Somebody in an account who may do everything there."""
+        connection = RawNats(self.cluster.nats.url, f"witness-{account}", WITNESS_PASSWORD)
+        assert connection.refused is None
+        return connection
+
+    def violations(self) -> list[str]:
+        """What NATS has refused so far."""
+        return [line for line in self.cluster.nats.process.err.splitlines() if "iolation" in line]
+
+
+def settings(role: str) -> dict[str, str]:
+    given = {"user": role, "password": PASSWORDS[role]}
+    return given | {"store_user": STORE_USERS[role]} if role in STORE_USERS else given
+
+
+def launch(program: str) -> list[str | Path]:
+    role = program.removeprefix("switchboard-")
+    return [built(program), *(word for name, value in settings(role).items() for word in ("--set", f"nats.{name}={value}"))]
+
+
+def with_witnesses(folder: Path) -> Path:
+    """The configuration, with one more user in each account."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = (CONFIGURATION / "permissions.conf").read_text()
+    for account in ACCOUNTS:
+        witness = f"{{ user: witness-{account}, password: {WITNESS_PASSWORD} }}"
+        begins, ends = f"  {account}: {{\n", "    users: [\n"
+        before, after = text.split(begins)
+        after = after.replace(ends, f"{ends}      {witness}\n", 1) if after.startswith(ends) else f"    users: [ {witness} ]\n{after}"
+        text = f"{before}{begins}{after}"
+    (folder / "permissions.conf").write_text(text)
+    (folder / "switchboard.conf").write_text((CONFIGURATION / "switchboard.conf").read_text())
+    return folder / "switchboard.conf"

@@ -1,0 +1,248 @@
+"""What can a stolen NATS user have others do for it? Whoever answers, and JetStream, has rights that the thief lacks."""
+
+import json
+from itertools import product
+
+import pytest
+from harness.hardened import ACCOUNTS, USERS, Hardened
+from harness.raw_nats import RawNats
+from harness.waiting import until
+
+# Of nobody: what is heard there is a thief's work.
+NODE, DEVICE = "fedcba9876543210", "11111111-2222-3333-4444-555555555555"
+ACCOUNT_OF = {
+    **{"ingress": "NODES", "authorizer": "CORE", "router": "CORE", "operator": "OPERATORS", "listener": "LISTENERS"},
+    **{"authorizer-store": "AUTHORIZERS", "router-store": "ROUTERS"},
+}
+BUCKETS = {"REGISTRY": "KV_swb_devices", "POLICIES": "KV_swb_policies", "AUDIT": "swb_audit", "CLAIMS": "KV_swb_claims", "KEYS": "KV_swb_keys"}
+# The buckets that a user reaches, and a key that it may write there.
+STORES = {
+    "authorizer-store": [("KV_swb_devices", "$KV.swb_devices.beat.9"), ("KV_swb_keys", None), ("KV_swb_policies", None), ("swb_audit", f"swb.audit.{NODE}.authorizer")],
+    "router-store": [("KV_swb_claims", f"$KV.swb_claims.{DEVICE}"), ("KV_swb_keys", None)],
+    "operator": [("KV_swb_devices", f"$KV.swb_devices.note.{DEVICE}"), ("KV_swb_policies", None), ("swb_audit", f"swb.audit.{NODE}.operator")],
+}
+# Where a thief would like a message to arrive.
+WANTED = [
+    *[f"swb.node.{NODE}", f"swb.event.takeover.{NODE}", f"swb.event.claims.{NODE}", f"swb.event.device.{DEVICE}"],
+    *["swb.route", "swb.handover", "swb.presence", "swb.event.directory", f"swb.reply.{NODE}.1", f"swb.feed.{NODE}.1"],
+    *[f"$KV.swb_devices.device.{DEVICE}", f"$KV.swb_claims.{NODE}", "$KV.swb_keys.stolen", f"swb.audit.{DEVICE}.{USERS[0]}"],
+    *[f"$JS.API.STREAM.{what}.{bucket}" for what, bucket in product(("DELETE", "PURGE", "UPDATE"), BUCKETS.values())],
+    *["_INBOX.thief", "$SYS.REQ.SERVER.PING"],
+]
+# Of these, what a user may say itself.
+MAY_SAY = {
+    "authorizer": {"swb.route", "swb.presence", "swb.event.directory", f"swb.event.device.{DEVICE}"},
+    "router": {"swb.handover", *(f"swb.{it}.{NODE}" for it in ("node", "event.takeover", "event.claims")), f"swb.reply.{NODE}.1"},
+    "router-store": {f"$KV.swb_claims.{NODE}"},
+    "operator": {f"$KV.swb_devices.device.{DEVICE}"},
+}
+ROUTED = {
+    "call": {"call": f"{NODE}-1", "caller": DEVICE, "target": DEVICE, "budget_ms": 2000, "connect_budget_ms": 0},
+    "reply_to": "swb.reply.{NODE}.1",
+}
+
+
+def asked(user: str) -> list[tuple[str, str]]:
+    """The questions that are answered to a user: subject and body."""
+    api = [
+        it
+        for bucket, key in STORES.get(user, [])
+        for it in [
+            (f"swb.js.STREAM.INFO.{bucket}", ""),
+            (f"swb.js.STREAM.CREATE.{bucket}", "{}"),
+            *([] if (user, bucket) == ("operator", "KV_swb_policies") or bucket == "swb_audit" else [(f"swb.js.CONSUMER.CREATE.{bucket}.x", "{}")]),
+            *([(key, "stolen")] if key else []),
+        ]
+    ]
+    authenticate = ("swb.authenticate", json.dumps({"credential": "00" * 32, "node": NODE, "visit": 1}))
+    device_asks = [authenticate, ("swb.call", "{}"), ("swb.list", "{}")]
+    claim = {"device": DEVICE, "node": NODE, "session": NODE, "protocol": "mqtt", "visit": 1, "ticket": "A" * 38}
+    compare = {"node": NODE, "part": 0, "parts": 1, "held": []}
+    answered = {
+        "ingress": [*device_asks, ("swb.compare", json.dumps(compare)), ("swb.claim", json.dumps(claim))],
+        "authorizer": [("swb.presence", '{"devices":[]}')],
+        "operator": [*device_asks, *api],
+    }
+    return answered.get(user, api)
+
+
+@pytest.fixture(scope="module")
+def hardened(tmp_path_factory):
+    hardened = Hardened(tmp_path_factory.mktemp("cluster"))
+    hardened.cluster.accounts.family()
+    yield hardened
+    hardened.cluster.stop()
+
+
+@pytest.fixture
+def witnesses(hardened):
+    """Who hears everything in each account. Subscribed to each subject too: to a wildcard alone JetStream delivers nothing."""
+    witnesses = {account: hardened.witness(account) for account in ACCOUNTS}
+    for witness in witnesses.values():
+        for subject in [">", *WANTED]:
+            assert witness.subscribe(subject) is None
+    yield witnesses
+    for witness in witnesses.values():
+        witness.__exit__()
+
+
+@pytest.fixture
+def steal(hardened):
+    stolen = []
+
+    def connect(user):
+        stolen.append(hardened.connect(user))
+        return stolen[-1]
+
+    yield connect
+    for it in stolen:
+        it.__exit__()
+
+
+def arrived(witnesses: dict[str, RawNats], user: str, may_say: set[str] = frozenset()) -> list[tuple[str, str]]:
+    """Where something arrived that a thief wanted there: account and subject."""
+    heard = {account: {it.subject for it in witness.listen()} for account, witness in witnesses.items()}
+    # Into its own account all comes, but there is nobody in it but its like; and nodes take nothing without an inbox for
+    # the outcome. In CORE are others: all that may come is what it asks itself, and answers in an inbox.
+    own = ACCOUNT_OF[user]
+    heard[own] -= {subject for subject, _ in asked(user)} | {f"swb.reply.{NODE}.1"} if own == "CORE" else set(WANTED)
+    return sorted((account, it) for account, subjects in heard.items() for it in subjects & set(WANTED) - may_say)
+
+
+def settle(hardened: Hardened, witnesses: dict[str, RawNats], user: str) -> None:
+    """Waits until whatever was asked before has been answered: each service has answered a question of later."""
+    probe = hardened.connect(user)
+    for subject, body in asked(user):
+        if subject.startswith("swb.") and not subject.startswith("swb.js."):
+            probe.ask(subject, body)
+    probe.__exit__()
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_an_answer_goes_nowhere_but_back(hardened, witnesses, steal, user):
+    thief = steal(user)
+    for subject, body in asked(user):
+        # It is one that is answered, so each attempt below is a real one.
+        assert "503" not in thief.ask(subject, body).headers, subject
+        for wanted in WANTED:
+            assert thief.publish(subject, body, reply_to=wanted) is None
+    settle(hardened, witnesses, user)
+    assert arrived(witnesses, user) == []
+
+
+def test_no_answer_goes_where_a_routed_call_says_but_to_an_inbox(hardened, witnesses, steal):
+    thief = steal("authorizer")
+    for reply_to in [*WANTED, "_R_.abcdef.abcdef"]:
+        assert thief.publish("swb.route", json.dumps(ROUTED | {"reply_to": reply_to})) is None
+    core = witnesses["CORE"]
+    # The last one is answered, those before it were read before it.
+    until("the last is answered", lambda: [it for it in core.listen() if it.subject == "_R_.abcdef.abcdef"])
+    inboxes = {it for it in WANTED if it.startswith("swb.reply.")}
+    published = {it.subject for it in core.listen() if it.body == '"offline"'}
+    assert published & set(WANTED) == inboxes
+
+
+def configurations(hardened: Hardened) -> dict[str, object]:
+    """What streams there are, and how they are configured."""
+    found = {}
+    for account, stream in BUCKETS.items():
+        witness = hardened.witness(account)
+        names = json.loads(witness.ask("$JS.API.STREAM.NAMES").body)["streams"]
+        found[account] = (names, json.loads(witness.ask(f"$JS.API.STREAM.INFO.{stream}").body)["config"])
+        witness.__exit__()
+    return found
+
+
+def stored(hardened: Hardened, account: str) -> dict[str, str]:
+    """What stands in a bucket, and where its beats may be left out."""
+    witness = hardened.witness(account)
+    info = json.loads(witness.ask(f"$JS.API.STREAM.INFO.{BUCKETS[account]}", '{"subjects_filter":">"}').body)
+    witness.__exit__()
+    return info["state"].get("subjects", {})
+
+
+@pytest.mark.parametrize("user", STORES)
+def test_jetstream_delivers_nowhere_else(hardened, witnesses, steal, user):
+    thief = steal(user)
+    bucket, key = STORES[user][0]
+    assert '"seq"' in thief.ask(key, "stolen").body
+    home = next(account for account, stream in BUCKETS.items() if stream == bucket)
+    before = stored(hardened, home)
+
+    def consume(what: str, deliver_to: str) -> str:
+        name = f"{user}-{what}"
+        config = {"name": name, "deliver_subject": deliver_to, "deliver_policy": "all", "ack_policy": "none"}
+        request = json.dumps({"stream_name": bucket, "config": config | {"filter_subjects": [key], "mem_storage": True}})
+        return thief.ask(f"swb.js.CONSUMER.CREATE.{bucket}.{name}", request).body
+
+    # What it may: follow the bucket in a feed.
+    thief.subscribe("swb.feed.0000000000000001.own")
+    consume("own", "swb.feed.0000000000000001.own")
+    until("its own feed delivers", lambda: [it for it in thief.listen() if it.subject == key and it.body == "stolen"])
+    for number, wanted in enumerate(WANTED):
+        consume(f"steals{number}", wanted)
+    consume("last", "swb.feed.0000000000000001.last")
+    thief.subscribe("swb.feed.0000000000000001.last")
+    until("the last delivers", lambda: len([it for it in thief.listen() if it.subject == key]) >= 2)
+    # A delivery has the subject of what is delivered: any account but the bucket's own, and where feeds go.
+    ways = {"REGISTRY": {"AUTHORIZERS", "OPERATORS"}, "CLAIMS": {"ROUTERS"}}
+    for account in set(ACCOUNTS) - {home} - ways[home]:
+        assert [it for it in witnesses[account].listen() if it.body == "stolen"] == [], account
+    assert set(stored(hardened, home)) - set(before) <= {f"$KV.swb_devices.beat.{number}" for number in range(64)}
+
+
+OPERATIONS = [
+    *["STREAM.UPDATE", "STREAM.DELETE", "STREAM.PURGE", "STREAM.MSG.DELETE", "STREAM.SNAPSHOT", "STREAM.RESTORE"],
+    *["STREAM.LEADER.STEPDOWN", "STREAM.PEER.REMOVE", "CONSUMER.LIST", "CONSUMER.NAMES", "STREAM.CREATE"],
+]
+
+
+@pytest.mark.parametrize("user", STORES)
+def test_no_stream_is_changed_or_made(hardened, steal, user):
+    thief = steal(user)
+    before = configurations(hardened)
+    streams = [*BUCKETS.values(), "STOLEN"]
+    for operation, stream, prefix in product(OPERATIONS, streams, ("swb.js.", "$JS.API.")):
+        config = {"name": stream, "subjects": [f"$KV.{stream.removeprefix('KV_')}.>"]}
+        taken = [
+            config | {"republish": {"src": ">", "dest": "swb.route"}},
+            config | {"sources": [{"name": other} for other in BUCKETS.values()]},
+            config | {"mirror": {"name": "KV_swb_keys"}},
+            {"seq": 1},
+        ]
+        for body in ["", *map(json.dumps, taken)]:
+            subject = f"{prefix}{operation}.{stream}"
+            if prefix == "$JS.API.":
+                assert "Permissions Violation" in (thief.publish(subject, body) or "")
+                continue
+            answer = thief.ask(subject, body)
+            assert "503" in answer.headers or '"error"' in answer.body, (subject, body, answer)
+    assert configurations(hardened) == before
+
+
+# Headers that have a server do more than take a message, and what they name.
+HEADERS = [
+    *[{"Nats-Trace-Dest": wanted} for wanted in WANTED],
+    *[{"Nats-Trace-Dest": wanted, "Nats-Trace-Only": "true"} for wanted in WANTED],
+    *[{"Nats-Schedule": "@at 2020-01-01T00:00:00Z", "Nats-Schedule-Target": wanted} for wanted in WANTED],
+    {"Nats-Batch-Id": "stolen", "Nats-Batch-Sequence": "1", "Nats-Batch-Commit": "1"},
+    {"Nats-Rollup": "all"},
+    {"Nats-Rollup": "sub"},
+    {"Nats-Incr": "1"},
+    {"Nats-Request-Info": '{"acc":"REGISTRY","svc":"CORE"}'},
+    {"Nats-Request-Info": '{"acc":"$SYS"}', "traceparent": "00-" + "1" * 32 + "-" + "1" * 16 + "-01"},
+]
+
+
+@pytest.mark.parametrize("user", [user for user in USERS if user != "listener"])
+def test_no_header_does_more_than_its_message(hardened, witnesses, steal, user):
+    thief = steal(user)
+    before, records = configurations(hardened), set(stored(hardened, "REGISTRY"))
+    assert [it for it in records if it.startswith("$KV.swb_devices.device.")]
+    for headers in HEADERS:
+        for subject, body in asked(user) or [("swb.handover", "{}")]:
+            thief.publish(subject, body, "swb.reply.0000000000000002.1", headers)
+    settle(hardened, witnesses, user)
+    assert arrived(witnesses, user, MAY_SAY.get(user, set())) == []
+    assert configurations(hardened) == before
+    assert set(stored(hardened, "REGISTRY")) >= records
