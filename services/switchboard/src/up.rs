@@ -136,8 +136,8 @@ pub(crate) fn asked(common: &CommonArgs, listen: &ListenArgs, own: &OwnArgs) -> 
         && let Some((setting, address)) = beyond_loopback(&settings)
     {
         note(format_args!(
-            "error: the demo account's tokens are public, and {setting} is {address}: whoever reaches it could be any of \
-             its devices; --demo-on-network does it all the same"
+            "error: the demo account's tokens are public, and {setting} is {address}: whoever reaches it could be \
+             any of its devices; --demo-on-network does it all the same"
         ));
         return Err(ExitCode::from(EXIT_USAGE));
     }
