@@ -6,6 +6,7 @@ from harness.cluster import Cluster
 from harness.devices import PahoV5
 from harness.devices.device import echo
 from harness.devices.paho import REQUESTS
+from harness.hardened import Hardened
 from harness.load import Load
 from harness.nats_server import NatsCluster
 from harness.waiting import until
@@ -61,3 +62,23 @@ def become_callable(it: PahoV5) -> None:
     """While the servers choose a new leader no claim can be written: SUBSCRIBE is refused, and a device asks again."""
     until("a claim is taken", lambda: it.subscribe(REQUESTS + "+") == it.qos)
     it.become_callable(echo)
+
+
+def test_accounts_reach_each_other_over_all_servers(tmp_path, device):
+    hardened = Hardened(tmp_path, NatsCluster, nodes=2, settings={"nats.replicas": "3"})
+    cluster = hardened.cluster
+    try:
+        family = cluster.accounts.family()
+        here, there = cluster.nodes
+        target = device(PahoV5, family.b).connect(there)
+        become_callable(target)
+        caller = device(PahoV5, family.a).connect(here)
+        for server in cluster.nats.servers:
+            until("calls are answered", lambda: caller.send_msg(family.b, "1", timeout=2_000).text() == "1")
+            # Whoever was connected there, authorizer, router or node, is now at another server than before.
+            server.process.kill()
+            until("calls are answered again", lambda: caller.send_msg(family.b, "2", timeout=2_000).text() == "2")
+            server.start()
+            cluster.nats.wait_whole()
+    finally:
+        cluster.stop()

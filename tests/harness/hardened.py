@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.accounts import TOKENS
 from harness.cluster import Cluster
-from harness.nats_server import NatsServer
+from harness.nats_server import NatsCluster, NatsServer
 from harness.programs import built
 from harness.raw_nats import RawNats
 
@@ -24,13 +24,13 @@ WITNESS_PASSWORD = f"of-witness-{secrets.token_hex(8)}"
 class Hardened:
     """A whole system whose users have the rights of deploy/nats and no other."""
 
-    def __init__(self, folder: Path, **options: object) -> None:
+    def __init__(self, folder: Path, kind: type[NatsServer | NatsCluster] = NatsServer, **options: object) -> None:
         TOKENS.update(PASSWORDS.values())
         environment = {f"SWITCHBOARD_{role.upper()}_PASSWORD": password for role, password in PASSWORDS.items()}
         configuration = str(with_witnesses(folder))
         self.cluster = Cluster(
             folder,
-            nats=lambda at, logs: NatsServer(at, logs, "--config", configuration, env=environment),
+            nats=lambda at, logs: kind(at, logs, "--config", configuration, env=environment),
             launch=launch,
             operator={f"SWITCHBOARD_NATS__{name.upper()}": value for name, value in settings("operator").items()},
             **options,

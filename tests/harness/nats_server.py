@@ -83,14 +83,16 @@ class NatsServer:
 class NatsCluster:
     """Three servers that keep three copies of everything."""
 
-    def __init__(self, folder: Path, logs: Path, *flags: str, places: Places = here) -> None:
+    def __init__(
+        self, folder: Path, logs: Path, *flags: str, env: dict[str, str] | None = None, places: Places = here
+    ) -> None:
         listening = [(places(f"nats-{number}"), port) for number, port in enumerate(free_ports(3), 1)]
         addresses = [f"nats://{place.host}:{port}" for place, port in listening]
         self.servers: list[NatsServer] = []
         for number, ((place, _), address) in enumerate(zip(listening, addresses, strict=True), 1):
             name = f"nats-{number}"
             member = ("--name", name, "--cluster_name", "tests", "--cluster", address, "--routes", ",".join(addresses))
-            self.servers.append(NatsServer(folder / name, logs, *member, *flags, name=name, place=place))
+            self.servers.append(NatsServer(folder / name, logs, *member, *flags, name=name, env=env, place=place))
         self.wait_whole()
 
     @property
