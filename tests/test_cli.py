@@ -85,7 +85,7 @@ def test_what_cannot_be_is_refused_in_words(cli, tenant, shared_cluster):
 
 def test_tables_for_people(cli, family):
     table = cli("device", "list", "--customer", family.customer).ok().out.splitlines()
-    assert table[0].split() == ["ID", "NAME", "CUSTOMER", "TENANT", "LABELS"]
+    assert table[0].split() == ["ID", "NAME", "CUSTOMER", "TENANT", "TYPE", "LABELS"]
     assert [line.split()[0] for line in table[1:]] == [family.a.id, family.b.id, family.c.id]
 
 

@@ -114,7 +114,7 @@ PUBLISH = {
         # A stolen node: no call without the authorizer's word, no word in another's name, no look at the registry.
         [
             *["swb.route", "swb.presence", NODE, INBOX, BETWEEN, f"swb.bounce.1.{INBOX}", *NO_STORE],
-            *[f"swb.event.device.{DEVICE}", "swb.event.directory", "swb.handover", "swb.beat"],
+            *[f"swb.event.device.{DEVICE}", "swb.event.directory", "swb.handover", "swb.beat", "swb.judge"],
             # Who is told of claims is theirs to say who write them.
             *["swb.event.takeover.0123456789abcdef", "swb.event.claims.0123456789abcdef"],
         ],
@@ -123,7 +123,7 @@ PUBLISH = {
         ["swb.route", "swb.presence", BETWEEN, f"swb.event.device.{DEVICE}"],
         [
             *[NODE, INBOX, "swb.call", "swb.authenticate", "swb.uplink.t.d.telemetry", "swb.answer.7", *NO_STORE],
-            *["swb.claim", "swb.lease", "swb.handover", "swb.beat", "swb.event.takeover.0123456789abcdef"],
+            *["swb.claim", "swb.lease", "swb.handover", "swb.beat", "swb.judge", "swb.event.takeover.0123456789abcdef"],
         ],
     ),
     "authorizer-store": (
@@ -135,7 +135,7 @@ PUBLISH = {
         ],
     ),
     "router": (
-        [NODE, INBOX, BETWEEN, "swb.event.takeover.0123456789abcdef", "swb.handover", "swb.beat"],
+        [NODE, INBOX, BETWEEN, "swb.event.takeover.0123456789abcdef", "swb.handover", "swb.beat", "swb.judge"],
         [
             *["swb.route", "swb.presence", "swb.call", "swb.authenticate", "swb.uplink.t.d.telemetry", "swb.answer.7"],
             *["swb.claim", "swb.lease", f"swb.event.device.{DEVICE}", *NO_STORE],
@@ -177,7 +177,7 @@ SUBSCRIBE = {
         ],
     ),
     "authorizer": (
-        [("swb.call", "authorizer"), ("swb.authenticate", "authorizer"), ("swb.reply.0123456789abcdef.>", "")],
+        [("swb.call", "authorizer"), ("swb.judge", "authorizer"), ("swb.authenticate", "authorizer"), ("swb.reply.0123456789abcdef.>", "")],
         # Nothing is overheard: who takes a question takes it out of the queue.
         [
             *[("swb.call", ""), ("swb.call", "spy"), ("swb.authenticate", ""), ("swb.route", "router"), ("swb.route", "")],
@@ -192,6 +192,7 @@ SUBSCRIBE = {
         ],
         [
             *[("swb.route", ""), ("swb.route", "spy"), ("swb.call", "authorizer"), ("swb.call", ""), (NODE, ""), ("swb.answer.7", "")],
+            *[("swb.judge", ""), ("swb.judge", "authorizer")],
             # Tickets go by in claims: nobody overhears them.
             *[("swb.claim", ""), ("swb.handover", ""), ("swb.release", "spy")],
             *[("swb.authenticate", "authorizer"), ("swb.uplink.>", ""), ("swb.feed.*.>", "")],

@@ -486,6 +486,25 @@ def authorizer() -> Json:
                     "Decisions by policies", "From memory, or evaluated. Many evaluations long after a change: policies read names or free numbers.",
                     Query(rate("switchboard_authorizer_policy_decisions_total", by="by"), "{{by}}"), unit="cps", width=12,
                 ),
+                graph(
+                    "Decisions by version", "Of the tenants' sets: an old one that goes on deciding has not been replaced everywhere.",
+                    Query(rate("switchboard_authorizer_policy_decisions_total", by="version"), "version {{version}}"), unit="cps", width=12,
+                ),
+                graph(
+                    "Denials", "By policies or the built-in rule. concealed: the same, and the caller is told that there is no such device.",
+                    rates("switchboard_authorizer_decisions_total", "result", 'result=~"not_allowed|concealed"'), unit="cps", width=12,
+                ),
+                graph(
+                    "Decisions from memory", "Of those by policies. Below nine tenths for long: policies read names or free numbers.",
+                    Query(
+                        "1 - " + rate("switchboard_authorizer_policy_decisions_total", matchers='by="evaluation"')
+                        + " / clamp_min(" + rate("switchboard_authorizer_policy_decisions_total") + ", 1e-9)", "from memory",
+                    ), unit="percentunit", width=12,
+                ),
+                graph(
+                    "What shadows would decide otherwise", "allows: now denied. denies: now allowed. The authorizers' logs name some of them.",
+                    Query(rate("switchboard_authorizer_policy_shadow_differences_total", by="shadow"), "{{shadow}}"), unit="cps", width=12,
+                ),
             ],
             "Audit": [
                 graph(
@@ -517,9 +536,10 @@ def router() -> Json:
                 ),
                 graph(
                     "Waits that ended here",
-                    "cancelled: the caller went away. handed over: the router stopped, and another waits on.",
+                    "cancelled: the caller went away. handed over: the router stopped, and another waits on. judged again: before its delivery.",
                     Query(rate("switchboard_router_calls_cancelled_total"), "cancelled"),
-                    Query(rate("switchboard_router_calls_handed_over_total"), "handed over"), unit="cps",
+                    Query(rate("switchboard_router_calls_handed_over_total"), "handed over"),
+                    Query(rate("switchboard_router_calls_judged_again_total", by="result"), "judged again: {{result}}"), unit="cps",
                 ),
                 graph(
                     "Limits hit and unreadable messages",

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use boot::traces::{Hop, Span, Tracer};
 use bus::{Bus, BusError, Keyring, Request, Requests, Subject};
 use rpc::{
-    AuthenticateReply, AuthenticateRequest, Budget, Call, Holder, Identity, Limit, ListRequest, Outcome,
-    PresenceReply, PresenceRequest, Routed, Ticket, TicketError, wire,
+    AuthenticateReply, AuthenticateRequest, Budget, Call, Holder, Identity, JudgeReply, JudgeRequest, Limit,
+    ListRequest, Outcome, PresenceReply, PresenceRequest, Routed, Stamp, Ticket, TicketError, wire,
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -17,12 +17,14 @@ use crate::denials::{Denial, Denials, Denied};
 use crate::directory::{Known, NoList, Peer};
 use crate::keep::Kept;
 use crate::meters::Meters;
-use crate::policy::{Context, Decision, Refusal, Rules};
+use crate::policy::{Context, Decision, Live, Refusal, Rules};
 
 /// All authorizers share the work.
 const QUEUE: &str = "authorizer";
 /// How long routers may take to say who is online.
 const PRESENCE_WAIT: Duration = Duration::from_secs(2);
+/// How long a decision holds: a call that has been on its way for longer is judged again before it is delivered.
+const VERDICT_HOLDS: Budget = Budget::from_ms(250);
 /// Lists that may wait for presence at a time; a further one is refused.
 const MAX_PRESENCE_QUESTIONS: usize = 1_024;
 /// Calls that may wait at a time for the directory to be fresh; further ones are not read until one is.
@@ -61,6 +63,7 @@ struct AskedList {
 /// The subscriptions.
 pub(crate) struct Questions {
     calls: Requests,
+    judgements: Requests,
     lists: Requests,
     credentials: Requests,
     bounces: Requests,
@@ -75,6 +78,7 @@ impl Questions {
             bounces: bus.serve(subjects.bounces(bus.process()), None).await?,
             credentials: bus.serve(subjects.authenticate(), Some(QUEUE)).await?,
             lists: bus.serve(subjects.list(), Some(QUEUE)).await?,
+            judgements: bus.serve(subjects.judge(), Some(QUEUE)).await?,
             calls: bus.serve(subjects.call(), Some(QUEUE)).await?,
         })
     }
@@ -97,9 +101,10 @@ impl Answers {
 
     /// Answers until `stop`, then what is still asked until other authorizers have taken over.
     pub(crate) async fn all(self: Arc<Self>, questions: Questions, stop: CancellationToken) {
-        let Questions { calls, lists, credentials, bounces } = questions;
+        let Questions { calls, judgements, lists, credentials, bounces } = questions;
         let mut loops = JoinSet::new();
         loops.spawn(Arc::clone(&self).answer_calls(calls, stop.clone()));
+        loops.spawn(Arc::clone(&self).answer_judgements(judgements, stop.clone()));
         loops.spawn(Arc::clone(&self).answer_lists(lists, stop.clone()));
         loops.spawn(Arc::clone(&self).answer_credentials(credentials, stop));
         // Bounces are heard for as long as there may be calls to bounce.
@@ -166,30 +171,19 @@ impl Answers {
             span.end(&Outcome::Unavailable);
             return self.say(inbox, &Outcome::Unavailable, &[]).await;
         }
-        let (caller, target) = self.kept.directory.standings(call.caller, call.target);
-        // A ticket for the token before is none: its session is about to end.
-        let caller = caller.filter(|(_, stamp)| ticket.is_some_and(|ticket| ticket.stamp() == *stamp));
-        let caller = caller.map(|(caller, _)| caller);
-        let size_bytes = u32::try_from(body.len()).unwrap_or(u32::MAX);
-        let context = |utc_offset_min| {
-            Context::of_call(call.oneway, call.budget_ms.as_ms(), size_bytes, unix_s(), utc_offset_min)
+        let asked = JudgeRequest {
+            call: call.call,
+            caller: call.caller,
+            target: call.target,
+            budget_ms: call.budget_ms,
+            size_bytes: u32::try_from(body.len()).unwrap_or(u32::MAX),
+            protocol: call.protocol,
+            oneway: call.oneway,
         };
-        let decision = self.kept.judges.decide(caller.as_ref(), target.as_ref(), self.judged.rules, context);
+        // A ticket for the token before is none: its session is about to end.
+        let decision = self.decide(&asked, |stamp| ticket.is_some_and(|ticket| ticket.stamp() == stamp));
         match decision {
             Decision::Refuse(refusal) => {
-                tracing::debug!(call = %call.call, caller = %call.caller, target = %call.target,
-                    reason = refusal.as_str(), "refused");
-                meters.refused(refusal).increment(1);
-                let tenant = caller.map(|caller| caller.tenant);
-                self.denials.tell(Denial {
-                    denied: Denied::Call,
-                    tenant,
-                    caller: Some(call.caller),
-                    target: Some(call.target),
-                    node: call.call.node,
-                    version: self.kept.judges.version(tenant),
-                    why: refusal.as_str(),
-                });
                 let outcome = refusal.outcome();
                 span.note("switchboard.refusal", refusal.as_str());
                 span.end(&outcome);
@@ -205,7 +199,8 @@ impl Answers {
                     ..call
                 };
                 let id = call.call;
-                let routed = Routed { call, reply_to: inbox.as_str().to_owned() };
+                let verdict_ms = Some(VERDICT_HOLDS);
+                let routed = Routed { call, verdict_ms, reply_to: inbox.as_str().to_owned() };
                 let sent = match wire::encode(&routed, &body) {
                     Ok(message) => self
                         .bus
@@ -227,6 +222,54 @@ impl Answers {
                     }
                 }
             }
+        }
+    }
+
+    /// Decides over a call, and records a refusal. `counts` says whether the caller's ticket does.
+    fn decide(&self, asked: &JudgeRequest, counts: impl FnOnce(Stamp) -> bool) -> Decision {
+        let (caller, target) = self.kept.directory.standings(asked.caller, asked.target);
+        let caller = caller.filter(|(_, stamp)| counts(*stamp)).map(|(caller, _)| caller);
+        let context = |utc_offset_min| {
+            let budget_ms = asked.budget_ms.as_ms();
+            Context::of_call(asked.oneway, budget_ms, asked.size_bytes, unix_s(), utc_offset_min)
+                .over(asked.protocol)
+        };
+        let decision = self.kept.judges.decide(caller.as_ref(), target.as_ref(), self.judged.rules, context);
+        if let Decision::Refuse(refusal) = decision {
+            tracing::debug!(call = %asked.call, caller = %asked.caller, target = %asked.target,
+                reason = refusal.as_str(), "refused");
+            self.meters.calls.refused(refusal).increment(1);
+            let tenant = caller.map(|caller| caller.tenant);
+            self.denials.tell(Denial {
+                denied: Denied::Call,
+                tenant,
+                caller: Some(asked.caller),
+                target: Some(asked.target),
+                node: asked.call.node,
+                version: self.kept.judges.version(tenant),
+                why: refusal.as_str(),
+            });
+        }
+        decision
+    }
+
+    /// Judges calls again that have waited, each when it is about to be delivered. Routers ask for calls that an
+    /// authorizer has sent them, whose tickets are checked.
+    async fn answer_judgements(self: Arc<Self>, mut requests: Requests, stop: CancellationToken) {
+        while let Some(request) = requests.next_until(&stop).await {
+            let Some(inbox) = request.reply_to else { continue };
+            let Ok((asked, _)) = wire::decode::<JudgeRequest>(&request.message) else {
+                tracing::warn!("a question about a call that waited cannot be read");
+                continue;
+            };
+            let reply = match self.kept.is_fresh().await {
+                false => JudgeReply::Refused(Outcome::Unavailable),
+                true => match self.decide(&asked, |_| true) {
+                    Decision::Allow => JudgeReply::Allowed(VERDICT_HOLDS),
+                    Decision::Refuse(refusal) => JudgeReply::Refused(refusal.outcome()),
+                },
+            };
+            self.say(inbox, &reply, &[]).await;
         }
     }
 
@@ -366,8 +409,10 @@ impl Answers {
         let limit = limit.min(self.judged.max_devices_per_list);
         let unknown_after = || Outcome::malformed("after must be the id of a device of the list");
         let Kept { directory, judges, .. } = &*self.kept;
-        if let Some(judge) = directory.tenant_of(list.caller).and_then(|tenant| judges.of(tenant)) {
-            let context = Context::of_list(unix_s(), judge.utc_offset_min());
+        if let Some(judge) = directory.tenant_of(list.caller).and_then(|tenant| judges.of(tenant))
+            && !matches!(judge.live(), Live::BuiltIn)
+        {
+            let context = Context::of_list(unix_s(), judge.utc_offset_min()).over(list.protocol);
             let listed = judge.list(list.caller, list.after, limit, &context).ok_or_else(unknown_after)?;
             return Ok(listed.into_iter().map(|(name, id)| Peer { id, name }).collect());
         }

@@ -15,6 +15,11 @@ use crate::policy::{Facts, Standing};
 /// The SHA-256 of a token, in half the bytes of its text.
 type Digest = [u8; 32];
 
+/// Devices that are looked at under one lock, when a tenant's are all wanted.
+const FACTS_AT_A_TIME: usize = 1_000;
+/// Types that are kept apart before those that no device has any more are looked for.
+const MAX_UNUSED_TYPES: usize = 1_000;
+
 /// The registry in memory. Answers from the first full load on; until then it knows too little to be asked.
 #[derive(Default)]
 pub struct Directory {
@@ -141,11 +146,17 @@ impl Directory {
         self.read().devices.get(&device).map(|entry| (entry.tenant, entry.facts(device)))
     }
 
-    /// What policies may know of every device of a tenant. Looks at all devices: for the rare change of a set.
+    /// What policies may know of every device of a tenant. Looks at all devices: for the rare change of a set. Other
+    /// questions, and changes, go on in between.
     pub fn facts_of(&self, tenant: TenantId) -> Vec<Facts> {
-        let maps = self.read();
-        let of_tenant = maps.devices.iter().filter(|(_, entry)| entry.tenant == tenant);
-        of_tenant.map(|(id, entry)| entry.facts(*id)).collect()
+        let is_of = |(id, entry): (&DeviceId, &Entry)| (entry.tenant == tenant).then_some(*id);
+        let ids: Vec<_> = self.read().devices.iter().filter_map(is_of).collect();
+        let facts = |ids: &[DeviceId]| {
+            let maps = self.read();
+            let of_tenant = ids.iter().filter_map(|id| Some((id, maps.devices.get(id)?)));
+            of_tenant.map(|(id, entry)| entry.facts(*id)).collect::<Vec<_>>()
+        };
+        ids.chunks(FACTS_AT_A_TIME).flat_map(facts).collect()
     }
 
     /// What a device is now, for the nodes that hold its sessions.
@@ -183,6 +194,8 @@ struct Maps {
     holders: HashMap<Digest, (DeviceId, Load)>,
     /// The devices of each customer in the order of a list; names are shared with `devices`.
     groups: HashMap<Group, BTreeSet<(Arc<str>, DeviceId)>>,
+    /// The types of all devices.
+    kinds: HashSet<Arc<str>>,
     customers: HashMap<CustomerId, Load>,
     tenants: HashMap<TenantId, Load>,
     load: Load,
@@ -197,13 +210,16 @@ struct Entry {
     customer: Option<CustomerId>,
     credential: Digest,
     name: Arc<str>,
+    /// Shared by all of that type.
+    kind: Arc<str>,
     labels: BTreeMap<String, String>,
     load: Load,
 }
 
 impl Entry {
     fn facts(&self, id: DeviceId) -> Facts {
-        Facts { id, name: self.name.clone(), customer: self.customer, labels: self.labels.clone() }
+        let (name, kind, labels) = (self.name.clone(), self.kind.clone(), self.labels.clone());
+        Facts { id, name, kind, customer: self.customer, labels }
     }
 }
 
@@ -230,12 +246,13 @@ impl Maps {
         let Some(credential) = digest(&device.credential) else {
             return self.remove(id, touched);
         };
-        let Device { tenant, customer, name, labels, .. } = device;
+        let Device { tenant, customer, name, kind, labels, .. } = device;
+        let kind = self.kind(&kind);
         if let Some(entry) = self.devices.get_mut(&id) {
             entry.load = self.load;
             let same_place = (entry.tenant, entry.customer) == (tenant, customer);
             if same_place && *entry.name == *name {
-                entry.labels = labels;
+                (entry.kind, entry.labels) = (kind, labels);
                 if std::mem::replace(&mut entry.credential, credential) != credential && self.is_loaded {
                     touched.insert(id);
                 }
@@ -250,7 +267,20 @@ impl Maps {
         if let Some(customer) = customer {
             self.groups.entry((tenant, customer)).or_default().insert((name.clone(), id));
         }
-        self.devices.insert(id, Entry { tenant, customer, credential, name, labels, load: self.load });
+        self.devices.insert(id, Entry { tenant, customer, credential, name, kind, labels, load: self.load });
+    }
+
+    fn kind(&mut self, named: &str) -> Arc<str> {
+        if let Some(kind) = self.kinds.get(named) {
+            return Arc::clone(kind);
+        }
+        // Of types that no device has any more.
+        if self.kinds.len() >= MAX_UNUSED_TYPES {
+            self.kinds.retain(|kind| Arc::strong_count(kind) > 1);
+        }
+        let kind: Arc<str> = named.into();
+        self.kinds.insert(Arc::clone(&kind));
+        kind
     }
 
     fn remove(&mut self, id: DeviceId, touched: &mut HashSet<DeviceId>) {
@@ -339,6 +369,7 @@ mod tests {
             tenant: TenantId(Uuid::from_u128(tenant)),
             customer: customer.map(|customer| CustomerId(Uuid::from_u128(customer))),
             name: name.to_owned(),
+            kind: "default".to_owned(),
             labels: Default::default(),
             credential: hash(token),
         }

@@ -21,7 +21,16 @@ pub fn describe() {
             AGE,
             "Seconds for which a change may have gone unheard: as old as the registry in memory may be.",
         ),
-        (Counter, POLICY_DECISIONS, "Decisions by a tenant's own policies, by whether they were evaluated."),
+        (
+            Counter,
+            POLICY_DECISIONS,
+            "Decisions by tenants' own policies, by version of the set, and whether they were evaluated.",
+        ),
+        (
+            Counter,
+            SHADOW_DIFFERENCES,
+            "Decisions that a set judged beside the live one would have made otherwise, by what it says.",
+        ),
         (Gauge, POLICY_SETS, "Tenants that have policies of their own."),
         (
             Gauge,
@@ -43,6 +52,7 @@ const CUSTOMERS: &str = "switchboard_authorizer_registry_customers";
 const TENANTS: &str = "switchboard_authorizer_registry_tenants";
 const AGE: &str = "switchboard_authorizer_registry_age_seconds";
 const POLICY_DECISIONS: &str = "switchboard_authorizer_policy_decisions_total";
+const SHADOW_DIFFERENCES: &str = "switchboard_authorizer_policy_shadow_differences_total";
 const POLICY_SETS: &str = "switchboard_authorizer_policy_sets";
 const POLICY_SETS_UNREAD: &str = "switchboard_authorizer_policy_sets_unread";
 const AUDIT_RECORDS: &str = "switchboard_authorizer_audit_records_total";
@@ -158,20 +168,32 @@ impl RegistryMeters {
 
 /// What is shown of the tenants' policies.
 pub(crate) struct PolicyMeters {
-    pub(crate) remembered: metrics::Counter,
-    pub(crate) evaluated: metrics::Counter,
+    pub(crate) shadow_allows: metrics::Counter,
+    pub(crate) shadow_denies: metrics::Counter,
     pub(crate) sets: metrics::Gauge,
     pub(crate) unread: metrics::Gauge,
 }
 
 impl PolicyMeters {
     pub(crate) fn new() -> Self {
-        let decisions = |by| counter!(POLICY_DECISIONS, "by" => by);
+        // 0 is the built-in rule, where a shadow is judged beside it.
+        for by in ["memory", "evaluation"] {
+            counter!(POLICY_DECISIONS, "by" => by, "version" => "0").increment(0);
+        }
         PolicyMeters {
-            remembered: decisions("memory"),
-            evaluated: decisions("evaluation"),
+            shadow_allows: counter!(SHADOW_DIFFERENCES, "shadow" => "allows"),
+            shadow_denies: counter!(SHADOW_DIFFERENCES, "shadow" => "denies"),
             sets: gauge!(POLICY_SETS),
             unread: gauge!(POLICY_SETS_UNREAD),
+        }
+    }
+
+    /// Counts decisions by one version of a set. Once a second for each set at most: it looks handles up.
+    pub(crate) fn decided(&self, version: u64, remembered: u64, evaluated: u64) {
+        for (by, decisions) in [("memory", remembered), ("evaluation", evaluated)] {
+            if decisions > 0 {
+                counter!(POLICY_DECISIONS, "by" => by, "version" => version.to_string()).increment(decisions);
+            }
         }
     }
 }

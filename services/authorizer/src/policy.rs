@@ -6,13 +6,14 @@ pub mod facts;
 pub mod footprint;
 pub mod judge;
 pub mod set;
+mod sieve;
 pub mod survey;
 
 use rpc::{CustomerId, DeviceId, Outcome, TenantId};
 
 pub use explain::{Explanation, explain};
 pub use facts::{Action, Context, Facts};
-pub use judge::Judge;
+pub use judge::{Judge, Live};
 pub use set::{BUILT_IN, Fault, PolicySet};
 
 /// Where a device stands, which is all that policy looks at.

@@ -62,6 +62,7 @@ impl World {
             tenant: self.tenant,
             customer,
             name: name.into(),
+            kind: "default".into(),
             labels: BTreeMap::new(),
             token: Token::generate().unwrap(),
         };
@@ -160,6 +161,7 @@ fn call(caller: DeviceId, target: DeviceId) -> Call {
         budget_ms: Budget::from_ms(5000),
         until: None,
         connect_budget_ms: Budget::from_ms(100),
+        protocol: None,
         oneway: false,
         traceparent: None,
     }
@@ -171,6 +173,7 @@ fn list(caller: DeviceId) -> ListRequest {
         node: NODE,
         visit: VISIT,
         ticket: None,
+        protocol: None,
         limit: None,
         after: None,
         online: false,

@@ -109,8 +109,10 @@ impl Calls {
             }
             Request::GetDevices { limit, after, online } => {
                 let span = self.trace(Method::GetDevices, by, &mut traceparent);
-                let (node, visit, ticket) = (self.node, by.id, Some(by.ticket()));
-                let head = ListRequest { caller, node, visit, ticket, limit, after, online, traceparent };
+                let (node, visit, ticket, protocol) =
+                    (self.node, by.id, Some(by.ticket()), Some(by.protocol));
+                let head =
+                    ListRequest { caller, node, visit, ticket, protocol, limit, after, online, traceparent };
                 (self.list.clone(), wire::encode(&head, b""), LIST_WAIT, span, None)
             }
             Request::SendMsg { target, timeout, connect_timeout, oneway, body } => {
@@ -134,6 +136,7 @@ impl Calls {
                     budget_ms,
                     until,
                     connect_budget_ms,
+                    protocol: Some(by.protocol),
                     oneway,
                     traceparent,
                 };

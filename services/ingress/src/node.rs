@@ -173,6 +173,7 @@ impl Node {
             traceparent: delivery.traceparent,
             body,
             deadline,
+            verdict: delivery.verdict_ms.map(|verdict| verdict.starting(arrived)),
             reply_to: Router { inbox, arrived, span },
         });
         let max = self.settings.ingress.max_mailbox_calls;

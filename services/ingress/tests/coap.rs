@@ -75,6 +75,7 @@ impl World {
                 tenant,
                 customer: Some(customer),
                 name: name.into(),
+                kind: "default".to_owned(),
                 labels: BTreeMap::new(),
                 token: Token::generate().unwrap(),
             };

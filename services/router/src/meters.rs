@@ -22,6 +22,11 @@ pub fn describe() {
         (Counter, TAKEOVERS, "Sessions told that a newer one of their device has become callable."),
         (Counter, DIFFERING, "Renewed leases of nodes that hold other claims than are known here."),
         (Counter, HANDED_OVER, "Waiting calls handed to another router when this one stopped."),
+        (
+            Counter,
+            JUDGED_AGAIN,
+            "Calls that had waited and were judged again before their delivery, by result.",
+        ),
         (Counter, CANCELLED, "Waiting calls whose caller went away."),
         (Gauge, IN_FLIGHT, "Calls in the router's hands."),
         (Gauge, WAITING, "Calls that wait for their target to connect, or for its node to reconnect."),
@@ -43,6 +48,7 @@ const CLAIM_REPLIES: &str = "switchboard_router_claims_asked_total";
 const TAKEOVERS: &str = "switchboard_router_takeovers_total";
 const DIFFERING: &str = "switchboard_router_differing_leases_total";
 const HANDED_OVER: &str = "switchboard_router_calls_handed_over_total";
+const JUDGED_AGAIN: &str = "switchboard_router_calls_judged_again_total";
 const CANCELLED: &str = "switchboard_router_calls_cancelled_total";
 const WAITING: &str = "switchboard_router_calls_waiting";
 const IN_FLIGHT: &str = "switchboard_router_calls_in_flight";
@@ -65,6 +71,9 @@ pub(crate) struct Meters {
     pub(crate) differing: metrics::Counter,
     pub(crate) handed_over: metrics::Counter,
     pub(crate) cancelled: metrics::Counter,
+    pub(crate) still_allowed: metrics::Counter,
+    pub(crate) now_refused: metrics::Counter,
+    pub(crate) unjudged: metrics::Counter,
     removed_sessions: metrics::Counter,
     removed_nodes: metrics::Counter,
     held: metrics::Counter,
@@ -80,6 +89,7 @@ impl Meters {
     pub(crate) fn new() -> Self {
         let lookups = |result| counter!(LOOKUPS, "result" => result);
         let claims = |result| counter!(CLAIM_REPLIES, "result" => result);
+        let judged_again = |result| counter!(JUDGED_AGAIN, "result" => result);
         let removed = |reason| counter!(STALE, "reason" => reason);
         Meters {
             calls: OutcomeName::ALL.map(|it| counter!(CALLS, "outcome" => it.as_str())),
@@ -93,6 +103,9 @@ impl Meters {
             differing: counter!(DIFFERING),
             handed_over: counter!(HANDED_OVER),
             cancelled: counter!(CANCELLED),
+            still_allowed: judged_again("allowed"),
+            now_refused: judged_again("refused"),
+            unjudged: judged_again("unanswered"),
             removed_sessions: removed("session_gone"),
             removed_nodes: removed("node_gone"),
             held: claims("held"),

@@ -9,7 +9,9 @@ use boot::traces::{Hop, Span};
 use bus::{AskError, Question, Request};
 use bytes::Bytes;
 use futures::FutureExt;
-use rpc::{Budget, Delivery, DeliveryReply, Limit, Outcome, Routed, wire};
+use rpc::{
+    Budget, Deadline, Delivery, DeliveryReply, JudgeReply, JudgeRequest, Limit, Outcome, Routed, wire,
+};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::claims::found;
@@ -18,6 +20,8 @@ use crate::router::Router;
 
 /// How long another router may take to say that it has taken a waiting call.
 const HANDOVER_WAIT: Duration = Duration::from_secs(1);
+/// How long an authorizer may take to judge again.
+const JUDGE_WAIT: Duration = Duration::from_secs(2);
 
 /// What a call in the core takes along.
 #[derive(Debug)]
@@ -25,6 +29,8 @@ pub(crate) struct Carried {
     routed: Routed,
     body: Bytes,
     arrived: Instant,
+    /// Until when the authorizer's word holds; none: for good.
+    verdict: Option<Deadline>,
     span: Span,
     /// Counts it as in flight.
     _in_flight: TaskTrackerToken,
@@ -57,12 +63,13 @@ impl Router {
         let starting = |budget: Budget| budget.min(longest).starting(arrived);
         let deadline = self.0.bus.ends(routed.call.until.as_ref(), starting(routed.call.budget_ms));
         let deadlines = (deadline, starting(routed.call.connect_budget_ms));
+        let verdict = routed.verdict_ms.map(starting);
         let mut span = self.0.tracer.follow("route", Hop::Taken, &mut routed.call.traceparent);
         span.note("switchboard.call", routed.call.call);
         span.unless_told("cut_off");
         let (id, target) = (routed.call.call, routed.call.target);
         let in_flight = self.0.in_flight.token();
-        let carried = Carried { routed, body, arrived, span, _in_flight: in_flight };
+        let carried = Carried { routed, body, arrived, verdict, span, _in_flight: in_flight };
         let call = Underway::new(id, target, deadlines, carried);
         if is_full {
             self.0.meters.limit_hit(Limit::RouterInFlight);
@@ -108,6 +115,8 @@ impl Router {
         let head = &mut call.payload.routed.call;
         head.budget_ms = call.deadline.remaining(now);
         head.connect_budget_ms = call.connect_deadline.remaining(now);
+        // It has waited: the router that takes it over has it judged again.
+        call.payload.routed.verdict_ms = call.payload.verdict.map(|_| Budget::from_ms(0));
         let Ok(message) = wire::encode(&call.payload.routed, &call.payload.body) else {
             return self.end(call, &Outcome::Unavailable, &Bytes::new());
         };
@@ -132,9 +141,12 @@ impl Router {
         });
     }
 
-    /// Asks the node that holds the claim, for what is left of the call's time.
+    /// Asks the node that holds the claim, for what is left of the call's time. A call that has waited is judged first.
     pub(crate) fn deliver(&self, mut call: Call, found: Found) {
         let started = Instant::now();
+        if call.payload.verdict.is_some_and(|verdict| call.has_waited || verdict.has_passed(started)) {
+            return self.judge_again(call);
+        }
         call.payload.span.note("switchboard.node", found.claim.node);
         let head = &call.payload.routed.call;
         let budget_ms = call.deadline.remaining(started);
@@ -147,6 +159,7 @@ impl Router {
             budget_ms,
             until: head.until,
             oneway: head.oneway,
+            verdict_ms: call.payload.verdict.map(|verdict| verdict.remaining(started)),
             traceparent: head.traceparent.clone(),
         };
         let Ok(message) = wire::encode(&delivery, &call.payload.body) else {
@@ -171,6 +184,7 @@ impl Router {
             Ok(reply) => match wire::decode::<DeliveryReply>(&reply) {
                 Ok((DeliveryReply::Ended(outcome), answer)) => Ok((outcome, answer)),
                 Ok((DeliveryReply::NotHere, _)) => Err(Refutation::NoSession),
+                Ok((DeliveryReply::Outdated, _)) => return self.judge_again(call),
                 Err(error) => {
                     tracing::error!(%error, node = %found.claim.node, "a node's reply cannot be read");
                     self.0.meters.unreadable.increment(1);
@@ -193,6 +207,52 @@ impl Router {
                 self.tell(|core, now, actions| core.refuted(call, found, by, now, actions));
             }
         }
+    }
+
+    /// Asks an authorizer whether a call may still be delivered: the world has moved on while it waited.
+    fn judge_again(&self, call: Call) {
+        let now = Instant::now();
+        let head = &call.payload.routed.call;
+        let request = JudgeRequest {
+            call: head.call,
+            caller: head.caller,
+            target: head.target,
+            budget_ms: call.deadline.remaining(now),
+            size_bytes: u32::try_from(call.payload.body.len()).unwrap_or(u32::MAX),
+            protocol: head.protocol,
+            oneway: head.oneway,
+        };
+        let Ok(message) = wire::encode(&request, b"") else {
+            return self.end(call, &Outcome::Unavailable, &Bytes::new());
+        };
+        let wait = request.budget_ms.as_duration().min(JUDGE_WAIT);
+        let question = Question { subject: self.0.bus.subjects().judge().into(), message, wait, asked: None };
+        let router = self.clone();
+        self.0.bus.ask_then(question, move |asked| router.judged(call, asked));
+    }
+
+    fn judged(&self, mut call: Call, asked: Result<Bytes, AskError>) {
+        let reply = asked.map_err(|error| error.to_string());
+        let reply =
+            reply.and_then(|reply| wire::decode::<JudgeReply>(&reply).map_err(|error| error.to_string()));
+        let outcome = match reply {
+            Ok((JudgeReply::Allowed(holds), _)) => {
+                self.0.meters.still_allowed.increment(1);
+                call.has_waited = false;
+                call.payload.verdict = Some(holds.starting(Instant::now()));
+                return self.tell(|core, now, actions| core.call(call, now, actions));
+            }
+            Ok((JudgeReply::Refused(outcome), _)) => {
+                self.0.meters.now_refused.increment(1);
+                outcome
+            }
+            Err(error) => {
+                tracing::warn!(call = %call.id, error, "no authorizer judges a call that waited");
+                self.0.meters.unjudged.increment(1);
+                Outcome::Unavailable
+            }
+        };
+        self.end(call, &outcome, &Bytes::new());
     }
 
     /// Answers the caller. What fits no message is told as such.

@@ -10,6 +10,7 @@
 )]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use boot::{Context, Health, Settings};
@@ -18,8 +19,9 @@ use bus::server::{NatsServer, ServerOptions, find_binary};
 use bus::{Bus, BusSettings, Request};
 use bytes::Bytes;
 use rpc::{
-    Budget, Call, CallId, Claim, Delivery, DeliveryReply, DeviceId, Generation, LeaseRenewal, Limit, NodeId,
-    Outcome, PresenceReply, PresenceRequest, Protocol, Routed, SessionId, Tally, wire,
+    Budget, Call, CallId, Claim, Delivery, DeliveryReply, DeviceId, Generation, JudgeReply, JudgeRequest,
+    LeaseRenewal, Limit, NodeId, Outcome, PresenceReply, PresenceRequest, Protocol, Routed, SessionId, Tally,
+    wire,
 };
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -98,9 +100,13 @@ async fn start_router(settings: Settings) -> (Context, JoinHandle<anyhow::Result
 
 /// Asks as an authorizer does: the answer comes to an inbox of the caller's.
 async fn call(bus: &Bus, target: DeviceId, budget_ms: u32, connect_budget_ms: u32) -> (Outcome, Bytes) {
-    let reply_to = format!("swb.test.{}", Uuid::new_v4());
+    routed(bus, head(target, budget_ms, connect_budget_ms), None).await
+}
+
+async fn routed(bus: &Bus, call: Call, verdict_ms: Option<Budget>) -> (Outcome, Bytes) {
+    let reply_to = format!("swb.reply.test.{}", Uuid::new_v4());
     let mut answers = bus.serve(reply_to.clone(), None).await.unwrap();
-    let head = Routed { call: head(target, budget_ms, connect_budget_ms), reply_to };
+    let head = Routed { call, verdict_ms, reply_to };
     bus.tell(bus.subjects().route(), wire::encode(&head, br#"{"method":"x"}"#).unwrap()).await.unwrap();
     let answer = timeout(PATIENCE, answers.next()).await.unwrap().unwrap();
     wire::decode(&answer.message).unwrap()
@@ -117,6 +123,7 @@ fn head(target: DeviceId, budget_ms: u32, connect_budget_ms: u32) -> Call {
         budget_ms: Budget::from_ms(budget_ms),
         until: None,
         connect_budget_ms: Budget::from_ms(connect_budget_ms),
+        protocol: None,
         oneway: false,
         traceparent: None,
     }
@@ -270,6 +277,51 @@ async fn a_session_that_is_not_there_any_more_is_offline_and_its_claim_removed()
     bench.claim(device(1), elsewhere, 1).await;
     assert_eq!(bench.call(device(1), 5000, 0).await.0, Outcome::Offline);
     eventually("the claim is removed", async || !stands(&bench.store, device(1)).await).await;
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_call_whose_verdict_has_run_out_is_judged_again() {
+    let bench = Bench::start().await;
+    let here = answering_node(&bench, 1).await;
+    let was_outdated = AtomicBool::new(false);
+    let slow = node(&bench, 2, move |delivery| {
+        assert!(delivery.verdict_ms.is_some());
+        let outdated = !was_outdated.swap(true, Ordering::Relaxed);
+        Some(if outdated { DeliveryReply::Outdated } else { DeliveryReply::Ended(Outcome::Answered) })
+    })
+    .await;
+    bench.claim(device(1), here, 1).await;
+    bench.claim(device(2), slow, 1).await;
+    let call = |target, verdict_ms| {
+        let call = Call { protocol: Some(Protocol::Coap), ..head(target, 5_000, 0) };
+        routed(&bench.bus, call, Some(Budget::from_ms(verdict_ms)))
+    };
+    assert_eq!(call(device(1), 5_000).await.0, Outcome::Answered);
+    assert_eq!(call(device(1), 0).await.0, Outcome::Unavailable, "a missing answer denies");
+
+    let (says, said) = (Arc::new(parking_lot::Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
+    let mut questions = bench.bus.serve(bench.bus.subjects().judge(), None).await.unwrap();
+    let (bus, answers, count) = (bench.bus.clone(), Arc::clone(&says), Arc::clone(&said));
+    tokio::spawn(async move {
+        while let Some(Request { message, reply_to, .. }) = questions.next().await {
+            let (asked, _) = wire::decode::<JudgeRequest>(&message).unwrap();
+            assert_eq!((asked.caller, asked.size_bytes), (device(1000), 14));
+            assert_eq!((asked.protocol, asked.oneway), (Some(Protocol::Coap), false));
+            count.fetch_add(1, Ordering::Relaxed);
+            let answer: JudgeReply = answers.lock().pop().unwrap();
+            bus.tell(reply_to.unwrap(), wire::encode(&answer, b"").unwrap()).await.unwrap();
+        }
+    });
+    let allowed = || JudgeReply::Allowed(Budget::from_ms(5_000));
+    *says.lock() = vec![allowed(), JudgeReply::Refused(Outcome::Denied)];
+    assert_eq!(call(device(1), 0).await.0, Outcome::Denied);
+    assert_eq!(call(device(1), 0).await.0, Outcome::Answered);
+    assert_eq!(call(device(1), 5_000).await.0, Outcome::Answered, "it holds: nobody is asked");
+    assert_eq!(said.load(Ordering::Relaxed), 2);
+    *says.lock() = vec![allowed()];
+    assert_eq!(call(device(2), 5_000).await.0, Outcome::Answered, "the node found it outdated");
+    assert_eq!(said.load(Ordering::Relaxed), 3);
     bench.stop().await;
 }
 
@@ -488,9 +540,9 @@ async fn routers_that_come_and_go_under_load_lose_no_call() {
     for number in 0..16 {
         let (bus, ended) = (connect(&bench.nats).await, ended.clone());
         callers.spawn(async move {
-            let inbox = format!("swb.test.{number}");
+            let inbox = format!("swb.reply.test.{number}");
             let mut answers = bus.serve(inbox.clone(), None).await.unwrap();
-            let head = Routed { call: head(device(1), 10_000, 0), reply_to: inbox };
+            let head = Routed { call: head(device(1), 10_000, 0), verdict_ms: None, reply_to: inbox };
             let message = wire::encode(&head, b"{}").unwrap();
             let mut answered = 0;
             while !ended.is_cancelled() {

@@ -125,6 +125,7 @@ pub(crate) async fn run(args: CallArgs) -> anyhow::Result<ExitCode> {
         budget_ms: Budget::from_ms(timeout_ms),
         until: None,
         connect_budget_ms: Budget::from_ms(connect_ms),
+        protocol: None,
         oneway: args.oneway,
         traceparent: None,
     };

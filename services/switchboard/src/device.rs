@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bus::Bus;
-use bus::registry::{Device, NewDevice, Registry, Snapshot, Token};
+use bus::registry::{DEFAULT_TYPE, Device, NewDevice, Registry, Snapshot, Token};
 use clap::{Args, Subcommand};
 use rpc::{CustomerId, DeviceId, PresenceReply, PresenceRequest, TenantId, wire};
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::find::PickArgs;
 use crate::output::{confirm, count, note, say, say_json};
 use crate::reach::ReachArgs;
 use crate::recorded::{ChangeArgs, entry};
@@ -35,6 +36,8 @@ pub(crate) enum DeviceVerb {
     Unassign(OneArgs),
     /// Give a device another name; its sessions go on
     Rename(RenameArgs),
+    /// Give a device another type, which policies may read; its sessions go on
+    Retype(RetypeArgs),
     /// Set and remove a device's labels, which policies may read; its sessions go on
     Label {
         #[command(subcommand)]
@@ -96,6 +99,9 @@ pub(crate) struct AddArgs {
     /// Its access token, 1 to 255 bytes without control characters; made up when not given, which is safer
     #[arg(long, env = "SWITCHBOARD_DEVICE_TOKEN", hide_env_values = true)]
     token: Option<String>,
+    /// What kind of thing it is
+    #[arg(long = "type", value_name = "TYPE", default_value = DEFAULT_TYPE)]
+    kind: String,
     /// Words of your own about it, as site=north; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
@@ -117,9 +123,8 @@ pub(crate) struct ListArgs {
     /// Only those of no customer
     #[arg(long)]
     unassigned: bool,
-    /// Only those with this label, or with any of this key; may be repeated: then those with all of them
-    #[arg(long = "label", value_name = "KEY[=VALUE]")]
-    labels: Vec<String>,
+    #[command(flatten)]
+    pick: PickArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -167,6 +172,17 @@ pub(crate) struct RenameArgs {
 }
 
 #[derive(Args)]
+pub(crate) struct RetypeArgs {
+    /// Id or name
+    device: String,
+    /// The new type
+    #[arg(value_name = "TYPE")]
+    kind: String,
+    #[command(flatten)]
+    change: ChangeArgs,
+}
+
+#[derive(Args)]
 pub(crate) struct RotateArgs {
     /// Id or name
     device: String,
@@ -205,6 +221,8 @@ struct DeviceView<'a> {
     tenant_name: String,
     customer: Option<CustomerId>,
     customer_name: Option<String>,
+    #[serde(rename = "type")]
+    kind: &'a str,
     labels: &'a BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     online: Option<bool>,
@@ -223,6 +241,7 @@ pub(crate) async fn run(verb: DeviceVerb) -> anyhow::Result<ExitCode> {
         DeviceVerb::Assign(args) => assign(args).await,
         DeviceVerb::Unassign(args) => unassign(args).await,
         DeviceVerb::Rename(args) => rename(args).await,
+        DeviceVerb::Retype(args) => retype(args).await,
         DeviceVerb::Label { verb } => relabel(verb).await,
         DeviceVerb::RotateToken(args) => rotate(args).await,
         DeviceVerb::Remove(args) => return remove(args).await,
@@ -241,6 +260,7 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
         tenant,
         customer,
         name: args.name,
+        kind: args.kind,
         labels: args.labels.into_iter().collect(),
         token: token(args.token.as_deref())?,
     };
@@ -255,6 +275,7 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
             tenant_name: find::tenant_name(&known, tenant),
             customer,
             customer_name: customer.map(|customer| find::customer_name(&known, customer)),
+            kind: &new.kind,
             labels: &new.labels,
             online: None,
             takeovers: None,
@@ -285,19 +306,19 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
         tenant.is_none_or(|tenant| device.tenant == tenant)
             && (customer.is_none() || device.customer == customer)
             && !(args.unassigned && device.customer.is_some())
-            && args.labels.iter().all(|wanted| find::has_label(device, wanted))
+            && args.pick.takes(device)
     };
     let devices = sorted(&known).into_iter().filter(|(_, device)| is_meant(device));
     let views: Vec<_> = devices.map(|(id, device)| view(&known, id, device)).collect();
     if args.json {
         return say_json(&views);
     }
-    let mut table = Table::new(&["ID", "NAME", "CUSTOMER", "TENANT", "LABELS"]);
+    let mut table = Table::new(&["ID", "NAME", "CUSTOMER", "TENANT", "TYPE", "LABELS"]);
     for device in &views {
         let customer = device.customer_name.clone().unwrap_or_else(|| "-".to_owned());
         let cells = [device.id.to_string(), device.name.to_owned(), customer, device.tenant_name.clone()];
         let labels = if device.labels.is_empty() { "-".to_owned() } else { labels(device.labels) };
-        table.row(cells.into_iter().chain([labels]));
+        table.row(cells.into_iter().chain([device.kind.to_owned(), labels]));
     }
     table.print();
     note(count(views.len(), "device"));
@@ -322,6 +343,7 @@ async fn show(args: ShowArgs) -> anyhow::Result<()> {
         (Some(name), Some(id)) => say(format_args!("customer  {name} ({id})")),
         _ => say("customer  none: it can call nobody"),
     }
+    say(format_args!("type      {}", view.kind));
     say(format_args!("labels    {}", labels(view.labels)));
     say(match view.online {
         Some(true) => "online    yes",
@@ -364,6 +386,15 @@ async fn rename(args: RenameArgs) -> anyhow::Result<()> {
     let renamed = entry("device.rename", [id], format!("{:?} is now {:?}", device.name, args.name));
     recorder.change(device.tenant, renamed, registry.rename_device(id, &args.name)).await?;
     say(format_args!("Device {:?} is now {:?}.", device.name, args.name));
+    Ok(())
+}
+
+async fn retype(args: RetypeArgs) -> anyhow::Result<()> {
+    let (registry, recorder) = args.change.registry().await?;
+    let (id, device) = find::device_id(&registry, &args.device).await?;
+    let retyped = entry("device.retype", [id], format!("{:?} is now of type {:?}", device.name, args.kind));
+    recorder.change(device.tenant, retyped, registry.retype_device(id, &args.kind)).await?;
+    say(format_args!("Device {:?} is of type {:?} now.", device.name, args.kind));
     Ok(())
 }
 
@@ -481,6 +512,7 @@ fn view<'a>(known: &Snapshot, id: DeviceId, device: &'a Device) -> DeviceView<'a
         tenant_name: find::tenant_name(known, device.tenant),
         customer: device.customer,
         customer_name: device.customer.map(|customer| find::customer_name(known, customer)),
+        kind: &device.kind,
         labels: &device.labels,
         online: None,
         takeovers: None,

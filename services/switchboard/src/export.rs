@@ -6,12 +6,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use bus::registry::Snapshot;
+use bus::registry::{DEFAULT_TYPE, Snapshot};
 use clap::{Args, ValueEnum};
 use rpc::{CustomerId, DeviceId, TenantId};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::find::PickArgs;
 use crate::output::{count, note};
 use crate::reach::ReachArgs;
 use crate::{device, find, rows};
@@ -24,6 +25,8 @@ pub(crate) struct ExportArgs {
     /// JSON holds everything; CSV holds devices alone, with a column for each key of a label
     #[arg(long, value_enum, default_value_t = Format::Json)]
     format: Format,
+    #[command(flatten)]
+    pick: PickArgs,
     #[command(flatten)]
     reach: ReachArgs,
 }
@@ -62,12 +65,15 @@ struct DeviceEntry<'a> {
     tenant: TenantId,
     customer: Option<CustomerId>,
     name: &'a str,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'a str>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     labels: &'a BTreeMap<String, String>,
 }
 
 pub(crate) async fn run(args: ExportArgs) -> anyhow::Result<()> {
-    let known = args.reach.registry().await?.load().await?;
+    let mut known = args.reach.registry().await?.load().await?;
+    known.devices.retain(|_, device| args.pick.takes(device));
     match &args.out {
         Some(path) => {
             let cannot = || format!("cannot write {}", path.display());
@@ -110,6 +116,7 @@ fn write(known: &Snapshot, format: Format, out: &mut impl Write) -> anyhow::Resu
                 tenant: device.tenant,
                 customer: device.customer,
                 name: &device.name,
+                kind: Some(device.kind.as_str()).filter(|kind| *kind != DEFAULT_TYPE),
                 labels: &device.labels,
             });
             let devices = devices.collect();
@@ -119,8 +126,10 @@ fn write(known: &Snapshot, format: Format, out: &mut impl Write) -> anyhow::Resu
         Format::Csv => {
             let mut writer = csv::Writer::from_writer(out);
             let keys: BTreeSet<_> = known.devices.values().flat_map(|device| device.labels.keys()).collect();
+            let has_types = known.devices.values().any(|device| device.kind != DEFAULT_TYPE);
+            let kind = has_types.then_some("type");
             let columns = keys.iter().map(|key| format!("{}{key}", rows::LABEL_COLUMN));
-            let header = ["tenant", "customer", "id", "name"].into_iter().map(str::to_owned);
+            let header = ["tenant", "customer", "id", "name"].into_iter().chain(kind).map(str::to_owned);
             writer.write_record(header.chain(columns))?;
             for (id, device) in device::sorted(known) {
                 let labels = keys.iter().map(|key| device.labels.get(*key).map_or("", String::as_str));
@@ -129,9 +138,9 @@ fn write(known: &Snapshot, format: Format, out: &mut impl Write) -> anyhow::Resu
                 let customer = customer.unwrap_or_default();
                 let id = id.to_string();
                 let cells = [tenant.as_str(), customer.as_str(), id.as_str(), device.name.as_str()];
-                writer.write_record(
-                    cells.into_iter().chain(labels).map(|cell| rows::marked(cell).into_owned()),
-                )?;
+                let kind = has_types.then_some(device.kind.as_str());
+                let cells = cells.into_iter().chain(kind).chain(labels);
+                writer.write_record(cells.map(|cell| rows::marked(cell).into_owned()))?;
             }
             writer.flush()?;
         }

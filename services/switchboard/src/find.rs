@@ -2,7 +2,27 @@
 
 use anyhow::bail;
 use bus::registry::{Customer, Device, Registry, Snapshot, Tenant};
+use clap::Args;
 use rpc::{CustomerId, DeviceId, TenantId};
+
+/// Which devices of a list are meant.
+#[derive(Args)]
+pub(crate) struct PickArgs {
+    /// Only those of this type
+    #[arg(long = "type", value_name = "TYPE")]
+    kind: Option<String>,
+    /// Only those with this label, or with any of this key; may be repeated: then those with all of them
+    #[arg(long = "label", value_name = "KEY[=VALUE]")]
+    labels: Vec<String>,
+}
+
+impl PickArgs {
+    /// Whether a device is meant.
+    pub(crate) fn takes(&self, device: &Device) -> bool {
+        self.kind.as_ref().is_none_or(|kind| device.kind == *kind)
+            && self.labels.iter().all(|wanted| has_label(device, wanted))
+    }
+}
 
 /// How many candidates an error lists.
 const MAX_LISTED: usize = 10;
@@ -70,7 +90,7 @@ pub(crate) fn customer<'a>(
     }
 }
 
-/// The device of this id or name.
+/// The device of this id or name, or the only one with these labels.
 ///
 /// # Errors
 /// When there is none, or several.
@@ -142,10 +162,27 @@ fn exact<'a>(known: &'a Snapshot, named: &str) -> anyhow::Result<Option<(DeviceI
     }
     let found: Vec<_> = known.devices.iter().filter(|(_, device)| device.name == named).collect();
     match found.as_slice() {
-        [] => Ok(None),
+        [] => by_labels(known, named),
         [(id, device)] => Ok(Some((**id, device))),
         several => {
             bail!("several devices are named {named:?}: say which by id{}", list(places(known, several)))
+        }
+    }
+}
+
+/// The only device with these labels: `room=12`, or `room=12,kind=door`.
+fn by_labels<'a>(known: &'a Snapshot, named: &str) -> anyhow::Result<Option<(DeviceId, &'a Device)>> {
+    let labels: Vec<_> = named.split(',').collect();
+    if !labels.iter().all(|label| label.contains('=')) {
+        return Ok(None);
+    }
+    let has_all = |device: &Device| labels.iter().all(|wanted| has_label(device, wanted));
+    let found: Vec<_> = known.devices.iter().filter(|(_, device)| has_all(device)).collect();
+    match found.as_slice() {
+        [] => Ok(None),
+        [(id, device)] => Ok(Some((**id, device))),
+        several => {
+            bail!("several devices have the labels {named}: say which{}", list(places(known, several)))
         }
     }
 }
@@ -197,6 +234,7 @@ mod tests {
                 tenant,
                 customer: None,
                 name: (*name).to_owned(),
+                kind: "default".to_owned(),
                 labels: Default::default(),
                 credential: rpc::CredentialHash(String::new()),
             };
@@ -230,6 +268,9 @@ mod tests {
         let mut known = known(&[(1, "Lamp", 1)]);
         let device = known.devices.values_mut().next().unwrap();
         device.labels = [("room", "12"), ("expression", "a=b")].map(|(k, v)| (k.into(), v.into())).into();
+        assert!(by_labels(&known, "room=12,expression=a=b").unwrap().is_some());
+        assert!(by_labels(&known, "room=12,expression=b").unwrap().is_none());
+        let device = known.devices.values().next().unwrap();
         for (wanted, has) in
             [("room", true), ("room=12", true), ("room=1", false), ("expression=a=b", true), ("roo", false)]
         {

@@ -11,11 +11,11 @@ use bus::audit::Entry;
 use bus::policies::{Policies, StoredSet};
 use bus::registry::{Device, Registry, Snapshot};
 use clap::{Args, Subcommand, ValueEnum};
-use rpc::{DeviceId, TenantId};
+use rpc::{DeviceId, Protocol, TenantId};
 use serde::Serialize;
 use switchboard_authorizer::policy::{Action, BUILT_IN, Context, Facts, PolicySet, explain, survey};
 
-use crate::find;
+use crate::find::{self, PickArgs};
 use crate::output::{count, grouped, note, say, say_json};
 use crate::reach::{ReachArgs, Reached};
 use crate::recorded::{ReasonArgs, Recorder, entry};
@@ -34,6 +34,10 @@ pub(crate) enum PolicyVerb {
     List(OneTenantArgs),
     /// Take policies away; without any, the built-in rule holds
     Remove(RemoveArgs),
+    /// Make the shadow live that `put --shadow` has cast
+    Promote(PromoteArgs),
+    /// Take the shadow away
+    DropShadow(PromoteArgs),
     /// Read files as `put` would, and change nothing
     Check(CheckArgs),
     /// Say whether a device may call or list another, why, and what would change it
@@ -70,6 +74,9 @@ pub(crate) struct PutArgs {
     /// Where the tenant's hours and weekdays are, as +01:00; stays as it is when not given, and is UTC at first
     #[arg(long, value_name = "+HH:MM", allow_hyphen_values = true, value_parser = utc_offset)]
     utc_offset: Option<i16>,
+    /// Only beside what is live: authorizers count and log what it would decide otherwise
+    #[arg(long, conflicts_with = "utc_offset")]
+    shadow: bool,
     #[command(flatten)]
     reason: ReasonArgs,
     #[command(flatten)]
@@ -96,6 +103,14 @@ pub(crate) struct RemoveArgs {
 }
 
 #[derive(Args)]
+pub(crate) struct PromoteArgs {
+    #[command(flatten)]
+    reason: ReasonArgs,
+    #[command(flatten)]
+    tenant: OneTenantArgs,
+}
+
+#[derive(Args)]
 pub(crate) struct CheckArgs {
     /// Files in Cedar
     #[arg(required = true, value_name = "FILE")]
@@ -105,9 +120,18 @@ pub(crate) struct CheckArgs {
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Wanted {
     /// sendMsg
+    #[value(alias = "sendMsg")]
     Call,
     /// To be in the answer to getDevices
+    #[value(alias = "getDevices")]
     List,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Over {
+    Mqtt,
+    Http,
+    Coap,
 }
 
 /// What a decision is asked for.
@@ -119,6 +143,9 @@ struct AskedArgs {
     /// On this weekday, from 1 (Monday) to 7; today when not given
     #[arg(long, value_name = "DAY", value_parser = clap::value_parser!(u8).range(1..=7))]
     weekday: Option<u8>,
+    /// How the caller is connected
+    #[arg(long, value_enum, default_value = "mqtt")]
+    protocol: Over,
     /// The call wants no answer
     #[arg(long)]
     oneway: bool,
@@ -138,8 +165,8 @@ pub(crate) struct ExplainArgs {
     /// The other device
     #[arg(long, value_name = "DEVICE")]
     to: String,
-    /// What it wants
-    #[arg(long, value_enum, default_value = "call")]
+    /// What it wants; sendMsg and getDevices go as well
+    #[arg(long, visible_alias = "method", value_enum, default_value = "call")]
     action: Wanted,
     #[command(flatten)]
     asked: AskedArgs,
@@ -160,6 +187,8 @@ pub(crate) struct WhomArgs {
     action: Wanted,
     #[command(flatten)]
     asked: AskedArgs,
+    #[command(flatten)]
+    pick: PickArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -177,6 +206,8 @@ pub(crate) struct WhoArgs {
     may_list: Option<String>,
     #[command(flatten)]
     asked: AskedArgs,
+    #[command(flatten)]
+    pick: PickArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -195,8 +226,11 @@ enum FailOn {
 #[derive(Args)]
 pub(crate) struct DiffArgs {
     /// Files in Cedar, put beside what is live as `put` would
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(required_unless_present = "shadow", value_name = "FILE")]
     files: Vec<PathBuf>,
+    /// The shadow instead
+    #[arg(long, conflicts_with = "files")]
+    shadow: bool,
     /// End with status 1 if so
     #[arg(long, value_enum)]
     fail_on: Option<FailOn>,
@@ -219,6 +253,8 @@ pub(crate) struct RollbackArgs {
 pub(crate) async fn run(verb: PolicyVerb) -> anyhow::Result<ExitCode> {
     match verb {
         PolicyVerb::Put(args) => put(args).await,
+        PolicyVerb::Promote(args) => promote(args).await,
+        PolicyVerb::DropShadow(args) => drop_shadow(args).await,
         PolicyVerb::Get(args) => get(args).await,
         PolicyVerb::List(args) => list(args).await,
         PolicyVerb::Remove(args) => remove(args).await,
@@ -277,11 +313,37 @@ impl Opened {
         read(&self.texts())
     }
 
-    fn devices(&self) -> Vec<Facts> {
-        let of_tenant = self.known.devices.iter().filter(|(_, device)| device.tenant == self.tenant);
+    fn devices(&self, takes: impl Fn(&Device) -> bool) -> Vec<Facts> {
+        let is_meant = |device: &Device| device.tenant == self.tenant && takes(device);
+        let of_tenant = self.known.devices.iter().filter(|(_, device)| is_meant(device));
         let mut devices: Vec<_> = of_tenant.map(|(id, device)| facts(*id, device)).collect();
         devices.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
         devices
+    }
+
+    /// What would be live next.
+    fn next(&self, texts: BTreeMap<String, String>, utc_offset_min: i16, reason: &ReasonArgs) -> StoredSet {
+        let version = self.live.as_ref().map_or(0, |live| live.version) + 1;
+        let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let at_ms = u64::try_from(at_ms).unwrap_or(u64::MAX);
+        let (who, why) = (reason.who.clone(), reason.why.clone());
+        StoredSet { version, utc_offset_min, texts, at_ms, who, why }
+    }
+
+    async fn shadow(&self) -> anyhow::Result<StoredSet> {
+        let shadow = self.policies.shadow(self.tenant).await?;
+        shadow.context("the tenant has no shadow: `policy put --shadow FILE` casts one")
+    }
+
+    /// Casts a shadow, or takes it away.
+    async fn cast(&self, shadow: Option<&StoredSet>, version: u64, reason: ReasonArgs) -> anyhow::Result<()> {
+        let recorder = Recorder::of(&self.reached.bus, &self.reached.settings, reason);
+        let what = match shadow {
+            Some(shadow) => becomes(&self.texts(), &shadow.texts),
+            None => "none".to_owned(),
+        };
+        let entry = Entry { version: Some(version), ..entry("policy.shadow", [], what) };
+        recorder.change(self.tenant, entry, self.policies.cast_shadow(self.tenant, shadow)).await
     }
 
     async fn make_live(
@@ -290,17 +352,8 @@ impl Opened {
         utc_offset_min: i16,
         reason: ReasonArgs,
     ) -> anyhow::Result<u64> {
-        let version = self.live.as_ref().map_or(0, |live| live.version) + 1;
-        let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let at_ms = u64::try_from(at_ms).unwrap_or(u64::MAX);
-        let set = StoredSet {
-            version,
-            utc_offset_min,
-            texts,
-            at_ms,
-            who: reason.who.clone(),
-            why: reason.why.clone(),
-        };
+        let set = self.next(texts, utc_offset_min, &reason);
+        let version = set.version;
         let recorder = Recorder::of(&self.reached.bus, &self.reached.settings, reason);
         let changed = Entry {
             version: Some(version),
@@ -374,6 +427,17 @@ async fn put(args: PutArgs) -> anyhow::Result<()> {
     }
     let utc_offset_min = args.utc_offset.unwrap_or(opened.utc_offset_min());
     let names: Vec<_> = texts.keys().cloned().collect();
+    if args.shadow {
+        let shadow = opened.next(texts, utc_offset_min, &args.reason);
+        opened.cast(Some(&shadow), shadow.version, args.reason).await?;
+        say(format_args!(
+            "{} in {} judged beside what is live.",
+            count(set.len(), "policy"),
+            names.join(", ")
+        ));
+        note("`policy diff --shadow` says what would change, `policy promote` makes it live.");
+        return Ok(());
+    }
     let version = opened.make_live(texts, utc_offset_min, args.reason).await?;
     say(format_args!("Version {version} is live: {} in {}.", count(set.len(), "policy"), names.join(", ")));
     if is_first {
@@ -382,6 +446,33 @@ async fn put(args: PutArgs) -> anyhow::Result<()> {
              other. `policy remove {BUILT_IN_NAME}` takes it away."
         ));
     }
+    Ok(())
+}
+
+async fn promote(args: PromoteArgs) -> anyhow::Result<()> {
+    let opened = Opened::of_tenant(&args.tenant).await?;
+    let shadow = opened.shadow().await?;
+    let live = opened.live.as_ref().map_or(0, |live| live.version);
+    if shadow.version != live + 1 {
+        bail!(
+            "the shadow was cast beside version {}, and version {live} is live: cast it again",
+            shadow.version - 1
+        );
+    }
+    // Those of an older program are checked anew.
+    read(&shadow.texts)?;
+    let reason = args.reason.clone();
+    let version = opened.make_live(shadow.texts, shadow.utc_offset_min, args.reason).await?;
+    opened.cast(None, version, reason).await?;
+    say(format_args!("Version {version} is live: what was the shadow."));
+    Ok(())
+}
+
+async fn drop_shadow(args: PromoteArgs) -> anyhow::Result<()> {
+    let opened = Opened::of_tenant(&args.tenant).await?;
+    let shadow = opened.shadow().await?;
+    opened.cast(None, shadow.version, args.reason).await?;
+    say("There is no shadow any more.");
     Ok(())
 }
 
@@ -430,6 +521,10 @@ async fn list(args: OneTenantArgs) -> anyhow::Result<()> {
             note(format_args!("version {}, hours at UTC{}", live.version, offset(live.utc_offset_min)))
         }
         None => note("The tenant has no policies of its own: the built-in rule holds."),
+    }
+    if let Some(shadow) = opened.policies.shadow(opened.tenant).await? {
+        let texts: Vec<_> = shadow.texts.into_keys().collect();
+        note(format_args!("A shadow is judged beside them: {}.", texts.join(", ")));
     }
     Ok(())
 }
@@ -541,7 +636,7 @@ async fn whom(args: WhomArgs) -> anyhow::Result<()> {
     let opened = Opened::open(&args.reach, of).await?;
     let (id, device) = find::device_by_ending(&opened.known, &args.device)?;
     let (action, context) = asked(args.action, &args.asked, opened.utc_offset_min());
-    let devices = opened.devices();
+    let devices = opened.devices(|device| args.pick.takes(device));
     tell(&survey::whom(&opened.set()?, &devices, &facts(id, device), action, &context), args.json)
 }
 
@@ -555,7 +650,7 @@ async fn who(args: WhoArgs) -> anyhow::Result<()> {
     let opened = Opened::open(&args.reach, of).await?;
     let (id, device) = find::device_by_ending(&opened.known, named)?;
     let (action, context) = asked(wanted, &args.asked, opened.utc_offset_min());
-    let devices = opened.devices();
+    let devices = opened.devices(|device| args.pick.takes(device));
     tell(&survey::who(&opened.set()?, &devices, &facts(id, device), action, &context), args.json)
 }
 
@@ -577,10 +672,12 @@ struct ChangedPair<'a> {
 async fn diff(args: DiffArgs) -> anyhow::Result<ExitCode> {
     let added = files(&args.files)?;
     let opened = Opened::of_tenant(&args.tenant).await?;
-    let mut texts = opened.texts();
-    texts.extend(added);
+    let texts = match args.shadow {
+        true => opened.shadow().await?.texts,
+        false => opened.texts().into_iter().chain(added).collect(),
+    };
     let (old, new) = (opened.set()?, read(&texts)?);
-    let devices = opened.devices();
+    let devices = opened.devices(|_| true);
     let at = [Wanted::Call, Wanted::List].map(|wanted| asked(wanted, &args.asked, opened.utc_offset_min()));
     let found = survey::difference(&old, &new, &devices, &at);
     let name = |id| opened.known.devices.get(&id).map_or("", |device| device.name.as_str());
@@ -668,13 +765,24 @@ fn asked(wanted: Wanted, asked: &AskedArgs, utc_offset_min: i16) -> (Action, Con
         ),
         Wanted::List => (Action::List, Context::of_list(now_s, utc_offset_min)),
     };
+    context = context.over(Some(match asked.protocol {
+        Over::Mqtt => Protocol::Mqtt,
+        Over::Http => Protocol::Http,
+        Over::Coap => Protocol::Coap,
+    }));
     context.hour = asked.at.unwrap_or(context.hour);
     context.weekday = asked.weekday.unwrap_or(context.weekday);
     (action, context)
 }
 
 fn facts(id: DeviceId, device: &Device) -> Facts {
-    Facts { id, name: device.name.as_str().into(), customer: device.customer, labels: device.labels.clone() }
+    Facts {
+        id,
+        name: device.name.as_str().into(),
+        kind: device.kind.as_str().into(),
+        customer: device.customer,
+        labels: device.labels.clone(),
+    }
 }
 
 fn offset(minutes: i16) -> String {

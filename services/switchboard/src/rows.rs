@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 /// The columns of a CSV file; `tenant` and `name` must be there.
-pub(crate) const COLUMNS: [&str; 5] = ["tenant", "customer", "id", "name", "token"];
+pub(crate) const COLUMNS: [&str; 6] = ["tenant", "customer", "id", "name", "type", "token"];
 /// A column `label:room` holds the values of the label `room`; an empty field is no label.
 pub(crate) const LABEL_COLUMN: &str = "label:";
 
@@ -58,6 +58,9 @@ pub(crate) struct Row {
     pub(crate) id: Option<String>,
     #[serde(default)]
     pub(crate) name: String,
+    /// The default one when missing.
+    #[serde(rename = "type")]
+    pub(crate) kind: Option<String>,
     /// Made up when missing.
     pub(crate) token: Option<String>,
     #[serde(default)]
@@ -153,6 +156,7 @@ pub(crate) fn parse_csv(text: &str) -> anyhow::Result<File> {
             customer: field("customer"),
             id: field("id"),
             name: field("name").unwrap_or_default(),
+            kind: field("type"),
             token: field("token"),
         };
         file.devices.push((place, row));

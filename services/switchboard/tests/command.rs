@@ -239,6 +239,15 @@ fn the_registry_is_kept_by_names_and_ids() {
     up.ok(&["device", "label", "set", "Pump 1", "room=12", "site=south"]);
     assert!(up.ok(&["device", "list", "--label", "room", "--label", "site=south"]).contains("Pump 1"));
     assert!(!up.ok(&["device", "list", "--label", "site=north"]).contains("Pump 1"));
+    assert!(up.ok(&["device", "show", "room=12,site=south"]).contains("Pump 1"), "named by its labels");
+    up.ok(&["device", "retype", "room=12", "pump"]);
+    assert!(up.ok(&["device", "list", "--type", "pump"]).contains("Pump 1"));
+    assert!(!up.ok(&["device", "list", "--type", "default"]).contains("Pump 1"));
+    let exported = up.ok(&["device", "export", "--format", "csv", "--type", "pump"]);
+    assert!(exported.starts_with("tenant,customer,id,name,type,label:"), "{exported}");
+    assert!(exported.contains("Pump 1,pump,"), "{exported}");
+    let refused = up.run(&["device", "retype", "Pump 1", ""]);
+    assert!(text(&refused.stderr).contains("type must be 1 to 255 characters"), "{}", text(&refused.stderr));
     up.ok(&["device", "label", "remove", "Pump 1", "site"]);
     let none = up.run(&["device", "label", "remove", "Pump 1", "site"]);
     assert!(text(&none.stderr).contains("no label \"site\"; it has: room=12"), "{}", text(&none.stderr));
@@ -318,6 +327,39 @@ fn policies_are_put_explained_compared_and_rolled_back() {
     let history = up.json(&["policy", "history", "--json"]);
     assert_eq!(history.as_array().unwrap().len(), 3);
     assert_eq!((&history[2]["who"], &history[2]["why"]), (&"Ann".into(), &"two rooms".into()));
+
+    // A shadow decides nothing, says what it would, and becomes live as it is.
+    up.ok(&["device", "retype", "door", "door"]);
+    let doors = up.file(
+        "doors.cedar",
+        "@id(\"no doors\")\nforbid (principal is Device, action == Action::\"call\", resource in Group::\"room=12\") \
+         when {\n  resource.type == \"door\" && context.protocol == \"mqtt\" };\n",
+    );
+    up.ok(&["policy", "put", doors.to_str().unwrap(), "--shadow"]);
+    let diff = up.json(&["policy", "diff", "--shadow", "--json"]);
+    assert_eq!(
+        (&diff["more"], &diff["fewer"]),
+        (&0.into(), &2.into()),
+        "lamp and pump may no longer call door"
+    );
+    assert_eq!(calls("lamp", "door"), "offline");
+    let listed = up.run(&["policy", "list"]);
+    assert!(text(&listed.stderr).contains("A shadow is judged beside them: built-in, doors, rooms."));
+    assert!(up.ok(&["policy", "promote", "--as", "Ann"]).contains("Version 4 is live"));
+    let why = up.run(&["policy", "explain", "--from", "lamp", "--to", "door", "--method", "sendMsg"]);
+    let told = text(&why.stdout);
+    assert!(told.contains("denied, forbid doors:1 \"no doors\""), "{told}");
+    assert!(told.contains("resource.type = \"door\"") && told.contains("call over http"), "{told}");
+    assert!(text(&up.run(&["policy", "promote"]).stderr).contains("no shadow"));
+    up.ok(&["policy", "put", rooms, "--shadow"]);
+    up.ok(&["policy", "put", rooms]);
+    let outdated = up.run(&["policy", "promote"]);
+    assert!(
+        text(&outdated.stderr).contains("beside version 4, and version 5 is live"),
+        "{}",
+        text(&outdated.stderr)
+    );
+    up.ok(&["policy", "drop-shadow"]);
 }
 
 #[test]

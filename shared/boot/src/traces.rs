@@ -231,6 +231,7 @@ impl Span {
         match reply {
             DeliveryReply::Ended(outcome) => self.end(outcome),
             DeliveryReply::NotHere => self.end_as("not_here", false),
+            DeliveryReply::Outdated => self.end_as("outdated", false),
         }
     }
 }

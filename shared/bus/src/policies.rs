@@ -5,6 +5,7 @@
 //! | key | value |
 //! | --- | --- |
 //! | `set.<tenant>` | the [`StoredSet`] that is live |
+//! | `shadow.<tenant>` | one that is judged beside it, and decides nothing; its version is the one it would get |
 //! | `version.<tenant>.<version>` | one that was, the last [`MAX_VERSIONS`] of them |
 //!
 //! A set is one value, texts and all, written by compare-and-set: nobody ever reads half of a change, or a set whose
@@ -68,6 +69,8 @@ pub enum PolicyChange {
     Set(TenantId, Option<Box<StoredSet>>),
     /// A tenant's set was taken away.
     Removed(TenantId),
+    /// A tenant has this shadow now. None: it has none, or its record cannot be read.
+    Shadow(TenantId, Option<Box<StoredSet>>),
     /// The load is complete.
     Loaded,
 }
@@ -133,6 +136,29 @@ impl Policies {
         Ok(())
     }
 
+    /// A tenant's shadow.
+    ///
+    /// # Errors
+    /// As [`live`](Self::live).
+    pub async fn shadow(&self, tenant: TenantId) -> Result<Option<StoredSet>, StoreError> {
+        let entry = self.bucket.get(&shadow_key(tenant), REQUEST_WAIT).await?;
+        entry.and_then(|entry| entry.value).map(|value| stored(&value)).transpose()
+    }
+
+    /// Puts a tenant's shadow in place of the one before, or takes it away.
+    ///
+    /// # Errors
+    /// [`StoreError::Contended`] when another one came first.
+    pub async fn cast_shadow(&self, tenant: TenantId, set: Option<&StoredSet>) -> Result<(), StoreError> {
+        let key = shadow_key(tenant);
+        let expected = self.standing(&key).await?;
+        match set {
+            Some(set) => self.bucket.put(&key, json(set)?, expected, REQUEST_WAIT).await?,
+            None => self.bucket.remove(&key, expected, None, REQUEST_WAIT).await?,
+        };
+        Ok(())
+    }
+
     /// The versions that are kept, the live one first.
     ///
     /// # Errors
@@ -190,17 +216,19 @@ impl PoliciesWatch {
 
 async fn follow(bus: Bus, changes: mpsc::Sender<PolicyChange>) {
     let bucket = open(&bus).await;
-    let mut watch = Watch::new(&bucket, &["set.*"]);
+    let mut watch = Watch::new(&bucket, &["set.*", "shadow.*"]);
     while let Some(event) = watch.next().await {
         let change = match event {
             WatchEvent::Reset { .. } => PolicyChange::Loading,
             WatchEvent::Loaded => PolicyChange::Loaded,
             WatchEvent::Put { key, value, .. } => match tenant_of(&key) {
-                Some(tenant) => PolicyChange::Set(tenant, serde_json::from_slice(&value).ok()),
+                Some(("set", tenant)) => PolicyChange::Set(tenant, serde_json::from_slice(&value).ok()),
+                Some((_, tenant)) => PolicyChange::Shadow(tenant, serde_json::from_slice(&value).ok()),
                 None => continue,
             },
             WatchEvent::Removed { key, .. } => match tenant_of(&key) {
-                Some(tenant) => PolicyChange::Removed(tenant),
+                Some(("set", tenant)) => PolicyChange::Removed(tenant),
+                Some((_, tenant)) => PolicyChange::Shadow(tenant, None),
                 None => continue,
             },
             WatchEvent::Alive | WatchEvent::Lost => continue,
@@ -232,8 +260,13 @@ fn version_key(tenant: TenantId, version: u64) -> String {
     format!("version.{tenant}.{version}")
 }
 
-fn tenant_of(key: &str) -> Option<TenantId> {
-    key.strip_prefix("set.")?.parse().ok()
+fn shadow_key(tenant: TenantId) -> String {
+    format!("shadow.{tenant}")
+}
+
+fn tenant_of(key: &str) -> Option<(&str, TenantId)> {
+    let (kind, tenant) = key.split_once('.')?;
+    Some((kind, tenant.parse().ok()?))
 }
 
 fn json(set: &StoredSet) -> Result<Bytes, StoreError> {

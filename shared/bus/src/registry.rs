@@ -32,8 +32,8 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 pub use records::{
-    Customer, Device, Invalid, MAX_LABEL_KEY_CHARS, MAX_LABEL_VALUE_CHARS, MAX_LABELS, MAX_NAME_CHARS,
-    Snapshot, Tenant, check_labels, check_name,
+    Customer, DEFAULT_TYPE, Device, Invalid, MAX_LABEL_KEY_CHARS, MAX_LABEL_VALUE_CHARS, MAX_LABELS,
+    MAX_NAME_CHARS, Snapshot, Tenant, check_labels, check_name, check_type,
 };
 pub use token::{MAX_TOKEN_BYTES, Token, credential_of};
 pub use watch::{Change, RegistryBeats, RegistryWatch};
@@ -146,6 +146,8 @@ pub struct NewDevice {
     pub customer: Option<CustomerId>,
     /// Its name.
     pub name: String,
+    /// Its type.
+    pub kind: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// Its token, of which only the hash is stored.
@@ -331,6 +333,16 @@ impl Registry {
         self.bucket.change(Key::Device(id), label).await?.ok_or(missing(Kind::Device, id.0))
     }
 
+    /// Gives a device another type; its sessions go on. The device as it is now.
+    ///
+    /// # Errors
+    /// When it does not exist, or the type would break a rule of [`check_type`].
+    pub async fn retype_device(&self, id: DeviceId, kind: &str) -> Result<Device, RegistryError> {
+        check_type(kind)?;
+        let retype = |device: &mut Device| Ok(std::mem::replace(&mut device.kind, kind.to_owned()) != kind);
+        self.bucket.change(Key::Device(id), retype).await?.ok_or(missing(Kind::Device, id.0))
+    }
+
     /// Gives a device another token; the old one is void at once, and its sessions end.
     ///
     /// # Errors
@@ -444,12 +456,14 @@ impl Registry {
     /// Name, record, credential: in this order, so that a device is let in only once all of it stands.
     async fn write_device(&self, device: &NewDevice) -> Result<Added, RegistryError> {
         check_name(&device.name)?;
+        check_type(&device.kind)?;
         check_labels(&device.labels)?;
         let hash = device.token.credential();
         let record = Device {
             tenant: device.tenant,
             customer: device.customer,
             name: device.name.clone(),
+            kind: device.kind.clone(),
             labels: device.labels.clone(),
             credential: hash.clone(),
         };

@@ -51,6 +51,7 @@ impl Account {
             tenant: self.tenant,
             customer: Some(self.customer),
             name: name.into(),
+            kind: "default".to_owned(),
             labels: BTreeMap::new(),
             token: Token::generate().unwrap(),
         }

@@ -32,6 +32,9 @@ pub struct Call {
     pub until: Option<Until>,
     /// How long an offline target may be waited for; at most `budget_ms`.
     pub connect_budget_ms: Budget,
+    /// How the caller is connected; none from a node that does not tell it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
     /// The caller wants no answer, only to know that the target's connection took the message.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub oneway: bool,
@@ -46,6 +49,10 @@ pub struct Routed {
     /// The call, its budgets reduced by the time it has taken. Not flattened into this head: serde would read it
     /// twice.
     pub call: Call,
+    /// For how long the authorizer's word holds: after that it is asked again before the call is delivered. None from
+    /// an authorizer that gave it for good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict_ms: Option<Budget>,
     /// The caller's inbox. The NATS reply subject is the authorizer's bounce, which would hear that no router is there.
     pub reply_to: String,
 }
@@ -73,6 +80,9 @@ pub struct Delivery {
     /// As in [`Call`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub oneway: bool,
+    /// As in [`Routed`]: what is left of it. None from a router that cannot ask again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict_ms: Option<Budget>,
     /// As in [`Call`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
@@ -86,6 +96,39 @@ pub enum DeliveryReply {
     Ended(Outcome),
     /// No such session here, or it ended before the call was written: the target never saw it.
     NotHere,
+    /// The authorizer's word no longer held when the device could have taken the call: it never saw it.
+    Outdated,
+}
+
+/// A router asks whether a call that waited may still be delivered (`swb.judge`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JudgeRequest {
+    /// As in [`Call`].
+    pub call: CallId,
+    /// As in [`Call`].
+    pub caller: DeviceId,
+    /// As in [`Call`].
+    pub target: DeviceId,
+    /// What is left of the call's time.
+    pub budget_ms: Budget,
+    /// Of the call's body.
+    pub size_bytes: u32,
+    /// As in [`Call`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
+    /// As in [`Call`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oneway: bool,
+}
+
+/// What an authorizer says to a [`JudgeRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JudgeReply {
+    /// It may, for so long.
+    Allowed(Budget),
+    /// The call ends so.
+    Refused(Outcome),
 }
 
 /// A device's answer that came to another node than its call (`swb.answer.<tag>`). Its body follows.

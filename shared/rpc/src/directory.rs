@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CustomerId, DeviceId, NodeId, TenantId, Ticket};
+use crate::{CustomerId, DeviceId, NodeId, Protocol, TenantId, Ticket};
 
 /// The SHA-256 of an access token, in lower-case hexadecimal. Tokens themselves never leave the node they came in on.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -86,6 +86,9 @@ pub struct ListRequest {
     /// As in [`Call`](crate::Call).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ticket: Option<Ticket>,
+    /// How it is connected; none from a node that does not tell it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
     /// At most so many entries; the setting `max_devices_per_customer` bounds it too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,

@@ -19,7 +19,8 @@ pub mod wire;
 pub use beat::{BEAT_EVERY, Beat, Beats, Until};
 pub use budget::{Budget, Deadline};
 pub use call::{
-    Answer, AnswerReply, Call, Delivery, DeliveryReply, Routed, SessionEnd, SessionEvent, Takeover,
+    Answer, AnswerReply, Call, Delivery, DeliveryReply, JudgeReply, JudgeRequest, Routed, SessionEnd,
+    SessionEvent, Takeover,
 };
 pub use claim::{
     CLAIM_ATTEMPT, CancelRequest, Claim, ClaimReply, ClaimRequest, CompareReply, CompareRequest, Generation,

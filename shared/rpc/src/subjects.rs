@@ -61,6 +61,11 @@ impl Subjects {
         self.under("route")
     }
 
+    /// Router → authorizer: may a call that waited still be delivered?
+    pub fn judge(&self) -> String {
+        self.under("judge")
+    }
+
     /// Authorizer → router: who of these is online?
     pub fn presence(&self) -> String {
         self.under("presence")

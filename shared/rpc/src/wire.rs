@@ -60,6 +60,7 @@ mod tests {
             budget_ms: Budget::from_ms(5),
             until: None,
             connect_budget_ms: Budget::from_ms(0),
+            protocol: None,
             oneway: false,
             traceparent,
         }
@@ -77,7 +78,7 @@ mod tests {
     proptest! {
         #[test]
         fn heads_and_bodies_survive(body in proptest::collection::vec(any::<u8>(), 0..300), trace in ".*") {
-            let routed = Routed { call: call(Some(trace)), reply_to: "swb.reply.1.2".into() };
+            let routed = Routed { call: call(Some(trace)), verdict_ms: None, reply_to: "swb.reply.1.2".into() };
             let message = encode(&routed, &body).unwrap();
             let (head, rest) = decode::<Routed>(&message).unwrap();
             prop_assert_eq!(head, routed);

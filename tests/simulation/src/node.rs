@@ -474,6 +474,7 @@ impl Node {
             traceparent: None,
             body,
             deadline,
+            verdict: None,
             reply_to,
         };
         session.target.deliver(Box::new(incoming), context.now);
@@ -527,6 +528,7 @@ impl Node {
             budget_ms: Budget::from_ms(timeout_ms),
             until: self.wire.until(context.now + Duration::from_millis(timeout_ms.into()), context.now),
             connect_budget_ms: Budget::from_ms(connect_ms),
+            protocol: None,
             oneway: false,
             traceparent: None,
         };

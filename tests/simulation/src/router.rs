@@ -154,6 +154,7 @@ impl Router {
             budget_ms,
             until: head.until,
             oneway: head.oneway,
+            verdict_ms: None,
             traceparent: None,
         };
         let payload = Payload::Delivery(Box::new(delivery), call.payload.body.clone());

@@ -51,6 +51,7 @@ pub fn record(device: usize, customer: Option<u8>) -> Device {
         tenant: TENANT,
         customer: customer.map(|customer| CustomerId(Uuid::from_u128(0xC00 + u128::from(customer)))),
         name: format!("D{device}"),
+        kind: "default".to_owned(),
         labels: Default::default(),
         credential: CredentialHash::from_digest(credential(device)),
     }

@@ -72,6 +72,7 @@ impl Service for Thief {
                     budget_ms: Budget::from_ms(2_000),
                     until: None,
                     connect_budget_ms: Budget::from_ms(0),
+                    protocol: Some(Protocol::Mqtt),
                     oneway: false,
                     traceparent: None,
                 };

@@ -3,10 +3,10 @@
 use std::fmt;
 
 use cedar_policy::pst::{self, BinaryOp, Expr, Literal, Var};
-use rpc::CustomerId;
+use rpc::{CustomerId, Protocol};
 use serde::Serialize;
 
-use super::facts::{Action, Context, Facts};
+use super::facts::{Action, Context, Facts, readings};
 use super::set::{PolicySet, holds};
 
 /// Single changes that are tried in pairs, at most.
@@ -92,7 +92,7 @@ pub fn explain(
         true => is_permit,
         false => decided_by.contains(policy),
     };
-    let policies = set.policies(action).into_iter().filter_map(|(source, policy)| {
+    let policies = set.policies(action).filter_map(|(source, policy)| {
         let name = source.to_string();
         if !matters(&name, source.is_permit) {
             return None;
@@ -165,9 +165,7 @@ fn reads(expr: &Expr, case: &Case, read: &mut Vec<String>) {
     match expr {
         Expr::BinaryOp { op: BinaryOp::GetTag | BinaryOp::HasTag, left, right } => {
             if let (Some((role, facts)), Expr::Literal(Literal::String(key))) = (of(left), &**right) {
-                let value = facts.labels.get(key.as_str());
-                let value = value.map_or("no such label".to_owned(), |value| format!("{value:?}"));
-                read.push(format!("{role} {key} = {value}"));
+                read.push(label(role, facts, key));
             }
         }
         Expr::GetAttr { expr, attr } => match (&**expr, of(expr)) {
@@ -175,6 +173,7 @@ fn reads(expr: &Expr, case: &Case, read: &mut Vec<String>) {
                 let context = &case.context;
                 read.push(match attr.as_str() {
                     "method" => format!("method = {:?}", context.method),
+                    "protocol" => format!("protocol = {:?}", context.protocol),
                     "oneway" => format!("oneway = {}", context.oneway),
                     "timeout" => format!("timeout = {}", context.timeout_ms),
                     "size" => format!("size = {}", context.size_bytes),
@@ -184,6 +183,9 @@ fn reads(expr: &Expr, case: &Case, read: &mut Vec<String>) {
             }
             (_, Some((role, facts))) if attr == "name" => {
                 read.push(format!("{role}.name = {:?}", facts.name))
+            }
+            (_, Some((role, facts))) if attr == "type" => {
+                read.push(format!("{role}.type = {:?}", facts.kind))
             }
             (_, Some((role, facts))) if attr == "customer" => read.push(customer(role, facts)),
             _ => {}
@@ -196,7 +198,7 @@ fn reads(expr: &Expr, case: &Case, read: &mut Vec<String>) {
         Expr::BinaryOp { op, left, right } => {
             for side in [left, right] {
                 match of(side) {
-                    Some((role, facts)) if *op == BinaryOp::In => read.push(customer(role, facts)),
+                    Some((role, facts)) if *op == BinaryOp::In => members(role, facts, right, read),
                     Some((role, facts)) => read.push(format!("{role} = {}", facts.id)),
                     None => reads(side, case, read),
                 }
@@ -213,6 +215,22 @@ fn reads(expr: &Expr, case: &Case, read: &mut Vec<String>) {
     }
     read.sort();
     read.dedup();
+}
+
+/// What makes a device a member of what is named.
+fn members(role: &str, facts: &Facts, of: &Expr, read: &mut Vec<String>) {
+    match of {
+        Expr::Literal(Literal::EntityUID(uid)) if uid.ty.0.id.as_str() == "Group" => {
+            read.extend(readings(&uid.eid).map(|(key, _)| label(role, facts, key)));
+        }
+        Expr::Set(several) => several.iter().for_each(|of| members(role, facts, of, read)),
+        _ => read.push(customer(role, facts)),
+    }
+}
+
+fn label(role: &str, facts: &Facts, key: &str) -> String {
+    let value = facts.labels.get(key);
+    format!("{role} {key} = {}", value.map_or("no such label".to_owned(), |value| format!("{value:?}")))
 }
 
 fn customer(role: &str, facts: &Facts) -> String {
@@ -232,6 +250,8 @@ enum Role {
 enum Change {
     Label(Role, String, Option<String>),
     Assign(Role, Option<CustomerId>),
+    Type(Role, String),
+    Protocol(Protocol),
     Context(&'static str, u32),
 }
 
@@ -254,6 +274,8 @@ impl Change {
                 facts.labels.remove(key);
             }),
             Change::Assign(role, customer) => change(*role, &|facts| facts.customer = *customer),
+            Change::Type(role, kind) => change(*role, &|facts| facts.kind = kind.as_str().into()),
+            Change::Protocol(protocol) => case.context = case.context.clone().over(Some(*protocol)),
             Change::Context(field, value) => {
                 let context = &mut case.context;
                 match *field {
@@ -277,6 +299,8 @@ impl Change {
             Change::Label(role, key, None) => format!("take the label {key} from {:?}", of(role)),
             Change::Assign(role, Some(customer)) => format!("assign {:?} to customer {customer}", of(role)),
             Change::Assign(role, None) => format!("take {:?} from its customer", of(role)),
+            Change::Type(role, kind) => format!("give {:?} the type {kind}", of(role)),
+            Change::Protocol(protocol) => format!("call over {protocol}"),
             Change::Context("oneway", value) => format!("call with oneway {}", *value != 0),
             Change::Context(field, value) => format!("call with {field} {value}"),
         }
@@ -288,7 +312,9 @@ impl Change {
             (Change::Label(role, key, _), Change::Label(other, other_key, _)) => {
                 (role, key) == (other, other_key)
             }
-            (Change::Assign(role, _), Change::Assign(other, _)) => role == other,
+            (Change::Assign(role, _), Change::Assign(other, _))
+            | (Change::Type(role, _), Change::Type(other, _)) => role == other,
+            (Change::Protocol(_), Change::Protocol(_)) => true,
             (Change::Context(field, _), Change::Context(other, _)) => field == other,
             _ => false,
         }
@@ -340,6 +366,17 @@ fn candidates(set: &PolicySet, action: Action, case: &Case) -> Vec<Change> {
             found.extend(customers.map(|id| Change::Assign(role, Some(id))));
             found.extend(facts.customer.map(|_| Change::Assign(role, None)));
         }
+    }
+    if footprint.reads_type() {
+        for (role, facts, other) in roles {
+            let named = footprint.types.iter().map(String::as_str).chain([&*other.kind]);
+            let types = named.filter(|kind| **kind != *facts.kind);
+            found.extend(types.map(|kind| Change::Type(role, kind.to_owned())));
+        }
+    }
+    if footprint.context.contains_key("protocol") {
+        let others = Protocol::ALL.iter().filter(|protocol| protocol.as_str() != case.context.protocol);
+        found.extend(others.map(|protocol| Change::Protocol(*protocol)));
     }
     let mut classes = vec![footprint.context_class(&case.context)];
     for (field, cuts) in &footprint.context {

@@ -7,7 +7,7 @@ use cedar_policy::{
     Context as CedarContext, Entities, Entity, EntityId, EntityTypeName, EntityUid, Request,
     RestrictedExpression, Schema,
 };
-use rpc::{CustomerId, DeviceId};
+use rpc::{CustomerId, DeviceId, Protocol};
 
 /// What a principal wants with a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,6 +38,8 @@ pub struct Facts {
     pub id: DeviceId,
     /// Its name.
     pub name: Arc<str>,
+    /// Its type.
+    pub kind: Arc<str>,
     /// Its customer, if it is assigned to one.
     pub customer: Option<CustomerId>,
     /// Its labels.
@@ -49,6 +51,8 @@ pub struct Facts {
 pub struct Context {
     /// `sendMsg` or `getDevices`.
     pub method: &'static str,
+    /// How the caller is connected; empty where its node does not tell it.
+    pub protocol: &'static str,
     /// The caller wants no answer.
     pub oneway: bool,
     /// What is left of the call's time.
@@ -62,6 +66,9 @@ pub struct Context {
 }
 
 impl Context {
+    /// The fields that are numbers.
+    pub const NUMBERS: [&str; 4] = ["timeout", "size", "hour", "weekday"];
+
     /// Of a call at a time in seconds since 1970, at an offset from UTC in minutes.
     pub fn of_call(oneway: bool, timeout_ms: u32, size_bytes: u32, unix_s: u64, utc_offset_min: i16) -> Self {
         // 1970 began on a Thursday.
@@ -70,13 +77,41 @@ impl Context {
         let hour = local_s.div_euclid(3_600).rem_euclid(24);
         let weekday = (local_s.div_euclid(86_400) + FIRST_WEEKDAY).rem_euclid(7) + 1;
         let method = "sendMsg";
-        Context { method, oneway, timeout_ms, size_bytes, hour: hour as u8, weekday: weekday as u8 }
+        let (hour, weekday) = (hour as u8, weekday as u8);
+        Context { method, protocol: "", oneway, timeout_ms, size_bytes, hour, weekday }
+    }
+
+    /// The same, of a caller that is connected so.
+    pub fn over(self, protocol: Option<Protocol>) -> Self {
+        Context { protocol: protocol.map_or("", Protocol::as_str), ..self }
+    }
+
+    /// One of [`NUMBERS`](Self::NUMBERS).
+    pub(super) fn number(&self, field: &str) -> i64 {
+        match field {
+            "timeout" => self.timeout_ms.into(),
+            "size" => self.size_bytes.into(),
+            "hour" => self.hour.into(),
+            _ => self.weekday.into(),
+        }
     }
 
     /// Of a `getDevices` at such a time.
     pub fn of_list(unix_s: u64, utc_offset_min: i16) -> Self {
         Context { method: "getDevices", ..Context::of_call(false, 0, 0, unix_s, utc_offset_min) }
     }
+}
+
+/// Every label of a group's name that is a device's makes it one of the group: `room=12` is all devices with the label
+/// `room` of value `12`. A key may hold `=` itself, and so there may be several readings.
+pub(super) fn readings(group: &str) -> impl Iterator<Item = (&str, &str)> {
+    let at = group.match_indices('=').map(|(place, _)| place);
+    at.filter_map(|place| Some((group.get(..place)?, group.get(place + 1..)?)))
+}
+
+/// Whether a device is one of a group.
+pub(super) fn in_group(facts: &Facts, group: &str) -> bool {
+    readings(group).any(|(key, value)| facts.labels.get(key).is_some_and(|has| has == value))
 }
 
 /// The schema that every policy is validated against.
@@ -87,6 +122,7 @@ pub(super) struct Words {
     pub(super) schema: Schema,
     device: EntityTypeName,
     customer: EntityTypeName,
+    group: EntityTypeName,
     action: EntityTypeName,
 }
 
@@ -94,7 +130,8 @@ pub(super) fn words() -> Option<&'static Words> {
     static WORDS: LazyLock<Option<Words>> = LazyLock::new(|| {
         let (schema, _) = Schema::from_cedarschema_str(SCHEMA).ok()?;
         let name = |name: &str| name.parse().ok();
-        Some(Words { schema, device: name("Device")?, customer: name("Customer")?, action: name("Action")? })
+        let (device, customer) = (name("Device")?, name("Customer")?);
+        Some(Words { schema, device, customer, group: name("Group")?, action: name("Action")? })
     });
     WORDS.as_ref()
 }
@@ -114,12 +151,14 @@ impl Words {
         let entity = |facts: &Facts| {
             let customer = facts.customer.map(|customer| uid(&self.customer, &customer.to_string()));
             let text = |text: &str| RestrictedExpression::new_string(text.to_owned());
-            let mut attributes = vec![("name".to_owned(), text(&facts.name))];
+            let mut attributes =
+                vec![("name".to_owned(), text(&facts.name)), ("type".to_owned(), text(&facts.kind))];
             if let Some(customer) = &customer {
                 attributes
                     .push(("customer".to_owned(), RestrictedExpression::new_entity_uid(customer.clone())));
             }
-            let parents: HashSet<_> = customer.into_iter().collect();
+            let groups = facts.labels.iter().map(|(key, value)| uid(&self.group, &format!("{key}={value}")));
+            let parents: HashSet<_> = customer.into_iter().chain(groups).collect();
             let labels = facts.labels.iter().map(|(key, value)| (key.clone(), text(value)));
             Entity::new_with_tags(uid(&self.device, &facts.id.to_string()), attributes, parents, labels).ok()
         };
@@ -131,6 +170,7 @@ impl Words {
         let number = |number: i64| RestrictedExpression::new_long(number);
         let context = CedarContext::from_pairs([
             ("method".to_owned(), RestrictedExpression::new_string(context.method.to_owned())),
+            ("protocol".to_owned(), RestrictedExpression::new_string(context.protocol.to_owned())),
             ("oneway".to_owned(), RestrictedExpression::new_bool(context.oneway)),
             ("timeout".to_owned(), number(context.timeout_ms.into())),
             ("size".to_owned(), number(context.size_bytes.into())),

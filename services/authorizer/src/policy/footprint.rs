@@ -1,11 +1,12 @@
 //! What do policies look at? Two devices, or two contexts, that differ in nothing of it are judged alike.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use cedar_policy::pst::{self, BinaryOp, EntityOrSlot, Expr, Literal, Var};
 use rpc::{CustomerId, DeviceId};
 
-use super::facts::{Context, Facts};
+use super::facts::{Context, Facts, readings};
 
 /// All that the policies of a set read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -16,11 +17,14 @@ pub struct Footprint {
     pub devices: BTreeSet<String>,
     /// Customers that are named by id.
     pub customers: BTreeSet<String>,
+    /// Types that are named.
+    pub types: BTreeSet<String>,
     /// Fields of the context, each with the numbers that it is compared with.
     pub context: BTreeMap<String, BTreeSet<i64>>,
     /// Fields of the context that count whole, being used in another way than compared with a number.
     whole: BTreeSet<String>,
     reads_name: bool,
+    reads_type: bool,
     reads_customer: bool,
     /// A label is read whose key is computed: any may count.
     reads_any_label: bool,
@@ -31,6 +35,7 @@ pub struct Footprint {
 pub struct DeviceClass {
     id: Option<DeviceId>,
     name: Option<Box<str>>,
+    kind: Option<Box<str>>,
     customer: Option<CustomerId>,
     labels: Box<[Option<Box<str>>]>,
     all_labels: Option<Box<[(String, String)]>>,
@@ -40,13 +45,35 @@ pub struct DeviceClass {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct ContextClass {
     method: Option<&'static str>,
+    protocol: Option<&'static str>,
     oneway: Option<bool>,
-    numbers: [Option<u32>; 4],
+    numbers: [Option<i64>; 4],
 }
 
-const NUMBERS: [&str; 4] = ["timeout", "size", "hour", "weekday"];
-
 impl Footprint {
+    /// Of the rule in Rust.
+    pub(super) fn of_customers() -> Self {
+        Footprint { reads_customer: true, ..Footprint::default() }
+    }
+
+    /// Adds all that another reads.
+    pub(super) fn join(&mut self, other: &Footprint) {
+        for (key, values) in &other.labels {
+            self.labels.entry(key.clone()).or_default().extend(values.iter().cloned());
+        }
+        for (field, cuts) in &other.context {
+            self.context.entry(field.clone()).or_default().extend(cuts);
+        }
+        self.devices.extend(other.devices.iter().cloned());
+        self.customers.extend(other.customers.iter().cloned());
+        self.types.extend(other.types.iter().cloned());
+        self.whole.extend(other.whole.iter().cloned());
+        self.reads_name |= other.reads_name;
+        self.reads_type |= other.reads_type;
+        self.reads_customer |= other.reads_customer;
+        self.reads_any_label |= other.reads_any_label;
+    }
+
     /// Adds what a policy reads.
     pub(super) fn add(&mut self, policy: &pst::Template) {
         use pst::{PrincipalConstraint, ResourceConstraint};
@@ -85,6 +112,9 @@ impl Footprint {
                 self.reads_customer = true;
                 self.customers.insert(uid.eid.to_string());
             }
+            "Group" => readings(&uid.eid).for_each(|(key, value)| {
+                self.labels.entry(key.to_owned()).or_default().insert(value.to_owned());
+            }),
             _ => {}
         }
     }
@@ -118,7 +148,6 @@ impl Footprint {
             Expr::Is { expr, in_expr, .. } => {
                 self.visit(expr);
                 if let Some(inner) = in_expr {
-                    self.reads_customer = true;
                     self.visit(inner);
                 }
             }
@@ -133,7 +162,7 @@ impl Footprint {
     }
 
     fn visit_pair(&mut self, op: BinaryOp, left: &Expr, right: &Expr) {
-        use BinaryOp::{Contains, Eq, GetTag, Greater, GreaterEq, HasTag, In, Less, LessEq, NotEq};
+        use BinaryOp::{Contains, Eq, GetTag, Greater, GreaterEq, HasTag, Less, LessEq, NotEq};
         match (op, left, right) {
             (GetTag | HasTag, device, Expr::Literal(Literal::String(key))) => {
                 self.labels.entry(key.to_string()).or_default();
@@ -162,16 +191,20 @@ impl Footprint {
                     self.labels.entry(key.to_string()).or_default().insert(value.to_string());
                 }
             }
+            (Eq | NotEq, Expr::GetAttr { attr, .. }, Expr::Literal(Literal::String(value)))
+            | (Eq | NotEq, Expr::Literal(Literal::String(value)), Expr::GetAttr { attr, .. })
+                if attr == "type" =>
+            {
+                self.types.insert(value.to_string());
+            }
+            (Contains, Expr::Set(values), Expr::GetAttr { attr, .. }) if attr == "type" => {
+                self.types.extend(texts(values));
+            }
             (Contains, Expr::Set(values), Expr::BinaryOp { op: GetTag, right: key, .. }) => {
                 if let Expr::Literal(Literal::String(key)) = &**key {
-                    let texts = values.iter().filter_map(|value| match &**value {
-                        Expr::Literal(Literal::String(text)) => Some(text.to_string()),
-                        _ => None,
-                    });
-                    self.labels.entry(key.to_string()).or_default().extend(texts);
+                    self.labels.entry(key.to_string()).or_default().extend(texts(values));
                 }
             }
-            (In, ..) => self.reads_customer = true,
             _ => {}
         }
         self.visit(left);
@@ -181,13 +214,14 @@ impl Footprint {
     fn attribute(&mut self, name: &str) {
         match name {
             "name" => self.reads_name = true,
+            "type" => self.reads_type = true,
             "customer" => self.reads_customer = true,
             _ => {}
         }
     }
 
     fn whole_context(&mut self) {
-        for field in ["method", "oneway"].into_iter().chain(NUMBERS) {
+        for field in ["method", "protocol", "oneway"].into_iter().chain(Context::NUMBERS) {
             self.context.entry(field.to_owned()).or_default();
             self.whole.insert(field.to_owned());
         }
@@ -195,7 +229,13 @@ impl Footprint {
 
     fn everything(&mut self) {
         self.whole_context();
-        (self.reads_name, self.reads_customer, self.reads_any_label) = (true, true, true);
+        (self.reads_name, self.reads_type) = (true, true);
+        (self.reads_customer, self.reads_any_label) = (true, true);
+    }
+
+    /// Whether types count.
+    pub fn reads_type(&self) -> bool {
+        self.reads_type
     }
 
     /// Whether customers count.
@@ -217,6 +257,7 @@ impl Footprint {
         DeviceClass {
             id,
             name: self.reads_name.then(|| (*facts.name).into()),
+            kind: self.reads_type.then(|| (*facts.kind).into()),
             customer: facts.customer.filter(|_| self.reads_customer),
             labels: self.labels.keys().map(label).collect(),
             all_labels: self.reads_any_label.then(all),
@@ -225,22 +266,30 @@ impl Footprint {
 
     /// The class of a context.
     pub fn context_class(&self, context: &Context) -> ContextClass {
-        let values = [context.timeout_ms, context.size_bytes, context.hour.into(), context.weekday.into()];
         let mut numbers = [None; 4];
-        for ((class, value), field) in numbers.iter_mut().zip(values).zip(NUMBERS) {
+        for (class, field) in numbers.iter_mut().zip(Context::NUMBERS) {
             let Some(cuts) = self.context.get(field) else { continue };
+            let value = context.number(field);
             *class = Some(match self.whole.contains(field) {
                 true => value,
                 // Below, at and above each number are apart.
-                false => cuts.iter().fold(0, |class, cut| {
-                    class + u32::from(i64::from(value) >= *cut) + u32::from(i64::from(value) > *cut)
-                }),
+                false => cuts
+                    .iter()
+                    .fold(0, |class, cut| class + i64::from(value >= *cut) + i64::from(value > *cut)),
             });
         }
         ContextClass {
             method: self.context.contains_key("method").then_some(context.method),
+            protocol: self.context.contains_key("protocol").then_some(context.protocol),
             oneway: self.context.contains_key("oneway").then_some(context.oneway),
             numbers,
         }
     }
+}
+
+fn texts(values: &[Arc<Expr>]) -> impl Iterator<Item = String> {
+    values.iter().filter_map(|value| match &**value {
+        Expr::Literal(Literal::String(text)) => Some(text.to_string()),
+        _ => None,
+    })
 }

@@ -1,7 +1,8 @@
 //! May this device do that to this one, by its tenant's own policies? Decisions are remembered by class, and the
 //! devices of the tenant stand here in the order of a list, each with its class.
 //!
-//! Never stale: a judge holds one set for its life, and a device that changes is classed anew.
+//! Never stale: a judge holds one set for its life, and a device that changes is classed anew. With a shadow, classes
+//! are those of both sets, and a decision is remembered with what the shadow would have said.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -10,19 +11,33 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rpc::DeviceId;
 
 use super::facts::{Action, Context, Facts};
-use super::footprint::{ContextClass, DeviceClass};
+use super::footprint::{ContextClass, DeviceClass, Footprint};
 use super::set::PolicySet;
 
 /// Decisions that a tenant's judge remembers; when there are more, it begins anew.
 pub const MAX_REMEMBERED: usize = 100_000;
 /// Classes that a judge keeps apart before it forgets those that no device has any more.
 const MAX_UNUSED_CLASSES: usize = 10_000;
+/// Differences of a shadow that are kept to be told, until they are taken.
+const MAX_SAMPLES: usize = 16;
+
+/// By what a tenant's calls are judged.
+#[derive(Debug, Clone)]
+pub enum Live {
+    /// Its own policies.
+    Set(Arc<PolicySet>),
+    /// The rule in Rust: there is a shadow alone, to be compared with it.
+    BuiltIn,
+    /// There is a set, and it cannot be read. Then nothing is allowed.
+    Unreadable,
+}
 
 /// A tenant's policies, applied to its devices.
 #[derive(Debug)]
 pub struct Judge {
-    /// None: there is a set, and it cannot be read. Then nothing is allowed.
-    set: Option<Arc<PolicySet>>,
+    live: Live,
+    shadow: Option<Arc<PolicySet>>,
+    footprint: Footprint,
     version: u64,
     utc_offset_min: i16,
     book: Mutex<Book>,
@@ -35,6 +50,30 @@ pub struct Asked {
     pub remembered: u64,
     /// Evaluated.
     pub evaluated: u64,
+    /// Decisions that the shadow would have turned into permission.
+    pub shadow_allows: u64,
+    /// Decisions that it would have turned into denial.
+    pub shadow_denies: u64,
+}
+
+/// A decision that a shadow would make otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sample {
+    /// What was asked.
+    pub action: Action,
+    /// By whom.
+    pub caller: DeviceId,
+    /// Of whom.
+    pub target: DeviceId,
+    /// What the shadow says.
+    pub shadow_allows: bool,
+}
+
+/// What came of a question, from the live set and from its shadow.
+#[derive(Debug, Clone, Copy)]
+struct Judged {
+    is_allowed: bool,
+    shadow_allows: Option<bool>,
 }
 
 type ClassId = u32;
@@ -46,8 +85,9 @@ struct Book {
     by_name: BTreeMap<(Arc<str>, DeviceId), ClassId>,
     classes: HashMap<DeviceClass, ClassId>,
     next_class: ClassId,
-    verdicts: HashMap<Key, bool>,
+    verdicts: HashMap<Key, Judged>,
     asked: Asked,
+    samples: Vec<Sample>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -68,7 +108,27 @@ impl Judge {
         utc_offset_min: i16,
         devices: impl IntoIterator<Item = Facts>,
     ) -> Self {
-        let judge = Judge { set, version, utc_offset_min, book: Mutex::default() };
+        let live = set.map_or(Live::Unreadable, Live::Set);
+        Judge::with_shadow(live, None, version, utc_offset_min, devices)
+    }
+
+    /// The same, with a set that is judged beside it.
+    pub fn with_shadow(
+        live: Live,
+        shadow: Option<Arc<PolicySet>>,
+        version: u64,
+        utc_offset_min: i16,
+        devices: impl IntoIterator<Item = Facts>,
+    ) -> Self {
+        let mut footprint = match &live {
+            Live::Set(set) => set.footprint().clone(),
+            Live::BuiltIn => Footprint::of_customers(),
+            Live::Unreadable => Footprint::default(),
+        };
+        if let Some(shadow) = &shadow {
+            footprint.join(shadow.footprint());
+        }
+        let judge = Judge { live, shadow, footprint, version, utc_offset_min, book: Mutex::default() };
         devices.into_iter().for_each(|facts| judge.put(facts));
         judge
     }
@@ -78,9 +138,17 @@ impl Judge {
         self.version
     }
 
-    /// The set that it judges by; none: it allows nothing.
+    /// By what it judges.
+    pub fn live(&self) -> &Live {
+        &self.live
+    }
+
+    /// The set that it judges by, if there is one that can be read.
     pub fn set(&self) -> Option<&Arc<PolicySet>> {
-        self.set.as_ref()
+        match &self.live {
+            Live::Set(set) => Some(set),
+            Live::BuiltIn | Live::Unreadable => None,
+        }
     }
 
     /// What the tenant's hours are counted from, in minutes east of UTC.
@@ -90,8 +158,7 @@ impl Judge {
 
     /// A device is there, or has changed.
     pub fn put(&self, facts: Facts) {
-        let Some(set) = &self.set else { return };
-        let class = set.footprint().device_class(&facts);
+        let class = self.footprint.device_class(&facts);
         let mut book = self.book();
         book.remove(facts.id);
         let class = book.class(class);
@@ -106,9 +173,8 @@ impl Judge {
 
     /// Whether the caller may do that to the target; devices that it does not know may nothing.
     pub fn allows(&self, caller: DeviceId, action: Action, target: DeviceId, context: &Context) -> bool {
-        let Some(set) = &self.set else { return false };
-        let class = set.footprint().context_class(context);
-        self.book().allows(set, caller, action, target, context, class)
+        let class = self.footprint.context_class(context);
+        self.book().allows(self, caller, action, target, context, class)
     }
 
     /// Whom the caller may list, itself left out, by name and then id: at most `limit`, those behind `after` if given.
@@ -120,14 +186,13 @@ impl Judge {
         limit: usize,
         context: &Context,
     ) -> Option<Vec<(Arc<str>, DeviceId)>> {
-        let Some(set) = &self.set else { return Some(Vec::new()) };
-        let context_class = set.footprint().context_class(context);
+        let context_class = self.footprint.context_class(context);
         let mut book = self.book();
         let start = match after {
             None => Bound::Unbounded,
             Some(after)
                 if after == caller
-                    || book.allows(set, caller, Action::List, after, context, context_class) =>
+                    || book.allows(self, caller, Action::List, after, context, context_class) =>
             {
                 let (facts, _) = book.devices.get(&after)?;
                 Bound::Excluded((Arc::clone(&facts.name), after))
@@ -135,9 +200,10 @@ impl Judge {
             Some(_) => return None,
         };
         // One decision for each class that is met, in the order in which they are met.
-        let mut known: HashMap<ClassId, bool> = HashMap::new();
+        let mut known: Vec<Option<bool>> = vec![None; book.next_class as usize];
         let mut listed = Vec::new();
-        let Book { devices, by_name, verdicts, asked, .. } = &mut *book;
+        let Book { devices, by_name, verdicts, asked, samples, .. } = &mut *book;
+        let mut memory = Memory { verdicts, asked, samples };
         let Some((caller_facts, caller_class)) = devices.get(&caller) else { return Some(listed) };
         for ((name, target), class) in by_name.range((start, Bound::Unbounded)) {
             if listed.len() >= limit {
@@ -146,9 +212,9 @@ impl Judge {
             if *target == caller {
                 continue;
             }
-            let is_allowed = match known.get(class) {
-                Some(is_allowed) => *is_allowed,
-                None => {
+            let is_allowed = match known.get(*class as usize) {
+                Some(Some(is_allowed)) => *is_allowed,
+                Some(None) | None => {
                     let key = Key {
                         action: Action::List,
                         caller: *caller_class,
@@ -157,8 +223,10 @@ impl Judge {
                         context: context_class,
                     };
                     let Some((facts, _)) = devices.get(target) else { continue };
-                    let is_allowed = judged(verdicts, asked, set, key, caller_facts, facts, context);
-                    known.insert(*class, is_allowed);
+                    let is_allowed = memory.judged(self, key, caller_facts, facts, context);
+                    if let Some(place) = known.get_mut(*class as usize) {
+                        *place = Some(is_allowed);
+                    }
                     is_allowed
                 }
             };
@@ -174,6 +242,21 @@ impl Judge {
         std::mem::take(&mut self.book().asked)
     }
 
+    /// Some decisions since then that the shadow would have made otherwise.
+    pub fn take_samples(&self) -> Vec<Sample> {
+        std::mem::take(&mut self.book().samples)
+    }
+
+    fn evaluate(&self, key: &Key, caller: &Facts, target: &Facts, context: &Context) -> Judged {
+        let is_allowed = match &self.live {
+            Live::Set(set) => set.evaluate(caller, key.action, target, context).is_allowed,
+            Live::BuiltIn => caller.customer.is_some() && caller.customer == target.customer,
+            Live::Unreadable => false,
+        };
+        let beside = |set: &Arc<PolicySet>| set.evaluate(caller, key.action, target, context).is_allowed;
+        Judged { is_allowed, shadow_allows: self.shadow.as_ref().map(beside) }
+    }
+
     // A panic while the lock was held could only have been in a map's own code: what stands there is still whole.
     fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
@@ -183,7 +266,7 @@ impl Judge {
 impl Book {
     fn allows(
         &mut self,
-        set: &PolicySet,
+        judge: &Judge,
         caller: DeviceId,
         action: Action,
         target: DeviceId,
@@ -197,7 +280,8 @@ impl Book {
         };
         let is_self = caller.id == target.id;
         let key = Key { action, caller: *caller_class, target: *target_class, is_self, context: class };
-        judged(&mut self.verdicts, &mut self.asked, set, key, caller, target, context)
+        let Book { verdicts, asked, samples, .. } = self;
+        Memory { verdicts, asked, samples }.judged(judge, key, caller, target, context)
     }
 
     fn class(&mut self, class: DeviceClass) -> ClassId {
@@ -240,24 +324,41 @@ impl Book {
     }
 }
 
-fn judged(
-    verdicts: &mut HashMap<Key, bool>,
-    asked: &mut Asked,
-    set: &PolicySet,
-    key: Key,
-    caller: &Facts,
-    target: &Facts,
-    context: &Context,
-) -> bool {
-    if let Some(is_allowed) = verdicts.get(&key) {
-        asked.remembered += 1;
-        return *is_allowed;
+/// What a book remembers of decisions.
+struct Memory<'a> {
+    verdicts: &'a mut HashMap<Key, Judged>,
+    asked: &'a mut Asked,
+    samples: &'a mut Vec<Sample>,
+}
+
+impl Memory<'_> {
+    fn judged(&mut self, judge: &Judge, key: Key, caller: &Facts, target: &Facts, context: &Context) -> bool {
+        let judged = match self.verdicts.get(&key) {
+            Some(judged) => {
+                self.asked.remembered += 1;
+                *judged
+            }
+            None => {
+                self.asked.evaluated += 1;
+                let judged = judge.evaluate(&key, caller, target, context);
+                if self.verdicts.len() >= MAX_REMEMBERED {
+                    self.verdicts.clear();
+                }
+                self.verdicts.insert(key, judged);
+                judged
+            }
+        };
+        if let Some(shadow_allows) = judged.shadow_allows.filter(|shadow| *shadow != judged.is_allowed) {
+            let count = match shadow_allows {
+                true => &mut self.asked.shadow_allows,
+                false => &mut self.asked.shadow_denies,
+            };
+            *count += 1;
+            if self.samples.len() < MAX_SAMPLES {
+                let (action, caller, target) = (key.action, caller.id, target.id);
+                self.samples.push(Sample { action, caller, target, shadow_allows });
+            }
+        }
+        judged.is_allowed
     }
-    asked.evaluated += 1;
-    let is_allowed = set.evaluate(caller, key.action, target, context).is_allowed;
-    if verdicts.len() >= MAX_REMEMBERED {
-        verdicts.clear();
-    }
-    verdicts.insert(key, is_allowed);
-    is_allowed
 }

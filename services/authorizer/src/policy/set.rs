@@ -1,6 +1,5 @@
 //! Which policies does a tenant have? Read, validated against the schema, and evaluated; with the place of each.
 
-use std::collections::HashMap;
 use std::fmt;
 
 use cedar_policy::{
@@ -11,6 +10,7 @@ use miette::Diagnostic;
 
 use super::facts::{Action, Context, Facts, words};
 use super::footprint::Footprint;
+use super::sieve::Sieve;
 
 /// The most bytes of all texts of a tenant.
 pub const MAX_SET_BYTES: usize = 256 * 1024;
@@ -104,15 +104,27 @@ pub struct Verdict {
 
 /// A tenant's policies, ready to be asked.
 pub struct PolicySet {
-    by_action: [CedarSet; 2],
-    sources: HashMap<PolicyId, Source>,
+    /// In the order of the texts.
+    policies: Vec<Ready>,
     footprint: Footprint,
     authorizer: Authorizer,
 }
 
+/// One policy, ready to be asked.
+struct Ready {
+    id: PolicyId,
+    source: Source,
+    policy: Policy,
+    /// Which of [`Action::ALL`] it speaks of.
+    speaks_of: [bool; Action::ALL.len()],
+    sieve: Sieve,
+    /// It alone: Cedar evaluates every policy of a set, and most say nothing to a question.
+    alone: CedarSet,
+}
+
 impl fmt::Debug for PolicySet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PolicySet").field("policies", &self.sources.len()).finish_non_exhaustive()
+        f.debug_struct("PolicySet").field("policies", &self.policies.len()).finish_non_exhaustive()
     }
 }
 
@@ -134,58 +146,81 @@ impl PolicySet {
 
     /// Asks the policies themselves.
     pub fn evaluate(&self, caller: &Facts, action: Action, target: &Facts, context: &Context) -> Verdict {
-        let denied = Verdict { is_allowed: false, determining: Vec::new(), failed: Vec::new() };
+        let relevant = self.speaking_of(action).filter(|it| it.sieve.passes(caller, target, context));
+        self.judge(relevant, caller, action, target, context)
+    }
+
+    /// The same without the sieve, for a test that it leaves out nothing.
+    pub fn evaluate_all(&self, caller: &Facts, action: Action, target: &Facts, context: &Context) -> Verdict {
+        self.judge(self.speaking_of(action), caller, action, target, context)
+    }
+
+    fn judge<'a>(
+        &self,
+        policies: impl Iterator<Item = &'a Ready>,
+        caller: &Facts,
+        action: Action,
+        target: &Facts,
+        context: &Context,
+    ) -> Verdict {
+        let (mut permits, mut forbids, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+        let denied = || Verdict { is_allowed: false, determining: Vec::new(), failed: Vec::new() };
+        let mut policies = policies.peekable();
+        if policies.peek().is_none() {
+            return denied();
+        }
         let question = words().and_then(|words| words.question(caller, action, target, context));
-        let Some((request, entities)) = question else { return denied };
-        let [calls, lists] = &self.by_action;
-        let policies = match action {
-            Action::Call => calls,
-            Action::List => lists,
-        };
-        let response = self.authorizer.is_authorized(&request, policies, &entities);
-        let failed = response.diagnostics().errors().map(|error| match error {
-            cedar_policy::AuthorizationError::PolicyEvaluationError(error) => error.policy_id().clone(),
-        });
-        let failed: Vec<_> = failed.collect();
+        let Some((request, entities)) = question else { return denied() };
+        for Ready { id, source, alone, .. } in policies {
+            let response = self.authorizer.is_authorized(&request, alone, &entities);
+            let diagnostics = response.diagnostics();
+            let kind = match diagnostics.errors().next() {
+                Some(_) => &mut failed,
+                None if diagnostics.reason().next().is_none() => continue,
+                None if source.is_permit => &mut permits,
+                None => &mut forbids,
+            };
+            kind.push(id.clone());
+        }
         Verdict {
-            // Cedar skips a policy that fails; it could be one that forbids.
-            is_allowed: response.decision() == Decision::Allow && failed.is_empty(),
-            determining: response.diagnostics().reason().cloned().collect(),
+            // Cedar would skip a policy that fails; it could be one that forbids.
+            is_allowed: !permits.is_empty() && forbids.is_empty() && failed.is_empty(),
+            determining: if forbids.is_empty() { permits } else { forbids },
             failed,
         }
     }
 
+    fn speaking_of(&self, action: Action) -> impl Iterator<Item = &Ready> {
+        let is_it = move |ready: &&Ready| {
+            let mut all = Action::ALL.into_iter().zip(ready.speaks_of);
+            all.any(|(other, speaks)| speaks && other == action)
+        };
+        self.policies.iter().filter(is_it)
+    }
+
     /// Where a policy stands.
     pub fn source(&self, id: &PolicyId) -> Option<&Source> {
-        self.sources.get(id)
+        self.policies.iter().find(|ready| ready.id == *id).map(|ready| &ready.source)
     }
 
     /// Every policy that speaks of an action, in the order of the texts.
-    pub fn policies(&self, action: Action) -> Vec<(&Source, &Policy)> {
-        let [calls, lists] = &self.by_action;
-        let policies = match action {
-            Action::Call => calls,
-            Action::List => lists,
-        };
-        let mut found: Vec<_> =
-            policies.policies().filter_map(|policy| Some((self.sources.get(policy.id())?, policy))).collect();
-        found.sort_by_key(|(source, _)| *source);
-        found
+    pub fn policies(&self, action: Action) -> impl Iterator<Item = (&Source, &Policy)> {
+        self.speaking_of(action).map(|ready| (&ready.source, &ready.policy))
     }
 
     /// Where all policies stand.
     pub fn sources(&self) -> impl Iterator<Item = &Source> {
-        self.sources.values()
+        self.policies.iter().map(|ready| &ready.source)
     }
 
     /// How many policies there are.
     pub fn len(&self) -> usize {
-        self.sources.len()
+        self.policies.len()
     }
 
     /// Whether there is none: then nothing is allowed.
     pub fn is_empty(&self) -> bool {
-        self.sources.is_empty()
+        self.policies.is_empty()
     }
 
     /// What they look at.
@@ -222,8 +257,7 @@ fn read(texts: &[(String, String)]) -> Result<PolicySet, Vec<Fault>> {
     let Some(words) = words() else { return Err(vec![about("set", "the schema cannot be read")]) };
     let validator = Validator::new(words.schema.clone());
     let mut faults = Vec::new();
-    let mut sources = HashMap::new();
-    let mut by_action = [CedarSet::new(), CedarSet::new()];
+    let mut ready = Vec::new();
     let mut footprint = Footprint::default();
     for (file, text) in texts {
         if let Err(expected) = check_file_name(file) {
@@ -277,27 +311,25 @@ fn read(texts: &[(String, String)]) -> Result<PolicySet, Vec<Fault>> {
                 continue;
             };
             footprint.add(tree.body());
-            let id = PolicyId::new(format!("{file}#{}", sources.len()));
-            let policy = policy.new_id(id.clone());
-            for (action, set) in Action::ALL.into_iter().zip(&mut by_action) {
-                if speaks_of(&policy, action)
-                    && let Err(error) = set.add(policy.clone())
-                {
-                    faults.push(Fault { line, column, ..about(file, error.to_string()) });
-                }
+            let id = PolicyId::new(format!("{file}#{}", ready.len()));
+            let (policy, sieve) = (policy.new_id(id.clone()), Sieve::of(tree.body()));
+            let mut alone = CedarSet::new();
+            if let Err(error) = alone.add(policy.clone()) {
+                faults.push(Fault { line, column, ..about(file, error.to_string()) });
             }
-            sources.insert(id, source);
+            let speaks_of = Action::ALL.map(|action| speaks_of(&policy, action));
+            ready.push(Ready { id, source, policy, speaks_of, sieve, alone });
         }
     }
-    if sources.len() > MAX_POLICIES {
-        let problem = format!("{} policies: a tenant may have at most {MAX_POLICIES}", sources.len());
+    if ready.len() > MAX_POLICIES {
+        let problem = format!("{} policies: a tenant may have at most {MAX_POLICIES}", ready.len());
         faults.push(about("set", problem));
     }
     if !faults.is_empty() {
         faults.truncate(MAX_FAULTS);
         return Err(faults);
     }
-    Ok(PolicySet { by_action, sources, footprint, authorizer: Authorizer::new() })
+    Ok(PolicySet { policies: ready, footprint, authorizer: Authorizer::new() })
 }
 
 fn speaks_of(policy: &Policy, action: Action) -> bool {
@@ -378,15 +410,18 @@ fn advice(error: &ValidationError) -> Option<String> {
         ValidationError::UnsafeOptionalAttributeAccess(_) => {
             "a device may have no customer: write x has customer && x.customer == …".to_owned()
         }
-        ValidationError::UnsafeAttributeAccess(_) => "principal and resource have: name, customer, and labels by \
-             hasTag and getTag; context has: method, oneway, timeout, size, hour, weekday. Of a principal that may \
-             be an App too, say `principal is Device` first"
-            .to_owned(),
+        ValidationError::UnsafeAttributeAccess(_) => {
+            "principal and resource have: name, type, customer, and labels by \
+             hasTag and getTag; context has: method, protocol, oneway, timeout, size, hour, weekday. Of a \
+             principal that may be an App too, say `principal is Device` first"
+                .to_owned()
+        }
         ValidationError::UnrecognizedActionId(_) => {
             "the actions are Action::\"call\" and Action::\"list\"".to_owned()
         }
         ValidationError::UnrecognizedEntityType(_) => {
-            "the types are Device::\"<id>\", Customer::\"<id>\" and App::\"<id>\"".to_owned()
+            "the types are Device::\"<id>\", Customer::\"<id>\", Group::\"<label>=<value>\", App::\"<id>\""
+                .to_owned()
         }
         ValidationError::NoTagsAllowed(_) => {
             "only devices have labels: write principal is Device in the scope of the policy".to_owned()

@@ -284,6 +284,7 @@ impl World {
             traceparent: None,
             body: Bytes::copy_from_slice(body.as_bytes()),
             deadline: Budget::from_ms(budget_ms).starting(self.now),
+            verdict: None,
             reply_to: Router { inbox, arrived: self.now, span: Default::default() },
         });
         self.endpoint.deliver(key, call, self.now);
@@ -312,6 +313,7 @@ impl World {
             let reply = match &reply {
                 None => "nothing".to_owned(),
                 Some(DeliveryReply::NotHere) => "not here".to_owned(),
+                Some(DeliveryReply::Outdated) => "outdated".to_owned(),
                 Some(DeliveryReply::Ended(Outcome::Busy(limit))) => format!("busy ({})", limit.as_str()),
                 Some(DeliveryReply::Ended(outcome)) => outcome.as_str().to_owned(),
             };

@@ -43,6 +43,8 @@ pub struct Incoming<R> {
     pub body: Bytes,
     /// When its budget ends.
     pub deadline: Deadline,
+    /// Until when the authorizer's word holds; none: for good.
+    pub verdict: Option<Deadline>,
     /// Where the answer goes.
     pub reply_to: R,
 }
@@ -341,6 +343,11 @@ impl<R> Target<R> {
         while let Some(call) = self.waiting.pop_front() {
             if call.deadline.has_passed(now) {
                 self.conclusions.push_back(Conclusion::silent(*call));
+                continue;
+            }
+            if call.verdict.is_some_and(|verdict| verdict.has_passed(now)) {
+                // The router has it judged again, and it comes back if it still may.
+                self.conclude(*call, DeliveryReply::Outdated, Bytes::new());
                 continue;
             }
             let room = self.open.len() < self.limits.max_open;

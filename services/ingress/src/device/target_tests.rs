@@ -19,6 +19,7 @@ pub(crate) fn call(serial: u64, budget_ms: u32, oneway: bool, now: Instant) -> B
         traceparent: None,
         body: serial.to_string().into(),
         deadline: Budget::from_ms(budget_ms).starting(now),
+        verdict: None,
         reply_to: serial,
     })
 }
@@ -36,6 +37,7 @@ fn said(target: &mut Target<u64>) -> Vec<String> {
             let reply = match &it.reply {
                 None => "-".to_owned(),
                 Some(DeliveryReply::NotHere) => "not_here".to_owned(),
+                Some(DeliveryReply::Outdated) => "outdated".to_owned(),
                 Some(DeliveryReply::Ended(Outcome::Busy(limit))) => format!("busy {}", limit.as_str()),
                 Some(DeliveryReply::Ended(outcome)) => outcome.as_str().to_owned(),
             };
@@ -58,6 +60,24 @@ fn a_call_is_written_and_answered_once() {
     assert_eq!(target.answer(1, &Bytes::from_static(b"[1]"), true, now), AnswerTaken::NoSuchCall);
     assert_eq!(said(&mut target), ["7 answered [1]"]);
     assert!(target.is_idle());
+}
+
+#[test]
+fn a_call_whose_verdict_has_run_out_goes_back_unseen() {
+    let (mut target, now) = callable();
+    let ms = Duration::from_millis;
+    for (serial, holds_ms) in [(1, 100), (2, 500)] {
+        let verdict = Some(Budget::from_ms(holds_ms).starting(now));
+        target.deliver(Box::new(Incoming { verdict, ..*call(serial, 5_000, false, now) }), now);
+    }
+    let (number, taken) = target.next(now + ms(100)).unwrap();
+    assert_eq!(taken.reply_to, 2);
+    assert_eq!(said(&mut target), ["1 outdated"]);
+    target.put_back(number);
+    assert!(target.next(now + ms(500)).is_none());
+    assert_eq!(said(&mut target), ["2 outdated"]);
+    target.deliver(call(3, 5_000, false, now), now);
+    assert!(target.next(now + ms(4_999)).is_some(), "from a router that cannot ask again");
 }
 
 #[test]
@@ -332,7 +352,7 @@ proptest! {
                 let (deadline, seen, oneway) = calls[&it.reply_to];
                 match it.reply {
                     None => prop_assert!(deadline.has_passed(now)),
-                    Some(DeliveryReply::NotHere) => prop_assert!(!seen),
+                    Some(DeliveryReply::NotHere | DeliveryReply::Outdated) => prop_assert!(!seen),
                     Some(DeliveryReply::Ended(outcome)) => match outcome {
                         Outcome::Busy(_) | Outcome::TooLargeForTarget => prop_assert!(!seen),
                         Outcome::Answered | Outcome::AnswerInvalid | Outcome::Lost => {

@@ -107,6 +107,7 @@ impl Bench {
                     let end = match it.reply {
                         Some(DeliveryReply::Ended(outcome)) => outcome.as_str(),
                         Some(DeliveryReply::NotHere) => "not_here",
+                        Some(DeliveryReply::Outdated) => "outdated",
                         None => continue,
                     };
                     format!("to.{} {end}", it.reply_to)

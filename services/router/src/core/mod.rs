@@ -52,6 +52,8 @@ pub struct Underway<T> {
     pub deadline: Deadline,
     /// Until when a target that is not there is waited for.
     pub connect_deadline: Deadline,
+    /// It has waited since it was judged: what allowed it may hold no more.
+    pub has_waited: bool,
     /// Claims that led to no session.
     refuted: Vec<Found>,
     /// A claim whose node did not respond though its lease stands, and the pause before it is tried again.
@@ -69,7 +71,8 @@ impl<T> Underway<T> {
         payload: T,
     ) -> Self {
         let connect_deadline = connect_deadline.min(deadline);
-        Underway { id, target, deadline, connect_deadline, refuted: Vec::new(), unheard: None, payload }
+        let (refuted, unheard, has_waited) = (Vec::new(), None, false);
+        Underway { id, target, deadline, connect_deadline, has_waited, refuted, unheard, payload }
     }
 
     fn has_refuted(&self, found: Found) -> bool {

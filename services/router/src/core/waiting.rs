@@ -30,7 +30,8 @@ impl<T> Default for WaitingRoom<T> {
 
 impl<T> WaitingRoom<T> {
     /// A call waits until `look_at`, or until something happens to its target.
-    pub(super) fn enter(&mut self, call: Underway<T>, look_at: Instant) {
+    pub(super) fn enter(&mut self, mut call: Underway<T>, look_at: Instant) {
+        call.has_waited = true;
         self.last_number += 1;
         let (target, look_at) = (call.target, (look_at, self.last_number));
         self.looks.insert(look_at, target);

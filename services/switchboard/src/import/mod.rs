@@ -19,7 +19,7 @@ use crate::rows;
 
 #[derive(Args)]
 #[command(after_help = "\
-CSV has a header with the columns tenant,customer,id,name,token in any order, and label:KEY for each label; only \
+CSV has a header with the columns tenant,customer,id,name,type,token in any order, and label:KEY for each label; only \
 name is needed, and tenant \
 unless --tenant names it. Tenant and customer go by name or id; an empty customer means unassigned; an empty id or \
 token is made up (a device that is there already keeps its own). Tokens are 1 to 255 bytes of UTF-8 without control \

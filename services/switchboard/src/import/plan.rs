@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use bus::audit::{Entry, MAX_DEVICES};
 use bus::registry::{
-    Added, Customer, Kind, NewDevice, Registry, RegistryError, Snapshot, Tenant, Token, check_labels,
-    check_name,
+    Added, Customer, DEFAULT_TYPE, Kind, NewDevice, Registry, RegistryError, Snapshot, Tenant, Token,
+    check_labels, check_name, check_type,
 };
 use futures::stream::{self, StreamExt};
 use rpc::{CredentialHash, CustomerId, DeviceId, TenantId};
@@ -244,6 +244,11 @@ impl<'a> Planning<'a> {
             self.refuse(&place, "name", invalid.expected);
             return Ok(());
         }
+        let kind = row.kind.unwrap_or_else(|| DEFAULT_TYPE.to_owned());
+        if let Err(invalid) = check_type(&kind) {
+            self.refuse(&place, "type", invalid.expected);
+            return Ok(());
+        }
         if let Err(invalid) = check_labels(&row.labels) {
             self.refuse(&place, invalid.field, invalid.expected);
             return Ok(());
@@ -279,7 +284,7 @@ impl<'a> Planning<'a> {
         if let (None, Some(id)) = (&token, id)
             && let Some(standing) = self.known.devices.get(&DeviceId(id))
             && (standing.tenant, standing.customer) == (tenant, customer)
-            && (&standing.name, &standing.labels) == (&row.name, &row.labels)
+            && (&standing.name, &standing.kind, &standing.labels) == (&row.name, &kind, &row.labels)
         {
             self.plan.unchanged += 1;
             return Ok(());
@@ -300,7 +305,15 @@ impl<'a> Planning<'a> {
             return Ok(());
         }
         self.plan.origins.push((place, is_made_up));
-        self.plan.devices.push(NewDevice { id, tenant, customer, name: row.name, labels: row.labels, token });
+        self.plan.devices.push(NewDevice {
+            id,
+            tenant,
+            customer,
+            name: row.name,
+            kind,
+            labels: row.labels,
+            token,
+        });
         Ok(())
     }
 

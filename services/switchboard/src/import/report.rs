@@ -126,7 +126,7 @@ impl TokenFile {
         let customer = device.customer.map(|customer| customer.to_string()).unwrap_or_default();
         let (tenant, id) = (device.tenant.to_string(), device.id.to_string());
         let labels = self.keys.iter().map(|key| device.labels.get(key).map_or("", String::as_str));
-        let cells = [tenant.as_str(), &customer, &id, &device.name, device.token.reveal()];
+        let cells = [tenant.as_str(), &customer, &id, &device.name, &device.kind, device.token.reveal()];
         self.writer
             .write_record(cells.into_iter().chain(labels).map(|cell| rows::marked(cell).into_owned()))
             .with_context(|| format!("cannot write {}", self.path.display()))

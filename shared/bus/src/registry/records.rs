@@ -9,6 +9,8 @@ use sha2::{Digest, Sha256};
 
 /// The longest name, in characters (as in ThingsBoard).
 pub const MAX_NAME_CHARS: usize = 255;
+/// The type of a device that was given none (as in ThingsBoard).
+pub const DEFAULT_TYPE: &str = "default";
 /// The most labels of a device.
 pub const MAX_LABELS: usize = 32;
 /// The longest key of a label, in characters.
@@ -42,11 +44,22 @@ pub struct Device {
     pub customer: Option<CustomerId>,
     /// Unique in the tenant.
     pub name: String,
+    /// What kind of thing it is, which a tenant's policies may read.
+    #[serde(rename = "type", default = "default_type", skip_serializing_if = "is_default_type")]
+    pub kind: String,
     /// The operator's own words about it, which a tenant's policies may read.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     /// The hash of its access token. A credential key counts only if the device that it names bears this very hash.
     pub credential: CredentialHash,
+}
+
+fn default_type() -> String {
+    DEFAULT_TYPE.to_owned()
+}
+
+fn is_default_type(kind: &str) -> bool {
+    kind == DEFAULT_TYPE
 }
 
 /// Everything that stood in the registry at one moment.
@@ -77,6 +90,14 @@ pub struct Invalid {
 /// break its lines among them, and without spaces at its ends.
 pub fn check_name(name: &str) -> Result<(), Invalid> {
     check_text("name", name, 1, MAX_NAME_CHARS)
+}
+
+/// Checks the type of a device.
+///
+/// # Errors
+/// As for a name.
+pub fn check_type(kind: &str) -> Result<(), Invalid> {
+    check_text("type", kind, 1, MAX_NAME_CHARS)
 }
 
 /// Checks the labels of a device.
