@@ -267,17 +267,17 @@ struct ChainView {
 async fn verify(args: VerifyArgs) -> anyhow::Result<ExitCode> {
     let opened = Opened::open(&args.reach).await?;
     let tenant = args.tenant.as_deref().map(|named| opened.tenant(named)).transpose()?;
-    let limits = opened.log.limits().await.context("there is no audit yet, or it cannot be read")?;
     let mut chains: BTreeMap<TenantId, Chain> = BTreeMap::new();
     if let Some(tenant) = tenant {
-        chains.insert(tenant, Chain::new(limits, args.head));
+        chains.insert(tenant, Chain::new(args.head));
     }
     let take = |stored: Stored| {
-        chains.entry(stored.tenant).or_insert_with(|| Chain::new(limits, None)).take(&stored);
+        chains.entry(stored.tenant).or_insert_with(|| Chain::new(None)).take(&stored);
     };
     opened.each(tenant, From::Sequence(1), take).await?;
+    let limits = opened.log.limits().await.context("there is no audit yet, or it cannot be read")?;
     let views = chains.into_iter().map(|(tenant, chain)| {
-        let verdict = chain.end();
+        let verdict = chain.end(limits);
         let tenant_name = match tenant {
             NO_TENANT => "of no tenant".to_owned(),
             tenant => find::tenant_name(&opened.known, tenant),

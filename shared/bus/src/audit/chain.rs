@@ -106,11 +106,10 @@ pub struct Head {
 /// One tenant's chain, as far as it was read.
 #[derive(Debug)]
 pub struct Chain {
-    limits: Limits,
     /// From an earlier check, until it is met.
     expected: Option<Head>,
-    first: u64,
-    cut: Cut,
+    /// The first record's number, and what it says of the one before it.
+    beginning: Option<(u64, Option<Previous>)>,
     head: Option<Head>,
     records: u64,
     missing: Vec<RangeInclusive<u64>>,
@@ -134,17 +133,8 @@ pub struct Verdict {
 
 impl Chain {
     /// A chain of which nothing was read yet; `expected` is its head at an earlier check.
-    pub fn new(limits: Limits, expected: Option<Head>) -> Self {
-        Chain {
-            limits,
-            expected,
-            first: 0,
-            cut: Cut::Nothing,
-            head: None,
-            records: 0,
-            missing: Vec::new(),
-            breaks: Vec::new(),
-        }
+    pub fn new(expected: Option<Head>) -> Self {
+        Chain { expected, beginning: None, head: None, records: 0, missing: Vec::new(), breaks: Vec::new() }
     }
 
     /// The next record of the stream.
@@ -162,13 +152,7 @@ impl Chain {
             self.expected = None;
         }
         match &self.head {
-            None => {
-                self.first = number;
-                self.cut = self.limits.cut(number, previous.as_ref());
-                if self.cut == Cut::TooEarly {
-                    self.breaks.push(Break::CutTooEarly(number));
-                }
-            }
+            None => self.beginning = Some((number, previous.clone())),
             Some(head) if number <= head.number => {
                 let found = if self.found(number) { Break::Reordered } else { Break::Repeated };
                 // What it is linked to is not looked at: it stands where it was never written.
@@ -184,9 +168,17 @@ impl Chain {
         self.head = Some(Head { number, hash });
     }
 
-    /// What is to be said of it, once all of it was read.
-    pub fn end(self) -> Verdict {
-        let Chain { expected, first, cut, head, records, missing, mut breaks, .. } = self;
+    /// What is to be said of it, once all of it was read. What the stream says of itself is asked after that: it goes
+    /// on being cut meanwhile.
+    pub fn end(self, limits: Limits) -> Verdict {
+        let Chain { expected, beginning, head, records, missing, mut breaks } = self;
+        let (first, cut) = match &beginning {
+            Some((number, previous)) => (*number, limits.cut(*number, previous.as_ref())),
+            None => (0, Cut::Nothing),
+        };
+        if cut == Cut::TooEarly {
+            breaks.insert(0, Break::CutTooEarly(first));
+        }
         breaks.extend(missing.into_iter().map(Break::Removed));
         // One that was cut with its time is not missed.
         if let Some(expected) = expected
@@ -268,9 +260,9 @@ mod tests {
     }
 
     fn verdict(limits: Limits, expected: Option<Head>, stored: &[Stored]) -> Verdict {
-        let mut chain = Chain::new(limits, expected);
+        let mut chain = Chain::new(expected);
         stored.iter().for_each(|stored| chain.take(stored));
-        chain.end()
+        chain.end(limits)
     }
 
     fn breaks(stored: &[Stored]) -> Vec<Break> {

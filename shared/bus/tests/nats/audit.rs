@@ -37,9 +37,9 @@ async fn all(log: &AuditLog, of: Option<TenantId>) -> Vec<Stored> {
 }
 
 async fn verdict(log: &AuditLog, of: TenantId, expected: Option<Head>) -> Verdict {
-    let mut chain = Chain::new(log.limits().await.unwrap(), expected);
+    let mut chain = Chain::new(expected);
     all(log, Some(of)).await.iter().for_each(|stored| chain.take(stored));
-    chain.end()
+    chain.end(log.limits().await.unwrap())
 }
 
 #[tokio::test]
