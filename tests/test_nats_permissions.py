@@ -120,7 +120,7 @@ PUBLISH = {
         ],
     ),
     "authorizer": (
-        ["swb.route", "swb.presence", BETWEEN, f"swb.event.device.{DEVICE}"],
+        ["swb.route", "swb.presence", BETWEEN, f"swb.event.device.{DEVICE}", f"swb.decide.{DEVICE}.quota"],
         [
             *[NODE, INBOX, "swb.call", "swb.authenticate", "swb.uplink.t.d.telemetry", "swb.answer.7", *NO_STORE],
             *["swb.claim", "swb.lease", "swb.handover", "swb.beat", "swb.judge", "swb.event.takeover.0123456789abcdef"],
@@ -149,7 +149,10 @@ PUBLISH = {
         ],
     ),
     "operator": (
-        [f"$KV.swb_devices.device.{DEVICE}", "swb.call", "swb.list", "swb.authenticate", f"swb.audit.{DEVICE}.operator"],
+        [
+            *[f"$KV.swb_devices.device.{DEVICE}", "swb.call", "swb.list", "swb.authenticate", f"swb.audit.{DEVICE}.operator"],
+            f"swb.decide.{DEVICE}.quota",
+        ],
         [
             *["swb.route", "swb.presence", NODE, INBOX, BETWEEN, "swb.claim", f"$KV.swb_claims.{DEVICE}", "$KV.swb_keys.tickets"],
             *[f"swb.audit.{DEVICE}.authorizer", f"swb.audit.{DEVICE}"],

@@ -423,7 +423,7 @@ def authorizer() -> Json:
             "Questions": [
                 graph(
                     "Calls judged",
-                    "not_allowed: another customer's device. unknown_target, unknown_caller: no such device. expired: it came too late, the process or NATS is behind. stale: the registry may be old. unticketed: no word of an authorizer.",
+                    "not_allowed: another customer's device. unknown_target, unknown_caller: no such device. external: permitted, but not by the tenant's external decision point. expired: it came too late, the process or NATS is behind. stale: the registry may be old. unticketed: no word of an authorizer.",
                     rates("switchboard_authorizer_decisions_total", "result"), stacked=True, unit="reqps", width=6,
                 ),
                 graph(
@@ -504,6 +504,16 @@ def authorizer() -> Json:
                 graph(
                     "What shadows would decide otherwise", "allows: now denied. denies: now allowed. The authorizers' logs name some of them.",
                     Query(rate("switchboard_authorizer_policy_shadow_differences_total", by="shadow"), "{{shadow}}"), unit="cps", width=12,
+                ),
+            ],
+            "External decision points": [
+                graph(
+                    "Decisions from outside", "Calls that policies permit, and of which a tenant's decision point is asked. remembered: it has answered before. external_denied: it said no; the others deny without an answer, external_open without asking.",
+                    rates("switchboard_authorizer_external_decisions_total", "result"), stacked=True, unit="reqps", width=12,
+                ),
+                graph(
+                    "Time of external decisions", "From the question to the answer, or to the end of its time. The call waits as long.",
+                    *quantiles("switchboard_authorizer_external_seconds"), unit="s", width=12,
                 ),
             ],
             "Audit": [

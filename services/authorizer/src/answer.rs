@@ -1,20 +1,27 @@
 //! What is asked of the authorizer, and what does it answer? Four subjects, a loop each, nothing kept in between.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use boot::traces::{Hop, Span, Tracer};
+use bus::policies::External;
 use bus::{Bus, BusError, Keyring, Request, Requests, Subject};
+use bytes::Bytes;
 use rpc::{
-    AuthenticateReply, AuthenticateRequest, Budget, Call, Holder, Identity, JudgeReply, JudgeRequest, Limit,
-    ListRequest, Outcome, PresenceReply, PresenceRequest, Routed, Stamp, Ticket, TicketError, wire,
+    AuthenticateReply, AuthenticateRequest, Budget, Call, Deadline, Holder, Identity, JudgeReply,
+    JudgeRequest, Limit, ListRequest, Outcome, PresenceReply, PresenceRequest, Routed, Stamp, TenantId,
+    Ticket, TicketError, wire,
 };
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::denials::{Denial, Denials, Denied};
 use crate::directory::{Known, NoList, Peer};
+use crate::external::question::Question;
+use crate::external::{Asked, Externals};
 use crate::keep::Kept;
 use crate::meters::Meters;
 use crate::policy::{Context, Decision, Live, Refusal, Rules};
@@ -37,6 +44,8 @@ pub(crate) struct Answers {
     keys: Keyring,
     judged: Judged,
     denials: Denials,
+    externals: Externals,
+    external_questions: Arc<Semaphore>,
     meters: Meters,
     tracer: Tracer,
     route: Subject,
@@ -51,6 +60,33 @@ pub(crate) struct Judged {
     pub(crate) max_devices_per_list: usize,
     /// `device_api.max_timeout_ms`: no hop believes in more.
     pub(crate) max_timeout_ms: u32,
+    pub(crate) max_external_questions: usize,
+}
+
+/// A call that is being judged.
+struct Judging {
+    call: Call,
+    body: Bytes,
+    inbox: Subject,
+    span: Span,
+    stamp: Option<Stamp>,
+    deadline: Deadline,
+    connect_deadline: Deadline,
+}
+
+/// A call that waits for an external decision point.
+struct Asking {
+    judging: Judging,
+    put: Put,
+    /// One of `authorizer.max_external_questions`.
+    _permit: OwnedSemaphorePermit,
+}
+
+/// What an external decision point is to be asked.
+struct Put {
+    tenant: TenantId,
+    external: Arc<External>,
+    question: Question,
 }
 
 /// A `getDevices` that waits for its answer.
@@ -91,12 +127,26 @@ impl Answers {
         keys: Keyring,
         judged: Judged,
         denials: Denials,
+        externals: Externals,
         tracer: Tracer,
     ) -> Self {
         let route = bus.subjects().route().into();
         let bounce_prefix = bus.subjects().bounce(bus.process(), "");
         let meters = Meters::new();
-        Answers { bus, kept, keys, judged, denials, meters, tracer, route, bounce_prefix }
+        let external_questions = Arc::new(Semaphore::new(judged.max_external_questions));
+        Answers {
+            bus,
+            kept,
+            keys,
+            judged,
+            denials,
+            externals,
+            external_questions,
+            meters,
+            tracer,
+            route,
+            bounce_prefix,
+        }
     }
 
     /// Answers until `stop`, then what is still asked until other authorizers have taken over.
@@ -117,36 +167,48 @@ impl Answers {
     }
 
     async fn answer_calls(self: Arc<Self>, mut requests: Requests, stop: CancellationToken) {
-        let mut held = JoinSet::new();
+        // Calls that wait for the registry, or for an external decision point; all others wait for none of them.
+        let (mut held, mut waiting) = (JoinSet::new(), JoinSet::new());
         while let Some(request) = requests.next_until(&stop).await {
-            while held.try_join_next().is_some() {}
+            while held.try_join_next().is_some() || waiting.try_join_next().is_some() {}
+            let answers = Arc::clone(&self);
             // Those behind it are read meanwhile: what is not, nobody can say how old it is.
             if !self.kept.looks_fresh() && held.len() < MAX_HELD_CALLS {
-                held.spawn(Arc::clone(&self).take_call(request));
-            } else {
-                Arc::clone(&self).take_call(request).await;
+                held.spawn(async move {
+                    if let Some(asking) = answers.take_call(request).await {
+                        answers.ask_external(asking).await;
+                    }
+                });
+            } else if let Some(asking) = self.take_call(request).await {
+                waiting.spawn(async move { answers.ask_external(asking).await });
             }
         }
-        while held.join_next().await.is_some() {}
+        while held.join_next().await.is_some() || waiting.join_next().await.is_some() {}
     }
 
-    async fn take_call(self: Arc<Self>, request: Request) {
+    /// Returns what is to be asked elsewhere first; without that the call is done with.
+    async fn take_call(&self, request: Request) -> Option<Asking> {
         let taken = Instant::now();
-        self.answer_call(request).await;
+        let asking = match self.admit(request).await {
+            Some(judging) => self.judge(judging).await,
+            None => None,
+        };
         self.meters.call_seconds.record(taken.elapsed());
+        asking
     }
 
-    /// Forwards an allowed call and answers a refused one.
-    async fn answer_call(&self, request: Request) {
+    /// A call that can be judged; any other is answered.
+    async fn admit(&self, request: Request) -> Option<Judging> {
         let arrived = request.arrived;
-        let Some(inbox) = request.reply_to else { return };
+        let inbox = request.reply_to?;
         let meters = &self.meters.calls;
         let (mut call, body) = match wire::decode::<Call>(&request.message) {
             Ok(call) => call,
             Err(error) => {
                 tracing::warn!(%error, "a call cannot be read");
                 meters.unreadable.increment(1);
-                return self.say(inbox, &Outcome::Unavailable, &[]).await;
+                self.say(inbox, &Outcome::Unavailable, &[]).await;
+                return None;
             }
         };
         let mut span = self.tracer.follow("decide", Hop::Taken, &mut call.traceparent);
@@ -159,7 +221,8 @@ impl Answers {
             // Its caller has given up, and says so itself.
             tracing::debug!(call = %call.call, "expired on its way");
             span.end_as("expired", false);
-            return meters.expired.increment(1);
+            meters.expired.increment(1);
+            return None;
         }
         let ticket = call.ticket.take();
         let holder = Holder { device: call.caller, node: call.call.node, visit: call.visit };
@@ -169,58 +232,111 @@ impl Answers {
                 Unheard::NoTicket => meters.unticketed.increment(1),
             }
             span.end(&Outcome::Unavailable);
-            return self.say(inbox, &Outcome::Unavailable, &[]).await;
+            self.say(inbox, &Outcome::Unavailable, &[]).await;
+            return None;
         }
-        let asked = JudgeRequest {
-            call: call.call,
-            caller: call.caller,
-            target: call.target,
-            budget_ms: call.budget_ms,
-            size_bytes: u32::try_from(body.len()).unwrap_or(u32::MAX),
-            protocol: call.protocol,
-            oneway: call.oneway,
-        };
+        let stamp = ticket.map(|ticket| ticket.stamp());
+        Some(Judging { call, body, inbox, span, stamp, deadline, connect_deadline })
+    }
+
+    /// Forwards an allowed call and answers a refused one, unless somebody else has to be asked.
+    async fn judge(&self, judging: Judging) -> Option<Asking> {
+        let asked = judging.asked();
         // A ticket for the token before is none: its session is about to end.
-        let decision = self.decide(&asked, |stamp| ticket.is_some_and(|ticket| ticket.stamp() == stamp));
-        match decision {
-            Decision::Refuse(refusal) => {
-                let outcome = refusal.outcome();
-                span.note("switchboard.refusal", refusal.as_str());
-                span.end(&outcome);
-                self.say(inbox, &outcome, &[]).await;
+        match self.decide(&asked, |known| Some(known) == judging.stamp) {
+            Decision::Refuse(refusal) => self.refuse(judging, refusal).await,
+            Decision::Allow => match self.external(&asked) {
+                None => self.forward(judging).await,
+                Some(put) => match self.externals.without_asking(put.tenant, &put.external, &put.question) {
+                    Some(answer) => self.follow(judging, answer).await,
+                    None => match Arc::clone(&self.external_questions).try_acquire_owned() {
+                        Ok(permit) => return Some(Asking { judging, put, _permit: permit }),
+                        Err(_) => self.follow(judging, self.externals.busy()).await,
+                    },
+                },
+            },
+        }
+        None
+    }
+
+    /// What the caller's tenant wants to be asked elsewhere, about a call that its policies permit.
+    fn external(&self, asked: &JudgeRequest) -> Option<Put> {
+        let Kept { directory, judges, .. } = &*self.kept;
+        let tenant = directory.tenant_of(asked.caller)?;
+        let external = judges.external(tenant)?;
+        let judge = judges.of(tenant)?;
+        let ((_, caller), (_, target)) = (directory.facts(asked.caller)?, directory.facts(asked.target)?);
+        let context = context(asked, judge.utc_offset_min());
+        let question = Question::of(tenant, judge.version(), &caller, &target, &context);
+        Some(Put { tenant, external, question })
+    }
+
+    async fn ask_external(&self, asking: Asking) {
+        let Asking { judging, put: Put { tenant, external, question }, _permit } = asking;
+        let left = judging.deadline.remaining(Instant::now()).as_duration();
+        let answer = self.externals.ask(tenant, &external, &question, left).await;
+        // Meanwhile devices or policies may have changed.
+        match self.decide(&judging.asked(), |known| Some(known) == judging.stamp) {
+            Decision::Allow => self.follow(judging, answer).await,
+            Decision::Refuse(refusal) => self.refuse(judging, refusal).await,
+        }
+    }
+
+    /// Does as an external decision point says.
+    async fn follow(&self, judging: Judging, answer: Asked) {
+        let Some(objection) = answer.objection else { return self.forward(judging).await };
+        self.meters.calls.external.increment(1);
+        let why = match answer.reason.as_str() {
+            "" => objection.as_str().into(),
+            reason => format!("{}: {reason}", objection.as_str()).into(),
+        };
+        let asked = judging.asked();
+        self.record_denied_call(&asked, self.kept.directory.tenant_of(asked.caller), why);
+        self.end_refused(judging, objection.as_str(), Outcome::Denied).await;
+    }
+
+    async fn refuse(&self, judging: Judging, refusal: Refusal) {
+        self.end_refused(judging, refusal.as_str(), refusal.outcome()).await;
+    }
+
+    async fn end_refused(&self, judging: Judging, reason: &'static str, outcome: Outcome) {
+        let Judging { inbox, mut span, .. } = judging;
+        span.note("switchboard.refusal", reason);
+        span.end(&outcome);
+        self.say(inbox, &outcome, &[]).await;
+    }
+
+    async fn forward(&self, judging: Judging) {
+        let Judging { call, body, inbox, span, deadline, connect_deadline, .. } = judging;
+        let meters = &self.meters.calls;
+        tracing::debug!(call = %call.call, caller = %call.caller, target = %call.target, "allowed");
+        let bounce = [self.bounce_prefix.as_str(), inbox.as_str()].concat();
+        let now = Instant::now();
+        let call = Call {
+            budget_ms: deadline.remaining(now),
+            connect_budget_ms: connect_deadline.remaining(now),
+            ..call
+        };
+        let id = call.call;
+        let verdict_ms = Some(VERDICT_HOLDS);
+        let routed = Routed { call, verdict_ms, reply_to: inbox.as_str().to_owned() };
+        let sent = match wire::encode(&routed, &body) {
+            Ok(message) => {
+                let sent = self.bus.forward(self.route.clone(), bounce, message).await;
+                sent.map_err(|error| error.to_string())
             }
-            Decision::Allow => {
-                tracing::debug!(call = %call.call, caller = %call.caller, target = %call.target, "allowed");
-                let bounce = [self.bounce_prefix.as_str(), inbox.as_str()].concat();
-                let now = Instant::now();
-                let call = Call {
-                    budget_ms: deadline.remaining(now),
-                    connect_budget_ms: connect_deadline.remaining(now),
-                    ..call
-                };
-                let id = call.call;
-                let verdict_ms = Some(VERDICT_HOLDS);
-                let routed = Routed { call, verdict_ms, reply_to: inbox.as_str().to_owned() };
-                let sent = match wire::encode(&routed, &body) {
-                    Ok(message) => self
-                        .bus
-                        .forward(self.route.clone(), bounce, message)
-                        .await
-                        .map_err(|error| error.to_string()),
-                    Err(error) => Err(error.to_string()),
-                };
-                match sent {
-                    Ok(()) => {
-                        meters.allowed.increment(1);
-                        span.end_as("allowed", false);
-                    }
-                    Err(error) => {
-                        tracing::warn!(call = %id, error, "an allowed call cannot be sent on");
-                        meters.unsent.increment(1);
-                        span.end(&Outcome::Unavailable);
-                        self.say(inbox, &Outcome::Unavailable, &[]).await;
-                    }
-                }
+            Err(error) => Err(error.to_string()),
+        };
+        match sent {
+            Ok(()) => {
+                meters.allowed.increment(1);
+                span.end_as("allowed", false);
+            }
+            Err(error) => {
+                tracing::warn!(call = %id, error, "an allowed call cannot be sent on");
+                meters.unsent.increment(1);
+                span.end(&Outcome::Unavailable);
+                self.say(inbox, &Outcome::Unavailable, &[]).await;
             }
         }
     }
@@ -229,26 +345,11 @@ impl Answers {
     fn decide(&self, asked: &JudgeRequest, counts: impl FnOnce(Stamp) -> bool) -> Decision {
         let (caller, target) = self.kept.directory.standings(asked.caller, asked.target);
         let caller = caller.filter(|(_, stamp)| counts(*stamp)).map(|(caller, _)| caller);
-        let context = |utc_offset_min| {
-            let budget_ms = asked.budget_ms.as_ms();
-            Context::of_call(asked.oneway, budget_ms, asked.size_bytes, unix_s(), utc_offset_min)
-                .over(asked.protocol)
-        };
+        let context = |utc_offset_min| context(asked, utc_offset_min);
         let decision = self.kept.judges.decide(caller.as_ref(), target.as_ref(), self.judged.rules, context);
         if let Decision::Refuse(refusal) = decision {
-            tracing::debug!(call = %asked.call, caller = %asked.caller, target = %asked.target,
-                reason = refusal.as_str(), "refused");
             self.meters.calls.refused(refusal).increment(1);
-            let tenant = caller.map(|caller| caller.tenant);
-            self.denials.tell(Denial {
-                denied: Denied::Call,
-                tenant,
-                caller: Some(asked.caller),
-                target: Some(asked.target),
-                node: asked.call.node,
-                version: self.kept.judges.version(tenant),
-                why: refusal.as_str(),
-            });
+            self.record_denied_call(asked, caller.map(|caller| caller.tenant), refusal.as_str().into());
         }
         decision
     }
@@ -288,7 +389,7 @@ impl Answers {
             target: None,
             node: holder.node,
             version: 0,
-            why: error.as_str(),
+            why: error.as_str().into(),
         });
         if error != TicketError::Forged {
             self.kept.is_recheck_due.store(true, Ordering::Relaxed);
@@ -351,7 +452,7 @@ impl Answers {
                     target: None,
                     node,
                     version: 0,
-                    why: "no device has it",
+                    why: "no device has it".into(),
                 });
                 AuthenticateReply::Refused
             }
@@ -422,6 +523,19 @@ impl Answers {
         })
     }
 
+    fn record_denied_call(&self, asked: &JudgeRequest, tenant: Option<TenantId>, why: Cow<'static, str>) {
+        tracing::debug!(call = %asked.call, caller = %asked.caller, target = %asked.target, %why, "refused");
+        self.denials.tell(Denial {
+            denied: Denied::Call,
+            tenant,
+            caller: Some(asked.caller),
+            target: Some(asked.target),
+            node: asked.call.node,
+            version: self.kept.judges.version(tenant),
+            why,
+        });
+    }
+
     fn record_denied_list(&self, list: &ListRequest) {
         let tenant = self.kept.directory.tenant_of(list.caller);
         let is_known = self.kept.directory.stamp(list.caller) == list.ticket.map(|ticket| ticket.stamp());
@@ -432,7 +546,7 @@ impl Answers {
             target: None,
             node: list.node,
             version: self.kept.judges.version(tenant),
-            why: if is_known { Refusal::NotAllowed.as_str() } else { Refusal::UnknownCaller.as_str() },
+            why: if is_known { Refusal::NotAllowed.as_str() } else { Refusal::UnknownCaller.as_str() }.into(),
         });
     }
 
@@ -482,6 +596,27 @@ impl Answers {
             tracing::debug!(%error, "an answer cannot be sent");
         }
     }
+}
+
+impl Judging {
+    /// The call, as it is judged.
+    fn asked(&self) -> JudgeRequest {
+        JudgeRequest {
+            call: self.call.call,
+            caller: self.call.caller,
+            target: self.call.target,
+            budget_ms: self.call.budget_ms,
+            size_bytes: u32::try_from(self.body.len()).unwrap_or(u32::MAX),
+            protocol: self.call.protocol,
+            oneway: self.call.oneway,
+        }
+    }
+}
+
+/// What policies may know of a call.
+fn context(asked: &JudgeRequest, utc_offset_min: i16) -> Context {
+    let budget_ms = asked.budget_ms.as_ms();
+    Context::of_call(asked.oneway, budget_ms, asked.size_bytes, unix_s(), utc_offset_min).over(asked.protocol)
 }
 
 /// Why nobody is heard.

@@ -1,6 +1,7 @@
 //! Which denials are recorded in the audit? So many a second for each tenant; further ones are counted in its next
 //! record. One task writes them, beside the calls.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,7 +39,7 @@ pub(crate) enum Denied {
 }
 
 /// One denial.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Denial {
     pub(crate) denied: Denied,
     /// None: it is not known whose.
@@ -49,7 +50,7 @@ pub(crate) struct Denial {
     pub(crate) node: NodeId,
     /// By which version of the tenant's policies; 0: by the built-in rule.
     pub(crate) version: u64,
-    pub(crate) why: &'static str,
+    pub(crate) why: Cow<'static, str>,
 }
 
 impl Denied {
@@ -69,7 +70,7 @@ impl From<Denial> for Entry {
         Entry {
             from: format!("node {node}"),
             version: matches!(denied, Denied::Call | Denied::List).then_some(version),
-            why: why.to_owned(),
+            why: why.into_owned(),
             ..Entry::new(denied.kind(), caller.into_iter().chain(target))
         }
     }

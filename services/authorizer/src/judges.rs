@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use boot::Health;
 use bus::Bus;
-use bus::policies::{Policies, PolicyChange, StoredSet};
+use bus::policies::{External, Policies, PolicyChange, StoredSet};
 use bus::registry::Change;
 use rpc::{DeviceId, TenantId};
 use tokio::sync::watch::Sender;
@@ -29,6 +29,8 @@ pub struct Judges {
     by_tenant: RwLock<HashMap<TenantId, Arc<Judge>>>,
     /// Held while the directory and the judges change, so that a new judge misses no device; never while one is made.
     changing: Mutex<Sets>,
+    /// Who is asked besides.
+    externals: RwLock<HashMap<TenantId, Arc<External>>>,
 }
 
 /// What judges are made of, as far as it is known.
@@ -63,6 +65,22 @@ impl Judges {
     /// The version of the policies that a tenant's devices are judged by; 0: the built-in rule.
     pub(crate) fn version(&self, tenant: Option<TenantId>) -> u64 {
         tenant.and_then(|tenant| self.of(tenant)).map_or(0, |judge| judge.version())
+    }
+
+    /// The external decision point of a tenant that has policies.
+    pub(crate) fn external(&self, tenant: TenantId) -> Option<Arc<External>> {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        self.externals.read().unwrap_or_else(PoisonError::into_inner).get(&tenant).cloned()
+    }
+
+    fn set_external(&self, tenant: TenantId, external: Option<Arc<External>>) {
+        let mut externals = self.externals.write().unwrap_or_else(PoisonError::into_inner);
+        match external {
+            Some(external) => externals.insert(tenant, external),
+            None => externals.remove(&tenant),
+        };
     }
 
     /// Decides over a call: by the tenant's policies where it has some, else by the built-in rule. `context` is handed
@@ -163,6 +181,7 @@ impl Judges {
         self.change(directory, tenant, |sets| {
             sets.live.remove(&tenant);
         });
+        self.set_external(tenant, None);
     }
 
     fn change(&self, directory: &Directory, tenant: TenantId, change: impl FnOnce(&mut Sets)) {
@@ -244,11 +263,19 @@ impl Judges {
                 return None;
             }
             Some(stored) => {
-                let StoredSet { version, utc_offset_min, texts, .. } = *stored;
+                let StoredSet { version, utc_offset_min, texts, external, .. } = *stored;
                 let texts: Vec<_> = texts.into_iter().collect();
                 match PolicySet::read(&texts) {
                     Ok(set) => {
+                        // With one foot in each set, the stricter holds: a point comes before its set, and goes
+                        // after the one that had it.
+                        if let Some(external) = &external {
+                            self.set_external(tenant, Some(Arc::new(external.clone())));
+                        }
                         self.set(directory, tenant, Some(Arc::new(set)), version, utc_offset_min);
+                        if external.is_none() {
+                            self.set_external(tenant, None);
+                        }
                         tracing::info!(%tenant, version, "policies are in force");
                         return None;
                     }

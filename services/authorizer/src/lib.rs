@@ -1,13 +1,14 @@
 //! Who is this device, whom may it call, and who are its peers? The service that knows the registry.
 //!
 //! `keep` follows the registry into the [`directory`], and [`freshness`] says whether that may decide; [`judges`]
-//! follows the tenants' policies; `answer` serves the bus from them; [`policy`] decides over calls; `denials` records
-//! what was refused.
+//! follows the tenants' policies; `answer` serves the bus from them; [`policy`] decides over calls; [`external`]
+//! asks a tenant's own decision point; `denials` records what was refused.
 //! Any number of copies share the questions, and none keeps anything between two of them.
 
 mod answer;
 mod denials;
 pub mod directory;
+pub mod external;
 pub mod freshness;
 pub mod judges;
 mod keep;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use answer::{Answers, Judged, Questions};
 use denials::Denials;
+use external::Externals;
 use keep::Kept;
 pub use meters::describe;
 use policy::Rules;
@@ -83,10 +85,12 @@ pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
             rules,
             max_devices_per_list: device_api.max_devices_per_customer,
             max_timeout_ms: device_api.max_timeout_ms,
+            max_external_questions: context.settings.authorizer.max_external_questions,
         };
+        let externals = Externals::new(&bus, &context.settings.authorizer);
         let (denials, writer) = Denials::start(&bus, &context.settings, answered.clone());
         recording = Some(writer);
-        let answers = Answers::new(bus.clone(), kept, keys.clone(), judged, denials, tracer);
+        let answers = Answers::new(bus.clone(), kept, keys.clone(), judged, denials, externals, tracer);
         let answering = tokio::spawn(Arc::new(answers).all(questions, context.shutdown.clone()));
         finish(answering, &context).await?;
     }

@@ -3,6 +3,7 @@
 use boot::metrics::Kind::{Counter, Gauge, Histogram};
 use metrics::{counter, gauge, histogram};
 
+use crate::external::Objection;
 use crate::policy::Refusal;
 
 /// Gives every metric of the authorizer its help text.
@@ -37,6 +38,12 @@ pub fn describe() {
             POLICY_SETS_UNREAD,
             "Tenants whose policies cannot be read: the last good ones stay in force.",
         ),
+        (Counter, EXTERNAL, "Calls put to external decision points, by what came of it."),
+        (
+            Histogram,
+            EXTERNAL_SECONDS,
+            "Time from a question to an external decision point to its answer or end.",
+        ),
         (Counter, AUDIT_RECORDS, "Denials to be recorded in the audit, by what became of it."),
         (Histogram, ANSWER, "Time the authorizer takes for one question, from its arrival to its end here."),
     ]);
@@ -55,6 +62,8 @@ const POLICY_DECISIONS: &str = "switchboard_authorizer_policy_decisions_total";
 const SHADOW_DIFFERENCES: &str = "switchboard_authorizer_policy_shadow_differences_total";
 const POLICY_SETS: &str = "switchboard_authorizer_policy_sets";
 const POLICY_SETS_UNREAD: &str = "switchboard_authorizer_policy_sets_unread";
+const EXTERNAL: &str = "switchboard_authorizer_external_decisions_total";
+const EXTERNAL_SECONDS: &str = "switchboard_authorizer_external_seconds";
 const AUDIT_RECORDS: &str = "switchboard_authorizer_audit_records_total";
 const ANSWER: &str = "switchboard_authorizer_answer_seconds";
 
@@ -81,6 +90,8 @@ pub(crate) struct Calls {
     pub(crate) stale: metrics::Counter,
     /// The caller's ticket did not count.
     pub(crate) unticketed: metrics::Counter,
+    /// Permitted by policies, and not by the external decision point.
+    pub(crate) external: metrics::Counter,
     unknown_caller: metrics::Counter,
     unknown_target: metrics::Counter,
     not_allowed: metrics::Counter,
@@ -110,6 +121,7 @@ impl Meters {
                 unsent: decision("unsent"),
                 stale: decision("stale"),
                 unticketed: decision("unticketed"),
+                external: decision("external"),
                 unknown_caller: refused(Refusal::UnknownCaller),
                 unknown_target: refused(Refusal::UnknownTarget),
                 not_allowed: refused(Refusal::NotAllowed),
@@ -217,6 +229,34 @@ impl AuditMeters {
             left_out: records("left_out"),
             dropped: records("dropped"),
             failed: records("failed"),
+        }
+    }
+}
+
+/// What external decision points say.
+pub(crate) struct ExternalMeters {
+    pub(crate) allowed: metrics::Counter,
+    /// Answered before, and the answer holds.
+    pub(crate) remembered: metrics::Counter,
+    pub(crate) seconds: metrics::Histogram,
+    objections: [(Objection, metrics::Counter); Objection::ALL.len()],
+}
+
+impl ExternalMeters {
+    pub(crate) fn new() -> Self {
+        let decisions = |result: &'static str| counter!(EXTERNAL, "result" => result);
+        ExternalMeters {
+            allowed: decisions("allowed"),
+            remembered: decisions("remembered"),
+            seconds: histogram!(EXTERNAL_SECONDS),
+            objections: Objection::ALL.map(|objection| (objection, decisions(objection.as_str()))),
+        }
+    }
+
+    pub(crate) fn objected(&self, objection: Objection) {
+        let of = self.objections.iter().find(|(known, _)| *known == objection);
+        if let Some((_, counter)) = of {
+            counter.increment(1);
         }
     }
 }

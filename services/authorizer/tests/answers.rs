@@ -9,11 +9,13 @@
 )]
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use boot::{Context, Health, Settings};
 use bus::audit::{AuditLog, Bounds, Chain, From, NO_TENANT, Record};
+use bus::policies::{External, Policies, StoredSet};
 use bus::registry::{Customer, NewDevice, Registry, Tenant, Token};
 use bus::server::{NatsServer, ServerOptions, find_binary};
 use bus::{AskError, Bus, BusSettings, Request};
@@ -506,5 +508,225 @@ async fn calls_are_judged_while_the_audit_takes_nothing() {
     }
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     running.stop().await;
+    world.server.stop().await;
+}
+
+/// Makes the built-in rule, written as a policy, the tenant's own, with somebody who is asked besides.
+async fn ask_besides(world: &World, version: u64, point: &str, timeout_ms: u32) {
+    let policies = Policies::open(&world.bus).await.unwrap();
+    let set = StoredSet {
+        version,
+        utc_offset_min: 0,
+        texts: [("built-in".to_owned(), switchboard_authorizer::policy::BUILT_IN.to_owned())].into(),
+        at_ms: 0,
+        who: String::new(),
+        why: String::new(),
+        external: Some(External { point: point.parse().unwrap(), timeout_ms }),
+    };
+    policies.replace(world.tenant, &set).await.unwrap();
+}
+
+/// A tenant's decision point, which says what it is told to say, and counts how often it was asked.
+struct Decider {
+    says: Arc<Mutex<&'static str>>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Decider {
+    async fn start(world: &World) -> Self {
+        let subject = world.bus.subjects().external_decision(world.tenant, "quota");
+        let mut questions = world.bus.serve(subject, Some("quota")).await.unwrap();
+        let (says, asked) = (Arc::new(Mutex::new("{}")), Arc::new(AtomicUsize::new(0)));
+        let decider = Decider { says: Arc::clone(&says), asked: Arc::clone(&asked) };
+        let bus = world.bus.clone();
+        tokio::spawn(async move {
+            while let Some(question) = questions.next().await {
+                asked.fetch_add(1, Ordering::Relaxed);
+                let answer = *says.lock().unwrap();
+                if !answer.is_empty() {
+                    bus.tell(question.reply_to.unwrap(), Bytes::from(answer)).await.unwrap();
+                }
+            }
+        });
+        decider
+    }
+
+    fn say(&self, answer: &'static str) {
+        *self.says.lock().unwrap() = answer;
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.swap(0, Ordering::Relaxed)
+    }
+}
+
+#[tokio::test]
+async fn who_is_asked_besides_has_to_say_yes() {
+    let world = World::new().await;
+    let a1 = world.add("A1", Some(world.customer)).await.id;
+    let a2 = world.add("A2", Some(world.customer)).await.id;
+    let loose = world.add("Loose", None).await.id;
+    ask_besides(&world, 1, "nats:quota", 200).await;
+    let running = start(&world, |_| ()).await;
+    let judged = async || world.call(&call(a1, a2)).await;
+    // No router is there: a call that is allowed ends as Unavailable.
+    let allowed = Outcome::Unavailable;
+    assert_eq!(judged().await, Outcome::Denied, "nobody listens");
+
+    let decider = Decider::start(&world).await;
+    for (answer, outcome) in [
+        (r#"{"decision":true}"#, allowed.clone()),
+        (r#"{"decision":false,"context":{"reason":"quota used up"}}"#, Outcome::Denied),
+        (r#"{"decision":"true"}"#, Outcome::Denied),
+        ("nonsense", Outcome::Denied),
+        (r#"{"decision":true,"context":{"ttl_ms":0}}"#, allowed.clone()),
+        // Silence.
+        ("", Outcome::Denied),
+    ] {
+        decider.say(answer);
+        assert_eq!((judged().await, decider.asked()), (outcome, 1), "{answer}");
+    }
+    decider.say(r#"{"decision":true}"#);
+    assert_eq!(world.call(&call(a1, loose)).await, Outcome::Denied);
+    assert_eq!(world.list(&list(a1)).await.0, Outcome::Answered);
+    assert_eq!(decider.asked(), 0, "only about calls, and only those that the policies permit");
+
+    // An answer that holds is not asked for again, for calls that differ in nothing else than size and time.
+    decider.say(r#"{"decision":false,"context":{"ttl_ms":60000}}"#);
+    assert_eq!(judged().await, Outcome::Denied);
+    decider.say(r#"{"decision":true}"#);
+    let quick = Call { budget_ms: Budget::from_ms(3_000), ..call(a1, a2) };
+    assert_eq!((world.call(&quick).await, decider.asked()), (Outcome::Denied, 1));
+    let oneway = Call { oneway: true, ..call(a1, a2) };
+    assert_eq!((world.call(&oneway).await, decider.asked()), (allowed, 1));
+    running.stop().await;
+
+    let whys: Vec<_> = audited(&world).await.into_iter().map(|it| it.entry.why).collect();
+    for why in ["external_missing", "external_denied: quota used up", "external_malformed", "external_late"] {
+        assert!(whys.iter().any(|it| it == why), "{why}: {whys:?}");
+    }
+    world.server.stop().await;
+}
+
+#[tokio::test]
+async fn others_do_not_wait_for_a_point_that_is_slow_and_it_is_left_alone_when_it_fails() {
+    let world = World::new().await;
+    let a1 = world.add("A1", Some(world.customer)).await.id;
+    let a2 = world.add("A2", Some(world.customer)).await.id;
+    let loose = world.add("Loose", None).await.id;
+    ask_besides(&world, 1, "nats:quota", 1_000).await;
+    let running = start(&world, |settings| settings.authorizer.max_external_questions = 25).await;
+    let decider = Decider::start(&world).await;
+    decider.say("");
+    let ticket = world.ticket(a1).await;
+    let asked = Call { ticket, ..call(a1, a2) };
+    let waiting: Vec<_> = (0..25)
+        .map(|_| {
+            let (bus, message) = (world.bus.clone(), wire::encode(&asked, b"{}").unwrap());
+            tokio::spawn(async move { bus.ask(bus.subjects().call(), message, WAIT).await })
+        })
+        .collect();
+    let deadline = Instant::now() + WAIT;
+    while decider.asked.load(Ordering::Relaxed) < 25 {
+        assert!(Instant::now() < deadline, "not all are asked at once");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let started = Instant::now();
+    assert_eq!(world.call(&call(a1, loose)).await, Outcome::Denied);
+    assert_eq!(world.call(&call(a1, a2)).await, Outcome::Denied, "one more than may wait");
+    assert!(started.elapsed() < Duration::from_millis(700), "{:?}", started.elapsed());
+    for waiting in waiting {
+        let (outcome, _) = wire::decode::<Outcome>(&waiting.await.unwrap().unwrap()).unwrap();
+        assert_eq!(outcome, Outcome::Denied);
+    }
+    decider.asked();
+    decider.say(r#"{"decision":true}"#);
+    assert_eq!(
+        (world.call(&call(a1, a2)).await, decider.asked()),
+        (Outcome::Denied, 0),
+        "it failed just now"
+    );
+    let deadline = Instant::now() + WAIT;
+    while world.call(&call(a1, a2)).await == Outcome::Denied {
+        assert!(Instant::now() < deadline, "it is never tried again");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(decider.asked(), 1);
+
+    // Calls in a hurry leave it too little time, and say nothing of it.
+    decider.say("");
+    for _ in 0..25 {
+        let hurried = Call { budget_ms: Budget::from_ms(100), ..call(a1, a2) };
+        assert_eq!(world.call(&hurried).await, Outcome::Denied);
+    }
+    decider.say(r#"{"decision":true}"#);
+    assert_eq!(world.call(&call(a1, a2)).await, Outcome::Unavailable, "it is asked as ever");
+    running.stop().await;
+
+    let whys: Vec<_> = audited(&world).await.into_iter().map(|it| it.entry.why).collect();
+    for why in ["external_late", "external_busy"] {
+        assert!(whys.iter().any(|it| it == why), "{why}: {whys:?}");
+    }
+    world.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_point_over_http_speaks_authzen_and_only_where_the_settings_allow() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let world = World::new().await;
+    let a1 = world.add("A1", Some(world.customer)).await.id;
+    let a2 = world.add("A2", Some(world.customer)).await.id;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    ask_besides(&world, 1, &format!("http://{address}/access/v1/evaluation"), 500).await;
+    let answers = [
+        ("200 OK", r#"{"decision": true}"#, Outcome::Unavailable),
+        ("200 OK", r#"{"decision": false}"#, Outcome::Denied),
+        ("200 OK", "<html>", Outcome::Denied),
+        ("403 Forbidden", r#"{"decision": true}"#, Outcome::Denied),
+        ("500 Internal Server Error", r#"{"decision": true}"#, Outcome::Denied),
+        ("302 Found", r#"{"decision": true}"#, Outcome::Denied),
+    ];
+    let server = tokio::spawn({
+        let answers = answers.clone();
+        async move {
+            let mut heads = Vec::new();
+            for (status, body, _) in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = Vec::new();
+                // The body is the rest of a document that ends with its outermost bracket.
+                while !request.ends_with(b"}}") {
+                    let mut part = [0; 4_096];
+                    let read = stream.read(&mut part).await.unwrap();
+                    request.extend_from_slice(&part[..read]);
+                }
+                let length = body.len();
+                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{body}");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                heads.push(String::from_utf8(request).unwrap());
+            }
+            heads
+        }
+    });
+    let running = start(&world, |_| ()).await;
+    assert_eq!(world.call(&call(a1, a2)).await, Outcome::Denied, "no origin is allowed");
+    running.stop().await;
+    let running =
+        start(&world, |settings| settings.authorizer.external_origins = Some(format!("http://{address}")))
+            .await;
+    for (status, body, outcome) in answers {
+        assert_eq!(world.call(&call(a1, a2)).await, outcome, "{status} {body}");
+    }
+    running.stop().await;
+    let asked = server.await.unwrap();
+    let (head, body) = asked[0].split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("POST /access/v1/evaluation HTTP/1.1\r\n"), "{head}");
+    assert!(
+        head.contains("content-type: application/json\r\n") && head.contains(&format!("host: {address}"))
+    );
+    let body: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert_eq!((&body["action"]["name"], &body["subject"]["id"]), (&"call".into(), &a1.to_string().into()));
+    let whys: Vec<_> = audited(&world).await.into_iter().map(|it| it.entry.why).collect();
+    assert!(whys.iter().any(|it| it == "external_forbidden"), "{whys:?}");
     world.server.stop().await;
 }

@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use bus::StoreError;
 use bus::audit::Entry;
-use bus::policies::{Policies, StoredSet};
+use bus::policies::{External, MAX_EXTERNAL_MS, Point, Policies, StoredSet};
 use bus::registry::{Device, Registry, Snapshot};
 use clap::{Args, Subcommand, ValueEnum};
 use rpc::{DeviceId, Protocol, TenantId};
 use serde::Serialize;
+use switchboard_authorizer::external::question::Question;
+use switchboard_authorizer::external::{Asker, Objection};
 use switchboard_authorizer::policy::{Action, BUILT_IN, Context, Facts, PolicySet, explain, survey};
 
 use crate::find::{self, PickArgs};
@@ -38,6 +40,8 @@ pub(crate) enum PolicyVerb {
     Promote(PromoteArgs),
     /// Take the shadow away
     DropShadow(PromoteArgs),
+    /// Name an external decision point, which has to allow a call that the policies permit; or none
+    External(ExternalArgs),
     /// Read files as `put` would, and change nothing
     Check(CheckArgs),
     /// Say whether a device may call or list another, why, and what would change it
@@ -109,6 +113,25 @@ pub(crate) struct PromoteArgs {
     #[command(flatten)]
     tenant: OneTenantArgs,
 }
+
+#[derive(Args)]
+pub(crate) struct ExternalArgs {
+    /// nats:NAME, asked on the subject <prefix>.decide.<tenant>.NAME; http://HOST:PORT/PATH, which speaks AuthZEN's
+    /// Access Evaluation API; or none
+    #[arg(value_name = "POINT", value_parser = point)]
+    point: Named,
+    /// How long it may take at most; then the call is denied
+    #[arg(long, value_name = "MS", default_value_t = 250, value_parser = external_ms())]
+    timeout_ms: u32,
+    #[command(flatten)]
+    reason: ReasonArgs,
+    #[command(flatten)]
+    tenant: OneTenantArgs,
+}
+
+/// The point that is named, if any.
+#[derive(Clone)]
+struct Named(Option<Point>);
 
 #[derive(Args)]
 pub(crate) struct CheckArgs {
@@ -253,6 +276,7 @@ pub(crate) struct RollbackArgs {
 pub(crate) async fn run(verb: PolicyVerb) -> anyhow::Result<ExitCode> {
     match verb {
         PolicyVerb::Put(args) => put(args).await,
+        PolicyVerb::External(args) => external(args).await,
         PolicyVerb::Promote(args) => promote(args).await,
         PolicyVerb::DropShadow(args) => drop_shadow(args).await,
         PolicyVerb::Get(args) => get(args).await,
@@ -327,7 +351,8 @@ impl Opened {
         let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let at_ms = u64::try_from(at_ms).unwrap_or(u64::MAX);
         let (who, why) = (reason.who.clone(), reason.why.clone());
-        StoredSet { version, utc_offset_min, texts, at_ms, who, why }
+        let external = self.live.as_ref().and_then(|live| live.external.clone());
+        StoredSet { version, utc_offset_min, texts, at_ms, who, why, external }
     }
 
     async fn shadow(&self) -> anyhow::Result<StoredSet> {
@@ -352,17 +377,23 @@ impl Opened {
         utc_offset_min: i16,
         reason: ReasonArgs,
     ) -> anyhow::Result<u64> {
-        let set = self.next(texts, utc_offset_min, &reason);
+        self.make_set_live(self.next(texts, utc_offset_min, &reason), reason).await
+    }
+
+    async fn make_set_live(&self, mut set: StoredSet, reason: ReasonArgs) -> anyhow::Result<u64> {
         let version = set.version;
+        // Without policies the built-in rule decides, and nobody else.
+        set.external.take_if(|_| set.texts.is_empty());
+        let (texts, external) =
+            self.live.as_ref().map(|live| (live.texts.clone(), live.external.clone())).unwrap_or_default();
+        let mut what = becomes(&texts, &set.texts);
+        if set.external != external {
+            let point =
+                set.external.as_ref().map_or("nobody".to_owned(), |external| external.point.to_string());
+            what = format!("{what}{}{point} is asked besides", if what.is_empty() { "" } else { ", " });
+        }
         let recorder = Recorder::of(&self.reached.bus, &self.reached.settings, reason);
-        let changed = Entry {
-            version: Some(version),
-            ..entry(
-                "policy.change",
-                [],
-                becomes(&self.live.as_ref().map(|live| live.texts.clone()).unwrap_or_default(), &set.texts),
-            )
-        };
+        let changed = Entry { version: Some(version), ..entry("policy.change", [], what) };
         let replace = async {
             self.policies.replace(self.tenant, &set).await.map_err(|error| match error {
                 StoreError::Contended => anyhow::anyhow!(
@@ -445,6 +476,22 @@ async fn put(args: PutArgs) -> anyhow::Result<()> {
             "It begins with {BUILT_IN_NAME}, the rule that held until now: devices of one customer may call each \
              other. `policy remove {BUILT_IN_NAME}` takes it away."
         ));
+    }
+    Ok(())
+}
+
+async fn external(args: ExternalArgs) -> anyhow::Result<()> {
+    let opened = Opened::of_tenant(&args.tenant).await?;
+    let external = args.point.0.map(|point| External { point, timeout_ms: args.timeout_ms });
+    let mut set = opened.next(opened.texts(), opened.utc_offset_min(), &args.reason);
+    set.external.clone_from(&external);
+    let version = opened.make_set_live(set, args.reason).await?;
+    match external {
+        Some(External { point, timeout_ms }) => say(format_args!(
+            "Version {version} is live: {point} is asked about every call that the policies permit, for {timeout_ms} \
+             ms."
+        )),
+        None => say(format_args!("Version {version} is live: nobody else is asked.")),
     }
     Ok(())
 }
@@ -575,6 +622,43 @@ struct ExplainView<'a> {
     version: u64,
     #[serde(flatten)]
     explanation: explain::Explanation,
+    /// What the external decision point says, where the policies permit a call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    external: Option<ExternalView>,
+}
+
+#[derive(Serialize)]
+struct ExternalView {
+    point: String,
+    allowed: bool,
+    /// Why not; none when it allows.
+    objection: Option<&'static str>,
+    reason: String,
+}
+
+/// Asks a tenant's external decision point as an authorizer would, from here.
+async fn asked_besides(
+    opened: &Opened,
+    caller: &Facts,
+    target: &Facts,
+    context: &Context,
+) -> Option<ExternalView> {
+    let live = opened.live.as_ref()?;
+    let External { point, timeout_ms } = live.external.as_ref()?;
+    let asker = Asker::new(&opened.reached.bus, &opened.reached.settings.authorizer);
+    let question = Question::of(opened.tenant, live.version, caller, target, context);
+    let wait = Duration::from_millis((*timeout_ms).into());
+    let (allowed, objection, reason) = match asker.ask(opened.tenant, point, &question, wait).await {
+        Ok(answer) if answer.is_allowed => (true, None, answer.reason),
+        Ok(answer) => (false, Some(Objection::Denied), answer.reason),
+        Err(objection) => (false, Some(objection), String::new()),
+    };
+    Some(ExternalView {
+        point: point.to_string(),
+        allowed,
+        objection: objection.map(Objection::as_str),
+        reason,
+    })
 }
 
 async fn explained(args: ExplainArgs) -> anyhow::Result<ExitCode> {
@@ -591,12 +675,20 @@ async fn explained(args: ExplainArgs) -> anyhow::Result<ExitCode> {
     }
     let set = opened.set()?;
     let (action, context) = asked(args.action, &args.asked, opened.utc_offset_min());
-    let explanation = explain(&set, &facts(from, caller), action, &facts(to, target), &context);
+    let (caller_facts, target_facts) = (facts(from, caller), facts(to, target));
+    let explanation = explain(&set, &caller_facts, action, &target_facts, &context);
     let version = opened.live.as_ref().filter(|live| !live.texts.is_empty()).map_or(0, |live| live.version);
-    let status = if explanation.allowed { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    // Of lists nobody else is asked.
+    let external = match (explanation.allowed, action) {
+        (true, Action::Call) => asked_besides(&opened, &caller_facts, &target_facts, &context).await,
+        _ => None,
+    };
+    let is_allowed = explanation.allowed && external.as_ref().is_none_or(|external| external.allowed);
+    let status = if is_allowed { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     if args.json {
         let action = action.as_str();
-        say_json(&ExplainView { from: &caller.name, to: &target.name, action, version, explanation })?;
+        let (from, to) = (&caller.name, &target.name);
+        say_json(&ExplainView { from, to, action, version, explanation, external })?;
         return Ok(status);
     }
     let answer = if explanation.allowed { "allowed" } else { "denied" };
@@ -610,6 +702,11 @@ async fn explained(args: ExplainArgs) -> anyhow::Result<ExitCode> {
         version => format!("Version {version}, hour {}, weekday {}", context.hour, context.weekday),
     });
     say(&explanation);
+    if let Some(ExternalView { point, objection, reason, .. }) = external {
+        let answer = objection.unwrap_or("allowed");
+        let reason = if reason.is_empty() { String::new() } else { format!(", {reason:?}") };
+        say(format_args!("And {point}, asked from here: {answer}{reason}"));
+    }
     Ok(status)
 }
 
@@ -751,7 +848,8 @@ async fn rollback(args: RollbackArgs) -> anyhow::Result<()> {
     };
     // Those of an older program are checked anew.
     read(&set.texts)?;
-    let version = opened.make_live(set.texts, set.utc_offset_min, args.reason).await?;
+    let next = opened.next(set.texts, set.utc_offset_min, &args.reason);
+    let version = opened.make_set_live(StoredSet { external: set.external, ..next }, args.reason).await?;
     say(format_args!("Version {version} is live: the policies of version {}.", args.version));
     Ok(())
 }
@@ -802,6 +900,17 @@ fn utc_offset(text: &str) -> Result<i16, String> {
         (hours <= 14 && minutes < 60).then(|| sign * (i16::from(hours) * 60 + i16::from(minutes)))
     };
     parse().ok_or_else(|| "an offset from UTC is +HH:MM or -HH:MM, at most 14 hours".to_owned())
+}
+
+fn external_ms() -> impl clap::builder::TypedValueParser<Value = u32> {
+    clap::value_parser!(u32).range(1..=i64::from(MAX_EXTERNAL_MS))
+}
+
+fn point(text: &str) -> Result<Named, String> {
+    if text == "none" {
+        return Ok(Named(None));
+    }
+    text.parse().map(|point| Named(Some(point)))
 }
 
 fn hour(text: &str) -> Result<u8, String> {

@@ -244,6 +244,14 @@ declare::settings! {
         worker_threads: u16 = 1, 0..=1_024;
         /// Milliseconds that questions already received may take to be answered when the service stops.
         drain_ms: u64 = 5_000, 0..=600_000;
+        /// Of a call's remaining time, how many percent a tenant's external decision point may take; also at most what
+        /// the tenant's set says.
+        external_share_percent: u16 = 20, 1..=90;
+        /// Calls that may wait for external decision points at once; a further one is denied.
+        max_external_questions: usize = 1_024, 1..=65_535;
+        /// Origins of external decision points over HTTP that tenants' sets may name, as http://opa:8181, several after
+        /// commas; `*`: all. In plain text: TLS is the part of a proxy nearby. Empty: none, over NATS alone.
+        external_origins: Option<String> = None, Origins;
     }
 
     /// Who did what: a record of every denial and of every change of the registry, the tokens and the policies, in a

@@ -12,6 +12,8 @@
 //! texts are not there, and nothing is left over to be cleared away. The old value is kept under its version first.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,6 +29,9 @@ use crate::{Bus, StoreError};
 
 /// How many replaced versions of a set are kept.
 pub const MAX_VERSIONS: u64 = 64;
+
+/// The longest that an external decision point may be given, in milliseconds.
+pub const MAX_EXTERNAL_MS: u32 = 1_000;
 
 const REQUEST_WAIT: Duration = Duration::from_secs(5);
 /// Between two attempts to open the bucket.
@@ -58,6 +63,62 @@ pub struct StoredSet {
     /// What for.
     #[serde(default)]
     pub why: String,
+    /// Who is asked besides about a call that the policies permit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<External>,
+}
+
+/// An external decision point: somebody outside, who also has to allow a call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct External {
+    /// Where it is.
+    pub point: Point,
+    /// How long it may take, in milliseconds, 1 to [`MAX_EXTERNAL_MS`]; then the call is denied.
+    pub timeout_ms: u32,
+}
+
+/// Where an external decision point is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Point {
+    /// Behind the NATS subject `<prefix>.decide.<tenant>.<name>`.
+    Nats {
+        /// The last token: letters, digits, `-` and `_`.
+        name: String,
+    },
+    /// Behind an endpoint that speaks AuthZEN's Access Evaluation API.
+    Http {
+        /// As `http://host:port/access/v1/evaluation`.
+        url: String,
+    },
+}
+
+impl fmt::Display for Point {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Point::Nats { name } => write!(f, "nats:{name}"),
+            Point::Http { url } => f.write_str(url),
+        }
+    }
+}
+
+impl FromStr for Point {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_plain = |letter: char| letter.is_ascii_alphanumeric() || letter == '-' || letter == '_';
+        if let Some(name) = text.strip_prefix("nats:")
+            && (1..=63).contains(&name.len())
+            && name.chars().all(is_plain)
+        {
+            return Ok(Point::Nats { name: name.to_owned() });
+        }
+        let rest = text.strip_prefix("http://").filter(|rest| !rest.starts_with(['/', '?', '#']));
+        if rest.is_some_and(|rest| !rest.is_empty()) && text.len() <= 500 && text.is_ascii() {
+            return Ok(Point::Http { url: text.to_owned() });
+        }
+        Err("nats:NAME, of up to 63 letters, digits, - and _, or http://HOST:PORT/PATH; TLS is a proxy's part".into())
+    }
 }
 
 /// What a [`PoliciesWatch`] saw.

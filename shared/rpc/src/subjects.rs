@@ -66,6 +66,11 @@ impl Subjects {
         self.under("judge")
     }
 
+    /// Authorizer → a tenant's external decision point: may this call go on?
+    pub fn external_decision(&self, tenant: TenantId, name: &str) -> String {
+        self.under(&format!("decide.{tenant}.{name}"))
+    }
+
     /// Authorizer → router: who of these is online?
     pub fn presence(&self) -> String {
         self.under("presence")
