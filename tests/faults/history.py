@@ -82,14 +82,14 @@ class History:
         # So long after the end of a fault all must be well.
         self.well_after_s = max(lease_s, settles_s) + SLACK_S
         # Devices that stay where they are: calls between them must succeed while nothing is wrong.
-        self._steady, self._lease_s = steady, lease_s
+        self._steady = steady
         self._lock = threading.Lock()
         self._began = time.monotonic()
         self._closed = False
         self.sessions: list[Session] = []
         self.calls: list[Call] = []
         self._assigned: list[tuple[float, int, int | None]] = []
-        self._faulty: list[tuple[float, float, int | None, bool]] = []
+        self._faulty: list[tuple[float, dict[str, Any]]] = []
         self._claims_lost: list[float] = []
         self.broken_from = self.healed = 0.0
 
@@ -150,11 +150,12 @@ class History:
         with self._lock:
             self._assigned.append((self.now(), device, customer))
 
-    def faulty(self, since: float, process: int | None, holds: bool) -> None:
+    def faulty(self, since: float, process: int | None, *, holds: bool, is_graceful: bool) -> None:
         """Something was wrong until now: with a node of that number, or what all need. `holds`: what was sent then may
-        come later."""
+        come later. `is_graceful`: nobody is to notice."""
         with self._lock:
-            self._faulty.append((since, self.now(), process, holds))
+            faulty = {"process": process, "until": _micros(self.now()), "holds": holds, "is_graceful": is_graceful}
+            self._faulty.append((since, faulty))
 
     def claims_lost(self) -> None:
         with self._lock:
@@ -172,7 +173,7 @@ class History:
     def write(self, file: Path) -> None:
         """Lines of JSON, as `./taskw simulate -- --judge FILE` reads them."""
         entries = sorted(self._entries(), key=lambda entry: entry[0])
-        terms = {"lease": _micros(self._lease_s), "latency": _micros(LATENCY_S)}
+        terms = {"lease": _micros(self.well_after_s - SLACK_S), "latency": _micros(LATENCY_S)}
         lines = [json.dumps(terms)] + [json.dumps({"at": _micros(at), "event": event}) for at, event in entries]
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("\n".join(lines) + "\n")
@@ -223,8 +224,7 @@ class History:
                 entries.append((it.given_up, {"gave_up": {"call": number}}))
         for at, device, customer in self._assigned:
             entries.append((at, {"assigned": {"device": device, "customer": customer}}))
-        for since, until, process, holds in self._faulty:
-            entries.append((since, {"faulty": {"process": process, "until": _micros(until), "holds": holds}}))
+        entries += [(since, {"faulty": faulty}) for since, faulty in self._faulty]
         entries += [(at, {"claims_lost": {"begins_anew": False}}) for at in self._claims_lost]
         return [*entries, (self.healed, "healed")]
 

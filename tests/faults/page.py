@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from faults.history import LATENCY_S, Figures
+from faults.rows import MEANS
 
 HEAD = """\
 # Faults on real processes
@@ -40,7 +41,8 @@ TAKEN = [
     "judged by the checker of [the simulation](../simulation/README.md), with {latency_s:g} s for what is this machine's: "
     "at most once; every outcome true to its promise; the newest session wins; no call carried out after its time; no wait "
     "beyond a call's time; a change of the registry in force within 2 s; from a lease after the fault on every call between "
-    "devices that stay is answered.",
+    "devices that stay is answered. Excused is, as there, a call that comes late because a cut or a sleeping server held it "
+    "up in a socket.",
     "*Failed, though up*: the caller read anything but an answer, and its target was connected and subscribed all that time "
     "by one connection, as it saw it itself. Devices see nothing of a node that is stopped or cut off: calls to them count "
     "here. *Late*: how much later than its own time the slowest outcome came. *Whole*: from the end of the "
@@ -119,6 +121,8 @@ def conclusion(it: Result) -> str:
         said.append("nobody notices: each call to a device that was there was answered.")
     for name, after_s in it.unready_after_s.items():
         said.append(f"`/readyz` of {name} says so after {after_s:.1f} s.")
+    if it.name in MEANS and not it.broken:
+        said.append(f"So: {MEANS[it.name]}")
     return " ".join(said)
 
 

@@ -5,6 +5,68 @@ from dataclasses import dataclass, replace
 
 from faults.stage import Stage
 
+# What a reader may take with him where every promise was kept: held against the figures by whoever writes the page anew.
+MEANS = {
+    "node-kill": "a device whose node dies connects elsewhere, and is reached there from then on.",
+    "node-stop": "a node that sleeps for less than its lease keeps its devices: calls to them wait or time out, none reads "
+    "Offline.",
+    "node-stop-long": "when its lease is over its devices read Offline; awake again it has them back at once, and none had "
+    "to connect anew.",
+    "node-drain": "a node may be stopped at any time: its devices go to the others, and no call to them fails.",
+    "node-cut": "a cut is noticed within 3 s; then calls end at once instead of waiting, and the node says that it is not "
+    "ready.",
+    "node-cut-long": "as with sleep: Offline after the lease, and back within a second of the cut's end, by the same "
+    "connections of its devices.",
+    "node-reset": "a lost connection to NATS is back in a moment, and no device of the node reads Offline meanwhile.",
+    "node-slow": "what is slow is not taken for dead.",
+    "node-clock-ahead": "no wall clock says which session is newer, whose lease is over or what time a call has left.",
+    "node-clock-behind": "the same the other way round.",
+    "authorizer-kill": "the other one does the work from the first moment on.",
+    "authorizer-stop": "NATS goes on giving it its share until the server closes its connection, after about 10 s: that half "
+    "of the calls ends as Unavailable, none as anything that is not so.",
+    "authorizer-stop-long": "the same, and no longer than for the shorter stop.",
+    "authorizer-drain": "it may be stopped at any time.",
+    "authorizer-cut": "as when it sleeps; it knows it after 2 s and decides nothing until it is up to date again.",
+    "authorizer-cut-long": "the same.",
+    "authorizer-reset": "what was in its hands is Unavailable, the rest goes to the other one.",
+    "authorizer-slow": "what is slow is not taken for dead.",
+    "authorizer-clock-ahead": "tickets are honoured by authorizers and routers whose clocks are minutes apart.",
+    "authorizer-clock-behind": "the same the other way round.",
+    "router-kill": "the other one does the work from the first moment on.",
+    "router-stop": "as with an authorizer that sleeps: its share of the calls is Unavailable until NATS closes its "
+    "connection, after about 10 s.",
+    "router-stop-long": "the same, and no longer than for the shorter stop; it removes no claim for not having heard a node.",
+    "router-drain": "it may be stopped at any time: calls that wait with it for their target go to the other one.",
+    "router-cut": "as when it sleeps.",
+    "router-cut-long": "the same, and no claim is lost.",
+    "router-reset": "the other one does the work meanwhile.",
+    "router-slow": "what is slow is not taken for dead.",
+    "router-clock-ahead": "claims are written by generation, and no clock says who is newer.",
+    "router-clock-behind": "the same the other way round.",
+    "server-kill": "who was connected to it is at another one in a moment; for as long as the others elect leaders calls may "
+    "be Unavailable, and none Offline.",
+    "server-stop": "its connections are given up within 3 s: the rest is as when it is killed.",
+    "server-stop-long": "the same.",
+    "server-drain": "a server may be stopped at any time.",
+    "server-cut": "its connections are given up within 3 s; calls may be Unavailable while the others elect leaders.",
+    "server-cut-long": "when it is back the servers elect leaders anew, and for up to 9 s authorizers may not know how old "
+    "their directories are: calls are Unavailable rather than decided by what may be old.",
+    "server-reset": "who was connected to it is at another one in a moment.",
+    "server-slow": "what is slow is not taken for dead.",
+    "node-cut-left": "of two sessions of a device the newer one wins, also over one whose node could not be told; none of "
+    "them reads Offline.",
+    "authorizer-cut-unassigned": "a change is in force within 2 s, or the authorizer that has not heard of it decides nothing: "
+    "none of the calls that it forbids was carried out.",
+    "servers-cut-two": "without a majority of the servers nothing is decided that may be old; all is well 2 s after it is back.",
+    "servers-stop-all": "whoever hears nothing from NATS says Unavailable, and nothing else.",
+    "servers-kill-all": "what was claimed is in files; until leaders are elected calls are Unavailable, and none is carried out "
+    "after its time.",
+    "claims-lost": "nodes say what they hold before anybody misses it.",
+    "routers-kill-all": "without a router calls are Unavailable at once; a new one knows every claim.",
+    "authorizers-stop-all": "without an authorizer nothing is allowed.",
+    "unassigned": "a device that belongs to nobody is refused within 2 s, its open connection notwithstanding.",
+}
+
 # The kinds of process, each with what the page calls the one that is hit.
 KINDS = {
     "node": "one of three nodes",

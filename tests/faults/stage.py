@@ -87,8 +87,10 @@ class Stage:
         self.traffic.start()
 
     @contextlib.contextmanager
-    def wrong(self, victims: list[Victim], *, holds: bool = False, looks_at_readyz: bool = False) -> Iterator[None]:
-        """What is done inside is a fault of these processes. `holds`: what they send meanwhile may come through later."""
+    def wrong(
+        self, victims: list[Victim], *, holds: bool = False, is_graceful: bool = False, looks_at_readyz: bool = False
+    ) -> Iterator[None]:
+        """What is done inside is a fault of these processes, which the history says as its checker wants it."""
         history = self.traffic.history
         since = history.now()
         history.broken_from = history.broken_from or since
@@ -103,7 +105,7 @@ class Stage:
         finally:
             over.set()
             for number in numbers:
-                history.faulty(since, number, holds)
+                history.faulty(since, number, holds=holds, is_graceful=is_graceful)
             history.healed = history.now()
 
     def kill(self, *victims: Victim) -> None:
@@ -116,8 +118,8 @@ class Stage:
             self._start(victims)
 
     def stop(self, *victims: Victim, lasts_s: float) -> None:
-        """They sleep."""
-        with self.wrong(list(victims)):
+        """They sleep. What a server has read it sends on when it wakes."""
+        with self.wrong(list(victims), holds=any(isinstance(it, NatsServer) for it in victims)):
             for it in victims:
                 it.process.signal(signal.SIGSTOP)
             time.sleep(lasts_s)
@@ -126,7 +128,7 @@ class Stage:
 
     def drain(self, victim: Victim) -> None:
         """SIGTERM, and started again once it has ended."""
-        with self.wrong([victim]):
+        with self.wrong([victim], is_graceful=True):
             victim.process.term()
             victim.process.wait(60)
             self._died(victim)
@@ -155,7 +157,7 @@ class Stage:
     def slow(self, victim: Victim, lasts_s: float) -> None:
         """Its network is slow, and loses packets."""
         assert self.network
-        with self.wrong([victim], holds=True):
+        with self.wrong([victim]):
             self.network.slow(victim.name)
             time.sleep(lasts_s)
             self.network.heal(victim.name)
