@@ -575,6 +575,7 @@ async fn a_router_that_ends_finishes_its_calls_first() {
     let bench = Bench::start().await;
     let here = NodeId(1);
     let mut deliveries = bench.bus.serve(bench.bus.subjects().node(here), None).await.unwrap();
+    live(&bench, here).await;
     bench.claim(device(1), here, 1).await;
     let calling = {
         let bus = bench.bus.clone();
