@@ -2,19 +2,36 @@
 
 import itertools
 import json
+import sys
 import threading
 from typing import Self
 
-from harness.accounts import Identity
+from harness.accounts import Identity, identity
 from harness.cluster import Cluster
 from harness.devices import CoapDevice, Device, HttpDevice, PahoV5
 from harness.devices.device import echo
+from harness.processes import Process
+from harness.programs import ROOT
 from harness.waiting import PATIENCE_S
 
 KINDS = [PahoV5, HttpDevice, CoapDevice]
 # Between two rounds of one caller.
 PAUSE_S = 0.1
 NOBODY = "00000000-0000-4000-8000-000000000000"
+
+
+def decided_outside(cluster: Cluster) -> tuple[list[Identity], Process]:
+    """Two devices of a tenant that has somebody outside decide over its calls; and who does that."""
+    pair = [identity(f"{name} decided outside", "Customer", "Decided outside") for name in ("Caller", "Target")]
+    cluster.accounts.add(*pair)
+    tenants = json.loads(cluster.accounts.cli("tenant", "list", "--json").ok().out)
+    tenant = next(it["id"] for it in tenants if it["name"] == pair[0].tenant)
+    quota = ROOT / "tests" / "examples" / "policy" / "quota.py"
+    command = [sys.executable, quota, "--calls", "1000000000", "--nats", cluster.nats.url, "--tenant", tenant]
+    decider = Process("quota", command, None)
+    decider.wait_for_line("it decides", lambda line: line.startswith("Deciding on "), stream="out")
+    cluster.accounts.cli("policy", "external", "nats:quota", "--timeout-ms", "1000", "--tenant", tenant).ok()
+    return pair, decider
 
 
 class Everything:
@@ -24,6 +41,7 @@ class Everything:
         self._nodes = cluster.nodes
         self._families = [cluster.accounts.family() for _ in KINDS]
         self._mute = cluster.accounts.family()
+        self._decided, self._decider = decided_outside(cluster)
         self._devices: list[Device] = []
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
@@ -43,6 +61,9 @@ class Everything:
             self._repeat(self._round, caller, target, family.c, elsewhere)
         self._repeat(lambda: impatient.send_msg(self._mute.b, "1", timeout=150).text())
         self._repeat(self._telemetry, callers[0])
+        decided = self._device(PahoV5, self._decided[0], next(nodes))
+        self._device(PahoV5, self._decided[1], next(nodes)).become_callable(echo)
+        self._repeat(lambda: decided.send_msg(self._decided[1], "1").text())
         self._repeat(self._connections)
         return self
 
@@ -52,6 +73,7 @@ class Everything:
             thread.join(PATIENCE_S)
         for device in self._devices:
             device.close()
+        self._decider.stop()
 
     def _round(self, caller: Device, target: Identity, offline: Identity, foreign: Identity) -> None:
         for called in (target, offline, foreign, NOBODY):
