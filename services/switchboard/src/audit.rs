@@ -143,33 +143,11 @@ impl Opened {
         })
     }
 
-    /// Reads from there to the end of what stands there now, and returns where to go on.
-    async fn each(
-        &self,
-        tenant: Option<TenantId>,
-        mut from: From,
-        mut take: impl FnMut(Stored),
-    ) -> anyhow::Result<u64> {
-        loop {
-            let page = match self.log.page(tenant, from).await {
-                Ok(page) => page,
-                // Nothing was ever recorded.
-                Err(StoreError::Missing(_)) => return Ok(1),
-                Err(error) => return Err(error).context("the audit cannot be read"),
-            };
-            page.records.into_iter().for_each(&mut take);
-            if page.is_last {
-                return Ok(page.next);
-            }
-            from = From::Sequence(page.next);
-        }
-    }
-
     /// The last records that fit, at most `limit`, and where to go on.
     async fn last(&self, filter: &Filter, limit: usize) -> anyhow::Result<(VecDeque<Stored>, u64)> {
         let from = filter.since.map_or(From::Sequence(1), From::Time);
         let mut kept = VecDeque::new();
-        let next = self.each(filter.tenant, from, |stored| {
+        let next = each(&self.log, filter.tenant, from, |stored| {
             if filter.fits(&stored) {
                 kept.push_back(stored);
             }
@@ -198,6 +176,28 @@ impl Filter {
         };
         self.device.is_none_or(|device| record.entry.devices.contains(&device))
             && self.kind.as_deref().is_none_or(|kind| record.entry.is_of(kind))
+    }
+}
+
+/// Reads from there to the end of what stands there now, and returns where to go on.
+pub(crate) async fn each(
+    log: &AuditLog,
+    tenant: Option<TenantId>,
+    mut from: From,
+    mut take: impl FnMut(Stored),
+) -> anyhow::Result<u64> {
+    loop {
+        let page = match log.page(tenant, from).await {
+            Ok(page) => page,
+            // Nothing was ever recorded.
+            Err(StoreError::Missing(_)) => return Ok(1),
+            Err(error) => return Err(error).context("the audit cannot be read"),
+        };
+        page.records.into_iter().for_each(&mut take);
+        if page.is_last {
+            return Ok(page.next);
+        }
+        from = From::Sequence(page.next);
     }
 }
 
@@ -236,7 +236,9 @@ async fn tail(args: TailArgs) -> anyhow::Result<()> {
     loop {
         tokio::time::sleep(FOLLOW_PAUSE).await;
         let mut come = Vec::new();
-        next = opened.each(filter.tenant, From::Sequence(next), |stored| come.push(stored)).await?.max(next);
+        next = each(&opened.log, filter.tenant, From::Sequence(next), |stored| come.push(stored))
+            .await?
+            .max(next);
         come.iter().filter(|stored| filter.fits(stored)).try_for_each(&tell)?;
     }
 }
@@ -274,7 +276,7 @@ async fn verify(args: VerifyArgs) -> anyhow::Result<ExitCode> {
     let take = |stored: Stored| {
         chains.entry(stored.tenant).or_insert_with(|| Chain::new(None)).take(&stored);
     };
-    opened.each(tenant, From::Sequence(1), take).await?;
+    each(&opened.log, tenant, From::Sequence(1), take).await?;
     let limits = opened.log.limits().await.context("there is no audit yet, or it cannot be read")?;
     let views = chains.into_iter().map(|(tenant, chain)| {
         let verdict = chain.end(limits);

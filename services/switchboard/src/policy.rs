@@ -1,13 +1,13 @@
 //! Who may call whom, by a tenant's own policies? `switchboard policy …`
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use bus::StoreError;
-use bus::audit::Entry;
+use bus::audit::{Entry, From};
 use bus::policies::{External, MAX_EXTERNAL_MS, Point, Policies, StoredSet};
 use bus::registry::{Device, Registry, Snapshot};
 use clap::{Args, Subcommand, ValueEnum};
@@ -17,14 +17,17 @@ use switchboard_authorizer::external::question::Question;
 use switchboard_authorizer::external::{Asker, Objection};
 use switchboard_authorizer::policy::{Action, BUILT_IN, Context, Facts, PolicySet, explain, survey};
 
+use crate::audit;
 use crate::find::{self, PickArgs};
 use crate::output::{count, grouped, note, say, say_json};
 use crate::reach::{ReachArgs, Reached};
-use crate::recorded::{ReasonArgs, Recorder, entry};
+use crate::recorded::{self, ReasonArgs, Recorder, entry};
 use crate::table::Table;
 
 /// The name of the text that a tenant's policies begin with.
 const BUILT_IN_NAME: &str = "built-in";
+/// How far back denied calls are looked for.
+const LATELY: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 #[derive(Subcommand)]
 pub(crate) enum PolicyVerb {
@@ -343,6 +346,33 @@ impl Opened {
         let mut devices: Vec<_> = of_tenant.map(|(id, device)| facts(*id, device)).collect();
         devices.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
         devices
+    }
+
+    /// How many calls the audit has as denied within a week, and how many of those such policies would allow: at their
+    /// own time of day; what a record does not have, as it is asked.
+    async fn denied_lately(
+        &self,
+        new: &PolicySet,
+        devices: &[Facts],
+        asked: &AskedArgs,
+    ) -> anyhow::Result<(u64, u64)> {
+        let known: HashMap<_, _> = devices.iter().map(|facts| (facts.id, facts)).collect();
+        let (mut denials, mut now_allowed) = (0, 0);
+        let log = recorded::log(&self.reached.bus, &self.reached.settings);
+        let since = SystemTime::now().checked_sub(LATELY).unwrap_or(UNIX_EPOCH);
+        audit::each(&log, Some(self.tenant), From::Time(since), |stored| {
+            let Some(record) = stored.record().filter(|record| record.entry.is_of("denied.call")) else {
+                return;
+            };
+            let [caller, target] = record.entry.devices.as_slice() else { return };
+            let (Some(caller), Some(target)) = (known.get(caller), known.get(target)) else { return };
+            let when = UNIX_EPOCH + Duration::from_millis(record.at_ms);
+            let (action, context) = asked_at(when, Wanted::Call, asked, self.utc_offset_min());
+            denials += 1;
+            now_allowed += u64::from(new.evaluate(caller, action, target, &context).is_allowed);
+        })
+        .await?;
+        Ok((denials, now_allowed))
     }
 
     /// What would be live next.
@@ -752,10 +782,14 @@ async fn who(args: WhoArgs) -> anyhow::Result<()> {
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct DiffView<'a> {
     more: u64,
     fewer: u64,
     examples: Vec<ChangedPair<'a>>,
+    /// Denied calls that the audit has, and how many of them would be allowed.
+    denials: u64,
+    now_allowed: u64,
 }
 
 #[derive(Serialize)]
@@ -784,7 +818,9 @@ async fn diff(args: DiffArgs) -> anyhow::Result<ExitCode> {
         to: name(*to),
         now: *now,
     });
-    let view = DiffView { more: found.more, fewer: found.fewer, examples: examples.collect() };
+    let (denials, now_allowed) = opened.denied_lately(&new, &devices, &args.asked).await?;
+    let examples = examples.collect();
+    let view = DiffView { more: found.more, fewer: found.fewer, examples, denials, now_allowed };
     if args.tenant.json {
         say_json(&view)?;
     } else {
@@ -796,6 +832,11 @@ async fn diff(args: DiffArgs) -> anyhow::Result<ExitCode> {
         let shown = view.examples.len() as u64;
         if view.more + view.fewer > shown {
             say(format_args!("  and {} more", view.more + view.fewer - shown));
+        }
+        if denials > 0 {
+            say(format_args!(
+                "Of {denials} denied calls recorded within a week, {now_allowed} would be allowed."
+            ));
         }
     }
     Ok(match args.fail_on {
@@ -855,7 +896,11 @@ async fn rollback(args: RollbackArgs) -> anyhow::Result<()> {
 }
 
 fn asked(wanted: Wanted, asked: &AskedArgs, utc_offset_min: i16) -> (Action, Context) {
-    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    asked_at(SystemTime::now(), wanted, asked, utc_offset_min)
+}
+
+fn asked_at(when: SystemTime, wanted: Wanted, asked: &AskedArgs, utc_offset_min: i16) -> (Action, Context) {
+    let now_s = when.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let (action, mut context) = match wanted {
         Wanted::Call => (
             Action::Call,

@@ -301,6 +301,10 @@ fn policies_are_put_explained_compared_and_rolled_back() {
     let diff = up.json(&["policy", "diff", rooms, "--json"]);
     assert_eq!((&diff["more"], &diff["fewer"]), (&4.into(), &0.into()), "two pairs, call and list");
     assert_eq!(up.run(&["policy", "diff", rooms, "--fail-on", "widen"]).status.code(), Some(1));
+    wait_for("the denied call is recorded, and would be allowed", || {
+        let diff = up.json(&["policy", "diff", rooms, "--json"]);
+        (diff["denials"] == 1 && diff["nowAllowed"] == 1).then_some(())
+    });
 
     let put = up.run(&["policy", "put", rooms, "--as", "Ann", "--why", "two rooms"]);
     assert!(put.status.success(), "{}", text(&put.stderr));
