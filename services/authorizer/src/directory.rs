@@ -490,33 +490,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_device_takes_less_than_half_a_kilobyte() {
-        const DEVICES: u128 = 200_000;
-        let directory = Directory::default();
-        let mut touched = HashSet::new();
-        let before = resident_bytes();
-        for id in 0..DEVICES {
-            // A thousand devices a customer, spread ids and hashes, names of the usual length.
-            let mut digest = [0; 32];
-            digest[..16]
-                .copy_from_slice(&(id.wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835)).to_le_bytes());
-            let mut record = device(100, Some(id % (DEVICES / 1000)), &format!("Test Device {id:08}"), 0);
-            record.credential = CredentialHash::from_digest(digest);
-            directory.apply(Change::Credential(record.credential.clone(), Some(device_id(id))), &mut touched);
-            directory.apply(Change::Device(device_id(id), Some(record)), &mut touched);
-        }
-        let bytes = (resident_bytes() - before) / DEVICES as usize;
-        println!("{bytes} bytes a device");
-        assert!(bytes < 512, "{bytes} bytes a device");
-        assert_eq!(directory.sizes().devices, DEVICES as usize);
-    }
-
-    fn resident_bytes() -> usize {
-        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-        statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
-    }
-
     fn any_change() -> impl Strategy<Value = Change> {
         let record = (0u128..2, proptest::option::of(0u128..2), "[a-c]", 0u8..4)
             .prop_map(|(tenant, customer, name, token)| device(tenant, customer, &name, token));
