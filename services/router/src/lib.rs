@@ -210,7 +210,7 @@ async fn beat(router: Router) {
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for number in 1.. {
         beats.tick().await;
-        let (newest, asks) = router.look(|core, now| (core.map().newest(), core.asks_nodes(now)));
+        let (newest, asks) = router.look(|core, now| (core.map().newest(), core.doubts(now)));
         if let Ok(message) = wire::encode(&Beat { of: bus.process(), number, newest, asks }, b"") {
             // While NATS is away nobody hears it.
             let _ = bus.tell(bus.subjects().beat(), message).await;

@@ -327,7 +327,7 @@ impl Router {
     fn beat(&mut self, context: &mut Context<'_>) {
         self.last_beat += 1;
         let (of, newest) = (NodeId(context.me as u64), self.core.map().newest());
-        let asks = self.core.asks_nodes(context.now);
+        let asks = self.core.doubts(context.now);
         let beat = Beat { of, number: self.last_beat, newest, asks };
         self.wire.tell(Topic::Beat, Payload::Beat(beat), context);
     }

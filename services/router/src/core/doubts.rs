@@ -67,11 +67,6 @@ impl Doubts {
             && leases.leased(now).any(|node| self.words.get(&node).is_none_or(|word| !word.was_known))
     }
 
-    /// Whether some node is to say what it holds.
-    pub(super) fn ask(&self, leases: &Leases, now: Instant) -> bool {
-        now < self.until && leases.leased(now).any(|node| !self.words.contains_key(&node))
-    }
-
     /// Time has passed.
     pub(super) fn look(&mut self, leases: &Leases, now: Instant) {
         self.words.retain(|node, _| leases.is_leased(*node, now));

@@ -516,14 +516,10 @@ impl<T, R> Core<T, R> {
         }
     }
 
-    /// Whether nodes may hold more claims than are known, so that whom this router does not find may be there.
+    /// Whether nodes may hold more claims than are known, so that whom this router does not find may be there:
+    /// they are to say what they hold.
     pub fn doubts(&self, now: Instant) -> bool {
         self.doubts.are_there(&self.leases, now)
-    }
-
-    /// Whether nodes are to say what they hold.
-    pub fn asks_nodes(&self, now: Instant) -> bool {
-        self.doubts.ask(&self.leases, now)
     }
 
     /// Another router has heard of that generation.

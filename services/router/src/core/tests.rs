@@ -373,10 +373,9 @@ fn nobody_is_offline_for_a_router_that_lacks_what_a_node_holds() {
     bench.core.hears(true, bench.now);
     bench.core.reset(true, 20);
     bench.core.loaded(bench.now);
-    assert!(bench.core.asks_nodes(bench.now));
+    assert!(bench.core.doubts(bench.now));
     assert_eq!(call(&mut bench), Outcome::Unavailable);
     bench.told(|core, now, done| core.renew(&renewal, now, done));
-    assert!(!bench.core.asks_nodes(bench.now));
     assert_eq!(call(&mut bench), Outcome::Unavailable);
     bench.pass_s(12);
     assert_eq!(call(&mut bench), Outcome::Offline, "not for ever");
