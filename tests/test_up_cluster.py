@@ -16,9 +16,11 @@ PROGRAMS = ["switchboard-ingress", "switchboard-authorizer", "switchboard-router
 
 @pytest.fixture
 def cluster(tmp_path):
-    cluster = UpCluster(tmp_path, "--demo", "--ephemeral").wait_ready()
-    yield cluster
-    cluster.stop()
+    cluster = UpCluster(tmp_path, "--demo", "--ephemeral")
+    try:
+        yield cluster.wait_ready()
+    finally:
+        cluster.stop()
 
 
 def test_a_small_cluster_starts_keeps_up_and_ends(cluster, device):

@@ -154,7 +154,7 @@ fn plan(settings: &Settings, copies: u16) -> anyhow::Result<Vec<Service>> {
         ("authorizer", settings.authorizer.drain_ms),
         ("router", settings.router.drain_ms),
     ];
-    let mut services = Vec::new();
+    let (mut services, mut held) = (Vec::new(), Held::default());
     let mut admin_offset = 0;
     for (kind, drain_ms) in kinds {
         let program = here.join(format!("switchboard-{kind}"));
@@ -163,12 +163,13 @@ fn plan(settings: &Settings, copies: u16) -> anyhow::Result<Vec<Service>> {
         }
         for number in 1..=copies {
             let name = format!("{kind}-{number}");
-            let admin = free(settings.admin.listen, admin_offset)
+            let admin = held
+                .free(settings.admin.listen, admin_offset)
                 .with_context(|| format!("the admin endpoint of {name} (--admin chooses the first)"))?;
             admin_offset += 1;
             let devices = match kind {
                 "ingress" => Some(
-                    device_addresses(settings, number - 1)
+                    device_addresses(settings, number - 1, &mut held)
                         .with_context(|| format!("where devices reach {name}"))?,
                 ),
                 _ => None,
@@ -180,26 +181,39 @@ fn plan(settings: &Settings, copies: u16) -> anyhow::Result<Vec<Service>> {
     Ok(services)
 }
 
-fn device_addresses(settings: &Settings, offset: u16) -> anyhow::Result<DeviceAddresses> {
+fn device_addresses(settings: &Settings, offset: u16, held: &mut Held) -> anyhow::Result<DeviceAddresses> {
     Ok(DeviceAddresses {
-        mqtt: free(settings.mqtt.listen, offset).context("MQTT (--mqtt chooses the first)")?,
-        http: free(settings.http.listen, offset).context("HTTP (--http chooses the first)")?,
-        coap: free_udp(settings.coap.listen, offset).context("CoAP (--coap chooses the first)")?,
+        mqtt: held.free(settings.mqtt.listen, offset).context("MQTT (--mqtt chooses the first)")?,
+        http: held.free(settings.http.listen, offset).context("HTTP (--http chooses the first)")?,
+        coap: held.free_udp(settings.coap.listen, offset).context("CoAP (--coap chooses the first)")?,
     })
 }
 
-/// The address `offset` ports above the first, free at this moment; any free one where the first has port 0.
-fn free(first: SocketAddr, offset: u16) -> anyhow::Result<SocketAddr> {
-    let address = above(first, offset)?;
-    let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
-    Ok(listener.local_addr()?)
+/// Ports that were found free, held until all are: none is found twice.
+#[derive(Default)]
+struct Held {
+    tcp: Vec<TcpListener>,
+    udp: Vec<UdpSocket>,
 }
 
-/// The same for UDP.
-fn free_udp(first: SocketAddr, offset: u16) -> anyhow::Result<SocketAddr> {
-    let address = above(first, offset)?;
-    let socket = UdpSocket::bind(address).with_context(|| format!("cannot listen on {address}"))?;
-    Ok(socket.local_addr()?)
+impl Held {
+    /// The address `offset` ports above the first, free at this moment; any free one where the first has port 0.
+    fn free(&mut self, first: SocketAddr, offset: u16) -> anyhow::Result<SocketAddr> {
+        let address = above(first, offset)?;
+        let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+        let address = listener.local_addr()?;
+        self.tcp.push(listener);
+        Ok(address)
+    }
+
+    /// The same for UDP.
+    fn free_udp(&mut self, first: SocketAddr, offset: u16) -> anyhow::Result<SocketAddr> {
+        let address = above(first, offset)?;
+        let socket = UdpSocket::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+        let address = socket.local_addr()?;
+        self.udp.push(socket);
+        Ok(address)
+    }
 }
 
 fn above(first: SocketAddr, offset: u16) -> anyhow::Result<SocketAddr> {

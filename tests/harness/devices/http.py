@@ -35,7 +35,7 @@ class HttpDevice(Device):
         self._polls = True
         self._idle: queue.SimpleQueue[http.client.HTTPConnection] = queue.SimpleQueue()
         self._polling: http.client.HTTPConnection | None = None
-        self._host, self._port = "", 0
+        self._host, self._port = "127.0.0.1", 0
 
     def connect(self, node: Ingress) -> Self:
         self._host, self._port = node.host, node.http_port
