@@ -27,7 +27,8 @@ class Measured:
     """What one of a thing costs, in KB, and in µs or ms of one core; where each comes from is in deploy/scaling.md."""
 
     session_kb: float = 2.22
-    claim_in_nats_kb: float = 0.76
+    claim_in_nats_kb: float = 0.57
+    claim_on_disk_kb: float = 0.22
     claim_in_router_kb: float = 0.40
     device_in_authorizer_kb: float = 0.51
     device_on_disk_kb: float = 0.79
@@ -125,7 +126,7 @@ def plan(fleet: Fleet, measured: Measured, limits: Limits) -> Plan:
         router_gb=connected * measured.claim_in_router_kb / 1e6,
         router_load_s=connected / measured.claims_loaded_per_s,
         nats_gb=connected * measured.claim_in_nats_kb / 1e6,
-        nats_disk_gb=devices * measured.device_on_disk_kb / 1e6,
+        nats_disk_gb=(devices * measured.device_on_disk_kb + connected * measured.claim_on_disk_kb) / 1e6,
         nats_cores=calls_per_s * measured.call_nats_us / 1e6 + connects_per_s * measured.connect_nats_ms / 1e3,
         storm_s=storm(connected, nodes, measured).callable_after_s,
     )
@@ -226,8 +227,8 @@ def table(fleets: list[Fleet], measured: Measured, limits: Limits) -> str:
         ("a new authorizer has loaded it after", [f"{it.authorizer_load_s:.0f} s" for it in plans]),
         ("routers × memory for claims", [f"{it.routers} × {it.router_gb:.1f} GB" for it in plans]),
         ("a new router has loaded them after", [f"{it.router_load_s:.0f} s" for it in plans]),
-        ("NATS: three servers × memory for claims", [f"3 × {it.nats_gb:.1f} GB" for it in plans]),
-        ("NATS: disk for the registry, each", [f"{it.nats_disk_gb:.1f} GB" for it in plans]),
+        ("NATS: three servers × memory for where claims stand", [f"3 × {it.nats_gb:.1f} GB" for it in plans]),
+        ("NATS: disk for the registry and claims, each", [f"{it.nats_disk_gb:.1f} GB" for it in plans]),
         ("NATS: cores busy, of all three", [f"{it.nats_cores:.2f}" for it in plans]),
         ("all devices come back at once: 99 % callable after", [f"{it.storm_s} s" for it in plans]),
     ]
