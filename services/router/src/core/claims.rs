@@ -37,14 +37,20 @@ pub fn decide(request: &ClaimRequest, standing: Option<&Claim>, fresh: Generatio
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
     use rpc::{DeviceId, Holder, NodeId, Protocol, SessionId, Stamp, TicketKeys};
     use uuid::Uuid;
 
-    fn request(node: u64, session: u64, generation: Option<u64>) -> ClaimRequest {
-        let (device, node, session) = (DeviceId(Uuid::nil()), NodeId(node), SessionId(session));
+    /// A node asks for the claim of a session, with a ticket of its own.
+    pub(in crate::core) fn asked(
+        device: DeviceId,
+        node: u64,
+        session: u64,
+        generation: Option<u64>,
+    ) -> ClaimRequest {
+        let (node, session) = (NodeId(node), SessionId(session));
         let keys = TicketKeys::default().rotated([0; 32], 0).unwrap();
         let ticket = keys.sign(Holder { device, node, visit: 1 }, Stamp::of_digest(&[0; 32]), 0).unwrap();
         let generation = generation.map(Generation);
@@ -58,6 +64,10 @@ mod tests {
             visit: 1,
             ticket,
         }
+    }
+
+    fn request(node: u64, session: u64, generation: Option<u64>) -> ClaimRequest {
+        asked(DeviceId(Uuid::nil()), node, session, generation)
     }
 
     fn claim(node: u64, session: u64, generation: u64) -> Claim {

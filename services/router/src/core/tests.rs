@@ -2,7 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
-use rpc::{Budget, HeldClaim, Holder, Protocol, SessionId, Stamp, Tally, TicketKeys};
+use rpc::{Budget, HeldClaim, Protocol, SessionId, Tally};
 use uuid::Uuid;
 
 const LEASE: Duration = Duration::from_secs(12);
@@ -90,20 +90,7 @@ fn claim(node: u64, generation: u64) -> Claim {
 }
 
 fn request(node: u64, generation: Option<u64>) -> ClaimRequest {
-    let (device, node, session) = (TARGET, NodeId(node), SessionId(1));
-    let keys = TicketKeys::default().rotated([0; 32], 0).unwrap();
-    let ticket = keys.sign(Holder { device, node, visit: 1 }, Stamp::of_digest(&[0; 32]), 0).unwrap();
-    let generation = generation.map(Generation);
-    ClaimRequest {
-        device,
-        node,
-        session,
-        protocol: Protocol::Mqtt,
-        generation,
-        until: None,
-        visit: 1,
-        ticket,
-    }
+    super::claims::tests::asked(TARGET, node, 1, generation)
 }
 
 fn one(mut done: Done) -> Action<&'static str, &'static str> {
