@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 from harness.hardened import ACCOUNTS, USERS, Hardened
+from harness.heads import device, head, node, routed
 from harness.raw_nats import RawNats
 from harness.waiting import until
 
@@ -36,10 +37,8 @@ MAY_SAY = {
     "router-store": {f"$KV.swb_claims.{NODE}"},
     "operator": {f"$KV.swb_devices.device.{DEVICE}"},
 }
-ROUTED = {
-    "call": {"call": f"{NODE}-1", "caller": DEVICE, "target": DEVICE, "budget_ms": 2000, "connect_budget_ms": 0},
-    "reply_to": "swb.reply.{NODE}.1",
-}
+# "Its target is offline", to a router's caller.
+OFFLINE = head(4, [])
 
 
 def asked(user: str) -> list[tuple[str, str]]:
@@ -54,13 +53,13 @@ def asked(user: str) -> list[tuple[str, str]]:
             *([(key, "stolen")] if key else []),
         ]
     ]
-    authenticate = ("swb.authenticate", json.dumps({"credential": "00" * 32, "node": NODE, "visit": 1}))
+    authenticate = ("swb.authenticate", head("00" * 32, node(NODE), 1))
     device_asks = [authenticate, ("swb.call", "{}"), ("swb.list", "{}")]
-    claim = {"device": DEVICE, "node": NODE, "session": NODE, "protocol": "mqtt", "visit": 1, "ticket": "A" * 38}
-    compare = {"node": NODE, "part": 0, "parts": 1, "held": []}
+    claim = head(device(DEVICE), node(NODE), node(NODE), 0, None, None, 1, bytes(28))
+    compare = head(node(NODE), 0, 1, [])
     answered = {
-        "ingress": [*device_asks, ("swb.compare", json.dumps(compare)), ("swb.claim", json.dumps(claim))],
-        "authorizer": [("swb.presence", '{"devices":[]}')],
+        "ingress": [*device_asks, ("swb.compare", compare), ("swb.claim", claim)],
+        "authorizer": [("swb.presence", head([]))],
         "operator": [*device_asks, *api],
     }
     return answered.get(user, api)
@@ -133,12 +132,12 @@ def test_an_answer_goes_nowhere_but_back(hardened, witnesses, steal, user):
 def test_no_answer_goes_where_a_routed_call_says_but_to_an_inbox(hardened, witnesses, steal):
     thief = steal("authorizer")
     for reply_to in [*WANTED, "_R_.abcdef.abcdef"]:
-        assert thief.publish("swb.route", json.dumps(ROUTED | {"reply_to": reply_to})) is None
+        assert thief.publish("swb.route", routed(DEVICE, DEVICE, reply_to)) is None
     core = witnesses["CORE"]
     # The last one is answered, those before it were read before it.
     until("the last is answered", lambda: [it for it in core.listen() if it.subject == "_R_.abcdef.abcdef"])
     inboxes = {it for it in WANTED if it.startswith("swb.reply.")}
-    published = {it.subject for it in core.listen() if it.body == '"offline"'}
+    published = {it.subject for it in core.listen() if it.body == OFFLINE}
     assert published & set(WANTED) == inboxes
 
 

@@ -10,7 +10,7 @@ from harness.waiting import PATIENCE_S
 
 @dataclass(frozen=True)
 class Heard:
-    """A message that was delivered."""
+    """A message that was delivered; its body has a character for each byte."""
 
     subject: str
     reply_to: str
@@ -38,7 +38,7 @@ class RawNats:
         self._socket.close()
 
     def publish(self, subject: str, body: str = "", reply_to: str = "", headers: dict[str, str] | None = None) -> str | None:
-        """Why it was refused; None: it was taken."""
+        """Why it was refused; None: it was taken. The body has a character for each byte."""
         if headers is None:
             return self._say(f"PUB {subject} {reply_to} {len(body)}\r\n{body}\r\n")
         head = "NATS/1.0\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
@@ -65,7 +65,7 @@ class RawNats:
         return answers[0]
 
     def _say(self, line: str) -> str | None:
-        self._socket.sendall(line.encode() + b"PING\r\n")
+        self._socket.sendall(line.encode("latin-1") + b"PING\r\n")
         refused = None
         while (line_heard := self._read()) != b"PONG\r\n":
             if not line_heard:
@@ -83,5 +83,5 @@ class RawNats:
             whole = self._lines.read(int(words[-1]) + 2)[:-2]
             head = int(words[-2]) if sizes == 2 else 0
             reply_to = words[3] if len(words) == 4 + sizes else ""
-            self.heard.append(Heard(words[1], reply_to, whole[:head].decode(), whole[head:].decode()))
+            self.heard.append(Heard(words[1], reply_to, whole[:head].decode(), whole[head:].decode("latin-1")))
         return line

@@ -320,20 +320,13 @@ impl Answers {
         let id = call.call;
         let verdict_ms = Some(VERDICT_HOLDS);
         let routed = Routed { call, verdict_ms, reply_to: inbox.as_str().to_owned() };
-        let sent = match wire::encode(&routed, &body) {
-            Ok(message) => {
-                let sent = self.bus.forward(self.route.clone(), bounce, message).await;
-                sent.map_err(|error| error.to_string())
-            }
-            Err(error) => Err(error.to_string()),
-        };
-        match sent {
+        match self.bus.forward(self.route.clone(), bounce, wire::encode(&routed, &body)).await {
             Ok(()) => {
                 meters.allowed.increment(1);
                 span.end_as("allowed", false);
             }
             Err(error) => {
-                tracing::warn!(call = %id, error, "an allowed call cannot be sent on");
+                tracing::warn!(call = %id, %error, "an allowed call cannot be sent on");
                 meters.unsent.increment(1);
                 span.end(&Outcome::Unavailable);
                 self.say(inbox, &Outcome::Unavailable, &[]).await;
@@ -552,7 +545,7 @@ impl Answers {
 
     async fn with_presence(&self, peers: &[Peer]) -> Result<Vec<u8>, Outcome> {
         let question = PresenceRequest { devices: peers.iter().map(|peer| peer.id).collect() };
-        let message = wire::encode(&question, &[]).map_err(|_| Outcome::Unavailable)?;
+        let message = wire::encode(&question, &[]);
         // Smaller than the list that it is for.
         if message.len() > self.bus.max_payload_bytes() {
             return Err(too_long());
@@ -587,12 +580,8 @@ impl Answers {
         self.meters.list_seconds.record(arrived.elapsed());
     }
 
-    async fn say(&self, inbox: impl Into<Subject>, head: &impl serde::Serialize, body: &[u8]) {
-        let message = match wire::encode(head, body) {
-            Ok(message) => message,
-            Err(error) => return tracing::error!(%error, "an answer cannot be written"),
-        };
-        if let Err(error) = self.bus.tell(inbox, message).await {
+    async fn say(&self, inbox: impl Into<Subject>, head: &impl wire::Head, body: &[u8]) {
+        if let Err(error) = self.bus.tell(inbox, wire::encode(head, body)).await {
             tracing::debug!(%error, "an answer cannot be sent");
         }
     }

@@ -163,9 +163,7 @@ async fn tell(bus: &Bus, directory: &Directory, untold: &mut HashSet<DeviceId>, 
     let devices: Vec<DeviceId> = untold.iter().copied().collect();
     for device in devices {
         let state = directory.state(device);
-        let Ok(message) = wire::encode(&state, &[]) else {
-            continue;
-        };
+        let message = wire::encode(&state, &[]);
         if let Err(error) = bus.tell(bus.subjects().device_changed(device), message).await {
             tracing::warn!(%error, count = untold.len(), "changed devices cannot be told yet");
             return;

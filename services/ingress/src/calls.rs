@@ -145,11 +145,6 @@ impl Calls {
                 (self.call.clone(), wire::encode(&head, &body), wait, span, Some((call, target)))
             }
         };
-        let Ok(message) = message else {
-            span.end(&Outcome::Unavailable);
-            then(Ended::here(Outcome::Unavailable, Bytes::new()));
-            return None;
-        };
         let question = Question { subject, message, wait, asked: None };
         let asked = self.bus.ask_then(question, move |asked| {
             if let Some((call, target)) = call {
@@ -170,9 +165,9 @@ impl Calls {
         let Asked { asked, cancel } = asked;
         // Only a call that waits for its target is worth a word: it would wait for nobody.
         if self.bus.give_up(asked)
-            && let Some(message) = cancel.and_then(|cancel| wire::encode(&cancel, b"").ok())
+            && let Some(cancel) = cancel
         {
-            let bus = self.bus.clone();
+            let (bus, message) = (self.bus.clone(), wire::encode(&cancel, b""));
             // Nearly always the connection takes it at once.
             let told = async move { bus.tell(bus.subjects().cancel(), message).await };
             tokio::spawn(told);
@@ -212,9 +207,7 @@ impl Calls {
         wait: Duration,
     ) -> Result<Option<Identity>, AskError> {
         let request = AuthenticateRequest { credential, node: self.node, visit };
-        let Ok(message) = wire::encode(&request, b"") else {
-            return Err(AskError::Down);
-        };
+        let message = wire::encode(&request, b"");
         let give_up = Instant::now() + wait;
         let reply = loop {
             let left = give_up.saturating_duration_since(Instant::now());

@@ -127,8 +127,7 @@ impl Node {
 
     async fn tell_release(&self, held: HeldClaim) {
         let release = ReleaseRequest { device: held.device, node: self.id, session: held.session };
-        let Ok(message) = wire::encode(&release, b"") else { return };
-        if let Err(error) = self.bus.tell(self.bus.subjects().release(), message).await {
+        if let Err(error) = self.bus.tell(self.bus.subjects().release(), wire::encode(&release, b"")).await {
             // Left behind, it is found out at the next call, or when claims are compared.
             tracing::debug!(device = %held.device, session = %held.session, %error, "the claim was not released");
         }
@@ -139,8 +138,7 @@ impl Node {
             let holding = self.holding.lock();
             LeaseRenewal { node: self.id, tally: holding.tally(), newest: holding.newest(), ends }
         };
-        let Ok(message) = wire::encode(&renewal, b"") else { return };
-        if let Err(error) = self.bus.tell(self.bus.subjects().lease(), message).await {
+        if let Err(error) = self.bus.tell(self.bus.subjects().lease(), wire::encode(&renewal, b"")).await {
             tracing::warn!(%error, "the node's lease was not renewed");
         }
     }
@@ -210,14 +208,13 @@ impl Node {
         Duration::from_millis(self.settings.ingress.claim_timeout_ms)
     }
 
-    async fn ask<R: serde::de::DeserializeOwned>(
+    async fn ask<R: wire::Head>(
         &self,
         subject: String,
-        request: &impl serde::Serialize,
+        request: &impl wire::Head,
         wait: Duration,
     ) -> Result<R, AskError> {
-        let message = wire::encode(request, b"").map_err(|_| AskError::Unsendable)?;
-        let reply = self.bus.ask(subject, message, wait).await?;
+        let reply = self.bus.ask(subject, wire::encode(request, b""), wait).await?;
         wire::decode(&reply).map(|(reply, _)| reply).map_err(|error| {
             tracing::error!(%error, "a router's answer could not be read");
             AskError::Down
@@ -228,8 +225,7 @@ impl Node {
 /// Whether a router is there that keeps claims.
 pub(crate) async fn is_router_there(bus: &bus::Bus) -> Result<(), AskError> {
     let request = CompareRequest { node: bus.process(), part: 0, parts: 1, held: Vec::new() };
-    let message = wire::encode(&request, b"").map_err(|_| AskError::Unsendable)?;
-    bus.ask(bus.subjects().compare(), message, COMPARE_WAIT).await.map(|_| ())
+    bus.ask(bus.subjects().compare(), wire::encode(&request, b""), COMPARE_WAIT).await.map(|_| ())
 }
 
 /// Looks into each difference that a router tells of, for as long as it is polled.

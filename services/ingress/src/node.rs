@@ -99,12 +99,10 @@ impl Node {
             _ => {}
         }
         to.span.end_delivery(reply);
-        let Ok(mut message) = wire::encode(reply, body) else { return };
+        let mut message = wire::encode(reply, body);
         if message.len() > self.bus.max_payload_bytes() {
             // What fits no message is told as such: nobody waits for it in vain.
-            let told = wire::encode(&DeliveryReply::Ended(Outcome::AnswerTooLarge), b"");
-            let Ok(told) = told else { return };
-            message = told;
+            message = wire::encode(&DeliveryReply::Ended(Outcome::AnswerTooLarge), b"");
         }
         if let Err(error) = self.bus.tell(to.inbox, message).await {
             tracing::warn!(%error, "an answer could not be handed on");

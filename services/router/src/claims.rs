@@ -185,22 +185,14 @@ impl Router {
         stored.map_err(|_| ())
     }
 
-    async fn say(&self, to: Subject, head: &impl serde::Serialize) {
-        let sent = match wire::encode(head, b"") {
-            Ok(message) => self.0.bus.tell(to, message).await.map_err(|error| error.to_string()),
-            Err(error) => Err(error.to_string()),
-        };
-        if let Err(error) = sent {
-            tracing::warn!(error, "a node was not told");
+    async fn say(&self, to: Subject, head: &impl wire::Head) {
+        if let Err(error) = self.0.bus.tell(to, wire::encode(head, b"")).await {
+            tracing::warn!(%error, "a node was not told");
         }
     }
 
     /// Nearly always the connection takes it at once.
-    pub(crate) fn say_soon(
-        &self,
-        to: Subject,
-        head: &(impl serde::Serialize + Clone + Send + Sync + 'static),
-    ) {
+    pub(crate) fn say_soon(&self, to: Subject, head: &(impl wire::Head + Clone + Send + Sync + 'static)) {
         use futures::FutureExt;
         if self.say(to.clone(), head).now_or_never().is_none() {
             let (router, head) = (self.clone(), head.clone());

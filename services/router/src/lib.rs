@@ -211,10 +211,9 @@ async fn beat(router: Router) {
     for number in 1.. {
         beats.tick().await;
         let (newest, asks) = router.look(|core, now| (core.map().newest(), core.doubts(now)));
-        if let Ok(message) = wire::encode(&Beat { of: bus.process(), number, newest, asks }, b"") {
-            // While NATS is away nobody hears it.
-            let _ = bus.tell(bus.subjects().beat(), message).await;
-        }
+        let beat = Beat { of: bus.process(), number, newest, asks };
+        // While NATS is away nobody hears it.
+        let _ = bus.tell(bus.subjects().beat(), wire::encode(&beat, b"")).await;
     }
 }
 

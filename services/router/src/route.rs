@@ -43,7 +43,8 @@ impl Carried {
     }
 }
 
-type Call = Underway<Carried>;
+/// Boxed: a call is handed on many times on its way.
+type Call = Underway<Box<Carried>>;
 
 impl Router {
     /// Begins with a call; one too many is refused.
@@ -69,7 +70,7 @@ impl Router {
         span.unless_told("cut_off");
         let (id, target) = (routed.call.call, routed.call.target);
         let in_flight = self.0.in_flight.token();
-        let carried = Carried { routed, body, arrived, verdict, span, _in_flight: in_flight };
+        let carried = Box::new(Carried { routed, body, arrived, verdict, span, _in_flight: in_flight });
         let call = Underway::new(id, target, deadlines, carried);
         if is_full {
             self.0.meters.limit_hit(Limit::RouterInFlight);
@@ -117,9 +118,7 @@ impl Router {
         head.connect_budget_ms = call.connect_deadline.remaining(now);
         // It has waited: the router that takes it over has it judged again.
         call.payload.routed.verdict_ms = call.payload.verdict.map(|_| Budget::from_ms(0));
-        let Ok(message) = wire::encode(&call.payload.routed, &call.payload.body) else {
-            return self.end(call, &Outcome::Unavailable, &Bytes::new());
-        };
+        let message = wire::encode(&call.payload.routed, &call.payload.body);
         match self.0.bus.ask(self.0.bus.subjects().handover(), message, HANDOVER_WAIT).await {
             // Nobody has received it: it goes on to wait here, for as long as this router does.
             Err(AskError::NoResponders | AskError::Down | AskError::Full | AskError::Unsendable) => {
@@ -162,9 +161,7 @@ impl Router {
             verdict_ms: call.payload.verdict.map(|verdict| verdict.remaining(started)),
             traceparent: head.traceparent.clone(),
         };
-        let Ok(message) = wire::encode(&delivery, &call.payload.body) else {
-            return self.end(call, &Outcome::Unavailable, &Bytes::new());
-        };
+        let message = wire::encode(&delivery, &call.payload.body);
         let question = Question {
             subject: self.0.bus.subjects().node(found.claim.node).into(),
             message,
@@ -222,11 +219,9 @@ impl Router {
             protocol: head.protocol,
             oneway: head.oneway,
         };
-        let Ok(message) = wire::encode(&request, b"") else {
-            return self.end(call, &Outcome::Unavailable, &Bytes::new());
-        };
+        let (subject, message) = (self.0.bus.subjects().judge().into(), wire::encode(&request, b""));
         let wait = request.budget_ms.as_duration().min(JUDGE_WAIT);
-        let question = Question { subject: self.0.bus.subjects().judge().into(), message, wait, asked: None };
+        let question = Question { subject, message, wait, asked: None };
         let router = self.clone();
         self.0.bus.ask_then(question, move |asked| router.judged(call, asked));
     }
@@ -257,18 +252,13 @@ impl Router {
 
     /// Answers the caller. What fits no message is told as such.
     pub(crate) fn end(&self, call: Call, outcome: &Outcome, answer: &Bytes) {
-        let Carried { routed, arrived, span, _in_flight: in_flight, .. } = call.payload;
-        let message = match wire::encode(outcome, answer) {
-            Ok(message) if message.len() > self.0.bus.max_payload_bytes() => {
-                tracing::debug!(call = %call.id, bytes = message.len(), "the answer fits no message");
-                wire::encode(&Outcome::AnswerTooLarge, b"").map(|message| (Outcome::AnswerTooLarge, message))
-            }
-            encoded => encoded.map(|message| (outcome.clone(), message)),
-        };
-        let (outcome, message) = match message {
-            Ok(ended) => ended,
-            Err(error) => return tracing::error!(%error, call = %call.id, "the outcome cannot be written"),
-        };
+        let Carried { routed, arrived, span, _in_flight: in_flight, .. } = *call.payload;
+        let (mut outcome, mut message) = (outcome, wire::encode(outcome, answer));
+        if message.len() > self.0.bus.max_payload_bytes() {
+            tracing::debug!(call = %call.id, bytes = message.len(), "the answer fits no message");
+            outcome = &Outcome::AnswerTooLarge;
+            message = wire::encode(outcome, b"");
+        }
         let head = &routed.call;
         tracing::debug!(
             call = %head.call,
@@ -277,8 +267,8 @@ impl Router {
             outcome = outcome.as_str(),
             "routed"
         );
-        span.end(&outcome);
-        self.0.meters.ended(&outcome);
+        span.end(outcome);
+        self.0.meters.ended(outcome);
         self.0.meters.call_seconds.record(arrived.elapsed());
         // Nearly always the connection takes it at once.
         if self.answer(&routed, message.clone()).now_or_never().is_none() {

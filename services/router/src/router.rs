@@ -46,7 +46,7 @@ pub(crate) struct Limits {
     pub(crate) lease: Duration,
 }
 
-type RouterCore = Core<Carried, Subject>;
+type RouterCore = Core<Box<Carried>, Subject>;
 
 struct State {
     core: RouterCore,
@@ -81,7 +81,10 @@ impl Router {
     }
 
     /// Tells the core something, and performs what it wants done.
-    pub(crate) fn tell(&self, tell: impl FnOnce(&mut RouterCore, Instant, &mut Actions<Carried, Subject>)) {
+    pub(crate) fn tell(
+        &self,
+        tell: impl FnOnce(&mut RouterCore, Instant, &mut Actions<Box<Carried>, Subject>),
+    ) {
         let now = Instant::now();
         let mut actions = Vec::new();
         let is_sooner = {
@@ -105,7 +108,7 @@ impl Router {
         look(&self.0.state.lock().core, Instant::now())
     }
 
-    fn perform(&self, action: Action<Carried, Subject>) {
+    fn perform(&self, action: Action<Box<Carried>, Subject>) {
         match action {
             Action::Deliver(call, found) => self.deliver(call, found),
             Action::LookUp(call) => self.look_up(call),

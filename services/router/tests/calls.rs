@@ -107,7 +107,7 @@ async fn routed(bus: &Bus, call: Call, verdict_ms: Option<Budget>) -> (Outcome, 
     let reply_to = format!("swb.reply.test.{}", Uuid::new_v4());
     let mut answers = bus.serve(reply_to.clone(), None).await.unwrap();
     let head = Routed { call, verdict_ms, reply_to };
-    bus.tell(bus.subjects().route(), wire::encode(&head, br#"{"method":"x"}"#).unwrap()).await.unwrap();
+    bus.tell(bus.subjects().route(), wire::encode(&head, br#"{"method":"x"}"#)).await.unwrap();
     let answer = timeout(PATIENCE, answers.next()).await.unwrap().unwrap();
     wire::decode(&answer.message).unwrap()
 }
@@ -153,7 +153,7 @@ async fn stands(store: &ClaimStore, device: DeviceId) -> bool {
 /// Says once that the node is alive.
 async fn renew(bus: &Bus, node: NodeId) -> Result<(), bus::TellError> {
     let renewal = LeaseRenewal { node, tally: Tally::default(), newest: Generation(0), ends: false };
-    bus.tell(bus.subjects().lease(), wire::encode(&renewal, b"").unwrap()).await
+    bus.tell(bus.subjects().lease(), wire::encode(&renewal, b"")).await
 }
 
 /// A living node that says `reply` to each delivery, with what was delivered as the body of an answer.
@@ -169,7 +169,7 @@ async fn node(
         while let Some(Request { message, reply_to, .. }) = deliveries.next().await {
             let (delivery, body): (Delivery, Bytes) = wire::decode(&message).unwrap();
             let Some(reply) = reply(&delivery) else { continue };
-            let message = wire::encode(&reply, &body).unwrap();
+            let message = wire::encode(&reply, &body);
             bus.tell(reply_to.unwrap(), message).await.unwrap();
         }
     });
@@ -310,7 +310,7 @@ async fn a_call_whose_verdict_has_run_out_is_judged_again() {
             assert_eq!((asked.protocol, asked.oneway), (Some(Protocol::Coap), false));
             count.fetch_add(1, Ordering::Relaxed);
             let answer: JudgeReply = answers.lock().pop().unwrap();
-            bus.tell(reply_to.unwrap(), wire::encode(&answer, b"").unwrap()).await.unwrap();
+            bus.tell(reply_to.unwrap(), wire::encode(&answer, b"")).await.unwrap();
         }
     });
     let allowed = || JudgeReply::Allowed(Budget::from_ms(5_000));
@@ -340,7 +340,7 @@ async fn a_session_that_moved_while_it_was_called_is_found_again() {
         async move {
             let delivery = deliveries.next().await.unwrap();
             write(&store, device(1), claim(new, 5)).await;
-            let message = wire::encode(&DeliveryReply::NotHere, b"").unwrap();
+            let message = wire::encode(&DeliveryReply::NotHere, b"");
             bus.tell(delivery.reply_to.unwrap(), message).await.unwrap();
             moved.notify_one();
         }
@@ -407,7 +407,7 @@ async fn a_dead_nodes_claims_are_removed_and_a_living_ones_stay() {
     }
     bench.claim(device(100), living, 1).await;
     let presence = async |devices: Vec<DeviceId>| {
-        let message = wire::encode(&PresenceRequest { devices }, b"").unwrap();
+        let message = wire::encode(&PresenceRequest { devices }, b"");
         let reply = bench.bus.ask(bench.bus.subjects().presence(), message, PATIENCE).await.unwrap();
         wire::decode::<PresenceReply>(&reply).unwrap().0.online
     };
@@ -543,7 +543,7 @@ async fn routers_that_come_and_go_under_load_lose_no_call() {
             let inbox = format!("swb.reply.test.{number}");
             let mut answers = bus.serve(inbox.clone(), None).await.unwrap();
             let head = Routed { call: head(device(1), 10_000, 0), verdict_ms: None, reply_to: inbox };
-            let message = wire::encode(&head, b"{}").unwrap();
+            let message = wire::encode(&head, b"{}");
             let mut answered = 0;
             while !ended.is_cancelled() {
                 bus.tell(bus.subjects().route(), message.clone()).await.unwrap();
@@ -589,7 +589,7 @@ async fn a_router_that_ends_finishes_its_calls_first() {
     })
     .await;
     assert!(!bench.router.is_finished());
-    let message = wire::encode(&DeliveryReply::Ended(Outcome::Answered), b"late").unwrap();
+    let message = wire::encode(&DeliveryReply::Ended(Outcome::Answered), b"late");
     bench.bus.tell(delivery.reply_to.unwrap(), message).await.unwrap();
     assert_eq!(calling.await.unwrap(), (Outcome::Answered, Bytes::from("late")));
     timeout(PATIENCE, bench.router).await.unwrap().unwrap().unwrap();

@@ -129,7 +129,7 @@ pub(crate) async fn run(args: CallArgs) -> anyhow::Result<ExitCode> {
         oneway: args.oneway,
         traceparent: None,
     };
-    let message = wire::encode(&call, args.body.as_bytes())?;
+    let message = wire::encode(&call, args.body.as_bytes());
     let started = Instant::now();
     let (outcome, body, reason) = match reason {
         Some(reason) => (Outcome::Unavailable, Bytes::new(), Some(reason)),
@@ -161,7 +161,7 @@ const AUTHENTICATE_WAIT: Duration = Duration::from_secs(5);
 /// The authorizer's word that the caller is here: who may read the registry knows the hash of its token.
 async fn ticket(bus: &Bus, credential: &CredentialHash, visit: u64) -> Result<Ticket, &'static str> {
     let request = AuthenticateRequest { credential: credential.clone(), node: bus.process(), visit };
-    let message = wire::encode(&request, b"").map_err(|_| "the question cannot be written")?;
+    let message = wire::encode(&request, b"");
     let reply = bus.ask(bus.subjects().authenticate(), message, AUTHENTICATE_WAIT).await;
     let reply = reply.map_err(|error| match error {
         AskError::NoResponders => NO_AUTHORIZER,

@@ -522,7 +522,7 @@ fn view<'a>(known: &Snapshot, id: DeviceId, device: &'a Device) -> DeviceView<'a
 
 /// Whether it is online, and how often a session of it took over from another; none when no router answers.
 async fn presence(bus: &Bus, device: DeviceId) -> Option<(bool, u32)> {
-    let question = wire::encode(&PresenceRequest { devices: vec![device] }, &[]).ok()?;
+    let question = wire::encode(&PresenceRequest { devices: vec![device] }, &[]);
     let answer = bus.ask(bus.subjects().presence(), question, PRESENCE_WAIT).await.ok()?;
     let (PresenceReply { online, takeovers }, _) = wire::decode(&answer).ok()?;
     Some((*online.first()?, takeovers.first().copied().unwrap_or_default()))

@@ -8,7 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use minicbor::{Decode, Encode};
 
 use crate::faults::{Fault, is};
 use crate::{Generation, NodeId};
@@ -23,29 +23,34 @@ const SLACK: Duration = Duration::from_secs(1);
 const IS_NEW: u64 = 3;
 
 /// A router's word to everybody, once a second (`swb.beat`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub struct Beat {
     /// Whose.
+    #[n(0)]
     pub of: NodeId,
     /// Its number, one above the last.
+    #[n(1)]
     pub number: u64,
     /// The highest generation that it has heard of: no other router gives a lower one from now on.
-    #[serde(default)]
+    #[n(2)]
     pub newest: Generation,
     /// Nodes are to say what they hold.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[n(3)]
     pub asks: bool,
 }
 
 /// Something's time is over so long after a beat. It stays the same on every hop: who has heard that beat knows when,
 /// also where the message spent its time in a socket that nobody reads or in a queue of its sender.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub struct Until {
     /// After whose.
+    #[n(0)]
     pub of: NodeId,
     /// After which of them.
+    #[n(1)]
     pub beat: u64,
     /// How long after, in milliseconds.
+    #[n(2)]
     pub ms: u32,
 }
 

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use minicbor::{Decode, Encode};
 
 /// The milliseconds that a call has left. Always remaining time, never a wall-clock deadline: clocks differ.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Budget(u32);
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Encode, Decode)]
+#[cbor(transparent)]
+pub struct Budget(#[n(0)] u32);
 
 impl Budget {
     /// A budget of so many milliseconds.

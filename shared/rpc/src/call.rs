@@ -1,5 +1,6 @@
 //! What travels for one call? The message of each hop; the body follows each head as raw text (see `wire`).
 
+use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -8,157 +9,182 @@ use crate::{
 };
 
 /// A `sendMsg` on its way from the caller's node to the authorizer (`swb.call`). Its body follows.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Call {
     /// The call's id, the same on every hop.
+    #[n(0)]
     pub call: CallId,
     /// Who calls: stamped at the caller's node from its session, never taken from the device.
+    #[n(1)]
     pub caller: DeviceId,
     /// Its name, for the target; empty from a node that does not tell it.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[n(2)]
     pub caller_name: String,
     /// As which visit of the call's node, and the authorizer's word for it.
-    #[serde(default)]
+    #[n(3)]
     pub visit: u64,
     /// See `visit`; it goes no further than to the authorizer.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[n(4)]
     pub ticket: Option<Ticket>,
     /// Who is called.
+    #[n(5)]
     pub target: DeviceId,
     /// What is left of the call's time.
+    #[n(6)]
     pub budget_ms: Budget,
     /// When its time is over, also where it was held up; none from a node that hears no router.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[n(7)]
     pub until: Option<Until>,
     /// How long an offline target may be waited for; at most `budget_ms`.
+    #[n(8)]
     pub connect_budget_ms: Budget,
     /// How the caller is connected; none from a node that does not tell it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[n(9)]
     pub protocol: Option<Protocol>,
     /// The caller wants no answer, only to know that the target's connection took the message.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[n(10)]
     pub oneway: bool,
     /// W3C trace context: as the caller gave it, or of the last hop that recorded a span.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[n(11)]
     pub traceparent: Option<String>,
 }
 
 /// An allowed call on its way from the authorizer to a router (`swb.route`). The body follows.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Routed {
     /// The call, its budgets reduced by the time it has taken. Not flattened into this head: serde would read it
     /// twice.
+    #[n(0)]
     pub call: Call,
     /// For how long the authorizer's word holds: after that it is asked again before the call is delivered. None from
     /// an authorizer that gave it for good.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[n(1)]
     pub verdict_ms: Option<Budget>,
     /// The caller's inbox. The NATS reply subject is the authorizer's bounce, which would hear that no router is there.
+    #[n(2)]
     pub reply_to: String,
 }
 
 /// A call on its way from a router to the target's node (`swb.node.<node>`). The body follows.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Delivery {
     /// The call's id.
+    #[n(0)]
     pub call: CallId,
     /// Which of the node's sessions is called.
+    #[n(1)]
     pub session: SessionId,
     /// Whom the router means: a session of another device refuses.
+    #[n(2)]
     pub target: DeviceId,
     /// Who calls, for the target; none from a router that does not tell it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[n(3)]
     pub caller: Option<DeviceId>,
     /// As in [`Call`].
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[n(4)]
     pub caller_name: String,
     /// What is left of the call's time.
+    #[n(5)]
     pub budget_ms: Budget,
     /// As in [`Call`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[n(6)]
     pub until: Option<Until>,
     /// As in [`Call`].
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[n(7)]
     pub oneway: bool,
     /// As in [`Routed`]: what is left of it. None from a router that cannot ask again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[n(8)]
     pub verdict_ms: Option<Budget>,
     /// As in [`Call`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[n(9)]
     pub traceparent: Option<String>,
 }
 
 /// What the target's node says to the router's delivery.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum DeliveryReply {
     /// The call ended so. The body of `Answered` follows.
-    Ended(Outcome),
+    #[n(0)]
+    Ended(#[n(0)] Outcome),
     /// No such session here, or it ended before the call was written: the target never saw it.
+    #[n(1)]
     NotHere,
     /// The authorizer's word no longer held when the device could have taken the call: it never saw it.
+    #[n(2)]
     Outdated,
 }
 
 /// A router asks whether a call that waited may still be delivered (`swb.judge`).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct JudgeRequest {
     /// As in [`Call`].
+    #[n(0)]
     pub call: CallId,
     /// As in [`Call`].
+    #[n(1)]
     pub caller: DeviceId,
     /// As in [`Call`].
+    #[n(2)]
     pub target: DeviceId,
     /// What is left of the call's time.
+    #[n(3)]
     pub budget_ms: Budget,
     /// Of the call's body.
+    #[n(4)]
     pub size_bytes: u32,
     /// As in [`Call`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[n(5)]
     pub protocol: Option<Protocol>,
     /// As in [`Call`].
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[n(6)]
     pub oneway: bool,
 }
 
 /// What an authorizer says to a [`JudgeRequest`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum JudgeReply {
     /// It may, for so long.
-    Allowed(Budget),
+    #[n(0)]
+    Allowed(#[n(0)] Budget),
     /// The call ends so.
-    Refused(Outcome),
+    #[n(1)]
+    Refused(#[n(0)] Outcome),
 }
 
 /// A device's answer that came to another node than its call (`swb.answer.<tag>`). Its body follows.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Answer {
     /// Who answers: stamped where it showed its token.
+    #[n(0)]
     pub device: DeviceId,
     /// The number under which it was given the call.
+    #[n(1)]
     pub number: u32,
 }
 
 /// What the node that gave the call says to an [`Answer`]. One that does not know the device says nothing: nodes may
 /// share a tag.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub enum AnswerReply {
     /// It is on its way to the caller.
+    #[n(0)]
     Taken,
     /// No such call of the device is open.
+    #[n(1)]
     NoSuchCall,
     /// It is not JSON; the call stays open.
+    #[n(2)]
     NotJson,
 }
 
 /// Tells a node that one of its sessions has been taken over by a newer one (`swb.event.takeover.<node>`).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Takeover {
     /// The older session, to be closed.
+    #[n(0)]
     pub session: SessionId,
     /// Its device.
+    #[n(1)]
     pub device: DeviceId,
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::{CallId, DeviceId, NodeId, SessionId, Ticket, Until, closed_list};
@@ -27,69 +28,87 @@ pub struct Claim {
 }
 
 /// Grows with every session that becomes callable; a session keeps its own for as long as it lives.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Encode, Decode,
+)]
 #[serde(transparent)]
-pub struct Generation(pub u64);
+#[cbor(transparent)]
+pub struct Generation(#[n(0)] pub u64);
 
 /// A node asks a router to write a claim (`swb.claim`).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct ClaimRequest {
     /// The device.
+    #[n(0)]
     pub device: DeviceId,
     /// The node that asks.
+    #[n(1)]
     pub node: NodeId,
     /// The session that is to be called.
+    #[n(2)]
     pub session: SessionId,
     /// How the device is connected.
+    #[n(3)]
     pub protocol: Protocol,
     /// What the session got when it claimed first; none when it does so now.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[n(4)]
     pub generation: Option<Generation>,
     /// When the node has asked again; none from one that hears no router.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[n(5)]
     pub until: Option<Until>,
     /// The visit that became callable.
+    #[n(6)]
     pub visit: u64,
     /// The authorizer's word for it.
+    #[n(7)]
     pub ticket: Ticket,
 }
 
 /// The router's answer to a [`ClaimRequest`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub enum ClaimReply {
     /// The claim stands.
+    #[n(0)]
     Held {
         /// The session's generation.
+        #[n(0)]
         generation: Generation,
         /// What the session spoke that it was written over just now, if another's stood there.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[n(1)]
         over: Option<Protocol>,
     },
     /// A newer session's stands: this one is over.
+    #[n(1)]
     TakenOver,
     /// The ticket does not count: the node is to ask an authorizer for another.
+    #[n(2)]
     Refused,
     /// The store did not take it in time; it may stand nevertheless.
+    #[n(3)]
     Unavailable,
 }
 
 /// A session is no longer callable (`swb.release`). Nobody answers: what is lost is found by comparing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct ReleaseRequest {
     /// The device.
+    #[n(0)]
     pub device: DeviceId,
     /// The session's node.
+    #[n(1)]
     pub node: NodeId,
     /// The session.
+    #[n(2)]
     pub session: SessionId,
 }
 
 /// How many claims a node holds, and a sum of them that depends on no order: two who hold the same have the same.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub struct Tally {
     /// How many.
+    #[n(0)]
     pub claims: u64,
+    #[n(1)]
     sum: u64,
 }
 
@@ -119,50 +138,61 @@ fn mixed(device: DeviceId, session: SessionId, generation: Generation) -> u64 {
 }
 
 /// A node is alive, and holds so many claims (`swb.lease`); for every router, and answered by none.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct LeaseRenewal {
     /// The node.
+    #[n(0)]
     pub node: NodeId,
     /// Its claims. A router that knows others says so (`swb.event.claims.<node>`).
+    #[n(1)]
     pub tally: Tally,
     /// The highest generation that it has heard of: routers give higher ones, also when the store has lost its memory.
-    #[serde(default)]
+    #[n(2)]
     pub newest: Generation,
     /// It leaves: its lease ends with this.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[n(3)]
     pub ends: bool,
 }
 
 /// A claim as a node holds it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub struct HeldClaim {
     /// The device.
+    #[n(0)]
     pub device: DeviceId,
     /// The session.
+    #[n(1)]
     pub session: SessionId,
     /// The session's generation.
+    #[n(2)]
     pub generation: Generation,
 }
 
 /// A node that was told of a difference asks which (`swb.compare`): one part of all its claims at a time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct CompareRequest {
     /// The node.
+    #[n(0)]
     pub node: NodeId,
     /// Which part: the devices that [`part_of`] puts there.
+    #[n(1)]
     pub part: u32,
     /// Of how many.
+    #[n(2)]
     pub parts: u32,
     /// What the node holds of that part.
+    #[n(3)]
     pub held: Vec<HeldClaim>,
 }
 
 /// The router's answer to a [`CompareRequest`].
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 pub struct CompareReply {
     /// What the node holds and the router does not know so: to be claimed again.
+    #[n(0)]
     pub lacking: Vec<DeviceId>,
     /// What the router knows and the node did not name: to be released, unless the session has become callable since.
+    #[n(1)]
     pub foreign: Vec<HeldClaim>,
 }
 
@@ -172,24 +202,30 @@ pub fn part_of(device: DeviceId, parts: u32) -> u32 {
 }
 
 /// The caller is gone: a call that waits for its target need not any more (`swb.cancel`); for every router.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct CancelRequest {
     /// The call.
+    #[n(0)]
     pub call: CallId,
     /// Its target, under which it waits.
+    #[n(1)]
     pub target: DeviceId,
 }
 
 closed_list! {
     /// How a device reaches us.
-    #[derive(Serialize, Deserialize)]
+    #[derive(Serialize, Deserialize, Encode, Decode)]
     #[serde(rename_all = "snake_case")]
+    #[cbor(index_only)]
     pub enum Protocol {
         /// MQTT 3.1.1 or 5.
+        #[n(0)]
         Mqtt = "mqtt",
         /// HTTP long poll.
+        #[n(1)]
         Http = "http",
         /// CoAP observe.
+        #[n(2)]
         Coap = "coap",
     }
 }

@@ -2,14 +2,16 @@
 
 use std::fmt;
 
+use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::{CustomerId, DeviceId, NodeId, Protocol, TenantId, Ticket};
 
 /// The SHA-256 of an access token, in lower-case hexadecimal. Tokens themselves never leave the node they came in on.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Encode, Decode)]
 #[serde(transparent)]
-pub struct CredentialHash(pub String);
+#[cbor(transparent)]
+pub struct CredentialHash(#[n(0)] pub String);
 
 impl CredentialHash {
     /// From a finished digest.
@@ -36,87 +38,101 @@ impl fmt::Debug for CredentialHash {
 }
 
 /// Ingress asks who holds this credential (`swb.authenticate`).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct AuthenticateRequest {
     /// The hash of the access token that the device gave.
+    #[n(0)]
     pub credential: CredentialHash,
     /// The node that asks.
+    #[n(1)]
     pub node: NodeId,
     /// As which of its visits the device is to be known: never given twice.
+    #[n(2)]
     pub visit: u64,
 }
 
 /// The authorizer's answer to [`AuthenticateRequest`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum AuthenticateReply {
     /// The credential is this device's.
-    Identity(Identity),
+    #[n(0)]
+    Identity(#[n(0)] Identity),
     /// Nobody holds that credential.
+    #[n(1)]
     Refused,
     /// The authorizer does not know how things are now.
+    #[n(2)]
     Unavailable,
 }
 
 /// Who a session is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Identity {
     /// The device.
+    #[n(0)]
     pub device: DeviceId,
     /// Its tenant.
+    #[n(1)]
     pub tenant: TenantId,
     /// Its customer, if it is assigned to one.
+    #[n(2)]
     pub customer: Option<CustomerId>,
     /// Its name, unique in its tenant.
+    #[n(3)]
     pub name: String,
     /// The authorizer's word for the visit.
+    #[n(4)]
     pub ticket: Ticket,
 }
 
 /// `getDevices` (`swb.list`). The answer is an [`Outcome`](crate::Outcome), the list its body.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct ListRequest {
     /// Who asks.
+    #[n(0)]
     pub caller: DeviceId,
     /// At which node.
+    #[n(1)]
     pub node: NodeId,
     /// As in [`Call`](crate::Call).
-    #[serde(default)]
+    #[n(2)]
     pub visit: u64,
     /// As in [`Call`](crate::Call).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[n(3)]
     pub ticket: Option<Ticket>,
     /// How it is connected; none from a node that does not tell it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[n(4)]
     pub protocol: Option<Protocol>,
     /// At most so many entries; the setting `max_devices_per_customer` bounds it too.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[n(5)]
     pub limit: Option<u32>,
     /// Continue behind this device.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[n(6)]
     pub after: Option<DeviceId>,
     /// Say of each device whether it is online.
-    #[serde(default)]
+    #[n(7)]
     pub online: bool,
     /// As in [`Call`](crate::Call).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[n(8)]
     pub traceparent: Option<String>,
 }
 
 /// The authorizer asks a router which of these devices are online (`swb.presence`).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct PresenceRequest {
     /// The devices in question.
+    #[n(0)]
     pub devices: Vec<DeviceId>,
 }
 
 /// A router's answer to [`PresenceRequest`], in the order of the question.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct PresenceReply {
     /// Whether a live node claims each device.
+    #[n(0)]
     pub online: Vec<bool>,
     /// How often a session of each took over from another, lately; empty where none did.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[n(1)]
     pub takeovers: Vec<u32>,
 }
 
@@ -124,23 +140,26 @@ pub struct PresenceReply {
 ///
 /// A node drops the sessions that do not match it: those of a device that is gone, has another credential or
 /// belongs elsewhere. A renamed device keeps its sessions.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct DeviceState {
     /// The device.
+    #[n(0)]
     pub device: DeviceId,
     /// Its tenant and customer and the hash of its credential; none when it was removed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[n(1)]
     pub now: Option<DeviceStanding>,
 }
 
 /// The part of a device's record that its sessions depend on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct DeviceStanding {
     /// Its tenant.
+    #[n(0)]
     pub tenant: TenantId,
     /// Its customer, if any.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[n(1)]
     pub customer: Option<CustomerId>,
     /// The hash of its access token.
+    #[n(2)]
     pub credential: CredentialHash,
 }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::str::FromStr;
 
+use minicbor::encode::Write;
+use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use uuid::Uuid;
 
@@ -31,6 +33,19 @@ macro_rules! uuid_id {
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 write!(f, "{}({self})", stringify!($name))
+            }
+        }
+
+        impl<C> Encode<C> for $name {
+            fn encode<W: Write>(&self, to: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
+                to.bytes(self.0.as_bytes())?.ok()
+            }
+        }
+
+        impl<'b, C> Decode<'b, C> for $name {
+            fn decode(from: &mut Decoder<'b>, _: &mut C) -> Result<Self, decode::Error> {
+                let bytes = from.bytes()?;
+                Uuid::from_slice(bytes).map($name).map_err(|_| decode::Error::message($kind))
             }
         }
 
@@ -64,8 +79,9 @@ uuid_id!(
 macro_rules! hex_id {
     ($(#[$doc:meta])* $name:ident, $kind:literal) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(pub u64);
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+        #[cbor(transparent)]
+        pub struct $name(#[n(0)] pub u64);
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -107,7 +123,7 @@ macro_rules! hex_id {
 
 const HEX_DIGITS: usize = 16;
 
-/// Ids are written and read several times for each call: without the formatter and without a copy of the text.
+/// A node's id is written into the subjects of each call: without the formatter.
 fn hex_digits(number: u64) -> [u8; HEX_DIGITS] {
     let mut left = number;
     let mut digits = [b'0'; HEX_DIGITS];
@@ -172,11 +188,13 @@ hex_id!(
 /// One call, from the caller's request to its outcome: the field `call` of every hop's log lines.
 ///
 /// Made of the caller's node and that node's running number, so that it is unique without randomness.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Encode, Decode)]
 pub struct CallId {
     /// The caller's node.
+    #[n(0)]
     pub node: NodeId,
     /// That node's running number.
+    #[n(1)]
     pub serial: u64,
 }
 
@@ -214,18 +232,6 @@ impl FromStr for CallId {
     }
 }
 
-impl Serialize for CallId {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.text(&mut [0; CallId::MAX_BYTES]))
-    }
-}
-
-impl<'de> Deserialize<'de> for CallId {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(Text::new("call id"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,8 +255,8 @@ mod tests {
             let call = CallId { node: NodeId(node), serial };
             prop_assert_eq!(call.to_string(), format!("{node:016x}-{serial:x}"));
             prop_assert_eq!(call.to_string().parse::<CallId>().unwrap(), call);
-            let json = serde_json::to_string(&call).unwrap();
-            prop_assert_eq!(serde_json::from_str::<CallId>(&json).unwrap(), call);
+            let message = minicbor::to_vec(call).unwrap();
+            prop_assert_eq!(minicbor::decode::<CallId>(&message).unwrap(), call);
         }
 
         #[test]

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use minicbor::{Decode, Encode};
 
 use crate::closed_list;
 
@@ -25,44 +25,62 @@ closed_list! {
 
 closed_list! {
     /// A named limit that was reached.
-    #[derive(Serialize, Deserialize)]
-    #[serde(rename_all = "snake_case")]
+    #[derive(Encode, Decode)]
+    #[cbor(index_only)]
     pub enum Limit {
         /// `ingress.max_connections`.
+        #[n(0)]
         Connections = "connections",
         /// `mqtt.max_packet_bytes` and its likes.
+        #[n(1)]
         PacketBytes = "packet_bytes",
         /// `ingress.max_calls_in_flight_per_caller`.
+        #[n(2)]
         CallerInFlight = "caller_in_flight",
         /// `ingress.max_calls_in_flight_per_target`.
+        #[n(3)]
         TargetInFlight = "target_in_flight",
         /// `ingress.calls_per_second_per_device`.
+        #[n(4)]
         CallRate = "call_rate",
         /// `ingress.max_mailbox_calls`.
+        #[n(5)]
         Mailbox = "mailbox",
         /// `nats.max_pending_asks`.
+        #[n(6)]
         PendingAsks = "pending_asks",
         /// `ingress.max_outbound_bytes`.
+        #[n(7)]
         OutboundBytes = "outbound_bytes",
         /// `mqtt.max_subscriptions`.
+        #[n(8)]
         Subscriptions = "subscriptions",
         /// `router.max_calls_in_flight`.
+        #[n(9)]
         RouterInFlight = "router_in_flight",
         /// `ingress.uplinks_per_second_per_device`.
+        #[n(10)]
         UplinkRate = "uplink_rate",
         /// `http.max_polls_per_device`.
+        #[n(11)]
         Polls = "polls",
         /// `http.max_sessions`, `coap.max_sessions`.
+        #[n(12)]
         Sessions = "sessions",
         /// `coap.max_exchanges`.
+        #[n(13)]
         Exchanges = "exchanges",
         /// `coap.max_observers`.
+        #[n(14)]
         Observers = "observers",
         /// `coap.max_block_transfers`.
+        #[n(15)]
         BlockTransfers = "block_transfers",
         /// `coap.max_unauthenticated`.
+        #[n(16)]
         Unauthenticated = "unauthenticated",
         /// `ingress.max_claims_in_flight`.
+        #[n(17)]
         ClaimsInFlight = "claims_in_flight",
     }
 }
@@ -80,34 +98,46 @@ impl Limit {
 /// `Offline`, `Denied`, `UnknownDevice`, `Busy`, `Malformed` and `TooLargeForTarget` promise that the target never saw
 /// the call; `TimedOut`, `Lost` and `Unavailable` say that it may have, `AnswerTooLarge` and `AnswerInvalid` that it
 /// did. The first are never said where the others could be true.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum Outcome {
     /// The target (or, for other methods, a service) answered: the body follows.
+    #[n(0)]
     Answered,
     /// `oneway`, and the target's connection took it.
+    #[n(1)]
     Delivered,
     /// Policy says no; for `getDevices`, the caller belongs to no customer.
+    #[n(2)]
     Denied,
     /// No such device in the caller's tenant.
+    #[n(3)]
     UnknownDevice,
     /// Nobody claims the target, for as long as the call wanted to wait for it.
+    #[n(4)]
     Offline,
     /// Delivered, and no answer within the budget.
+    #[n(5)]
     TimedOut,
     /// Delivered, and the target's session ended before it answered.
+    #[n(6)]
     Lost,
     /// A named limit is reached.
-    Busy(Limit),
+    #[n(7)]
+    Busy(#[n(0)] Limit),
     /// The target's connection cannot take a message of this size, now or later.
+    #[n(8)]
     TooLargeForTarget,
     /// The target answered, and its answer is too large for the caller's connection or for the bus.
+    #[n(9)]
     AnswerTooLarge,
     /// The target answered what is no JSON, and cannot be told so.
+    #[n(10)]
     AnswerInvalid,
     /// The request is not one; the text is the whole message for the caller.
-    Malformed(Cow<'static, str>),
+    #[n(11)]
+    Malformed(#[n(0)] Cow<'static, str>),
     /// A service or NATS is missing, or failed.
+    #[n(12)]
     Unavailable,
 }
 
@@ -179,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_on_the_wire_are_the_names_in_metrics() {
+    fn each_has_its_name_and_survives_the_wire() {
         let all = [
             Outcome::Answered,
             Outcome::Delivered,
@@ -196,14 +226,14 @@ mod tests {
             Outcome::Unavailable,
         ];
         assert_eq!(all.each_ref().map(Outcome::name), OutcomeName::ALL);
-        for (outcome, name) in all.iter().zip(OutcomeName::ALL.map(OutcomeName::as_str)) {
-            let json = serde_json::to_string(outcome).unwrap();
-            assert!(json.contains(name), "{json} should say {name}");
-            assert_eq!(&serde_json::from_str::<Outcome>(&json).unwrap(), outcome);
+        for outcome in &all {
+            let message = minicbor::to_vec(outcome).unwrap();
+            assert_eq!(&minicbor::decode::<Outcome>(&message).unwrap(), outcome);
         }
         for (place, limit) in Limit::ALL.into_iter().enumerate() {
             assert_eq!(limit as usize, place);
-            assert_eq!(serde_json::to_string(&limit).unwrap(), format!("{:?}", limit.as_str()));
+            let message = minicbor::to_vec(limit).unwrap();
+            assert_eq!(minicbor::decode::<Limit>(&message).unwrap(), limit);
         }
     }
 }

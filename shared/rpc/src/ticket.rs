@@ -7,6 +7,8 @@ use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
+use minicbor::encode::Write;
+use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{CredentialHash, DeviceId, NodeId};
@@ -119,37 +121,16 @@ impl fmt::Debug for Ticket {
     }
 }
 
-impl Serialize for Ticket {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut text = [0; 40];
-        let length = BASE64.encode_slice(self.bytes(), &mut text).unwrap_or_default();
-        let text = text.get(..length).and_then(|text| std::str::from_utf8(text).ok());
-        serializer.serialize_str(text.unwrap_or_default())
+impl<C> Encode<C> for Ticket {
+    fn encode<W: Write>(&self, to: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
+        to.bytes(&self.bytes())?.ok()
     }
 }
 
-impl<'de> Deserialize<'de> for Ticket {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
-        impl de::Visitor<'_> for Text {
-            type Value = Ticket;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a ticket")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Ticket, E> {
-                let mut bytes = [0; TICKET_BYTES + 3];
-                match BASE64.decode_slice(text, &mut bytes) {
-                    Ok(TICKET_BYTES) => match bytes.first_chunk() {
-                        Some(bytes) => Ok(Ticket::from_bytes(bytes)),
-                        None => Err(E::custom("a ticket")),
-                    },
-                    _ => Err(E::custom("a ticket")),
-                }
-            }
-        }
-        deserializer.deserialize_str(Text)
+impl<'b, C> Decode<'b, C> for Ticket {
+    fn decode(from: &mut Decoder<'b>, _: &mut C) -> Result<Self, decode::Error> {
+        let bytes = from.bytes()?.try_into().map_err(|_| decode::Error::message("a ticket"))?;
+        Ok(Ticket::from_bytes(bytes))
     }
 }
 
@@ -312,16 +293,11 @@ mod tests {
         fn tickets_and_keys_survive_the_wire(secret in any::<[u8; 32]>(), stamp in any::<u32>()) {
             let keys = TicketKeys::default().rotated(secret, NOW_S).unwrap();
             let ticket = keys.sign(holder(), Stamp(stamp), NOW_S).unwrap();
-            let text = serde_json::to_string(&ticket).unwrap();
-            prop_assert_eq!(serde_json::from_str::<Ticket>(&text).unwrap(), ticket);
+            let message = minicbor::to_vec(ticket).unwrap();
+            prop_assert_eq!(minicbor::decode::<Ticket>(&message).unwrap(), ticket);
             prop_assert_eq!(ticket.stamp(), Stamp(stamp));
             let kept = serde_json::to_string(&keys).unwrap();
             prop_assert_eq!(serde_json::from_str::<TicketKeys>(&kept).unwrap(), keys);
-        }
-
-        #[test]
-        fn no_text_panics(text in ".*") {
-            let _ = serde_json::from_value::<Ticket>(text.into());
         }
     }
 }

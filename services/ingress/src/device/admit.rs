@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rpc::{CredentialHash, DeliveryReply, Identity, Protocol, SessionEnd, SessionEvent, wire};
+use rpc::{CredentialHash, DeliveryReply, Identity, Protocol, SessionEnd, SessionEvent};
 use sha2::{Digest, Sha256};
 
 use super::sessions::{CredentialDigest, Session, Visitor};
@@ -136,10 +136,10 @@ impl Node {
             customer,
             reason,
         };
-        if let Ok(message) = wire::encode(&event, b"") {
+        if let Ok(message) = serde_json::to_vec(&event) {
             let what = if reason.is_none() { "up" } else { "down" };
             // An event that nobody could be told of is no reason to turn a device away.
-            let _ = self.bus.tell(self.bus.subjects().session_event(device, what), message).await;
+            let _ = self.bus.tell(self.bus.subjects().session_event(device, what), message.into()).await;
         }
     }
 }

@@ -86,12 +86,9 @@ pub fn parse(request: &Bytes, limits: &ApiLimits) -> Result<Request, MalformedRe
     let other = |part: &str| malformed(Method::Other, part);
     let text = std::str::from_utf8(request).map_err(|_| other("it must be JSON in UTF-8"))?;
     let envelope: Envelope = object(text).map_err(|fault| other(fault.of("the request")))?;
-    let method = envelope
-        .method
-        .and_then(|raw| serde_json::from_str::<String>(raw.get()).ok())
-        .ok_or_else(|| other("method must be a string"))?;
+    let method = envelope.method.and_then(string).ok_or_else(|| other("method must be a string"))?;
     let params = envelope.params;
-    match method.as_str() {
+    match &*method {
         "getDevices" => get_devices(params).map_err(|part| malformed(Method::GetDevices, part)),
         "sendMsg" => send_msg(params, request, limits),
         "getSessionLimits" => Ok(Request::GetSessionLimits),
@@ -220,6 +217,9 @@ fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, NotAnObject> {
 
 /// What stands alone in an array, as ThingsBoard's Arduino SDK sends `params`; else the text itself.
 fn alone(text: &str) -> &str {
+    if !text.trim_ascii_start().starts_with('[') {
+        return text;
+    }
     match serde_json::from_str::<(&RawValue,)>(text) {
         Ok((only,)) => only.get(),
         Err(_) => text,
@@ -237,10 +237,11 @@ enum Milliseconds {
 /// A number of milliseconds of any size, in digits or in a string, with a fraction and an exponent where these leave it
 /// whole: `2000`, `2000.0`, `2e3`, `"2000"`.
 fn milliseconds(raw: &RawValue) -> Milliseconds {
-    let text = match serde_json::from_str::<Cow<str>>(raw.get()) {
-        Ok(text) => text,
-        Err(_) => Cow::Borrowed(raw.get()),
-    };
+    // As nearly all write it; nine digits are a `u32`.
+    if raw.get().len() <= 9 && is_digits(raw.get()) {
+        return raw.get().parse().map_or(Milliseconds::Huge, Milliseconds::Of);
+    }
+    let text = string(raw).unwrap_or(Cow::Borrowed(raw.get()));
     let (mantissa, exponent) = match text.split_once(['e', 'E']) {
         Some((mantissa, exponent)) => (mantissa, Some(exponent)),
         None => (&*text, None),
@@ -289,8 +290,15 @@ fn is_digits(text: &str) -> bool {
 }
 
 fn device_id(raw: &RawValue) -> Result<DeviceId, ()> {
-    let text: String = serde_json::from_str(raw.get()).map_err(|_| ())?;
-    text.parse().map_err(|_| ())
+    string(raw).ok_or(())?.parse().map_err(|_| ())
+}
+
+/// What a JSON string says, none for any other value. Without an escape in it, no copy is made.
+fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
+    #[derive(Deserialize)]
+    struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+    // What is asked about first: an error of serde's costs more than reading.
+    raw.get().starts_with('"').then(|| serde_json::from_str::<Text>(raw.get()).ok())?.map(|text| text.0)
 }
 
 fn boolean(raw: Option<&RawValue>) -> Result<bool, ()> {

@@ -25,7 +25,7 @@ pub(super) async fn hand_on(node: &Node, by: &Visitor, number: u32, body: &Bytes
     if tag == node.id.tag() {
         return Some(AnswerTaken::NoSuchCall);
     }
-    let message = wire::encode(&Answer { device: by.device, number }, body).ok()?;
+    let message = wire::encode(&Answer { device: by.device, number }, body);
     match node.bus.ask(node.bus.subjects().answer(tag), message, WAIT).await {
         Ok(reply) => match wire::decode(&reply) {
             Ok((AnswerReply::Taken, _)) => Some(AnswerTaken::Yes),
@@ -81,8 +81,7 @@ async fn take(node: &Node, devices: &Devices, request: Request) {
         AnswerTaken::NoSuchCall | AnswerTaken::OneWay => AnswerReply::NoSuchCall,
         AnswerTaken::NotJson => AnswerReply::NotJson,
     };
-    let Ok(message) = wire::encode(&reply, b"") else { return };
-    if let Err(error) = node.bus.tell(to, message).await {
+    if let Err(error) = node.bus.tell(to, wire::encode(&reply, b"")).await {
         tracing::debug!(%device, %error, "another node was not told what became of its answer");
     }
 }
