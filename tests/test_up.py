@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 from harness import said
@@ -13,7 +14,8 @@ from harness.devices import PahoV5
 from harness.devices.device import answering
 from harness.processes import run
 from harness.programs import built
-from harness.up import FREE_PORTS, Up
+from harness.raw_nats import RawNats
+from harness.up import FREE_PORTS, Up, descendants
 from harness.waiting import until
 
 A1 = Identity("ce06a480-9fce-11e6-8080-808080808080", "Test Device A1", "A1_TEST_TOKEN")
@@ -175,6 +177,42 @@ def test_devices_of_two_systems_on_one_nats_call_each_other(up, demo, device):
     assert second.process.wait() == 0
     until("its devices are offline", lambda: caller.send_msg(A2, "1").text() == said.OFFLINE)
     assert demo.admin.is_ready()
+
+
+def test_nobody_publishes_without_the_password_of_this_run(up, tmp_path):
+    system = up("--ephemeral", folder=tmp_path).wait_ready()
+    file = Path(system.addresses["nats_password_file"])
+    password = file.read_text()
+    for user, guess in (("", ""), ("switchboard", ""), ("switchboard", "guess")):
+        with RawNats(system.nats_url, user, guess) as stranger:
+            assert "Authorization" in stranger.refused
+    with RawNats(system.nats_url, "switchboard", password) as known:
+        assert known.refused is None
+    check_secret(system, tmp_path, file, password)
+    # Another run has another one, and that of before is gone with it.
+    system.process.interrupt()
+    assert system.process.wait() == 0
+    assert not file.exists()
+    again = up("--ephemeral").wait_ready()
+    assert Path(again.addresses["nats_password_file"]).read_text() != password
+
+
+def check_secret(system, folder, file, password):
+    """The password is its user's alone: in no file that others read, on no command line, in no line that was said."""
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert (folder / "addresses.json").stat().st_mode & 0o077 == 0
+    lines = [it.read_bytes() for pid in descendants(system.process.pid) if (it := Path(f"/proc/{pid}/cmdline")).exists()]
+    assert [line for line in lines if b"nats-server" in line]
+    assert password not in f"{lines}{system.process.out}{system.process.err}"
+    (configuration,) = [Path(line.split(b"--config\0")[1].split(b"\0")[0].decode()) for line in lines if b"nats-server\0" in line]
+    assert password in configuration.read_text()
+    assert configuration.stat().st_mode & 0o777 == 0o600
+
+
+def test_credentials_without_the_server_that_they_are_for_are_refused(up):
+    system = up("--ephemeral", "--set", "nats.user=me", "--set", "nats.password=mine")
+    assert system.process.wait() == 2
+    assert "nats.user is set, and no NATS server is named" in system.process.err
 
 
 def test_its_settings_are_checked_first(up):

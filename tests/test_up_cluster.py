@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from harness.admin import Admin
@@ -9,7 +10,7 @@ from harness.devices import PahoV5
 from harness.devices.device import answering
 from harness.up import UpCluster, listens
 from harness.waiting import until
-from test_up import A1, A2, cli
+from test_up import A1, A2, check_secret, cli
 
 PROGRAMS = ["switchboard-ingress", "switchboard-authorizer", "switchboard-router"]
 
@@ -23,7 +24,7 @@ def cluster(tmp_path):
         cluster.stop()
 
 
-def test_a_small_cluster_starts_keeps_up_and_ends(cluster, device):
+def test_a_small_cluster_starts_keeps_up_and_ends(cluster, device, tmp_path):
     here, there = cluster.nodes
     for service in cluster.addresses["services"]:
         assert service["name"] in cluster.process.out and service["admin"] in cluster.process.out
@@ -42,6 +43,9 @@ def test_a_small_cluster_starts_keeps_up_and_ends(cluster, device):
         assert f"{program.removeprefix('switchboard-')}-" in cluster.process.err and "ended by itself" in cluster.process.err
     for service in cluster.addresses["services"]:
         until(f"{service['name']} is ready", Admin(service["admin"]).is_ready)
+
+    file = Path(cluster.addresses["nats_password_file"])
+    check_secret(cluster, tmp_path, file, file.read_text())
 
     cluster.process.interrupt()
     assert cluster.process.wait() == 0, cluster.process.err

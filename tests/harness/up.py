@@ -73,16 +73,8 @@ class UpCluster(Up):
 
     def pids_of(self, program: str) -> list[int]:
         """Of its children that run this program."""
-        pids = []
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                parent = int(stat.read_text().rpartition(")")[2].split()[1])
-                name = Path((stat.parent / "cmdline").read_bytes().split(b"\0")[0].decode()).name
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if parent == self.process.pid and name == program:
-                pids.append(int(stat.parent.name))
-        return sorted(pids)
+        named = [pid for pid in descendants(self.process.pid) if Path(_command(pid)[0]).name == program]
+        return sorted(named)
 
 
 class UpNode:
@@ -100,3 +92,20 @@ def listens(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def descendants(pid: int) -> list[int]:
+    """Its children, and theirs."""
+    children = [int(it) for task in Path(f"/proc/{pid}/task").glob("*/children") for it in _read(task).split()]
+    return [it for child in children for it in [child, *descendants(child)]]
+
+
+def _command(pid: int) -> list[str]:
+    return _read(Path(f"/proc/{pid}/cmdline")).split("\0")
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

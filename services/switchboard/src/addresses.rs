@@ -6,15 +6,30 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::Serialize;
 
+use crate::access::USER;
+
 /// What a file of addresses holds.
 #[derive(Debug, Serialize)]
 pub(crate) struct Addresses {
     /// NATS, for `--nats`.
     pub(crate) nats: String,
+    /// The file with the password of its user `switchboard`, where it is a server of ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) nats_password_file: Option<PathBuf>,
     /// This process.
     pub(crate) pid: u32,
     /// The processes and what they listen on; of `up`, the one process.
     pub(crate) services: Vec<ServiceAddresses>,
+}
+
+impl Addresses {
+    /// For people: where NATS is, and where its password.
+    pub(crate) fn nats_and_password(&self) -> String {
+        match &self.nats_password_file {
+            Some(file) => format!("{}, user {USER}, password in {}", self.nats, file.display()),
+            None => self.nats.clone(),
+        }
+    }
 }
 
 /// One process of a system.

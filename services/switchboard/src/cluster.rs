@@ -6,6 +6,7 @@ use std::process::{ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use boot::config::{Nats, env_name};
 use boot::{CommonArgs, Settings};
 use bus::{Bus, BusSettings};
 use clap::Args;
@@ -95,7 +96,8 @@ async fn cluster(args: ClusterArgs, mut settings: Settings, uses_other_nats: boo
         true => None,
         false => Some(start_nats(&args.own, &mut settings, &guard).await?),
     };
-    let ended = serve(&args, &settings, services, &guard, &shutdown).await;
+    let password_file = nats.as_ref().and_then(|(nats, _)| nats.password_file()).map(Path::to_owned);
+    let ended = serve(&args, &settings, services, password_file, &guard, &shutdown).await;
     if let Some((nats, data)) = nats {
         nats.stop().await;
         drop(data);
@@ -110,6 +112,7 @@ async fn serve(
     args: &ClusterArgs,
     settings: &Settings,
     services: Vec<Service>,
+    password_file: Option<PathBuf>,
     guard: &Guard,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
@@ -124,7 +127,7 @@ async fn serve(
     let (stop_nodes, stop_others) = (CancellationToken::new(), CancellationToken::new());
     let (mut nodes, mut others) = (JoinSet::new(), JoinSet::new());
     for service in &services {
-        let command = command_line(args, settings, service);
+        let command = CommandLine { flags: flags(args, settings, service), env: secrets(settings) };
         match service.devices {
             Some(_) => nodes.spawn(keep(service.clone(), command, guard.clone(), stop_nodes.clone())),
             None => others.spawn(keep(service.clone(), command, guard.clone(), stop_others.clone())),
@@ -134,7 +137,7 @@ async fn serve(
         () = all_ready(&services) => true,
         () = shutdown.cancelled() => false,
     };
-    let file = if ready { greet(args, settings, &services)? } else { None };
+    let file = if ready { greet(args, settings, &services, password_file)? } else { None };
     shutdown.cancelled().await;
     say("Ending: calls in flight may finish first.");
     drop(file);
@@ -224,7 +227,21 @@ fn above(first: SocketAddr, offset: u16) -> anyhow::Result<SocketAddr> {
     Ok(SocketAddr::new(first.ip(), port))
 }
 
-fn command_line(args: &ClusterArgs, settings: &Settings, service: &Service) -> Vec<String> {
+/// How a service is started.
+struct CommandLine {
+    flags: Vec<String>,
+    env: Vec<(String, String)>,
+}
+
+/// What must not stand on a command line, which everybody on the machine may read.
+fn secrets(settings: &Settings) -> Vec<(String, String)> {
+    let Nats { user, password, .. } = &settings.nats;
+    let password = password.as_ref().map(|password| password.expose().to_owned());
+    let given = [("nats.user", user.clone()), ("nats.password", password)];
+    given.into_iter().filter_map(|(setting, value)| Some((env_name(setting), value?))).collect()
+}
+
+fn flags(args: &ClusterArgs, settings: &Settings, service: &Service) -> Vec<String> {
     let common = &args.common;
     let mut line: Vec<String> = Vec::new();
     let mut flag = |name: &str, value: String| line.extend([name.to_owned(), value]);
@@ -249,12 +266,12 @@ fn command_line(args: &ClusterArgs, settings: &Settings, service: &Service) -> V
 }
 
 /// Runs a service until `stop`; starts it again when it dies.
-async fn keep(service: Service, command_line: Vec<String>, guard: Guard, stop: CancellationToken) {
+async fn keep(service: Service, command: CommandLine, guard: Guard, stop: CancellationToken) {
     let name = &service.name;
     let mut pause = FIRST_PAUSE;
     loop {
         let started = Instant::now();
-        let ended = match spawn(&service, &command_line) {
+        let ended = match spawn(&service, &command) {
             Ok(mut child) => {
                 guard.note(name, child.id());
                 let ended = tokio::select! {
@@ -281,9 +298,10 @@ async fn keep(service: Service, command_line: Vec<String>, guard: Guard, stop: C
     }
 }
 
-fn spawn(service: &Service, command_line: &[String]) -> anyhow::Result<Child> {
+fn spawn(service: &Service, command: &CommandLine) -> anyhow::Result<Child> {
     let mut child = Command::new(&service.program)
-        .args(command_line)
+        .args(&command.flags)
+        .envs(command.env.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -359,9 +377,11 @@ fn greet(
     args: &ClusterArgs,
     settings: &Settings,
     services: &[Service],
+    nats_password_file: Option<PathBuf>,
 ) -> anyhow::Result<Option<AddressFile>> {
     let addresses = Addresses {
         nats: settings.nats.url.clone(),
+        nats_password_file,
         pid: std::process::id(),
         services: services
             .iter()
@@ -380,7 +400,7 @@ fn greet(
             say(format_args!("  {:<13} devices mqtt://{mqtt}  http://{http}  coap://{coap}", ""));
         }
     }
-    say(format_args!("  {:<13} {}", "NATS", addresses.nats));
+    say(format_args!("  {:<13} {}", "NATS", addresses.nats_and_password()));
     say("");
     next_steps(&addresses, args.own.demo);
     say("");

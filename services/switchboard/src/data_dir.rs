@@ -81,7 +81,7 @@ impl DataDir {
 }
 
 /// By the XDG base directory specification.
-fn default_path(name: &str) -> PathBuf {
+pub(crate) fn default_path(name: &str) -> PathBuf {
     let folder = |variable| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
     let data = folder("XDG_DATA_HOME").or_else(|| folder("HOME").map(|home| home.join(".local/share")));
     data.map_or_else(|| PathBuf::from(".").join(format!(".{name}")), |data| data.join(name))

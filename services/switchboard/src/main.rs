@@ -1,5 +1,6 @@
 //! The command that people type: start a system, keep the registry, make a call.
 
+mod access;
 mod addresses;
 mod audit;
 mod call;

@@ -10,8 +10,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use crate::access::{Password, PasswordFile};
 use crate::data_dir::DataDir;
 use crate::guard::Guard;
+use crate::output::note;
 
 const NAME: &str = "nats-server";
 /// How long nats-server may take to read what it has stored, and to stop.
@@ -26,12 +28,15 @@ const LEFT_OVER_WAIT: Duration = Duration::from_secs(10);
 /// Our nats-server.
 pub(crate) struct Nats {
     url: String,
+    password: Password,
+    /// None where it cannot be written: then commands elsewhere have no way in.
+    password_file: Option<PasswordFile>,
     stop: CancellationToken,
     keeper: JoinHandle<()>,
 }
 
 impl Nats {
-    /// Starts one with its store in `data`, on `port` (0: any that is free).
+    /// Starts one with its store in `data`, on `port` (0: any that is free), with a password of its own.
     ///
     /// # Errors
     /// When there is no nats-server, the port is taken, or it does not start.
@@ -50,14 +55,15 @@ impl Nats {
         let pid_file = data.nats_pid_file();
         end_left_over(&pid_file, &data.store()).await?;
         let is_small = std::thread::available_parallelism().is_ok_and(|cores| cores.get() <= 2);
+        let password = Password::draw();
         let mut options = ServerOptions {
             binary,
             port,
             store_dir: Some(data.store()),
+            config_file: Some(password.configure(data)?),
             // On few cores its threads only wake each other: one takes a fifth off its CPU time.
             max_processors: is_small.then_some(1),
             wait_ms: WAIT_MS,
-            ..ServerOptions::default()
         };
         let server = match NatsServer::start(&options).await {
             Ok(server) => server,
@@ -70,14 +76,22 @@ impl Nats {
         // A restart must be found where the services look for it.
         options.port = server.port();
         note_pid(&server, guard, &pid_file);
+        let password_file = PasswordFile::write(server.port(), &password)
+            .inspect_err(|error| note(format_args!("commands in other terminals cannot connect: {error:#}")));
         let (url, stop) = (server.url(), CancellationToken::new());
         let keeper = tokio::spawn(keep(server, options, guard.clone(), pid_file, stop.clone()));
-        Ok(Nats { url, stop, keeper })
+        Ok(Nats { url, password, password_file: password_file.ok(), stop, keeper })
     }
 
-    /// Where clients connect to.
-    pub(crate) fn url(&self) -> &str {
-        &self.url
+    /// Points settings at it.
+    pub(crate) fn give_to(&self, settings: &mut boot::config::Nats) {
+        settings.url.clone_from(&self.url);
+        self.password.give_to(settings);
+    }
+
+    /// Where others find its password.
+    pub(crate) fn password_file(&self) -> Option<&Path> {
+        self.password_file.as_ref().map(PasswordFile::path)
     }
 
     /// Stops it, after everybody else has ended.

@@ -10,6 +10,7 @@ use bus::registry::Registry;
 use bus::{Bus, BusError, BusSettings};
 use clap::Args;
 
+use crate::access;
 use crate::output::{complain, note};
 
 /// The exit status of a command whose flags or settings are at fault, as clap has it.
@@ -70,7 +71,9 @@ impl ReachArgs {
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
         let ReachArgs { nats, config, set } = self.clone();
         let args = CommonArgs { config, set, nats, ..CommonArgs::default() };
-        Ok(args.load().map_err(|faults| Usage(faults.to_string()))?.settings)
+        let mut settings = args.load().map_err(|faults| Usage(faults.to_string()))?.settings;
+        access::find_for(&mut settings.nats);
+        Ok(settings)
     }
 
     /// Connects and opens the registry.

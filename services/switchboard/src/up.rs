@@ -1,7 +1,7 @@
 //! How does a whole system start with one command? NATS as a child, and every service in this process.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use switchboard_ingress::Ingress;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::access;
 use crate::addresses::{AddressFile, Addresses, DeviceAddresses, ServiceAddresses};
 use crate::data_dir::DataDir;
 use crate::demo;
@@ -130,7 +131,18 @@ pub(crate) fn asked(common: &CommonArgs, listen: &ListenArgs, own: &OwnArgs) -> 
     })?;
     let is_given = |path| *loaded.source(path) != Source::Default;
     let (uses_other_nats, says_what_to_log) = (is_given("nats.url"), is_given("log.level"));
+    let credentials = ["nats.user", "nats.store_user", "nats.credentials_file"];
+    let credentials = credentials.into_iter().find(|setting| is_given(setting));
     let mut settings = loaded.settings;
+    if uses_other_nats {
+        access::find_for(&mut settings.nats);
+    } else if let Some(given) = credentials {
+        note(format_args!(
+            "error: {given} is set, and no NATS server is named: our own draws a password at each start and takes no \
+             other; --nats URL names the server that {given} is for"
+        ));
+        return Err(ExitCode::from(EXIT_USAGE));
+    }
     if own.demo
         && !own.demo_on_network
         && let Some((setting, address)) = beyond_loopback(&settings)
@@ -211,7 +223,7 @@ pub(crate) async fn start_nats(
 ) -> anyhow::Result<(Nats, DataDir)> {
     let data = DataDir::open("switchboard", own.data.as_deref(), own.ephemeral)?;
     let nats = Nats::start(own.nats_server.clone(), own.nats_port, &data, guard).await?;
-    settings.nats.url = nats.url().to_owned();
+    nats.give_to(&mut settings.nats);
     Ok((nats, data))
 }
 
@@ -244,6 +256,7 @@ async fn serve(
         Ok(true) => {
             let addresses = Addresses {
                 nats: base.settings.nats.url.clone(),
+                nats_password_file: nats.and_then(|(nats, _)| nats.password_file()).map(Path::to_owned),
                 pid: std::process::id(),
                 services: vec![listens],
             };
@@ -392,7 +405,7 @@ fn greet(addresses: &Addresses, own: &OwnArgs, data: Option<&DataDir>) {
         say(format_args!("  devices  mqtt://{mqtt}  http://{http}  coap://{coap}"));
     }
     say(format_args!("  admin    http://{}/readyz and /metrics", service.admin));
-    say(format_args!("  NATS     {}", addresses.nats));
+    say(format_args!("  NATS     {}", addresses.nats_and_password()));
     match data {
         Some(_) if own.ephemeral => say("  data     none is kept"),
         Some(data) => say(format_args!("  data     {}", data.path().display())),
