@@ -4,6 +4,8 @@ import json
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from harness import said
@@ -11,7 +13,7 @@ from harness.cluster import Cluster
 from harness.devices import PROTOCOLS, PahoV5, PahoV311
 from harness.devices.device import ABSENT, answering
 from harness.devices.paho import REQUESTS
-from harness.raw_mqtt import PUBACK
+from harness.raw_mqtt import CONNACK, PUBACK, connect
 from harness.waiting import until
 
 KINDS = pytest.mark.parametrize("kind", PROTOCOLS, ids=lambda kind: kind.protocol)
@@ -142,6 +144,48 @@ def test_a_device_that_does_not_read_is_dropped(new_cluster, device, raw):
     until("it is offline", lambda: caller.send_msg(family.b, "1").text() == said.OFFLINE)
     assert device(PahoV311, family.b).connect(node).become_callable(answering("1"))
     assert caller.send_msg(family.b, "1").text() == "1"
+
+
+@pytest.mark.parametrize("count", [64, 1000])
+def test_silent_connections_to_the_admin_port_silence_nothing(tight, count):
+    admin = tight.authorizers[0].admin
+    host, port = admin.address.rsplit(":", 1)
+    with ExitStack() as silent:
+        for _ in range(count):
+            silent.enter_context(socket.create_connection((host, int(port))))
+        assert [admin.get(path)[0] for path in ("/livez", "/readyz", "/metrics")] == [200] * 3
+
+
+def test_who_is_over_the_limit_and_says_nothing_keeps_nobody_from_being_told(new_cluster, raw):
+    cluster = new_cluster(settings={"ingress.max_connections": "1"})
+    port, family = cluster.nodes[0].mqtt_port, cluster.accounts.family()
+    assert raw(port).connect(family.a.token).code == 0
+    silent = [raw(port) for _ in range(40)]
+    # A few are let wait for a moment, the others are closed at once.
+    silent[-1].expect_closed()
+    silent[0].expect_closed()
+    refused = raw(port, 5)
+    assert refused.connect(family.b.token).code == 0x9F
+    assert cluster.nodes[0].admin.get("/readyz")[0] == 200
+    assert hits(cluster, "connections") == 41
+
+
+def test_all_devices_may_come_at_once(shared_cluster, raw):
+    """As when the node that had them has died: who comes waits to be accepted, and is not left to try again."""
+    node, family = shared_cluster.nodes[0], shared_cluster.accounts.family()
+    # What the system lets wait at most, and of it a part: as many as others of these tests may open files.
+    count = min(int(Path("/proc/sys/net/core/somaxconn").read_text()), 4096) * 3 // 4
+    port = node.mqtt_port
+    node.process.signal(signal.SIGSTOP)
+    try:
+        clients = [raw(port) for _ in range(count)]
+    finally:
+        node.process.signal(signal.SIGCONT)
+    for client in clients:
+        client.send(connect(4, family.a.token))
+    assert [client.expect(CONNACK).code for client in clients] == [0] * count
+    for client in clients:
+        client.socket.close()
 
 
 def test_claims_wait_for_each_other_at_their_node(new_cluster, device):

@@ -248,12 +248,11 @@ pub async fn keep(node: Arc<Node>, introduce: Arc<Notify>) {
     let mut renewals = interval(Duration::from_millis(node.settings.ingress.lease_ms / 3));
     renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut connection = node.bus.connection();
-    let max_connections = node.max_connections;
     loop {
         tokio::select! {
             _ = renewals.tick() => {
-                let open = max_connections.saturating_sub(node.places.available_permits());
-                node.metrics.connections(open, max_connections);
+                let (places, taken) = node.places.all_and_taken();
+                node.metrics.connections(taken, places);
                 node.renew_lease(false).await;
             }
             () = introduce.notified() => node.renew_lease(false).await,

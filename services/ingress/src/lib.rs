@@ -12,6 +12,7 @@ pub mod http;
 pub mod metrics;
 pub mod mqtt;
 pub mod node;
+pub mod port;
 pub mod tls;
 
 use std::net::SocketAddr;
@@ -36,8 +37,10 @@ use crate::tls::Tls;
 
 /// Connections of a node that was told no number.
 const MAX_CONNECTIONS: usize = 100_000;
-/// Files for what is no device's connection: NATS, the admin endpoint, ports, certificates.
-const RESERVED_FILES: usize = 128;
+/// Files for what is no device's connection: half of them for refusals and the admin endpoint, and the rest for NATS,
+/// ports, certificates and traces.
+const RESERVED_FILES: usize = 2 * (port::MAX_REFUSALS_AT_ONCE + boot::admin::MAX_CONNECTIONS);
+const _: () = assert!(RESERVED_FILES == 128, "the documentation of ingress.max_connections says so");
 
 /// A node was told to have more connections than the system allows it.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -82,14 +85,14 @@ impl Ingress {
         let max_connections = max_connections(settings.ingress.max_connections, boot::max_open_files())?;
         let tls = Tls::load(&settings.tls)?;
         let mqtts = match &tls {
-            Some(tls) => Some(mqtt::Listener::bind(settings.mqtt.tls_listen, Some(Arc::clone(tls))).await?),
+            Some(tls) => Some(mqtt::Listener::bind(settings.mqtt.tls_listen, Some(Arc::clone(tls)))?),
             None => None,
         };
         Ok(Ingress {
             max_connections,
-            mqtt: mqtt::Listener::bind(settings.mqtt.listen, None).await?,
+            mqtt: mqtt::Listener::bind(settings.mqtt.listen, None)?,
             mqtts,
-            http: http::Listener::bind(&settings.http, tls.clone()).await?,
+            http: http::Listener::bind(&settings.http, tls.clone())?,
             coap: coap::Listener::bind(settings.coap.listen).await?,
             tls,
         })
@@ -124,14 +127,17 @@ impl Ingress {
     /// finished within `ingress.drain_ms`.
     ///
     /// # Errors
-    /// None today: while NATS is away it waits.
+    /// When another process has begun to listen on one of the ports meanwhile. While NATS is away it waits.
     pub async fn serve(self, context: boot::Context, bus: Bus) -> anyhow::Result<()> {
         let settings = Arc::clone(&context.settings);
         let ready = context.health.part("ingress");
         ready.not_ready("not serving yet");
 
-        let opened = context.shutdown.run_until_cancelled(open(&bus)).await;
-        let Some(inlets) = opened else { return Ok(()) };
+        let inlets = tokio::select! {
+            inlets = open(&bus) => inlets,
+            () = context.shutdown.cancelled() => return Ok(()),
+            never = self.coap.refuse_all() => match never {},
+        };
         let device_limits = DeviceLimits::from(&*settings);
         let limits = Arc::new(session_limits(&settings, device_limits));
         let tracer = context.traces.tracer(context.service, bus.process());
@@ -160,6 +166,9 @@ impl Ingress {
         in_background(Box::pin(node.bus.clone().show_connection(ready.clone())));
         let (mqtt, http, coap) = (self.mqtt.address(), self.http.address(), self.coap.address());
         let (mqtts, https) = (self.mqtts_address().map(display), self.https_address().map(display));
+        let doors = self.http.listen()?;
+        let acceptors = self.mqtts.into_iter().chain([self.mqtt]).map(mqtt::Listener::listen);
+        let acceptors = acceptors.collect::<anyhow::Result<Vec<_>>>()?;
         tracing::info!(node = %node.id, %mqtt, %http, %coap, mqtts, https, "ingress serves devices");
         if let Some(tls) = self.tls {
             in_background(Box::pin(tls.keep_fresh()));
@@ -167,10 +176,10 @@ impl Ingress {
         let coap_limits = EndpointLimits { device: device_limits, coap: settings.coap.clone() };
         connections.spawn(self.coap.serve(Arc::clone(&node), coap_limits, stop_accepting.clone()));
         let (tracked, stop) = (connections.clone(), stop_accepting.clone());
-        in_background(Box::pin(self.http.serve(Arc::clone(&node), Arc::clone(&limits), tracked, stop)));
-        for listener in self.mqtts.into_iter().chain([self.mqtt]) {
+        in_background(Box::pin(doors.serve(Arc::clone(&node), Arc::clone(&limits), tracked, stop)));
+        for acceptor in acceptors {
             let (tracked, stop) = (connections.clone(), stop_accepting.clone());
-            background.spawn(listener.serve(Arc::clone(&node), Arc::clone(&limits), tracked, stop));
+            background.spawn(acceptor.serve(Arc::clone(&node), Arc::clone(&limits), tracked, stop));
         }
 
         context.shutdown.cancelled().await;

@@ -24,6 +24,7 @@ use crate::device::sessions::{Sessions, Visitor};
 use crate::device::takeovers::Takeovers;
 use crate::device::target::{Caller, Conclusion};
 use crate::metrics::Metrics;
+use crate::port::Places;
 
 /// One running ingress process: what all of its sessions share.
 pub struct Node {
@@ -39,10 +40,8 @@ pub struct Node {
     pub calls: Calls,
     /// What it tells Prometheus.
     pub metrics: Metrics,
-    /// One for each connection that it may have, whatever its protocol.
-    pub places: Arc<Semaphore>,
-    /// How many places there are, those taken included.
-    pub(crate) max_connections: usize,
+    /// For its connections.
+    pub places: Places,
     /// Its claims, as routers have said that they stand.
     pub(crate) holding: Mutex<Holding>,
     pub(crate) claim_places: Semaphore,
@@ -62,7 +61,7 @@ impl Node {
         max_connections: usize,
     ) -> Self {
         let id = bus.process();
-        let places = Arc::new(Semaphore::new(max_connections));
+        let places = Places::new(max_connections);
         let claim_places = Semaphore::new(settings.ingress.max_claims_in_flight);
         let (sessions, metrics) = (Sessions::default(), Metrics::register());
         Node {
@@ -73,7 +72,6 @@ impl Node {
             calls,
             metrics,
             places,
-            max_connections,
             holding: Mutex::default(),
             claim_places,
             changes: AtomicU64::new(0),

@@ -1,8 +1,8 @@
 //! What can an operator ask this process? `/livez`, `/readyz` and `/metrics`, over HTTP/1.1.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -13,19 +13,21 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::health::Health;
 use crate::metrics::{self, Metrics};
 
-/// Connections served at once; a further one waits to be accepted.
-const MAX_CONNECTIONS: usize = 64;
+/// Connections served at once. A further one takes the place of the oldest: an honest one is answered in no
+/// time, so that neither those who say nothing nor those who do not read keep anybody out.
+pub const MAX_CONNECTIONS: usize = 32;
 /// Bytes of a request's head; a larger one is answered 431.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
-/// From the accepted connection, or the last answer, to a complete head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// From the accepted connection, or the last answer, to a complete head. No usual interval of a scraper: its next
+/// request would come as its connection is closed.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(7);
 /// After it a connection is closed, so that one whose peer has stopped reading does not stay for ever.
 const MAX_CONNECTION_LIFE: Duration = Duration::from_secs(600);
 /// What open connections may take to end when the endpoint closes.
@@ -75,22 +77,22 @@ impl Admin {
     /// when `/readyz` is asked.
     pub async fn serve(self, health: Health, metrics: Metrics, until: CancellationToken) {
         let router = router(health, metrics.clone());
-        let connections = TaskTracker::new();
-        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let (connections, mut open) = (TaskTracker::new(), VecDeque::<AbortHandle>::new());
         let mut upkeep = tokio::time::interval(UPKEEP_EVERY);
         loop {
-            // Taking the permit first leaves a connection above the limit in the system's queue.
-            let accepted = async {
-                let permit = Arc::clone(&permits).acquire_owned().await;
-                (self.listener.accept().await, permit)
-            };
             tokio::select! {
                 () = until.cancelled() => break,
                 _ = upkeep.tick() => metrics.upkeep(),
-                (accepted, permit) = accepted => match accepted {
+                accepted = self.listener.accept() => match accepted {
                     Ok((stream, _)) => {
-                        let connection = answer(stream, router.clone(), until.clone());
-                        connections.spawn(async move { connection.await; drop(permit) });
+                        open.retain(|connection| !connection.is_finished());
+                        if open.len() >= MAX_CONNECTIONS && let Some(oldest) = open.pop_front() {
+                            oldest.abort();
+                        }
+                        let connection = connections.spawn(answer(stream, router.clone(), until.clone()));
+                        open.push_back(connection.abort_handle());
+                        // It may have asked already, and is answered before the next is accepted.
+                        tokio::task::yield_now().await;
                     }
                     Err(error) => {
                         tracing::warn!(%error, "admin endpoint cannot accept a connection");
@@ -198,6 +200,33 @@ mod tests {
             0,
             "an idle connection is closed with the endpoint"
         );
+    }
+
+    #[tokio::test]
+    async fn connections_that_say_nothing_keep_nobody_out() {
+        let admin = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let (address, until) = (admin.local_addr(), CancellationToken::new());
+        let (recorder, health) = (metrics::install("test").unwrap(), Health::new());
+        let serving = tokio::spawn(admin.serve(health, recorder, until.clone()));
+        let mut silent = Vec::new();
+        for count in 1..=4 * MAX_CONNECTIONS {
+            silent.push(TcpStream::connect(address).await.unwrap());
+            let half = b"GET /livez HTTP/1.1\r\n";
+            silent.last_mut().unwrap().write_all(half).await.unwrap();
+            if count % MAX_CONNECTIONS == 0 {
+                let answer = get(address, "/livez").await;
+                assert!(answer.starts_with("HTTP/1.1 200 "), "behind {count}: {answer}");
+            }
+        }
+        // As many are open as may be: the oldest have gone.
+        assert_eq!(silent[0].read(&mut [0; 1]).await.unwrap_or(0), 0);
+        let newest = silent.last_mut().unwrap();
+        newest.write_all(b"Host: a\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        newest.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        until.cancel();
+        serving.await.unwrap();
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 //! performs what the endpoint asks for. It never waits for another service: such things run beside it.
 
 use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
 use std::future::Future;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::io;
@@ -19,7 +20,9 @@ use rpc::{Limit, Method, Protocol, SessionEnd};
 use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 
+use super::codec::{Kind, Reading, read};
 use super::endpoint::{Effect, Endpoint, EndpointLimits, ObserverKey, RequestId};
+use super::reply;
 use super::tally::CoapMetrics;
 use crate::calls::Ended;
 use crate::device::admit::NotAdmitted;
@@ -63,6 +66,35 @@ impl Listener {
     /// Where it listens: the real port where 0 was asked for.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Tells whoever asks that the node cannot serve him yet (5.03, try again after a second), for as long as it is
+    /// awaited.
+    pub(crate) async fn refuse_all(&self) -> Infallible {
+        let mut buffer = vec![0; MAX_DATAGRAM_BYTES];
+        loop {
+            let (bytes, source) = match self.socket.recv_from(&mut buffer).await {
+                Ok(received) => received,
+                Err(error) => {
+                    tracing::debug!(%error, "a CoAP datagram could not be received");
+                    tokio::time::sleep(RECEIVE_PAUSE).await;
+                    continue;
+                }
+            };
+            let datagram = Bytes::copy_from_slice(buffer.get(..bytes).unwrap_or_default());
+            let Reading::Message(asked) = read(&datagram) else { continue };
+            let kind = match asked.kind {
+                Kind::Confirmable => Kind::Acknowledgement,
+                Kind::NonConfirmable => Kind::NonConfirmable,
+                Kind::Acknowledgement | Kind::Reset => continue,
+            };
+            if asked.code.is_request() {
+                // Without words: whoever forges a sender's address must not multiply traffic (RFC 7252 §11.3).
+                let answer = reply::not_yet().write(kind, asked.id, asked.token);
+                // Lost, it is as good as not asked.
+                let _ = self.socket.try_send_to(&answer, source);
+            }
+        }
     }
 
     /// Serves until `stop`, and then until nothing is in flight.

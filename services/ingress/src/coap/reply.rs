@@ -85,6 +85,11 @@ pub fn shutting_down() -> Response {
     refused(Code::UNAVAILABLE, "This node is shutting down!")
 }
 
+/// The response to a request that comes before the node can serve.
+pub fn not_yet() -> Response {
+    Response { max_age_s: Some(RETRY_AFTER_S), ..Response::new(Code::UNAVAILABLE) }
+}
+
 /// A service is missing, or failed.
 pub fn unavailable() -> Response {
     refused(Code::UNAVAILABLE, "Internal server error!")

@@ -35,17 +35,26 @@ const READ_BYTES: usize = 8192;
 const LINGER: Duration = Duration::from_millis(500);
 
 /// Serves one client from its first byte to its last.
-pub(crate) async fn serve<S>(mut stream: S, node: Arc<Node>, limits: Arc<SessionLimits>, full: bool)
+pub(crate) async fn serve<S>(mut stream: S, node: Arc<Node>, limits: Arc<SessionLimits>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     // Boxed: the handshake is long over when a connection is counted in kilobytes.
-    if let Some(connected) = Box::pin(shake_hands(&mut stream, &node, &limits, full)).await {
+    if let Some(connected) = Box::pin(shake_hands(&mut stream, &node, &limits, false)).await {
         let visitor = Arc::clone(&connected.visitor);
         run(&mut stream, connected, &node).await;
         node.leave(&visitor);
     }
     Box::pin(linger(stream)).await;
+}
+
+/// Tells a client that the node has as many connections as it may.
+pub(crate) async fn refuse<S>(mut stream: S, node: &Node, limits: &Arc<SessionLimits>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    shake_hands(&mut stream, node, limits, true).await;
+    linger(stream).await;
 }
 
 /// What a connection waits for.
@@ -429,7 +438,7 @@ mod tests {
     /// What an idle connection keeps of its loop. It grows when something rare is awaited without a box.
     #[test]
     fn an_idle_connection_is_small() {
-        fn size_of_future<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
+        fn size_of_future<A, B, C, F>(_: fn(A, B, C) -> F) -> usize {
             size_of::<F>()
         }
         let bytes = size_of_future(serve::<tokio::net::TcpStream>);

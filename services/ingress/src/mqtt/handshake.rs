@@ -118,7 +118,6 @@ type Refusal = (ConnectAckReason, &'static str, Option<ConnectResult>);
 
 async fn admit(connect: &Connect, node: &Node, full: bool) -> Result<Arc<Visitor>, Refusal> {
     if full {
-        node.metrics.limit_hit(Limit::Connections);
         let reason = ConnectAckReason::ConnectionRateExceeded;
         return Err((reason, "this node has as many connections as it may", Some(ConnectResult::Limit)));
     }

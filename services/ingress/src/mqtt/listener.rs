@@ -1,31 +1,21 @@
-//! Who may come in? Accepts MQTT connections, up to the node's limit.
+//! Where do MQTT clients come in? At one port, or under TLS at another.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use anyhow::Context;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection;
 use super::session::SessionLimits;
 use crate::node::Node;
+use crate::port::{Door, Place, Port, REFUSAL_TIMEOUT};
 use crate::tls::Tls;
 
-/// How many devices over the limit are told so at a time; further ones are closed without a word.
-const MAX_REFUSALS_AT_ONCE: usize = 256;
-
-/// How long accepting pauses when the process is out of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// A bound port, not yet served.
+/// A bound port.
 #[derive(Debug)]
 pub struct Listener {
-    listener: TcpListener,
-    address: SocketAddr,
+    port: Port,
     tls: Option<Arc<Tls>>,
 }
 
@@ -34,20 +24,32 @@ impl Listener {
     ///
     /// # Errors
     /// When the address is taken or not this machine's.
-    pub async fn bind(address: SocketAddr, tls: Option<Arc<Tls>>) -> anyhow::Result<Self> {
+    pub fn bind(address: SocketAddr, tls: Option<Arc<Tls>>) -> anyhow::Result<Self> {
         let setting = if tls.is_some() { "mqtt.tls_listen" } else { "mqtt.listen" };
-        let listener = TcpListener::bind(address)
-            .await
-            .with_context(|| format!("MQTT cannot listen on {address} (setting {setting})"))?;
-        let address = listener.local_addr()?;
-        Ok(Listener { listener, address, tls })
+        Ok(Listener { port: Port::bind(address, ("MQTT", setting))?, tls })
     }
 
     /// Where it listens: the real port where 0 was asked for.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.port.address()
     }
 
+    /// Lets clients connect from now on.
+    ///
+    /// # Errors
+    /// When another process has begun to listen there meanwhile.
+    pub(crate) fn listen(self) -> anyhow::Result<Acceptor> {
+        Ok(Acceptor { door: self.port.listen()?, tls: self.tls })
+    }
+}
+
+/// A port that is listened on.
+pub(crate) struct Acceptor {
+    door: Door,
+    tls: Option<Arc<Tls>>,
+}
+
+impl Acceptor {
     /// Accepts until `stop`; the connections run on in `connections`.
     pub(crate) async fn serve(
         self,
@@ -56,52 +58,37 @@ impl Listener {
         connections: TaskTracker,
         stop: CancellationToken,
     ) {
-        let refusals = Arc::new(Semaphore::new(MAX_REFUSALS_AT_ONCE));
-        loop {
-            let accepted = tokio::select! {
-                () = stop.cancelled() => return,
-                accepted = self.listener.accept() => accepted,
-            };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            let (place, full) = match Arc::clone(&node.places).try_acquire_owned() {
-                Ok(place) => (place, false),
-                Err(_) => match Arc::clone(&refusals).try_acquire_owned() {
-                    Ok(place) => (place, true),
-                    Err(_) => {
-                        node.metrics.limit_hit(rpc::Limit::Connections);
-                        continue;
-                    }
-                },
-            };
+        while let Some(stream) = stop.run_until_cancelled(self.door.next()).await {
+            let Some(place) = node.take_place() else { continue };
             let (node, limits) = (Arc::clone(&node), Arc::clone(&limits));
-            if prepare(&stream).is_err() {
-                continue;
-            }
-            // A task of its own kind each: one without TLS is not to be as large as one with it.
-            match self.tls.clone() {
-                None => connections.spawn(async move {
-                    connection::serve(stream, node, limits, full).await;
+            // A task of its own kind each: one is not to be as large as another.
+            match (place, self.tls.clone()) {
+                (Place::Served(place), None) => connections.spawn(async move {
+                    connection::serve(stream, node, limits).await;
                     drop(place);
                 }),
-                Some(tls) => connections.spawn(async move {
+                (Place::Served(place), Some(tls)) => connections.spawn(async move {
                     if let Some(stream) = tls.accept(stream).await {
-                        connection::serve(stream, node, limits, full).await;
+                        connection::serve(stream, node, limits).await;
                     }
+                    drop(place);
+                }),
+                (Place::Refused(place), tls) => connections.spawn(async move {
+                    let refused = async {
+                        match tls {
+                            None => connection::refuse(stream, &node, &limits).await,
+                            Some(tls) => {
+                                if let Some(stream) = tls.accept(stream).await {
+                                    connection::refuse(stream, &node, &limits).await;
+                                }
+                            }
+                        }
+                    };
+                    // Ends: who says nothing is not to keep others from being told.
+                    let _ = tokio::time::timeout(REFUSAL_TIMEOUT, refused).await;
                     drop(place);
                 }),
             };
         }
     }
-}
-
-fn prepare(stream: &TcpStream) -> std::io::Result<()> {
-    // A call is small and waited for: never held back to be sent with the next.
-    stream.set_nodelay(true)
 }

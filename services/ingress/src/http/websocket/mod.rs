@@ -62,7 +62,7 @@ where
     let stream = WebSocket::new(stream, &read_ahead);
     drop(read_ahead);
     let (node, limits) = (Arc::clone(&server.node), Arc::clone(&server.limits));
-    crate::mqtt::connection::serve(stream, node, limits, false).await;
+    crate::mqtt::connection::serve(stream, node, limits).await;
 }
 
 /// Why a request does not make a WebSocket.
