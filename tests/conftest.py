@@ -79,8 +79,8 @@ def raw() -> Iterator[Callable[..., RawMqtt]]:
     """Opens raw connections that are closed after the test."""
     made: list[RawMqtt] = []
 
-    def make(port: int, version: int = 4) -> RawMqtt:
-        made.append(RawMqtt(port, version))
+    def make(port: int, version: int = 4, **options: str) -> RawMqtt:
+        made.append(RawMqtt(port, version, **options))
         return made[-1]
 
     yield make

@@ -36,8 +36,8 @@ class Response:
 class RawHttp:
     """A connection to the HTTP port."""
 
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), PATIENCE_S)
+    def __init__(self, port: int, source: str = "127.0.0.1") -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), PATIENCE_S, source_address=(source, 0))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # Shared by all responses: what is read ahead of one belongs to the next.
         self._file = self.socket.makefile("rb")

@@ -60,9 +60,9 @@ class Packet:
 class RawMqtt:
     """One connection."""
 
-    def __init__(self, port: int, version: int = 4) -> None:
+    def __init__(self, port: int, version: int = 4, source: str = "127.0.0.1") -> None:
         self.version = version
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S, source_address=(source, 0))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._inbound = b""
         self._last_packet_id = 0

@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod mqtt;
 pub mod node;
 pub mod port;
+pub mod proxied;
 pub mod tls;
 
 use std::net::SocketAddr;

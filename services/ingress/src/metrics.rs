@@ -15,6 +15,8 @@ closed_list! {
         NoUsername = "no_username",
         /// Nobody has that token.
         UnknownToken = "unknown_token",
+        /// Too many tokens that nobody has came from there, or from everywhere.
+        TooManyGuesses = "too_many_guesses",
         /// The authorizer or NATS could not be reached.
         Unavailable = "unavailable",
         /// The node has as many connections as it may.

@@ -18,6 +18,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::calls::Calls;
+use crate::device::guesses::{GuessLimits, Guesses};
 use crate::device::holding::Holding;
 use crate::device::mailbox::{Incoming, Refused, Router};
 use crate::device::sessions::{Sessions, Visitor};
@@ -48,6 +49,8 @@ pub struct Node {
     changes: AtomicU64,
     /// Who fights over a device here.
     pub(crate) takeovers: Mutex<Takeovers>,
+    /// Who guesses tokens here.
+    pub(crate) guesses: Mutex<Guesses>,
     tracer: Tracer,
 }
 
@@ -64,6 +67,7 @@ impl Node {
         let places = Places::new(max_connections);
         let claim_places = Semaphore::new(settings.ingress.max_claims_in_flight);
         let (sessions, metrics) = (Sessions::default(), Metrics::register());
+        let guesses = Mutex::new(Guesses::new(GuessLimits::from(&*settings), Instant::now()));
         Node {
             id,
             settings,
@@ -76,6 +80,7 @@ impl Node {
             claim_places,
             changes: AtomicU64::new(0),
             takeovers: Mutex::default(),
+            guesses,
             tracer,
         }
     }
@@ -211,6 +216,7 @@ impl Node {
 
     fn take_device_state(&self, message: &Bytes) {
         self.changes.fetch_add(1, Ordering::SeqCst);
+        self.guesses.lock().device_changed();
         match wire::decode::<DeviceState>(message) {
             Ok((state, _)) => self.end_outdated(&state),
             Err(error) => tracing::error!(%error, "a device's change could not be read"),

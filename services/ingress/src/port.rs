@@ -2,7 +2,7 @@
 //! can serve: who connects before that is refused at once. Then everybody is accepted, up to the node's limit.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,12 +73,13 @@ fn refused(error: io::Error, address: SocketAddr, (speaks, setting): Purpose) ->
 pub struct Door(TcpListener);
 
 impl Door {
-    /// The next client. Never held back to be sent with the next: a call is small and waited for.
-    pub async fn next(&self) -> TcpStream {
+    /// The next client, and from where it connects. Never held back to be sent with the next: a call is small and waited
+    /// for.
+    pub async fn next(&self) -> (TcpStream, IpAddr) {
         loop {
             match self.0.accept().await {
                 // One that cannot be told so is gone already.
-                Ok((stream, _)) if stream.set_nodelay(true).is_ok() => return stream,
+                Ok((stream, address)) if stream.set_nodelay(true).is_ok() => return (stream, address.ip()),
                 Ok(_) => {}
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -159,7 +160,7 @@ mod tests {
         let door = port.listen().unwrap();
         let mut client = TcpStream::connect(address).await.unwrap();
         client.write_all(b"x").await.unwrap();
-        door.next().await.readable().await.unwrap();
+        door.next().await.0.readable().await.unwrap();
     }
 
     #[tokio::test]

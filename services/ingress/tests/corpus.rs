@@ -23,6 +23,11 @@ fn websocket_frames() {
 }
 
 #[test]
+fn proxy_header() {
+    replay("proxy_header", targets::proxy_header);
+}
+
+#[test]
 fn coap_endpoint() {
     replay("coap_endpoint", targets::coap_endpoint);
 }

@@ -7,10 +7,12 @@
 mod declare;
 mod limit;
 mod load;
+mod networks;
 mod show;
 mod value;
 
 pub use load::{Fault, Faults, Flag, Loaded, Source, Sources, env_name};
+pub use networks::{Networks, network};
 pub use show::{env_names, print, reference, sample};
 pub use value::{LogFormat, Secret};
 
@@ -81,6 +83,22 @@ declare::settings! {
         /// Milliseconds the authorizer may take over a device's credentials; then the device is refused (MQTT 3 /
         /// 0x88).
         authenticate_timeout_ms: u64 = 5_000, 10..=600_000;
+        /// Access tokens that nobody has, a second on average, from one source: an IPv4 address, or the /64 of an IPv6
+        /// one (a token bucket; CoAP's, whose senders can be forged, is one of its own). Further ones wait up to 2 s
+        /// for their turn, then they are refused (MQTT 3 / 0x9F, HTTP 429, CoAP 4.29). Tokens that were let in by this
+        /// node lately pass. 0: no limit, where all devices come from one address: name the proxies that say from
+        /// which (`mqtt.trusted_proxies`, `http.trusted_proxies`) if there are any.
+        guesses_per_second_per_source: u32 = 1, 0..=1_000_000;
+        /// Access tokens that nobody has, at once from one source after a pause: the depth of that bucket.
+        guess_burst_per_source: u32 = 60, 1..=1_000_000;
+        /// Access tokens that nobody has, a second on average, from all sources together. Where it is reached, sources
+        /// that have sent one within a minute are refused, and tokens from others wait for their turn. 0: no limit.
+        guesses_per_second: u32 = 100, 0..=1_000_000;
+        /// Access tokens that nobody has, at once from all sources after a pause: the depth of that bucket.
+        guess_burst: u32 = 1_000, 1..=1_000_000;
+        /// Milliseconds for which the node remembers that nobody has an access token, and does not ask again. When a
+        /// device changes it forgets that at once. 0: not at all.
+        unknown_token_cache_ms: u64 = 2_000, 0..=60_000;
         /// Calls that one device may have open as caller on one node, over all its sessions; a further one ends as
         /// "Too many requests!".
         max_calls_in_flight_per_caller: usize = 100, 1..=65_535;
@@ -127,6 +145,9 @@ declare::settings! {
         listen: SocketAddr = loopback(1883), Anything;
         /// Address for MQTT over TLS; not listened on without `tls.certificate_file`.
         tls_listen: SocketAddr = loopback(8883), Anything;
+        /// Proxies in front of MQTT, by their addresses. Each of their connections must begin with the PROXY protocol,
+        /// version 1 or 2, which says who is behind it; else it is closed. From anybody else it is no MQTT.
+        trusted_proxies: Networks = Networks::default(), Anything;
         /// Bytes of one packet; a larger one closes the connection (v5: 0x95). Stay well below `max_payload` of NATS,
         /// 1 MiB unless set there: it carries a call's body in a message of its own.
         max_packet_bytes: u32 = 65_536, 1_024..=1_048_576;
@@ -150,6 +171,12 @@ declare::settings! {
         listen: SocketAddr = loopback(8080), Anything;
         /// Address for HTTPS, and for MQTT over WebSocket under TLS; not listened on without `tls.certificate_file`.
         tls_listen: SocketAddr = loopback(8443), Anything;
+        /// Proxies in front of HTTP, by their addresses. `X-Forwarded-For` is believed as far as they wrote it; anybody
+        /// else's counts for nothing.
+        trusted_proxies: Networks = Networks::default(), Anything;
+        /// Whether each connection of `http.trusted_proxies` must begin with the PROXY protocol, version 1 or 2, before
+        /// TLS and HTTP.
+        proxy_protocol: bool = false, Anything;
         /// Bytes of one request's body; a larger one is refused (413). Stay well below `max_payload` of NATS, 1 MiB
         /// unless set there.
         max_body_bytes: usize = 65_536, 1_024..=1_048_576;

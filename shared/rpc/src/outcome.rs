@@ -82,6 +82,9 @@ closed_list! {
         /// `ingress.max_claims_in_flight`.
         #[n(17)]
         ClaimsInFlight = "claims_in_flight",
+        /// `ingress.guesses_per_second_per_source`, `ingress.guesses_per_second`.
+        #[n(18)]
+        Guesses = "guesses",
     }
 }
 

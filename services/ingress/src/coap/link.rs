@@ -39,8 +39,9 @@ pub struct ObserverKey(pub u64);
 pub enum Effect {
     /// Send this datagram.
     Send(SocketAddr, Bytes),
-    /// Let in whoever has that token; then [`Endpoint::admitted`](super::endpoint::Endpoint::admitted).
-    Admit(Key, CredentialDigest),
+    /// Let in whoever has that token, shown from there; then
+    /// [`Endpoint::admitted`](super::endpoint::Endpoint::admitted).
+    Admit(Key, CredentialDigest, SocketAddr),
     /// The visitor has gone.
     Leave(Key),
     /// Perform this request of the visitor; then [`Endpoint::answered`](super::endpoint::Endpoint::answered).

@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -223,7 +223,7 @@ impl Loop {
         while let Some(effect) = self.endpoint.next_effect() {
             match effect {
                 Effect::Send(to, datagram) => self.send(to, datagram),
-                Effect::Admit(key, credential) => self.admit(key, credential),
+                Effect::Admit(key, credential, source) => self.admit(key, credential, source.ip()),
                 Effect::Leave(key) => {
                     let Some(Read { who, stop }) = self.visitors.remove(&key) else { continue };
                     stop.abort();
@@ -318,9 +318,12 @@ impl Loop {
         stop
     }
 
-    fn admit(&mut self, key: Key, credential: CredentialDigest) {
+    fn admit(&mut self, key: Key, credential: CredentialDigest, source: IpAddr) {
         let node = Arc::clone(&self.node);
-        self.job(async move { Done::Admitted(key, node.admit(credential, Protocol::Coap).await) });
+        self.job(async move {
+            let admitted = node.admit(credential, Protocol::Coap, source).await;
+            Done::Admitted(key, admitted)
+        });
     }
 
     fn claim(&mut self, observer: ObserverKey, key: Key) {

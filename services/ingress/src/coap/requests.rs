@@ -179,7 +179,7 @@ impl Requests {
 
     /// Lets a request wait to hear who sent it. When too many wait already it is dropped: its client sends it again.
     pub fn check(&mut self, origin: Origin, credential: CredentialDigest, message: Message, now: Instant) {
-        let bytes = origin.datagram_bytes;
+        let (bytes, source) = (origin.datagram_bytes, origin.source);
         if self.unauthenticated >= self.limits.coap.max_unauthenticated
             || self.unauthenticated_bytes + bytes > MAX_UNAUTHENTICATED_BYTES
         {
@@ -200,7 +200,7 @@ impl Requests {
             self.unauthenticated_bytes += bytes;
         }
         match (asked_about, begun) {
-            (None, Some(_)) => self.link.effect(Effect::Admit(visitor, credential)),
+            (None, Some(_)) => self.link.effect(Effect::Admit(visitor, credential, source)),
             (None, None) => self.forget_visitor(visitor),
             (Some(_), _) => {}
         }
@@ -223,6 +223,7 @@ impl Requests {
                 None
             }
             Err(NotAdmitted::Unknown) => Some(reply::unknown_token()),
+            Err(NotAdmitted::TooManyGuesses) => Some(reply::too_often()),
             Err(NotAdmitted::Unavailable) => Some(reply::unavailable()),
         };
         if refusal.is_some() {

@@ -203,8 +203,8 @@ impl World {
         while let Some(effect) = self.endpoint.next_effect() {
             match effect {
                 Effect::Send(to, datagram) => self.sent.push(from(to, &datagram)),
-                Effect::Admit(key, credential) if self.prompt => self.admit(key, credential),
-                Effect::Admit(key, credential) => self.admits.push((key, credential)),
+                Effect::Admit(key, credential, _) if self.prompt => self.admit(key, credential),
+                Effect::Admit(key, credential, _) => self.admits.push((key, credential)),
                 Effect::Leave(key) => self.left.push(key),
                 Effect::Ask(id, _, request) => self.asks.push((id, request)),
                 Effect::Uplink(id, _, _, body) => self.uplinks.push((id, body)),

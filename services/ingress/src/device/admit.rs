@@ -1,11 +1,13 @@
 //! How does a device come in, become callable, and go? One way for all protocols, where it is counted and told.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rpc::{CredentialHash, DeliveryReply, Identity, Protocol, SessionEnd, SessionEvent};
+use rpc::{CredentialHash, DeliveryReply, Identity, Limit, Protocol, SessionEnd, SessionEvent};
 use sha2::{Digest, Sha256};
 
+use super::guesses::{NoTurn, Source};
 use super::sessions::{CredentialDigest, Session, Visitor};
 use crate::calls::now_ms;
 use crate::metrics::ConnectResult;
@@ -16,6 +18,8 @@ use crate::node::Node;
 pub enum NotAdmitted {
     /// Nobody has that token.
     Unknown,
+    /// Too many tokens that nobody has came from there, or from everywhere: later.
+    TooManyGuesses,
     /// The authorizer or NATS could not be reached.
     Unavailable,
 }
@@ -26,21 +30,55 @@ pub fn digest(token: &[u8]) -> CredentialDigest {
 }
 
 impl Node {
-    /// Lets in whoever shows this credential. To be ended by [`leave`](Self::leave).
+    /// Lets in whoever shows this credential from that address. To be ended by [`leave`](Self::leave).
     ///
     /// # Errors
-    /// When nobody has it, or nobody can say.
+    /// When nobody has it, or nobody can say; and when too much is guessed.
     pub async fn admit(
         &self,
         credential: CredentialDigest,
         protocol: Protocol,
+        address: IpAddr,
     ) -> Result<Arc<Visitor>, NotAdmitted> {
-        let admitted = self.enter(credential, protocol).await;
+        let admitted = self.enter_in_turn(credential, protocol, Source::of(address, protocol)).await;
         self.metrics.connect(match admitted {
             Ok(_) => ConnectResult::Accepted,
             Err(NotAdmitted::Unknown) => ConnectResult::UnknownToken,
+            Err(NotAdmitted::TooManyGuesses) => {
+                self.metrics.limit_hit(Limit::Guesses);
+                ConnectResult::TooManyGuesses
+            }
             Err(NotAdmitted::Unavailable) => ConnectResult::Unavailable,
         });
+        admitted
+    }
+
+    async fn enter_in_turn(
+        &self,
+        credential: CredentialDigest,
+        protocol: Protocol,
+        source: Source,
+    ) -> Result<Arc<Visitor>, NotAdmitted> {
+        let asked = self.guesses.lock().ask(source, &credential, Instant::now());
+        let turn = asked.map_err(|no_turn| match no_turn {
+            NoTurn::Unknown => NotAdmitted::Unknown,
+            NoTurn::TooMany => NotAdmitted::TooManyGuesses,
+        })?;
+        if !turn.wait.is_zero() {
+            // Ends: a turn comes within seconds.
+            tokio::time::sleep(turn.wait).await;
+        }
+        let changes = self.changes();
+        let admitted = self.enter(credential, protocol).await;
+        let (mut guesses, now) = (self.guesses.lock(), Instant::now());
+        match admitted {
+            Ok(_) => guesses.found(source, &credential, turn, now),
+            Err(NotAdmitted::Unknown) => {
+                let is_certain = self.changes() == changes;
+                guesses.not_found(source, &credential, turn, is_certain, now);
+            }
+            Err(NotAdmitted::Unavailable | NotAdmitted::TooManyGuesses) => guesses.unanswered(source, turn),
+        }
         admitted
     }
 

@@ -61,17 +61,36 @@ impl TokenBucket {
 
     /// Takes one token, if there is one.
     pub fn take(&mut self, rate: Rate, now: Instant) -> bool {
-        if rate.per_second == 0 {
-            return true;
+        let has_one = self.wait(rate, now).is_zero();
+        if has_one {
+            self.spend(rate, Duration::ZERO, now);
         }
-        let token = Duration::from_secs(1) / rate.per_second;
-        let full_at = self.full_at.max(now) + token;
-        if full_at.duration_since(now) > token * rate.burst.max(1) {
-            return false;
-        }
-        self.full_at = full_at;
-        true
+        has_one
     }
+
+    /// How long until there is a token.
+    pub fn wait(&self, rate: Rate, now: Instant) -> Duration {
+        let Some(token) = earned_in(rate) else { return Duration::ZERO };
+        (self.full_at.max(now) + token).saturating_duration_since(now + token * rate.burst.max(1))
+    }
+
+    /// Takes one token though there may be none: it is owed then, up to `max_debt` of time.
+    pub fn spend(&mut self, rate: Rate, max_debt: Duration, now: Instant) {
+        let Some(token) = earned_in(rate) else { return };
+        let latest = (now + token * rate.burst.max(1) + max_debt).max(self.full_at);
+        self.full_at = (self.full_at.max(now) + token).min(latest);
+    }
+
+    /// One that was taken comes back.
+    pub fn give_back(&mut self, rate: Rate) {
+        let earlier = earned_in(rate).and_then(|token| self.full_at.checked_sub(token));
+        self.full_at = earlier.unwrap_or(self.full_at);
+    }
+}
+
+/// How long it takes to earn one token. None where there is no limit.
+fn earned_in(rate: Rate) -> Option<Duration> {
+    Duration::from_secs(1).checked_div(rate.per_second)
 }
 
 /// What one device may do as a caller, over all its connections to this node.

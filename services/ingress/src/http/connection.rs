@@ -1,5 +1,6 @@
 //! How does one HTTP connection run? hyper reads requests and writes responses; the router answers them.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,9 +23,11 @@ use super::wire::{Patience, Transport, Wire};
 /// answered 431.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 
-/// Serves one client until it goes, or `closing` is cancelled and its request is answered.
+/// Serves one client, who has connected from `peer`, until it goes, or `closing` is cancelled and its request is
+/// answered.
 pub(super) async fn serve<S: Transport>(
     stream: S,
+    peer: IpAddr,
     server: Arc<Server>,
     router: Router,
     closing: CancellationToken,
@@ -35,7 +38,7 @@ pub(super) async fn serve<S: Transport>(
         idle: Duration::from_millis(http.idle_timeout_ms),
         write: Duration::from_millis(http.request_timeout_ms),
     };
-    let exchange = Arc::new(Exchange::default());
+    let exchange = Arc::new(Exchange::new(peer));
     let wire = Wire::new(stream, Arc::clone(&exchange), patience, http.max_body_bytes);
     let requests = Requests { router, exchange: Arc::clone(&exchange) };
     let serving = http1::Builder::new()
@@ -56,13 +59,13 @@ pub(super) async fn serve<S: Transport>(
     }
     drop(serving);
     let upgrade = exchange.upgrade.lock().take();
-    if let Some(upgrade) = upgrade
+    if let Some((upgrade, sender)) = upgrade
         && let Ok(upgraded) = Box::pin(upgrade).await
         && let Ok(parts) = upgraded.downcast::<TokioIo<Wire<S>>>()
     {
         drop(exchange);
         let stream = parts.io.into_inner().into_stream();
-        Box::pin(websocket::serve(stream, parts.read_buf, &server)).await;
+        Box::pin(websocket::serve(stream, parts.read_buf, sender, &server)).await;
     }
 }
 

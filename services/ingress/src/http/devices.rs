@@ -1,6 +1,7 @@
 //! Which device does a request come from? The visitors that this node keeps in mind by their access tokens, and the
 //! way in for those that it does not.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ use crate::node::Node;
 pub(super) enum NotLetIn {
     /// Nobody has that token.
     Unknown,
+    /// Too many tokens that nobody has came from there, or from everywhere.
+    TooManyGuesses,
     /// The authorizer or NATS could not be reached.
     Unavailable,
     /// As many devices are kept in mind as may be.
@@ -80,8 +83,8 @@ impl Devices {
         }
     }
 
-    /// Lets a request in, for as long as its [`Visit`] lives.
-    pub(super) async fn enter(self: &Arc<Self>, token: &str) -> Result<Visit, NotLetIn> {
+    /// Lets a request of `sender` in, for as long as its [`Visit`] lives.
+    pub(super) async fn enter(self: &Arc<Self>, token: &str, sender: IpAddr) -> Result<Visit, NotLetIn> {
         let credential = digest(token.as_bytes());
         {
             let mut known = self.known();
@@ -98,8 +101,9 @@ impl Devices {
                 return Err(self.full());
             }
         }
-        let visitor = self.node.admit(credential, Protocol::Http).await.map_err(|why| match why {
+        let visitor = self.node.admit(credential, Protocol::Http, sender).await.map_err(|why| match why {
             NotAdmitted::Unknown => NotLetIn::Unknown,
+            NotAdmitted::TooManyGuesses => NotLetIn::TooManyGuesses,
             NotAdmitted::Unavailable => NotLetIn::Unavailable,
         })?;
         self.keep(visitor)

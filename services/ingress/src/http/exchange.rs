@@ -2,6 +2,7 @@
 //! whether the client has said its last.
 
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,11 +18,12 @@ use tokio::sync::Notify;
 use super::outbox::Outbox;
 
 /// One connection's: an extension of each of its requests.
-#[derive(Default)]
 pub(super) struct Exchange {
+    /// Who has connected; a proxy may name another for a request.
+    pub(super) peer: IpAddr,
     pub(super) outbox: Arc<Outbox>,
-    /// Set by the request that makes this a WebSocket.
-    pub(super) upgrade: Mutex<Option<OnUpgrade>>,
+    /// Set by the request that makes this a WebSocket, with who has sent it.
+    pub(super) upgrade: Mutex<Option<(OnUpgrade, IpAddr)>>,
     body: Mutex<Option<Incoming>>,
     /// What the bytes of a request's body showed, should it be chunked: which request's, counted from 0.
     announced: Mutex<Option<(u64, BodyFault)>>,
@@ -41,6 +43,21 @@ pub(super) enum BodyFault {
 }
 
 impl Exchange {
+    /// Of a new connection.
+    pub(super) fn new(peer: IpAddr) -> Self {
+        Exchange {
+            peer,
+            outbox: Arc::default(),
+            upgrade: Mutex::default(),
+            body: Mutex::default(),
+            announced: Mutex::default(),
+            requests: AtomicU64::default(),
+            answering: AtomicBool::default(),
+            chunked: AtomicBool::default(),
+            last_words: Notify::default(),
+        }
+    }
+
     /// A request begins, whose body stays here until somebody asks for it.
     pub(super) fn begin(&self, body: Incoming) {
         // A chunked body has no size of its own.

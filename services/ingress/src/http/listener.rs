@@ -1,7 +1,8 @@
 //! Where do HTTP clients come in? At one port, and under TLS at another.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,6 +20,7 @@ use super::server::Server;
 use crate::mqtt::session::SessionLimits;
 use crate::node::Node;
 use crate::port::{Door, Place, Port, REFUSAL_TIMEOUT};
+use crate::proxied;
 use crate::tls::Tls;
 
 /// What a client over the limit reads.
@@ -133,22 +135,29 @@ impl Acceptor {
 
     async fn accept(&self, door: &Door, tls: Option<&Arc<Tls>>) {
         loop {
-            self.begin(door.next().await, tls.cloned());
+            let (stream, address) = door.next().await;
+            self.begin(stream, address, tls.cloned());
         }
     }
 
-    fn begin(&self, stream: TcpStream, tls: Option<Arc<Tls>>) {
+    fn begin(&self, mut stream: TcpStream, address: IpAddr, tls: Option<Arc<Tls>>) {
         let (server, router) = (Arc::clone(&self.server), self.router.clone());
         let closing = self.closing.clone();
         // A task of its own kind each: one is not to be as large as another.
         match (self.server.node.take_place(), tls) {
             (Some(Place::Served(place)), None) => self.tasks.spawn(async move {
-                connection::serve(stream, server, router, closing).await;
+                let peer = closing.run_until_cancelled(peer(&mut stream, address, &server));
+                if let Some(Ok(peer)) = peer.await {
+                    connection::serve(stream, peer, server, router, closing).await;
+                }
                 drop(place);
             }),
             (Some(Place::Served(place)), Some(tls)) => self.tasks.spawn(async move {
-                if let Some(Some(stream)) = closing.run_until_cancelled(tls.accept(stream)).await {
-                    connection::serve(stream, server, router, closing).await;
+                let peer = closing.run_until_cancelled(peer(&mut stream, address, &server));
+                if let Some(Ok(peer)) = peer.await
+                    && let Some(Some(stream)) = closing.run_until_cancelled(tls.accept(stream)).await
+                {
+                    connection::serve(stream, peer, server, router, closing).await;
                 }
                 drop(place);
             }),
@@ -160,6 +169,16 @@ impl Acceptor {
             (Some(Place::Refused(_)), Some(_)) | (None, _) => return,
         };
     }
+}
+
+/// Who has connected, be it through a proxy.
+async fn peer(stream: &mut TcpStream, address: IpAddr, server: &Server) -> std::io::Result<IpAddr> {
+    let http = &server.node.settings.http;
+    if !http.proxy_protocol {
+        return Ok(address);
+    }
+    let wait = Duration::from_millis(http.header_timeout_ms);
+    proxied::peer(stream, address, &http.trusted_proxies, wait).await
 }
 
 async fn refuse(mut stream: TcpStream) {

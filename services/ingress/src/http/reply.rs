@@ -116,6 +116,7 @@ fn insert(headers: &mut HeaderMap, name: HeaderName, text: String) {
 pub(super) fn not_let_in(why: NotLetIn) -> Response {
     match why {
         NotLetIn::Unknown => unknown_token(),
+        NotLetIn::TooManyGuesses => error(StatusCode::TOO_MANY_REQUESTS, "Too many requests!"),
         NotLetIn::Unavailable => unavailable(),
         NotLetIn::Full => error(StatusCode::SERVICE_UNAVAILABLE, "This node has as many devices as it may!"),
         NotLetIn::ShuttingDown => shutting_down(),

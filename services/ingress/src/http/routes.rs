@@ -117,7 +117,11 @@ impl FromRequestParts<Arc<Server>> for From {
             .map_err(|_| reply::error(StatusCode::BAD_REQUEST, "The path must be UTF-8!"))?;
         let part = |name: &str| path.iter().find_map(|(it, value)| (it == name).then(|| value.to_owned()));
         let token = part("token").unwrap_or_default();
-        let visit = server.devices.enter(&token).await.map_err(reply::not_let_in)?;
+        let Some(exchange) = parts.extensions.get::<Arc<Exchange>>() else {
+            return Err(reply::empty(StatusCode::INTERNAL_SERVER_ERROR));
+        };
+        let sender = server.sender(exchange, &parts.headers);
+        let visit = server.devices.enter(&token, sender).await.map_err(reply::not_let_in)?;
         Ok(From { visit, id: part("id") })
     }
 }

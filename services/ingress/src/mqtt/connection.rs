@@ -4,6 +4,7 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::mem::MaybeUninit;
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -34,13 +35,13 @@ const READ_BYTES: usize = 8192;
 /// input resets the connection and can take the last answer with it.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// Serves one client from its first byte to its last.
-pub(crate) async fn serve<S>(mut stream: S, node: Arc<Node>, limits: Arc<SessionLimits>)
+/// Serves one client, who has connected from `peer`, from its first byte to its last.
+pub(crate) async fn serve<S>(mut stream: S, peer: IpAddr, node: Arc<Node>, limits: Arc<SessionLimits>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     // Boxed: the handshake is long over when a connection is counted in kilobytes.
-    if let Some(connected) = Box::pin(shake_hands(&mut stream, &node, &limits, false)).await {
+    if let Some(connected) = Box::pin(shake_hands(&mut stream, peer, &node, &limits, false)).await {
         let visitor = Arc::clone(&connected.visitor);
         run(&mut stream, connected, &node).await;
         node.leave(&visitor);
@@ -49,11 +50,11 @@ where
 }
 
 /// Tells a client that the node has as many connections as it may.
-pub(crate) async fn refuse<S>(mut stream: S, node: &Node, limits: &Arc<SessionLimits>)
+pub(crate) async fn refuse<S>(mut stream: S, peer: IpAddr, node: &Node, limits: &Arc<SessionLimits>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    shake_hands(&mut stream, node, limits, true).await;
+    shake_hands(&mut stream, peer, node, limits, true).await;
     linger(stream).await;
 }
 
@@ -438,7 +439,7 @@ mod tests {
     /// What an idle connection keeps of its loop. It grows when something rare is awaited without a box.
     #[test]
     fn an_idle_connection_is_small() {
-        fn size_of_future<A, B, C, F>(_: fn(A, B, C) -> F) -> usize {
+        fn size_of_future<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
             size_of::<F>()
         }
         let bytes = size_of_future(serve::<tokio::net::TcpStream>);

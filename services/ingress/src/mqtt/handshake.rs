@@ -1,5 +1,6 @@
 //! Who is connecting, and may it? From the first byte to the CONNACK.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,7 @@ pub(super) struct Connected {
 /// With `full`, every device is refused: the node has as many connections as it may.
 pub(super) async fn shake_hands<S>(
     stream: &mut S,
+    peer: IpAddr,
     node: &Node,
     limits: &Arc<SessionLimits>,
     full: bool,
@@ -65,7 +67,7 @@ where
     };
 
     let admitted = match connect.will.as_ref().map(|will| will::accept(connect.version, will)).transpose() {
-        Ok(will) => admit(&connect, node, full).await.map(|visitor| (visitor, will.flatten())),
+        Ok(will) => admit(&connect, peer, node, full).await.map(|visitor| (visitor, will.flatten())),
         Err((reason, why)) => Err((reason, why, Some(ConnectResult::Malformed))),
     };
     match admitted {
@@ -116,7 +118,7 @@ where
 /// What the client is told, and how it is counted unless it is already.
 type Refusal = (ConnectAckReason, &'static str, Option<ConnectResult>);
 
-async fn admit(connect: &Connect, node: &Node, full: bool) -> Result<Arc<Visitor>, Refusal> {
+async fn admit(connect: &Connect, peer: IpAddr, node: &Node, full: bool) -> Result<Arc<Visitor>, Refusal> {
     if full {
         let reason = ConnectAckReason::ConnectionRateExceeded;
         return Err((reason, "this node has as many connections as it may", Some(ConnectResult::Limit)));
@@ -130,8 +132,11 @@ async fn admit(connect: &Connect, node: &Node, full: bool) -> Result<Arc<Visitor
         let why = "the username must be the device's access token";
         return Err((reason, why, Some(ConnectResult::NoUsername)));
     };
-    node.admit(digest(token.as_bytes()), Protocol::Mqtt).await.map_err(|why| match why {
+    node.admit(digest(token.as_bytes()), Protocol::Mqtt, peer).await.map_err(|why| match why {
         NotAdmitted::Unknown => (ConnectAckReason::NotAuthorized, "no device has this access token", None),
+        NotAdmitted::TooManyGuesses => {
+            (ConnectAckReason::ConnectionRateExceeded, "too many wrong access tokens: try again later", None)
+        }
         NotAdmitted::Unavailable => {
             (ConnectAckReason::ServerUnavailable, "the device could not be authenticated", None)
         }

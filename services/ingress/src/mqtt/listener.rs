@@ -1,8 +1,10 @@
 //! Where do MQTT clients come in? At one port, or under TLS at another.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -10,6 +12,7 @@ use super::connection;
 use super::session::SessionLimits;
 use crate::node::Node;
 use crate::port::{Door, Place, Port, REFUSAL_TIMEOUT};
+use crate::proxied;
 use crate::tls::Tls;
 
 /// A bound port.
@@ -58,28 +61,33 @@ impl Acceptor {
         connections: TaskTracker,
         stop: CancellationToken,
     ) {
-        while let Some(stream) = stop.run_until_cancelled(self.door.next()).await {
+        while let Some((mut stream, address)) = stop.run_until_cancelled(self.door.next()).await {
             let Some(place) = node.take_place() else { continue };
             let (node, limits) = (Arc::clone(&node), Arc::clone(&limits));
             // A task of its own kind each: one is not to be as large as another.
             match (place, self.tls.clone()) {
                 (Place::Served(place), None) => connections.spawn(async move {
-                    connection::serve(stream, node, limits).await;
+                    if let Ok(peer) = peer(&mut stream, address, &node).await {
+                        connection::serve(stream, peer, node, limits).await;
+                    }
                     drop(place);
                 }),
                 (Place::Served(place), Some(tls)) => connections.spawn(async move {
-                    if let Some(stream) = tls.accept(stream).await {
-                        connection::serve(stream, node, limits).await;
+                    if let Ok(peer) = peer(&mut stream, address, &node).await
+                        && let Some(stream) = tls.accept(stream).await
+                    {
+                        connection::serve(stream, peer, node, limits).await;
                     }
                     drop(place);
                 }),
                 (Place::Refused(place), tls) => connections.spawn(async move {
                     let refused = async {
+                        let Ok(peer) = peer(&mut stream, address, &node).await else { return };
                         match tls {
-                            None => connection::refuse(stream, &node, &limits).await,
+                            None => connection::refuse(stream, peer, &node, &limits).await,
                             Some(tls) => {
                                 if let Some(stream) = tls.accept(stream).await {
-                                    connection::refuse(stream, &node, &limits).await;
+                                    connection::refuse(stream, peer, &node, &limits).await;
                                 }
                             }
                         }
@@ -91,4 +99,10 @@ impl Acceptor {
             };
         }
     }
+}
+
+/// Who has connected, be it through a proxy.
+async fn peer(stream: &mut TcpStream, address: IpAddr, node: &Node) -> std::io::Result<IpAddr> {
+    let wait = Duration::from_millis(node.settings.ingress.connect_timeout_ms);
+    proxied::peer(stream, address, &node.settings.mqtt.trusted_proxies, wait).await
 }

@@ -7,6 +7,7 @@
 pub mod frame;
 mod stream;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
@@ -44,7 +45,8 @@ pub(super) async fn upgrade(
     let Some(exchange) = request.extensions().get::<Arc<Exchange>>() else {
         return Err(reply::empty(StatusCode::INTERNAL_SERVER_ERROR));
     };
-    *exchange.upgrade.lock() = Some(upgrade);
+    let sender = server.sender(exchange, request.headers());
+    *exchange.upgrade.lock() = Some((upgrade, sender));
     let mut response = reply::empty(StatusCode::SWITCHING_PROTOCOLS);
     let headers = response.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -54,15 +56,15 @@ pub(super) async fn upgrade(
     Ok(response)
 }
 
-/// Serves the MQTT client behind an upgraded connection; `read_ahead` is what came behind its request.
-pub(super) async fn serve<S>(stream: S, read_ahead: Bytes, server: &Server)
+/// Serves the MQTT client behind an upgraded connection; `read_ahead` is what came behind its request from `sender`.
+pub(super) async fn serve<S>(stream: S, read_ahead: Bytes, sender: IpAddr, server: &Server)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let stream = WebSocket::new(stream, &read_ahead);
     drop(read_ahead);
     let (node, limits) = (Arc::clone(&server.node), Arc::clone(&server.limits));
-    crate::mqtt::connection::serve(stream, node, limits).await;
+    crate::mqtt::connection::serve(stream, sender, node, limits).await;
 }
 
 /// Why a request does not make a WebSocket.
