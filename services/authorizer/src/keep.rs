@@ -117,13 +117,13 @@ pub(crate) async fn keep(
                 }
             }
             Ok(()) = connection.changed() => {
-                let now = *connection.borrow_and_update();
-                now.show(&nats);
-                if now == Connection::Down {
+                bus.show(&nats);
+                if *connection.borrow_and_update() == Connection::Down {
                     freshness.lock().lost();
                 }
             }
             _ = ticks.tick() => {
+                bus.show(&nats);
                 let sizes = directory.sizes();
                 meters.devices.set(sizes.devices as f64);
                 meters.customers.set(sizes.customers as f64);

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use boot::config::Settings;
-use bus::{AskError, Bus};
+use bus::Bus;
 use rpc::Protocol;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -197,22 +197,13 @@ impl Ingress {
 
 /// The node's subscriptions: as soon as NATS and a router are there.
 async fn open(bus: &Bus) -> Inlets {
-    loop {
-        match Inlets::open(bus).await {
-            Ok(inlets) => match claims::is_router_there(bus).await {
-                Ok(()) => return inlets,
-                // Whoever starts first waits for the other: that is no fault.
-                Err(AskError::NoResponders) => tracing::info!("no router is there to keep claims yet"),
-                Err(error) => tracing::warn!(%error, "no router keeps claims yet; trying again"),
-            },
-            Err(error) => tracing::warn!(%error, "devices cannot be served yet; trying again"),
-        }
-        tokio::time::sleep(RETRY_PAUSE).await;
-    }
+    let open = async || {
+        let inlets = Inlets::open(bus).await.map_err(|error| error.to_string())?;
+        let asked = claims::is_router_there(bus).await;
+        asked.map(|()| inlets).map_err(|error| format!("no router keeps claims: {error}"))
+    };
+    bus.again("serve devices", open).await
 }
-
-/// Between two attempts to begin, while NATS is away.
-const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// Lets calls in flight finish, then cuts off.
 async fn drain(node: &Node, connections: &TaskTracker) {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rpc::Limit;
+use rpc::{Limit, Protocol};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -134,10 +134,11 @@ impl Places {
 
 impl Node {
     /// A place for a connection that has just come; none when it is to be closed without a word.
-    pub(crate) fn take_place(&self) -> Option<Place> {
+    pub(crate) fn take_place(&self, protocol: Protocol, address: IpAddr) -> Option<Place> {
         let place = self.places.take();
         if !matches!(place, Some(Place::Served(_))) {
             self.metrics.limit_hit(Limit::Connections);
+            tracing::info!(%address, %protocol, "a connection over the limit was refused");
         }
         place
     }

@@ -48,8 +48,11 @@ where
         return Ok(address.to_canonical());
     }
     // Boxed: most connections have none.
-    let named = Box::pin(tokio::time::timeout(wait, read(stream))).await??;
-    Ok(named.unwrap_or(address).to_canonical())
+    let named = Box::pin(tokio::time::timeout(wait, read(stream))).await.map_err(io::Error::from).flatten();
+    if let Err(error) = &named {
+        tracing::info!(%address, %error, "a proxy did not say who is behind it: its connection is closed");
+    }
+    Ok(named?.unwrap_or(address).to_canonical())
 }
 
 async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Option<IpAddr>> {

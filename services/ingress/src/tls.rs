@@ -79,6 +79,7 @@ impl Tls {
 
     /// Shakes hands with a client, within the time that it has. None when it failed: the connection is closed.
     pub async fn accept(&self, stream: TcpStream) -> Option<Secured> {
+        let address = stream.peer_addr().map(|it| tracing::field::display(it.ip())).ok();
         let config = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
         let handshake = async { TlsAcceptor::from(config).accept(stream).await.map(Box::new) };
         // Boxed: the handshake is long over when a connection is counted in kilobytes.
@@ -89,11 +90,12 @@ impl Tls {
             }
             Ok(Err(error)) => {
                 self.failed.increment(1);
-                tracing::debug!(%error, "a TLS handshake failed");
+                tracing::info!(address, %error, "a TLS handshake failed");
                 None
             }
             Err(_) => {
                 self.timed_out.increment(1);
+                tracing::info!(address, "a TLS handshake took too long");
                 None
             }
         }

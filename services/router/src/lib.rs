@@ -54,7 +54,7 @@ pub async fn serve(context: Context, bus: Bus) -> anyhow::Result<()> {
         started = async {
             let router = open(&context, &bus, &mut keeping).await;
             claims_part.ready();
-            let asked = bus::again("take calls", || subscribe(&bus)).await;
+            let asked = bus.again("take calls", || subscribe(&bus)).await;
             calls_part.ready();
             (router, asked)
         } => Some(started),
@@ -88,13 +88,13 @@ async fn open(context: &Context, bus: &Bus, keeping: &mut JoinSet<()>) -> Router
         claim_timeout: Duration::from_millis(settings.ingress.claim_timeout_ms),
         lease: Duration::from_millis(settings.ingress.lease_ms),
     };
-    let store = bus::again("open the claims", || ClaimStore::open(bus)).await;
+    let store = bus.again("open the claims", || ClaimStore::open(bus)).await;
     let keys = Keyring::follow(bus);
     keys.wait_ready().await;
     let tracer = context.traces.tracer(context.service, bus.process());
     let router = Router::new(Parts { bus: bus.clone(), store, keys, tracer, limits });
     // Heard from before the claims are read: a node whose lease is missed is taken for dead.
-    let mut leases = bus::again("hear of leases", || bus.serve(bus.subjects().lease(), None)).await;
+    let mut leases = bus.again("hear of leases", || bus.serve(bus.subjects().lease(), None)).await;
     let (is_loaded, mut loaded) = watch::channel(false);
     keeping.spawn({
         let router = router.clone();

@@ -193,8 +193,11 @@ async fn up(own: OwnArgs, mut settings: Settings, uses_other_nats: bool) -> anyh
     };
     let closing = CancellationToken::new();
     let answering_admin = tokio::spawn(admin.serve(health, metrics, closing.clone()));
+    let telling = tokio::spawn(boot::log_limit::keep_telling());
     let ended = serve(&own, &base, ingress, nats.as_ref().map(|(nats, data)| (nats, data))).await;
     exporter.close().await;
+    telling.abort();
+    boot::log_limit::tell();
     closing.cancel();
     let _ = answering_admin.await;
     if let Some((nats, data)) = nats {

@@ -313,7 +313,8 @@ declare::settings! {
         listen: SocketAddr = loopback(9100), Anything;
     }
 
-    /// What is written to standard error. RUST_LOG is not read.
+    /// What is written to standard error. RUST_LOG is not read. From `info` up one place in the code writes at most 30
+    /// lines at once, then one a second; how many more there were is said every ten seconds.
     [log] Log {
         /// What is logged: a level, and other levels for named targets after commas, as in `info,async_nats=warn`.
         level: String = "info".to_owned(), LogFilter;

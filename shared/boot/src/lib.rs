@@ -9,11 +9,13 @@ pub mod admin;
 pub mod args;
 pub mod config;
 pub mod health;
+pub mod log_limit;
 pub mod logs;
 pub mod metrics;
 mod process;
 pub mod shutdown;
 pub mod traces;
+mod trouble;
 
 use std::future::Future;
 use std::io::Write;
@@ -30,6 +32,7 @@ pub use config::Settings;
 pub use health::{Health, Part};
 pub use process::max_open_files;
 pub use traces::Traces;
+pub use trouble::{Failed, Trouble};
 
 /// A call allocates some dozens of times, a few of them more than a kilobyte: glibc's allocator took a quarter of a
 /// router's time, and much less of it with this one.
@@ -144,6 +147,7 @@ where
 
     let closing = CancellationToken::new();
     let serving = tokio::spawn(admin.serve(context.health.clone(), metrics, closing.clone()));
+    let telling = tokio::spawn(log_limit::keep_telling());
     let health = context.health.clone();
     let drain = context.shutdown.clone();
     let unready = tokio::spawn(async move {
@@ -154,6 +158,8 @@ where
     let ended = serve(context).await;
     exporter.close().await;
     unready.abort();
+    telling.abort();
+    log_limit::tell();
     closing.cancel();
     let _ = serving.await;
     if ended.is_ok() {

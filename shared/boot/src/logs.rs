@@ -7,8 +7,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Log, LogFormat};
+use crate::log_limit::LineLimit;
 
 /// Logs could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -44,9 +47,12 @@ pub fn init(settings: &Log) -> Result<(), LogError> {
             .flatten_event(true)
             .with_current_span(true)
             .with_span_list(false)
+            .finish()
+            .with(LineLimit)
             .try_init()
     } else {
-        builder.compact().with_timer(UtcClock).with_ansi(stderr().is_terminal()).try_init()
+        let builder = builder.compact().with_timer(UtcClock).with_ansi(stderr().is_terminal());
+        builder.finish().with(LineLimit).try_init()
     };
     set.map_err(|_| LogError::Twice)?;
     if is_json(settings) {
@@ -63,6 +69,10 @@ fn with_quiet_libraries(level: &str) -> String {
     let mut filter = level.to_owned();
     for library in CHATTY.into_iter().filter(|library| !level.contains(library)) {
         filter.push_str(&format!(",{library}=warn"));
+    }
+    if !level.contains("async_nats") {
+        // It reports each attempt; the bus says why there is no connection, once.
+        filter.push_str(",async_nats::connector=off");
     }
     filter
 }

@@ -2,60 +2,83 @@
 //! does not take yet, and hears the routers' beats.
 
 use std::fmt::Display;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use boot::Part;
+use boot::{Failed, Part, Trouble};
 use rpc::{Beat, wire};
 
 use crate::{Bus, Connection};
 
-/// Between two attempts, while NATS is away.
-const RETRY_PAUSE: Duration = Duration::from_millis(500);
-
-impl Connection {
-    /// Shows in a part of the process' health whether NATS is there.
-    pub fn show(self, part: &Part) {
-        match self {
-            Connection::Up { .. } => part.ready(),
-            Connection::Down => part.not_ready("NATS is not reachable"),
-        }
-    }
-}
+/// Between two attempts at first, and at last.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 impl Bus {
+    /// Shows in a part of the process' health whether NATS is there now, and if not why, as the log has it.
+    pub fn show(&self, part: &Part) {
+        match (*self.connection().borrow(), &*self.cause().borrow()) {
+            (Connection::Up { .. }, _) => part.ready(),
+            (Connection::Down, Some(cause)) => part.not_ready(&format!("NATS is not reachable: {cause}")),
+            (Connection::Down, None) => part.not_ready("NATS is not reachable"),
+        }
+    }
+
     /// The same for as long as it is awaited.
     pub async fn show_connection(self, part: Part) {
-        let mut connection = self.connection();
+        let (mut connection, mut cause) = (self.connection(), self.cause());
         loop {
-            (*connection.borrow_and_update()).show(&part);
-            if connection.changed().await.is_err() {
+            self.show(&part);
+            let changed = tokio::select! {
+                changed = connection.changed() => changed,
+                changed = cause.changed() => changed,
+            };
+            if changed.is_err() {
                 return;
             }
+        }
+    }
+
+    /// Attempts it until it succeeds, less and less often, and when the connection changes. The log says that `what`
+    /// cannot be done yet, and for how long.
+    pub async fn again<T, E: Display, F: Future<Output = Result<T, E>>>(
+        &self,
+        what: &str,
+        mut attempt: impl FnMut() -> F,
+    ) -> T {
+        let mut trouble = Trouble::new(RETRY_PAUSE, LONGEST_PAUSE);
+        let mut connection = self.connection();
+        loop {
+            connection.mark_unchanged();
+            let error = match attempt().await {
+                Ok(done) => {
+                    if let Some(age_s) = trouble.over(Instant::now()) {
+                        tracing::info!(age_s, "can {what} at last");
+                    }
+                    return done;
+                }
+                Err(error) => error,
+            };
+            let Failed { pause, say_age_s } = trouble.failed(&error.to_string(), Instant::now());
+            match say_age_s {
+                // Whoever starts first waits for the other: that is no fault.
+                Some(0) => tracing::info!(%error, "cannot {what} yet; trying again"),
+                Some(age_s) => tracing::warn!(%error, age_s, "cannot {what} yet; trying again"),
+                None => {}
+            }
+            // Woken by the connection: what had no chance without it has one now.
+            let _ = tokio::time::timeout(pause, connection.changed()).await;
         }
     }
 
     /// Hears the routers' beats for as long as it is awaited: what [`Bus::until`] and [`Bus::ends`] go by. Hands each
     /// to `then`, and whether it is the first of that router.
     pub async fn hear_beats(self, then: impl Fn(Beat, bool)) {
-        let mut beats = again("hear the routers' beats", || self.serve(self.subjects().beat(), None)).await;
+        let mut beats =
+            self.again("hear the routers' beats", || self.serve(self.subjects().beat(), None)).await;
         while let Some(request) = beats.next().await {
             let Ok((beat, _)) = wire::decode::<Beat>(&request.message) else { continue };
             let is_first = self.beats().lock().heard(beat, request.arrived);
             then(beat, is_first);
         }
-    }
-}
-
-/// Attempts it until it succeeds; the log says each time that `what` cannot be done yet.
-pub async fn again<T, E: Display, F: Future<Output = Result<T, E>>>(
-    what: &str,
-    mut attempt: impl FnMut() -> F,
-) -> T {
-    loop {
-        match attempt().await {
-            Ok(done) => return done,
-            Err(error) => tracing::warn!(%error, "cannot {what} yet; trying again"),
-        }
-        tokio::time::sleep(RETRY_PAUSE).await;
     }
 }

@@ -1,15 +1,16 @@
 //! How does a process's bus follow from its settings?
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use boot::Settings;
 use boot::config::Nats;
+use boot::{Failed, Settings, Trouble};
 
 use crate::errors::HEAD_BYTES;
 use crate::{Bus, BusError, BusSettings};
 
-/// Between two attempts to connect.
+/// Between two attempts to connect at first, and at last.
 const CONNECT_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 impl From<&Nats> for BusSettings {
     fn from(nats: &Nats) -> Self {
@@ -34,6 +35,7 @@ impl Bus {
     /// ready and says why. None when the process is to end first.
     pub async fn connect_for(context: &boot::Context) -> Option<Bus> {
         let nats = context.health.part("nats");
+        let mut trouble = Trouble::new(CONNECT_PAUSE, LONGEST_PAUSE);
         let settings = BusSettings::from(&context.settings.nats);
         loop {
             let connected = tokio::select! {
@@ -45,18 +47,23 @@ impl Bus {
                 Ok(bus) if context.service == "ingress" => bus.admits_bodies(&context.settings).map(|()| bus),
                 connected => connected,
             };
-            match checked {
+            let error = match checked {
                 Ok(bus) => {
                     // Not "ready": until the service has named its own parts, that would be said of the process.
                     nats.withdraw();
                     return Some(bus);
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "trying again");
-                    nats.not_ready(&error.to_string());
-                }
+                Err(error) => error.to_string(),
+            };
+            let Failed { pause, say_age_s } = trouble.failed(&error, Instant::now());
+            if let Some(age_s) = say_age_s {
+                tracing::warn!(error, age_s, "trying again");
             }
-            tokio::time::sleep(CONNECT_PAUSE).await;
+            nats.not_ready(&error);
+            tokio::select! {
+                () = context.shutdown.cancelled() => return None,
+                () = tokio::time::sleep(pause) => {}
+            }
         }
     }
     /// Whether every body that devices may send fits a message.

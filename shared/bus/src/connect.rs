@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 
 use crate::errors::BusError;
 use crate::meters::Meters;
+use crate::outage::{Outage, REFUSED};
 use crate::pending::Pending;
 use crate::pulse::{Beat, PULSE_EVERY, Pulse};
 
@@ -106,6 +107,7 @@ pub(crate) async fn connect_client(
     feed: &str,
     meters: &Arc<Meters>,
     happened: &Arc<Notify>,
+    outage: &Arc<Outage>,
 ) -> Result<Client, BusError> {
     let failed = |reason: String| BusError::Connect { url: settings.url.clone(), reason };
     let limit = Duration::from_millis(settings.connect_timeout_ms);
@@ -127,7 +129,7 @@ pub(crate) async fn connect_client(
             .client_capacity(SEND_CAPACITY)
             .ping_interval(Duration::from_secs(20))
             .reconnect_delay_callback(reconnect_delay)
-            .event_callback(on_event(meters, happened));
+            .event_callback(on_event(meters, happened, outage));
         if let (Some(user), Some(password)) = (&settings.user, &settings.password) {
             options = options.user_and_password(user.clone(), password.clone());
         }
@@ -138,10 +140,12 @@ pub(crate) async fn connect_client(
         match timeout_at(give_up, options.connect(servers.clone())).await {
             Ok(Ok(client)) => return Ok(client),
             Ok(Err(error)) => match error.kind() {
-                ConnectErrorKind::AuthorizationViolation
-                | ConnectErrorKind::Authentication
-                | ConnectErrorKind::Tls
-                | ConnectErrorKind::ServerParse => return Err(failed(error.to_string())),
+                ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
+                    return Err(failed(REFUSED.to_owned()));
+                }
+                ConnectErrorKind::Tls | ConnectErrorKind::ServerParse => {
+                    return Err(failed(error.to_string()));
+                }
                 _ => reason = error.to_string(),
             },
             Err(_) => return Err(failed(reason)),
@@ -179,12 +183,17 @@ fn reconnect_delay(attempt: usize) -> Duration {
 fn on_event(
     meters: &Arc<Meters>,
     happened: &Arc<Notify>,
+    outage: &Arc<Outage>,
 ) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
-    let (meters, happened) = (Arc::clone(meters), Arc::clone(happened));
+    let (meters, happened, outage) = (Arc::clone(meters), Arc::clone(happened), Arc::clone(outage));
     let has_warned_of_drops = AtomicBool::new(false);
     move |event| {
         match event {
-            Event::Connected | Event::Disconnected | Event::Closed => happened.notify_one(),
+            Event::Connected => {
+                outage.over();
+                happened.notify_one();
+            }
+            Event::Disconnected | Event::Closed => happened.notify_one(),
             // One event for each dropped message, so only the first is worth a line; the counter has the rest.
             Event::SlowConsumer(subscription) => {
                 meters.dropped.increment(1);
@@ -193,7 +202,8 @@ fn on_event(
                 }
             }
             Event::ServerError(error) => warn!(%error, "NATS reports an error"),
-            Event::ClientError(error) => debug!(%error, "the NATS client reports an error"),
+            // Of an attempt to connect again: the client has no others.
+            Event::ClientError(error) => outage.failed(&error.to_string()),
             Event::LameDuckMode => info!("the NATS server is about to shut down"),
             Event::Draining => {}
         }

@@ -23,6 +23,7 @@ use uuid::Uuid;
 use crate::connect::{BusSettings, Connection, Monitored, admit_version, connect_client, monitor, observe};
 use crate::errors::{AskError, BusError, TellError};
 use crate::meters::Meters;
+use crate::outage::Outage;
 use crate::pending::{NoReply, Pending};
 use crate::pulse::Pulse;
 use crate::serve::Requests;
@@ -74,6 +75,7 @@ struct Inner {
     pulse: Arc<Mutex<Pulse>>,
     beats: Mutex<Beats>,
     connection: watch::Receiver<Connection>,
+    cause: watch::Receiver<Option<String>>,
     meters: Arc<Meters>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -109,11 +111,12 @@ impl Bus {
         store: Option<Bus>,
     ) -> Result<Bus, BusError> {
         let meters = Arc::new(meters);
-        let happened = Arc::new(Notify::new());
+        let (happened, outage) = (Arc::new(Notify::new()), Arc::new(Outage::default()));
         let (high, low) = Uuid::new_v4().as_u64_pair();
         let process = NodeId(high ^ low);
         let subjects = Subjects::new(settings.prefix.clone());
-        let client = connect_client(settings, service, &subjects.feed(process), &meters, &happened).await?;
+        let client =
+            connect_client(settings, service, &subjects.feed(process), &meters, &happened, &outage).await?;
         admit_version(&client.server_info().version, settings.allow_vulnerable_server)?;
 
         let inbox = format!("{}.", subjects.inbox(process));
@@ -170,6 +173,7 @@ impl Bus {
                 pulse,
                 beats: Mutex::default(),
                 connection,
+                cause: outage.cause(),
                 meters,
                 tasks: Mutex::new(tasks),
             }),
@@ -199,6 +203,11 @@ impl Bus {
     /// Whether NATS can be reached, and when that changes. Up to a second late; `ask` and `tell` look for themselves.
     pub fn connection(&self) -> watch::Receiver<Connection> {
         self.inner.connection.clone()
+    }
+
+    /// Why NATS cannot be reached, as the last attempt says; none while it can.
+    pub(crate) fn cause(&self) -> watch::Receiver<Option<String>> {
+        self.inner.cause.clone()
     }
 
     /// The largest message that NATS takes, in bytes.

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rpc::{Holder, Stamp, Ticket, TicketError, TicketKeys};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout_at};
-use tracing::{debug, info, warn};
+use tokio::time::{Instant, timeout_at};
+use tracing::{debug, info};
 
 use crate::bucket::{Bucket, Entry, Expected, Role, Spec};
 use crate::connection::Bus;
@@ -21,8 +21,6 @@ const KEYS: Spec = Spec {
 const TICKETS: &str = "tickets";
 /// How often it is looked whether the keys are to be rotated.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
-/// Between two attempts to open the bucket or to write it.
-const RETRY_PAUSE: Duration = Duration::from_millis(500);
 const STORE_WAIT: Duration = Duration::from_secs(2);
 
 /// The keys as they are now. Clones share them; the last one dropped ends the task that follows them.
@@ -68,18 +66,9 @@ impl Keyring {
 }
 
 async fn keep(bus: Bus, keys: watch::Sender<Arc<TicketKeys>>) {
-    let bucket = loop {
-        match Bucket::open(&bus, KEYS, Role::Founder).await {
-            Ok(bucket) => break bucket,
-            Err(error) => warn!(%error, "the keys of tickets cannot be opened yet; trying again"),
-        }
-        sleep(RETRY_PAUSE).await;
-    };
+    let bucket = bus.again("open the keys of tickets", || Bucket::open(&bus, KEYS, Role::Founder)).await;
     let mut look_at = Instant::now();
-    while let Err(error) = look(&bucket, &keys).await {
-        warn!(%error, "the keys of tickets cannot be read yet; trying again");
-        sleep(RETRY_PAUSE).await;
-    }
+    bus.again("read the keys of tickets", || look(&bucket, &keys)).await;
     let mut watch = Watch::new(&bucket, &[TICKETS]);
     // In a task of its own: a wait for it is not to be given up half-way.
     let (changed_tx, mut changed) = tokio::sync::mpsc::channel(16);

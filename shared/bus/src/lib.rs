@@ -15,6 +15,7 @@ mod errors;
 mod jetstream;
 mod keys;
 mod meters;
+mod outage;
 mod pending;
 pub mod policies;
 pub mod pulse;
@@ -24,7 +25,6 @@ pub mod server;
 mod watch;
 
 pub use async_nats::Subject;
-pub use chores::again;
 pub use connect::{BusSettings, Connection};
 pub use connection::{Asked, Bus, Question};
 pub use errors::{AskError, BusError, StoreError, TellError};

@@ -21,7 +21,6 @@ use rpc::TenantId;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
 
 use crate::bucket::{Bucket, Entry, Expected, Role, Spec};
 use crate::watch::{Watch, WatchEvent};
@@ -34,9 +33,6 @@ pub const MAX_VERSIONS: u64 = 64;
 pub const MAX_EXTERNAL_MS: u32 = 1_000;
 
 const REQUEST_WAIT: Duration = Duration::from_secs(5);
-/// Between two attempts to open the bucket.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Changes that may wait to be taken; JetStream then waits with further ones.
 const MAX_WAITING: usize = 64;
 
@@ -276,7 +272,7 @@ impl PoliciesWatch {
 }
 
 async fn follow(bus: Bus, changes: mpsc::Sender<PolicyChange>) {
-    let bucket = open(&bus).await;
+    let bucket = bus.again("read the policies", || Bucket::open(&bus, POLICIES, Role::Founder)).await;
     let mut watch = Watch::new(&bucket, &["set.*", "shadow.*"]);
     while let Some(event) = watch.next().await {
         let change = match event {
@@ -297,19 +293,6 @@ async fn follow(bus: Bus, changes: mpsc::Sender<PolicyChange>) {
         if changes.send(change).await.is_err() {
             return;
         }
-    }
-}
-
-async fn open(bus: &Bus) -> Bucket {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        match Bucket::open(bus, POLICIES, Role::Founder).await {
-            Ok(bucket) => return bucket,
-            Err(error) => tracing::warn!(%error, "the policies cannot be read; trying again"),
-        }
-        let mut connection = bus.connection();
-        let _ = timeout(pause, connection.changed()).await;
-        pause = LONGEST_PAUSE.min(pause * 2);
     }
 }
 

@@ -41,7 +41,7 @@ impl Node {
         address: IpAddr,
     ) -> Result<Arc<Visitor>, NotAdmitted> {
         let admitted = self.enter_in_turn(credential, protocol, Source::of(address, protocol)).await;
-        self.metrics.connect(match admitted {
+        let result = match admitted {
             Ok(_) => ConnectResult::Accepted,
             Err(NotAdmitted::Unknown) => ConnectResult::UnknownToken,
             Err(NotAdmitted::TooManyGuesses) => {
@@ -49,7 +49,11 @@ impl Node {
                 ConnectResult::TooManyGuesses
             }
             Err(NotAdmitted::Unavailable) => ConnectResult::Unavailable,
-        });
+        };
+        if admitted.is_err() {
+            tracing::info!(%address, %protocol, reason = result.as_str(), "a device was refused");
+        }
+        self.metrics.connect(result);
         admitted
     }
 

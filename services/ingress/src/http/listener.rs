@@ -144,7 +144,7 @@ impl Acceptor {
         let (server, router) = (Arc::clone(&self.server), self.router.clone());
         let closing = self.closing.clone();
         // A task of its own kind each: one is not to be as large as another.
-        match (self.server.node.take_place(), tls) {
+        match (self.server.node.take_place(rpc::Protocol::Http, address), tls) {
             (Some(Place::Served(place)), None) => self.tasks.spawn(async move {
                 let peer = closing.run_until_cancelled(peer(&mut stream, address, &server));
                 if let Some(Ok(peer)) = peer.await {

@@ -48,15 +48,9 @@ pub(super) async fn hand_on(node: &Node, by: &Visitor, number: u32, body: &Bytes
 /// Takes what other nodes hand to this one, without end.
 pub(super) async fn serve(node: &Node, devices: &Devices) {
     loop {
-        match subscribe(node).await {
-            Ok(mut answers) => {
-                while let Some(request) = answers.next().await {
-                    take(node, devices, request).await;
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "answers from other nodes cannot be taken yet; trying again")
-            }
+        let mut answers = node.bus.again("take answers from other nodes", || subscribe(node)).await;
+        while let Some(request) = answers.next().await {
+            take(node, devices, request).await;
         }
         tokio::time::sleep(RETRY_PAUSE).await;
     }

@@ -48,22 +48,22 @@ where
             if codec.version() == Version::V5 || reason == ConnectAckReason::ClientIdentifierNotValid {
                 write_connack(stream, &codec, refusal(reason, why)).await;
             }
-            return refused(node, ConnectResult::Malformed, why);
+            return refused(node, peer, ConnectResult::Malformed, why);
         }
         Ok(Ok(Opening::OtherVersion(connack))) => {
             let _ = stream.write_all(connack).await;
-            return refused(node, ConnectResult::Malformed, "another version of MQTT");
+            return refused(node, peer, ConnectResult::Malformed, "another version of MQTT");
         }
         Ok(Ok(Opening::Fault(fault))) => {
             if fault.reason == Reason::PacketTooLarge {
                 node.metrics.limit_hit(Limit::PacketBytes);
             }
-            return refused(node, ConnectResult::Malformed, fault.what);
+            return refused(node, peer, ConnectResult::Malformed, fault.what);
         }
         Ok(Ok(Opening::Incomplete) | Err(_)) => {
-            return refused(node, ConnectResult::Malformed, "it closed before a whole CONNECT");
+            return refused(node, peer, ConnectResult::Malformed, "it closed before a whole CONNECT");
         }
-        Err(_) => return refused(node, ConnectResult::Malformed, "no CONNECT came in time"),
+        Err(_) => return refused(node, peer, ConnectResult::Malformed, "no CONNECT came in time"),
     };
 
     let admitted = match connect.will.as_ref().map(|will| will::accept(connect.version, will)).transpose() {
@@ -93,7 +93,7 @@ where
         Err((reason, why, result)) => {
             write_connack(stream, &codec, refusal(reason, why)).await;
             match result {
-                Some(result) => refused(node, result, why),
+                Some(result) => refused(node, peer, result, why),
                 None => None,
             }
         }
@@ -185,8 +185,9 @@ async fn write_connack<S: AsyncWrite + Unpin>(stream: &mut S, codec: &Codec, ack
     let _ = stream.write_all(&out).await;
 }
 
-fn refused(node: &Node, result: ConnectResult, why: &'static str) -> Option<Connected> {
+fn refused(node: &Node, peer: IpAddr, result: ConnectResult, why: &'static str) -> Option<Connected> {
     node.metrics.connect(result);
-    tracing::debug!(?result, why, "a connection was refused");
+    let (protocol, reason) = (Protocol::Mqtt, result.as_str());
+    tracing::info!(address = %peer, %protocol, reason, why, "a connection was refused");
     None
 }

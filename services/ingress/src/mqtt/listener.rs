@@ -62,7 +62,7 @@ impl Acceptor {
         stop: CancellationToken,
     ) {
         while let Some((mut stream, address)) = stop.run_until_cancelled(self.door.next()).await {
-            let Some(place) = node.take_place() else { continue };
+            let Some(place) = node.take_place(rpc::Protocol::Mqtt, address) else { continue };
             let (node, limits) = (Arc::clone(&node), Arc::clone(&limits));
             // A task of its own kind each: one is not to be as large as another.
             match (place, self.tls.clone()) {

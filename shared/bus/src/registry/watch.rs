@@ -17,9 +17,6 @@ use crate::watch::{Watch, WatchEvent};
 
 /// A load in which nothing arrives for so long has failed.
 const LOAD_IDLE: Duration = Duration::from_secs(10);
-/// Between two attempts to open the bucket.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Changes that may wait to be taken; JetStream then waits with further ones.
 const MAX_WAITING: usize = 1_024;
 
@@ -79,7 +76,7 @@ impl RegistryWatch {
 }
 
 async fn follow(bus: Bus, changes: mpsc::Sender<Change>) {
-    let bucket = open(&bus).await;
+    let bucket = bus.again("read the registry", || Bucket::open(&bus)).await;
     let mut watch = Watch::new(&bucket.keys, &KINDS);
     // Keys complained about, so that a record nobody can read does not fill the log.
     let mut unreadable = HashSet::new();
@@ -138,20 +135,6 @@ fn own_beat(event: &WatchEvent, process: NodeId) -> Option<u64> {
     let WatchEvent::Put { value, .. } = event else { return None };
     let (sender, number) = std::str::from_utf8(value).ok()?.split_once(' ')?;
     (sender.parse() == Ok(process)).then(|| number.parse().ok())?
-}
-
-async fn open(bus: &Bus) -> Bucket {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        match Bucket::open(bus).await {
-            Ok(bucket) => return bucket,
-            Err(error) => tracing::warn!(%error, "the registry cannot be read; trying again"),
-        }
-        // Woken by the connection: asking a server that is not there would only take its time out.
-        let mut connection = bus.connection();
-        let _ = timeout(pause, connection.changed()).await;
-        pause = LONGEST_PAUSE.min(pause * 2);
-    }
 }
 
 /// The keys that a watch needs; the indexes of names serve only those who write.
