@@ -127,7 +127,7 @@ def test_uplinks_a_second(tight, raw):
 
 
 def test_a_device_that_does_not_read_is_dropped(new_cluster, device, raw):
-    cluster = new_cluster(settings={"ingress.max_outbound_bytes": "65536", "ingress.max_mailbox_calls": "1000"})
+    cluster = new_cluster(settings={"ingress.max_outbound_bytes": "1048576", "ingress.max_mailbox_calls": "1000"})
     node, family = cluster.nodes[0], cluster.accounts.family()
     stuck = raw(node.mqtt_port)
     stuck.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

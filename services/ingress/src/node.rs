@@ -23,7 +23,7 @@ use crate::device::holding::Holding;
 use crate::device::mailbox::{Incoming, Refused, Router};
 use crate::device::sessions::{Sessions, Visitor};
 use crate::device::takeovers::Takeovers;
-use crate::device::target::{Caller, Conclusion};
+use crate::device::target::{Caller, Conclusion, TargetLimits};
 use crate::metrics::Metrics;
 use crate::port::Places;
 
@@ -177,9 +177,9 @@ impl Node {
             verdict: delivery.verdict_ms.map(|verdict| verdict.starting(arrived)),
             reply_to: Router { inbox, arrived, span },
         });
-        let max = self.settings.ingress.max_mailbox_calls;
+        let limits = TargetLimits::from(&self.settings.ingress);
         let Err((refused, incoming)) =
-            self.sessions.deliver(delivery.target, delivery.session, incoming, max)
+            self.sessions.deliver(delivery.target, delivery.session, incoming, &limits)
         else {
             return;
         };

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rpc::{Limit, Protocol};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -90,6 +91,10 @@ impl Door {
     }
 }
 
+/// How long a closing connection may take to read our last words and close its end. Without it, closing with unread
+/// input resets the connection and can take the last answer with it.
+pub(crate) const LINGER: Duration = Duration::from_millis(500);
+
 /// How many clients over the limit are told so at a time; further ones are closed without a word.
 pub const MAX_REFUSALS_AT_ONCE: usize = 32;
 
@@ -144,10 +149,22 @@ impl Node {
     }
 }
 
+/// Lets the client read our last words: closes our end, and waits a moment for the client to close its own.
+pub(crate) async fn linger<S>(mut stream: S)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let _ = tokio::time::timeout(LINGER, async {
+        stream.shutdown().await?;
+        let mut discarded = [0; 1024];
+        while stream.read(&mut discarded).await? > 0 {}
+        io::Result::Ok(())
+    })
+    .await;
+}
+
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt;
-
     use super::*;
 
     const PURPOSE: Purpose = ("MQTT", "mqtt.listen");

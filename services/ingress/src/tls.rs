@@ -20,6 +20,13 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::port::linger;
+
+/// Bytes that a client may send until hands are shaken. A greeting has some 2,000 with a key for each exchange there
+/// is, and is sent twice where the first guess was wrong; what comes at once behind it counts, 4,096 at most. Without
+/// this, a greeting may take 64 KB.
+const MAX_HANDSHAKE_BYTES: u64 = 12 * 1024;
+
 /// Certificate and key, and what is needed to take connections with them.
 pub struct Tls {
     files: Files,
@@ -81,7 +88,20 @@ impl Tls {
     pub async fn accept(&self, stream: TcpStream) -> Option<Secured> {
         let address = stream.peer_addr().map(|it| tracing::field::display(it.ip())).ok();
         let config = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
-        let handshake = async { TlsAcceptor::from(config).accept(stream).await.map(Box::new) };
+        let stream = Bounded { stream, may_come: MAX_HANDSHAKE_BYTES };
+        let handshake = async {
+            match TlsAcceptor::from(config).accept(stream).into_fallible().await {
+                Ok(mut stream) => {
+                    stream.get_mut().0.may_come = u64::MAX;
+                    Ok(Box::new(stream))
+                }
+                Err((error, refused)) => {
+                    // It is told why, as far as TLS goes.
+                    linger(refused.stream).await;
+                    Err(error)
+                }
+            }
+        };
         // Boxed: the handshake is long over when a connection is counted in kilobytes.
         match Box::pin(tokio::time::timeout(self.handshake_timeout, handshake)).await {
             Ok(Ok(stream)) => {
@@ -188,13 +208,60 @@ fn describe() {
     );
 }
 
+/// A connection below TLS, through which no more may come for now.
+struct Bounded {
+    stream: TcpStream,
+    may_come: u64,
+}
+
+impl AsyncRead for Bounded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        let came = (buffer.filled().len() - before) as u64;
+        let rest = self.may_come.checked_sub(came);
+        self.may_come = rest.ok_or_else(|| io::Error::other("the handshake is longer than it may be"))?;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Bounded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
 /// A connection under TLS.
 ///
 /// Written bytes are acknowledged when the socket has them all: a record that waits inside TLS would wait for the next
 /// write. Until then, whoever writes must offer the same bytes again, as `write_all`, HTTP and the MQTT loop do.
 pub struct Secured {
     /// Boxed: it is large, and handed from one to the other.
-    stream: Box<TlsStream<TcpStream>>,
+    stream: Box<TlsStream<Bounded>>,
     /// Bytes of the writer that are inside TLS.
     unacknowledged: usize,
 }
@@ -202,7 +269,7 @@ pub struct Secured {
 impl Secured {
     /// The connection below.
     pub fn socket(&self) -> &TcpStream {
-        self.stream.get_ref().0
+        &self.stream.get_ref().0.stream
     }
 }
 

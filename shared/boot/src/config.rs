@@ -119,8 +119,9 @@ declare::settings! {
         uplink_timeout_ms: u64 = 5_000, 10..=600_000;
         /// Calls that may wait at a session to be written to its device; a further one ends as "Too many requests!".
         max_mailbox_calls: usize = 64, 1..=65_535;
-        /// Bytes that may wait for one device to read them; a device that lets more pile up is disconnected.
-        /// At least `mqtt.max_packet_bytes`.
+        /// Bytes that may wait for one device to read them; a device that lets more pile up is disconnected. Also of
+        /// the calls that wait at a session, beyond which one ends as "Too many requests!". At least
+        /// `mqtt.max_packet_bytes`.
         max_outbound_bytes: usize = 1_048_576, 4_096..=1_073_741_824;
         /// Milliseconds that writing a claim may take; then the SUBSCRIBE behind it is answered as failed.
         claim_timeout_ms: u64 = 5_000, 10..=600_000;
@@ -191,7 +192,8 @@ declare::settings! {
         /// Milliseconds from the accepted connection, or the first byte of a further request, to a request's complete
         /// head; then the connection is closed.
         header_timeout_ms: u64 = 10_000, 100..=3_600_000;
-        /// Milliseconds a connection is kept after an answer for a further request to begin.
+        /// Milliseconds a connection is kept after an answer for a further request to begin, once a device has shown
+        /// its token there; before that, `header_timeout_ms`.
         idle_timeout_ms: u64 = 60_000, 100..=3_600_000;
         /// Milliseconds a request's body may take to come (408), and a client not to read a byte of its answer; then
         /// the connection is closed.

@@ -26,6 +26,7 @@ use crate::meters::Meters;
 use crate::outage::Outage;
 use crate::pending::{NoReply, Pending};
 use crate::pulse::Pulse;
+use crate::room::Room;
 use crate::serve::Requests;
 
 /// Between a process's inbox and the number of a message to itself. Apart from replies, so that NATS permissions can
@@ -64,6 +65,7 @@ struct Inner {
     /// The reply inbox with its last dot: an ask's number follows.
     inbox: String,
     pending: Arc<Pending>,
+    room: Room,
     replicas: u16,
     /// JetStream's API, with its last dot.
     api: String,
@@ -164,6 +166,7 @@ impl Bus {
                 subjects,
                 inbox,
                 pending,
+                room: Room::default(),
                 replicas: settings.replicas,
                 api,
                 store,
@@ -479,20 +482,26 @@ impl Bus {
         headers: Option<HeaderMap>,
         payload: Bytes,
     ) -> Published {
-        let Inner { client, is_closed, .. } = &*self.inner;
+        let Inner { client, is_closed, room, .. } = &*self.inner;
         if is_closed.load(Ordering::Relaxed) || client.connection_state() != State::Connected {
             return Published::Done(Err(TellError::Down));
         }
         let message = OutboundMessage { subject, reply, payload, headers };
+        let Some(payload) = room.hold_now(&message.payload) else { return Published::NoRoom(message) };
         // The copy shares the message's memory.
-        match client.publish_message(message.clone()).now_or_never() {
+        match client.publish_message(OutboundMessage { payload, ..message.clone() }).now_or_never() {
             Some(sent) => Published::Done(sent.map_err(|error| unsent(&error))),
             None => Published::NoRoom(message),
         }
     }
 
     async fn publish_later(&self, message: OutboundMessage, wait: Duration) -> Result<(), TellError> {
-        let sent = timeout(wait, self.inner.client.publish_message(message)).await;
+        let Inner { client, room, .. } = &*self.inner;
+        let sent = timeout(wait, async {
+            let payload = room.hold(&message.payload).await;
+            client.publish_message(OutboundMessage { payload, ..message }).await
+        });
+        let sent = sent.await;
         sent.map_err(|_| TellError::Down)?.map_err(|error| unsent(&error))
     }
 

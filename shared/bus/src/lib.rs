@@ -20,6 +20,7 @@ mod pending;
 pub mod policies;
 pub mod pulse;
 pub mod registry;
+mod room;
 mod serve;
 pub mod server;
 mod watch;

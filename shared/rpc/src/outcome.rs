@@ -43,7 +43,7 @@ closed_list! {
         /// `ingress.calls_per_second_per_device`.
         #[n(4)]
         CallRate = "call_rate",
-        /// `ingress.max_mailbox_calls`.
+        /// `ingress.max_mailbox_calls`, or `ingress.max_outbound_bytes` for what waits there.
         #[n(5)]
         Mailbox = "mailbox",
         /// `nats.max_pending_asks`.

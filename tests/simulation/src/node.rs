@@ -28,7 +28,7 @@ const COMPARE_WAIT: Micros = 2 * SECOND;
 const ATTEMPT: Micros = CLAIM_ATTEMPT.as_micros() as Micros;
 const RECLAIM_PAUSE: Micros = 200;
 const DRAIN: Micros = 5 * SECOND;
-const LIMITS: TargetLimits = TargetLimits { max_waiting: 64, max_open: 64 };
+const LIMITS: TargetLimits = TargetLimits { max_waiting: 64, max_waiting_bytes: 1 << 20, max_open: 64 };
 
 type Digest = [u8; 32];
 

@@ -31,7 +31,7 @@ pub(super) fn limits() -> EndpointLimits {
     EndpointLimits {
         device: DeviceLimits {
             max_calls_per_caller: 4,
-            target: TargetLimits { max_waiting: 3, max_open: 4 },
+            target: TargetLimits { max_waiting: 3, max_waiting_bytes: 100_000, max_open: 4 },
             ..DeviceLimits::for_tests()
         },
         coap: Coap { max_exchanges: 100, max_observers: 2, ..Coap::default() },

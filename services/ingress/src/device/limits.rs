@@ -49,11 +49,18 @@ impl From<&Settings> for DeviceLimits {
                 per_second: ingress.uplinks_per_second_per_device,
                 burst: ingress.uplink_burst_per_device,
             },
-            target: TargetLimits {
-                max_waiting: ingress.max_mailbox_calls,
-                max_open: ingress.max_calls_in_flight_per_target,
-            },
+            target: TargetLimits::from(ingress),
             tells_caller: api.tell_caller_in_body,
+        }
+    }
+}
+
+impl From<&boot::config::Ingress> for TargetLimits {
+    fn from(settings: &boot::config::Ingress) -> Self {
+        TargetLimits {
+            max_waiting: settings.max_mailbox_calls,
+            max_waiting_bytes: settings.max_outbound_bytes,
+            max_open: settings.max_calls_in_flight_per_target,
         }
     }
 }

@@ -9,7 +9,7 @@ use bus::Subject;
 use parking_lot::{Mutex, MutexGuard};
 use rpc::{Limit, SessionEnd};
 
-use super::target;
+use super::target::{self, TargetLimits};
 
 /// A call for a session's device.
 pub type Incoming = target::Incoming<Router>;
@@ -75,6 +75,8 @@ pub struct Mailbox {
 #[derive(Debug, Default)]
 struct State {
     mail: VecDeque<Mail>,
+    /// Of the calls among it.
+    bytes: usize,
     reader: Option<Waker>,
     closed: bool,
 }
@@ -83,15 +85,20 @@ impl Mailbox {
     /// Puts a call in.
     ///
     /// # Errors
-    /// Hands the call back when the session has ended or `max_calls` wait already.
-    pub fn deliver(&self, call: Box<Incoming>, max_calls: usize) -> Result<(), (Refused, Box<Incoming>)> {
+    /// Hands the call back when the session has ended or no more may wait.
+    pub fn deliver(
+        &self,
+        call: Box<Incoming>,
+        limits: &TargetLimits,
+    ) -> Result<(), (Refused, Box<Incoming>)> {
         let mut state = self.lock();
         if state.closed {
             return Err((Refused::Closed, call));
         }
-        if state.mail.len() >= max_calls {
+        if !limits.has_room(call.bytes(), state.mail.len(), state.bytes) {
             return Err((Refused::Busy(Limit::Mailbox), call));
         }
+        state.bytes += call.bytes();
         state.mail.push_back(Mail::Deliver(call));
         wake(state);
         Ok(())
@@ -110,6 +117,9 @@ impl Mailbox {
     pub fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Mail> {
         let mut state = self.lock();
         if let Some(mail) = state.mail.pop_front() {
+            if let Mail::Deliver(call) = &mail {
+                state.bytes -= call.bytes();
+            }
             if state.mail.is_empty() && state.mail.capacity() > 8 {
                 state.mail = VecDeque::new();
             }
@@ -125,7 +135,7 @@ impl Mailbox {
     pub fn close(&self) -> impl Iterator<Item = Box<Incoming>> + use<> {
         let mut state = self.lock();
         state.closed = true;
-        state.reader = None;
+        (state.reader, state.bytes) = (None, 0);
         std::mem::take(&mut state.mail).into_iter().filter_map(|mail| match mail {
             Mail::Deliver(call) => Some(call),
             Mail::End(_) | Mail::Drain => None,

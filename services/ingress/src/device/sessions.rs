@@ -14,6 +14,7 @@ use rpc::{
 
 use super::caller::CallerLimits;
 use super::mailbox::{EndReason, Incoming, Mail, Mailbox, Refused};
+use super::target::TargetLimits;
 
 /// The SHA-256 of an access token.
 pub type CredentialDigest = [u8; 32];
@@ -194,12 +195,12 @@ impl Sessions {
         device: DeviceId,
         session: SessionId,
         mut call: Box<Incoming>,
-        max_mailbox_calls: usize,
+        limits: &TargetLimits,
     ) -> Result<(), (Refused, Box<Incoming>)> {
         match self.find(device, session) {
             Some(session) => {
                 call.reply_to.span.note("switchboard.protocol", session.visitor.protocol.as_str());
-                session.mailbox.deliver(call, max_mailbox_calls)
+                session.mailbox.deliver(call, limits)
             }
             None => Err((Refused::Closed, call)),
         }

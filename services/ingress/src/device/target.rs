@@ -24,6 +24,8 @@ pub const MAX_CALL_NUMBER: u32 = 2_147_483_647;
 pub struct TargetLimits {
     /// Calls that may wait to be written.
     pub max_waiting: usize,
+    /// Bytes of them; a single call may have more.
+    pub max_waiting_bytes: usize,
     /// Calls that may be written, or on their way, and not answered.
     pub max_open: usize,
 }
@@ -49,7 +51,20 @@ pub struct Incoming<R> {
     pub reply_to: R,
 }
 
+impl TargetLimits {
+    /// Whether one more call has room, of so many bytes, behind so many calls of so many bytes together.
+    pub fn has_room(&self, call_bytes: usize, waiting: usize, waiting_bytes: usize) -> bool {
+        waiting < self.max_waiting
+            && (waiting == 0 || waiting_bytes.saturating_add(call_bytes) <= self.max_waiting_bytes)
+    }
+}
+
 impl<R> Incoming<R> {
+    /// How much memory it takes, about.
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>() + self.body.len()
+    }
+
     /// What the device reads, with the call's number where nothing else carries it. `tells_caller`: it names who calls,
     /// and for how long an answer is of use.
     pub fn message(&self, number: Option<u32>, tells_caller: bool, now: Instant) -> Bytes {
@@ -134,6 +149,7 @@ pub struct Target<R> {
     limits: TargetLimits,
     callable: bool,
     waiting: VecDeque<Box<Incoming<R>>>,
+    waiting_bytes: usize,
     /// Calls in the device's hands, or on their way there, by number.
     open: BTreeMap<u32, Box<Incoming<R>>>,
     numbers: Numbers,
@@ -149,6 +165,7 @@ impl<R> Target<R> {
             limits,
             callable: false,
             waiting: VecDeque::new(),
+            waiting_bytes: 0,
             open: BTreeMap::new(),
             numbers,
             next_expiry: None,
@@ -189,14 +206,19 @@ impl<R> Target<R> {
         if !self.callable {
             return self.conclude(*call, DeliveryReply::NotHere, Bytes::new());
         }
-        if self.waiting.len() >= self.limits.max_waiting {
+        if !self.has_room(&call) {
             self.expire_waiting(now);
         }
-        if self.waiting.len() >= self.limits.max_waiting {
+        if !self.has_room(&call) {
             return self.busy(*call, Limit::Mailbox);
         }
         self.expires_at(call.deadline);
+        self.waiting_bytes += call.bytes();
         self.waiting.push_back(call);
+    }
+
+    fn has_room(&self, call: &Incoming<R>) -> bool {
+        self.limits.has_room(call.bytes(), self.waiting.len(), self.waiting_bytes)
     }
 
     /// True when a call waits to be written.
@@ -237,7 +259,10 @@ impl<R> Target<R> {
     pub fn put_back(&mut self, number: u32) {
         let Some(call) = self.open.remove(&number) else { return };
         match self.callable {
-            true => self.waiting.push_front(call),
+            true => {
+                self.waiting_bytes += call.bytes();
+                self.waiting.push_front(call);
+            }
             false => self.conclude(*call, DeliveryReply::NotHere, Bytes::new()),
         }
     }
@@ -311,6 +336,7 @@ impl<R> Target<R> {
     /// Nobody can call any more; what the device has it may still answer. What waits it never saw.
     pub fn falls_silent(&mut self) {
         self.callable = false;
+        self.waiting_bytes = 0;
         for call in std::mem::take(&mut self.waiting) {
             self.conclude(*call, DeliveryReply::NotHere, Bytes::new());
         }
@@ -341,6 +367,7 @@ impl<R> Target<R> {
         mut choose: impl FnMut(&mut Numbers, &BTreeMap<u32, Box<Incoming<R>>>) -> Option<u32>,
     ) -> Option<(u32, &Incoming<R>)> {
         while let Some(call) = self.waiting.pop_front() {
+            self.waiting_bytes -= call.bytes();
             if call.deadline.has_passed(now) {
                 self.conclusions.push_back(Conclusion::silent(*call));
                 continue;
@@ -363,7 +390,10 @@ impl<R> Target<R> {
     fn expire_waiting(&mut self, now: Instant) {
         for call in std::mem::take(&mut self.waiting) {
             match call.deadline.has_passed(now) {
-                true => self.conclusions.push_back(Conclusion::silent(*call)),
+                true => {
+                    self.waiting_bytes -= call.bytes();
+                    self.conclusions.push_back(Conclusion::silent(*call));
+                }
                 false => self.waiting.push_back(call),
             }
         }

@@ -8,7 +8,7 @@ use rpc::{Budget, NodeId};
 
 use super::*;
 
-const LIMITS: TargetLimits = TargetLimits { max_waiting: 3, max_open: 4 };
+const LIMITS: TargetLimits = TargetLimits { max_waiting: 3, max_waiting_bytes: 10_000, max_open: 4 };
 
 /// A call that says its own number.
 pub(crate) fn call(serial: u64, budget_ms: u32, oneway: bool, now: Instant) -> Box<Incoming<u64>> {
@@ -28,6 +28,22 @@ fn callable() -> (Target<u64>, Instant) {
     let mut target = Target::new(LIMITS, Numbers::after(0));
     target.becomes_callable();
     (target, Instant::now())
+}
+
+#[test]
+fn what_waits_is_counted_in_bytes_too() {
+    let (mut target, now) = callable();
+    let large =
+        |serial| Box::new(Incoming { body: vec![b'1'; 6_000].into(), ..*call(serial, 1000, false, now) });
+    target.deliver(large(1), now);
+    target.deliver(large(2), now);
+    assert_eq!(said(&mut target), ["2 busy mailbox"]);
+    // A small one has room behind it, and one alone may be larger than all.
+    target.deliver(call(3, 1000, false, now), now);
+    assert!(target.next(now).is_some() && target.next(now).is_some() && target.next(now).is_none());
+    let huge = Box::new(Incoming { body: vec![b'1'; 60_000].into(), ..*call(4, 1000, false, now) });
+    target.deliver(huge, now);
+    assert_eq!((said(&mut target), target.next(now).is_some()), (vec![], true));
 }
 
 /// What routers are told, as text: `1 answered "x"`, `2 not_here`, `3 -` for silence.
@@ -346,6 +362,7 @@ proptest! {
             }
             let earliest = target.waiting.iter().chain(target.open.values()).map(|it| it.deadline.instant()).min();
             prop_assert!(earliest.is_none_or(|at| target.next_expiry().is_some_and(|expiry| expiry <= at)));
+            prop_assert_eq!(target.waiting_bytes, target.waiting.iter().map(|it| it.bytes()).sum::<usize>());
             prop_assert!(target.waiting.len() <= LIMITS.max_waiting + 4 && target.open.len() <= LIMITS.max_open);
             while let Some(it) = target.next_conclusion() {
                 prop_assert!(ended.insert(it.reply_to), "{} twice", it.reply_to);

@@ -15,18 +15,19 @@ use hyper_util::service::{TowerToHyperService, TowerToHyperServiceFuture};
 use tokio_util::sync::CancellationToken;
 
 use super::exchange::Exchange;
+use super::opening;
 use super::server::Server;
 use super::websocket;
 use super::wire::{Patience, Transport, Wire};
 
 /// Bytes of a request's head, and of what is read ahead of a body or of a pipelined request; a larger head is
-/// answered 431.
-const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// answered 431. The least that hyper takes.
+const MAX_HEAD_BYTES: usize = 8 * 1024;
 
 /// Serves one client, who has connected from `peer`, until it goes, or `closing` is cancelled and its request is
 /// answered.
 pub(super) async fn serve<S: Transport>(
-    stream: S,
+    mut stream: S,
     peer: IpAddr,
     server: Arc<Server>,
     router: Router,
@@ -38,8 +39,11 @@ pub(super) async fn serve<S: Transport>(
         idle: Duration::from_millis(http.idle_timeout_ms),
         write: Duration::from_millis(http.request_timeout_ms),
     };
+    let first = tokio::time::timeout(patience.head, opening::read(&mut stream, MAX_HEAD_BYTES));
+    // Boxed: it is over when a connection is counted in kilobytes.
+    let Some(Ok(Ok(read_ahead))) = closing.run_until_cancelled(Box::pin(first)).await else { return };
     let exchange = Arc::new(Exchange::new(peer));
-    let wire = Wire::new(stream, Arc::clone(&exchange), patience, http.max_body_bytes);
+    let wire = Wire::new(stream, read_ahead, Arc::clone(&exchange), patience, http.max_body_bytes);
     let requests = Requests { router, exchange: Arc::clone(&exchange) };
     let serving = http1::Builder::new()
         .header_read_timeout(None)
@@ -49,9 +53,13 @@ pub(super) async fn serve<S: Transport>(
         .with_upgrades();
     // Boxed: a WebSocket that comes of it need not carry it along.
     let mut serving = Box::pin(serving);
-    // How it ends, a peer's reset say, concerns nobody: what it was writing has gone back.
+    // How it ends, a peer's reset say, is of no consequence: what it was writing has gone back.
     tokio::select! {
-        _ = serving.as_mut() => {}
+        ended = serving.as_mut() => {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "an HTTP connection ends");
+            }
+        }
         () = closing.cancelled() => {
             serving.as_mut().graceful_shutdown();
             let _ = serving.as_mut().await;
@@ -64,6 +72,7 @@ pub(super) async fn serve<S: Transport>(
         && let Ok(parts) = upgraded.downcast::<TokioIo<Wire<S>>>()
     {
         drop(exchange);
+        // All that was read ahead was in hyper's first buffer.
         let stream = parts.io.into_inner().into_stream();
         Box::pin(websocket::serve(stream, parts.read_buf, sender, &server)).await;
     }

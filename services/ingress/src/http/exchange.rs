@@ -31,6 +31,7 @@ pub(super) struct Exchange {
     requests: AtomicU64,
     answering: AtomicBool,
     chunked: AtomicBool,
+    known: AtomicBool,
     last_words: Notify,
 }
 
@@ -54,6 +55,7 @@ impl Exchange {
             requests: AtomicU64::default(),
             answering: AtomicBool::default(),
             chunked: AtomicBool::default(),
+            known: AtomicBool::default(),
             last_words: Notify::default(),
         }
     }
@@ -76,6 +78,16 @@ impl Exchange {
     /// True while a request has no response.
     pub(super) fn is_answering(&self) -> bool {
         self.answering.load(Ordering::Relaxed)
+    }
+
+    /// A request showed the token of a device.
+    pub(super) fn knows(&self) {
+        self.known.store(true, Ordering::Relaxed);
+    }
+
+    /// True when the client has shown the token of a device.
+    pub(super) fn is_known(&self) -> bool {
+        self.known.load(Ordering::Relaxed)
     }
 
     /// True when the body of the last request comes in chunks.

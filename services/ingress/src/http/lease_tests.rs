@@ -10,7 +10,7 @@ use crate::device::target::tests::call;
 
 const LIMITS: LeaseLimits = LeaseLimits {
     max_polls: 3,
-    target: TargetLimits { max_waiting: 4, max_open: 5 },
+    target: TargetLimits { max_waiting: 4, max_waiting_bytes: 100_000, max_open: 5 },
     grace: Duration::from_millis(5_000),
     tells_caller: false,
 };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,7 +19,7 @@ use super::routes::router;
 use super::server::Server;
 use crate::mqtt::session::SessionLimits;
 use crate::node::Node;
-use crate::port::{Door, Place, Port, REFUSAL_TIMEOUT};
+use crate::port::{Door, Place, Port, REFUSAL_TIMEOUT, linger};
 use crate::proxied;
 use crate::tls::Tls;
 
@@ -185,9 +185,7 @@ async fn refuse(mut stream: TcpStream) {
     // Ends: a client that does not read or close is left after a moment.
     let _ = tokio::time::timeout(REFUSAL_TIMEOUT, async {
         stream.write_all(REFUSAL).await?;
-        stream.shutdown().await?;
-        let mut discarded = [0; 1024];
-        while stream.read(&mut discarded).await? > 0 {}
+        linger(stream).await;
         std::io::Result::Ok(())
     })
     .await;

@@ -11,6 +11,7 @@ mod exchange;
 pub mod lease;
 mod listener;
 mod metrics;
+mod opening;
 mod outbox;
 mod paths;
 mod relay;

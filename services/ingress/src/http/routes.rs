@@ -122,6 +122,7 @@ impl FromRequestParts<Arc<Server>> for From {
         };
         let sender = server.sender(exchange, &parts.headers);
         let visit = server.devices.enter(&token, sender).await.map_err(reply::not_let_in)?;
+        exchange.knows();
         Ok(From { visit, id: part("id") })
     }
 }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::getpeername;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -22,11 +23,8 @@ use tokio::time::{Instant, Sleep};
 
 use super::chunks::Framing;
 use super::exchange::Exchange;
+use crate::port::LINGER;
 use crate::tls::Secured;
-
-/// How long a closing connection may take to read our last words and close its end. Without it, closing with unread
-/// input resets the connection and can take the last answer with it.
-const LINGER: Duration = Duration::from_millis(500);
 
 /// Between two looks at whether a client that sends no more has acknowledged its call: nothing tells of it.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
@@ -63,6 +61,8 @@ pub(super) struct Patience {
 /// The stream under one HTTP connection.
 pub(super) struct Wire<S> {
     stream: S,
+    /// Came before this did.
+    read_ahead: BytesMut,
     exchange: Arc<Exchange>,
     patience: Patience,
     framing: Framing,
@@ -106,9 +106,17 @@ fn client(socket: &TcpStream) -> Client {
 }
 
 impl<S: Transport> Wire<S> {
-    pub(super) fn new(stream: S, exchange: Arc<Exchange>, patience: Patience, max_body_bytes: usize) -> Self {
+    /// `read_ahead` is what has come already.
+    pub(super) fn new(
+        stream: S,
+        read_ahead: BytesMut,
+        exchange: Arc<Exchange>,
+        patience: Patience,
+        max_body_bytes: usize,
+    ) -> Self {
         Wire {
             stream,
+            read_ahead,
             exchange,
             patience,
             framing: Framing::default(),
@@ -183,7 +191,8 @@ impl<S: Transport> Wire<S> {
             return Poll::Pending;
         }
         let idle = self.requests > 0 && !self.head_begun;
-        let patience = if idle { self.patience.idle } else { self.patience.head };
+        // Only whoever has shown a token may stay.
+        let patience = if idle && self.exchange.is_known() { self.patience.idle } else { self.patience.head };
         let waiting = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
         ready!(waiting.as_mut().poll(cx));
         Poll::Ready(if idle { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) })
@@ -250,6 +259,15 @@ impl<S: Transport> AsyncRead for Wire<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
+        if !self.read_ahead.is_empty() {
+            let part = self.read_ahead.len().min(buffer.remaining());
+            let part = self.read_ahead.split_to(part);
+            buffer.put_slice(&part);
+            if self.read_ahead.is_empty() {
+                self.read_ahead = BytesMut::new();
+            }
+            return Poll::Ready(self.input_came(&part));
+        }
         match Pin::new(&mut self.stream).poll_read(cx, buffer) {
             Poll::Ready(Ok(())) => {
                 Poll::Ready(self.input_came(buffer.filled().get(before..).unwrap_or_default()))

@@ -16,7 +16,7 @@ use futures::Stream;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures::stream::FuturesUnordered;
 use rpc::SessionEnd;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Sleep;
 
 use super::handshake::{Connected, shake_hands};
@@ -27,13 +27,10 @@ use crate::device::mailbox::Mail;
 use crate::device::sessions::{self, CredentialDigest, Visitor};
 use crate::device_api::Request;
 use crate::node::Node;
+use crate::port::{LINGER, linger};
 
 /// How much one read takes. On the stack: an idle connection owns no buffer.
 const READ_BYTES: usize = 8192;
-
-/// How long a closing connection may take to read our last words and close its end. Without it, closing with unread
-/// input resets the connection and can take the last answer with it.
-const LINGER: Duration = Duration::from_millis(500);
 
 /// Serves one client, who has connected from `peer`, from its first byte to its last.
 pub(crate) async fn serve<S>(mut stream: S, peer: IpAddr, node: Arc<Node>, limits: Arc<SessionLimits>)
@@ -399,20 +396,6 @@ async fn end<S>(
     }
     let out = std::mem::take(session.out());
     let _ = tokio::time::timeout(LINGER, stream.write_all(&out)).await;
-}
-
-/// Lets the client read our last words: closes our end, and waits a moment for the client to close its own.
-async fn linger<S>(mut stream: S)
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let _ = tokio::time::timeout(LINGER, async {
-        stream.shutdown().await?;
-        let mut discarded = [0; 1024];
-        while stream.read(&mut discarded).await? > 0 {}
-        io::Result::Ok(())
-    })
-    .await;
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub(super) struct Outgoing {
 
 impl Outgoing {
     fn bytes(&self) -> usize {
-        size_of::<Self>() + self.topic.len() + self.payload.len()
+        size_of::<Self>() + self.topic.len() + self.payload.len() + self.properties.bytes()
     }
 }
 

@@ -157,6 +157,15 @@ pub struct PublishProperties {
     pub stamp: Vec<(&'static str, ByteString)>,
 }
 
+impl PublishProperties {
+    /// How much memory they hold beside themselves.
+    pub fn bytes(&self) -> usize {
+        let texts = self.response_topic.iter().chain(&self.traceparent).map(|text| text.len());
+        let stamp = self.stamp.iter().map(|(_, value)| size_of::<(&str, ByteString)>() + value.len());
+        texts.chain(stamp).chain(self.correlation.iter().map(Bytes::len)).sum()
+    }
+}
+
 /// Why a client's bytes end its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {

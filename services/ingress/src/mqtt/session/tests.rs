@@ -14,7 +14,7 @@ use crate::mqtt::codec::Version;
 const MAX: u32 = 65_536;
 
 fn limits() -> SessionLimits {
-    let target = TargetLimits { max_waiting: 4, max_open: 4 };
+    let target = TargetLimits { max_waiting: 4, max_waiting_bytes: 100_000, max_open: 4 };
     SessionLimits {
         device: DeviceLimits { max_calls_per_caller: 4, target, ..DeviceLimits::for_tests() },
         max_subscriptions: 4,
