@@ -1,10 +1,13 @@
 """Is a configuration judged before it is used? Every fault at once, where it stands, and no unknown setting."""
 
+import re
+
 import pytest
 from harness.processes import run
 from harness.programs import ROOT, built
 
 SAMPLE = ROOT / "deploy" / "switchboard.toml"
+SECURITY = ROOT / "deploy" / "security.md"
 PROGRAMS = ["switchboard-ingress", "switchboard-authorizer", "switchboard-router"]
 
 
@@ -14,6 +17,25 @@ def config(*arguments, env=None):
 
 def test_the_sample_file_is_sound():
     config("check", "--config", SAMPLE).ok()
+
+
+def test_what_is_softer_than_the_defaults_is_named():
+    """All that the page names at once, and nothing where nothing is set."""
+    assert config("check").ok().out == "The configuration is sound.\n"
+    softer = dict(re.findall(r"`(\w+\.\w+) = ([^`]*)`", SECURITY.read_text()))
+    flags = [part for setting, value in softer.items() for part in ("--set", f"{setting}={value}")]
+    sound, _, *named = config("check", *flags).ok().out.splitlines()
+    assert sound == "The configuration is sound."
+    assert {line.strip().partition(":")[0] for line in named} == softer.keys()
+
+
+def test_each_test_that_the_security_page_names_is_there():
+    named = {name for name in re.findall(r"`(\w+)`", SECURITY.read_text()) if "_" in name}
+    sources = [path.read_text() for path in (ROOT / "tests").glob("test_*.py")]
+    for folder in ("services", "shared"):
+        sources += [path.read_text() for path in (ROOT / folder).rglob("*.rs")]
+    tests = {name for text in sources for name in re.findall(r"\b(?:def|fn) (\w+)\(", text)}
+    assert len(named) > 40 and not named - tests
 
 
 def test_the_sample_is_the_one_that_is_printed():

@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use boot::{CommonArgs, config};
+use boot::config::{self, Softened};
+use boot::{CommonArgs, Settings};
 use clap::Subcommand;
 
 use crate::output::{note, say};
@@ -10,7 +11,8 @@ use crate::reach::EXIT_USAGE;
 
 #[derive(Subcommand)]
 pub(crate) enum ConfigVerb {
-    /// Say every fault of file, environment and flags at once; exit status 2 if there is one
+    /// Say every fault of file, environment and flags at once, and each setting that softens what the defaults protect;
+    /// exit status 2 if there is a fault
     Check(CommonArgs),
     /// Print the settings in force, and where each comes from
     Print(CommonArgs),
@@ -22,7 +24,7 @@ pub(crate) enum ConfigVerb {
 
 pub(crate) fn run(verb: ConfigVerb) -> ExitCode {
     match verb {
-        ConfigVerb::Check(args) => with(&args, |_| say("The configuration is sound.")),
+        ConfigVerb::Check(args) => with(&args, |loaded| check(&loaded.settings)),
         ConfigVerb::Print(args) => with(&args, |loaded| say(config::print(loaded).trim_end())),
         ConfigVerb::Sample => {
             say(config::sample().trim_end());
@@ -32,6 +34,17 @@ pub(crate) fn run(verb: ConfigVerb) -> ExitCode {
             say(config::reference().trim_end());
             ExitCode::SUCCESS
         }
+    }
+}
+
+fn check(settings: &Settings) {
+    say("The configuration is sound.");
+    let softened = config::softened(settings);
+    if !softened.is_empty() {
+        say("Softer than the defaults (deploy/security.md says what protects instead):");
+    }
+    for Softened { setting, cost } in softened {
+        say(format_args!("  {setting}: {cost}"));
     }
 }
 

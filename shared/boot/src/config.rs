@@ -9,11 +9,13 @@ mod limit;
 mod load;
 mod networks;
 mod show;
+mod soften;
 mod value;
 
 pub use load::{Fault, Faults, Flag, Loaded, Source, Sources, env_name};
 pub use networks::{Networks, network};
 pub use show::{env_names, print, reference, sample};
+pub use soften::{Softened, softened};
 pub use value::{LogFormat, Secret};
 
 use std::net::{Ipv4Addr, SocketAddr};
