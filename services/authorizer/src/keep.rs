@@ -97,7 +97,7 @@ pub(crate) async fn keep(
             () = stop.cancelled() => return,
             _ = beating.tick() => {
                 let number = freshness.lock().beat(Instant::now());
-                beats.send(number).await;
+                beats.send(number);
             }
             change = watch.next() => {
                 match &change {
@@ -140,13 +140,16 @@ pub(crate) async fn keep(
             is_fresh.send_replace(now_fresh);
         }
         // A question may have found out sooner.
-        if now_fresh != was_ready {
-            was_ready = now_fresh;
-            match now_fresh {
-                true => registry.ready(),
-                false => registry.not_ready("what it knows may be out of date"),
-            }
+        match now_fresh {
+            true if was_ready => {}
+            true => registry.ready(),
+            false => match beats.refused() {
+                Some(error) => registry.not_ready(&error.to_string()),
+                None if was_ready => registry.not_ready("what it knows may be out of date"),
+                None => {}
+            },
         }
+        was_ready = now_fresh;
         if is_recheck_untold && *is_asked.borrow() {
             // What changed while no authorizer was there nobody could tell: the nodes now ask about their sessions.
             is_recheck_untold = bus.tell(bus.subjects().directory_loaded(), Bytes::new()).await.is_err();

@@ -119,6 +119,7 @@ impl Router {
                 core::Expected::Revision(revision) => Expected::Revision(revision),
             };
             let written = router.0.store.write(device, &write.claim, expected, STORE_WAIT).await;
+            router.0.room.written(&written);
             let written = written.map_err(|error| match error {
                 StoreError::Contended => NotWritten::Contended,
                 error => {

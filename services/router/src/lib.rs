@@ -7,10 +7,11 @@
 mod claims;
 pub mod core;
 mod meters;
+mod room;
 mod route;
 mod router;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use boot::Context;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use meters::StateMeters;
 pub use meters::describe;
+use room::Room;
 use router::{Limits, Parts, Router};
 
 /// All routers share the calls.
@@ -92,7 +94,8 @@ async fn open(context: &Context, bus: &Bus, keeping: &mut JoinSet<()>) -> Router
     let keys = Keyring::follow(bus);
     keys.wait_ready().await;
     let tracer = context.traces.tracer(context.service, bus.process());
-    let router = Router::new(Parts { bus: bus.clone(), store, keys, tracer, limits });
+    let room = Room::new(context.health.part("claims"));
+    let router = Router::new(Parts { bus: bus.clone(), store, keys, tracer, limits, room });
     // Heard from before the claims are read: a node whose lease is missed is taken for dead.
     let mut leases = bus.again("hear of leases", || bus.serve(bus.subjects().lease(), None)).await;
     let (is_loaded, mut loaded) = watch::channel(false);
@@ -227,6 +230,7 @@ async fn count(router: Router) {
         meters.waiting.set(waiting as f64);
         meters.claims_age_seconds.set(router.0.meters.silence().as_secs_f64());
         meters.calls_in_flight.set(router.in_flight() as f64);
+        router.0.room.tick(Instant::now());
         sleep(TICK).await;
     }
 }

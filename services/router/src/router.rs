@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::core::{Action, Actions, Core, Found};
 use crate::meters::Meters;
+use crate::room::Room;
 use crate::route::Carried;
 
 /// How long the store may take for one request.
@@ -31,6 +32,7 @@ pub(crate) struct Inner {
     pub(crate) tracer: Tracer,
     pub(crate) in_flight: TaskTracker,
     pub(crate) limits: Limits,
+    pub(crate) room: Room,
     state: Mutex<State>,
     /// The core wants to be ticked sooner than was slept for.
     sooner: Notify,
@@ -60,11 +62,12 @@ pub(crate) struct Parts {
     pub(crate) keys: Keyring,
     pub(crate) tracer: Tracer,
     pub(crate) limits: Limits,
+    pub(crate) room: Room,
 }
 
 impl Router {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { bus, store, keys, tracer, limits } = parts;
+        let Parts { bus, store, keys, tracer, limits, room } = parts;
         let now = Instant::now();
         let state = Mutex::new(State { core: Core::new(limits.lease, now), sleeps_until: now });
         Router(Arc::new(Inner {
@@ -75,6 +78,7 @@ impl Router {
             tracer,
             in_flight: TaskTracker::new(),
             limits,
+            room,
             state,
             sooner: Notify::new(),
         }))

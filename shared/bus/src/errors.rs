@@ -104,6 +104,15 @@ pub enum StoreError {
     /// Something else stands there than was expected.
     #[error("another write came first")]
     Contended,
+    /// JetStream has no room: of its own limit, of its account's, or on its disk. Nothing was written.
+    #[error(
+        "the store is full ({description}): nothing was written. JetStream needs more room: max_file_store, its \
+         account's limits, or its disk; what is written goes on when there is some, and nothing need be restarted"
+    )]
+    Full {
+        /// JetStream's words.
+        description: String,
+    },
     /// JetStream said no.
     #[error("the store refused: {description} ({code})")]
     Refused {

@@ -1,9 +1,11 @@
 //! What stands in the registry, and what changes there? One full load, then every change, over outages too.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use rpc::{CredentialHash, CustomerId, DeviceId, NodeId, TenantId};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
@@ -12,7 +14,9 @@ use tokio::time::timeout;
 
 use super::bucket::Bucket;
 use super::{Customer, Device, RegistryError, Snapshot, Tenant};
-use crate::Bus;
+use crate::connection::{Bus, Question};
+use crate::errors::StoreError;
+use crate::jetstream::acknowledged;
 use crate::watch::{Watch, WatchEvent};
 
 /// A load in which nothing arrives for so long has failed.
@@ -103,8 +107,12 @@ async fn follow(bus: Bus, changes: mpsc::Sender<Change>) {
 pub struct RegistryBeats {
     bus: Bus,
     subject: String,
+    /// Why the store did not take the last one that it answered.
+    refused: Arc<Mutex<Option<StoreError>>>,
 }
 
+/// How long the store may take to say whether it has one.
+const BEAT_WAIT: Duration = Duration::from_secs(2);
 /// Keys for beats: processes share them, so that those that are gone leave no key of their own behind.
 const BEAT_KEYS: u64 = 64;
 
@@ -115,15 +123,35 @@ impl RegistryBeats {
         RegistryBeats {
             bus: bus.clone(),
             subject: format!("$KV.{}_devices.beat.{key}", bus.subjects().prefix()),
+            refused: Arc::default(),
         }
     }
 
     /// Sends one. It comes back as [`Change::Beat`], or not at all.
-    pub async fn send(&self, number: u64) {
-        let beat = format!("{} {number}", self.bus.process());
-        if let Err(error) = self.bus.tell(self.subject.as_str(), beat.into()).await {
-            tracing::debug!(%error, "the registry takes no beat");
-        }
+    pub fn send(&self, number: u64) {
+        let question = Question {
+            subject: self.subject.as_str().into(),
+            message: format!("{} {number}", self.bus.process()).into(),
+            wait: BEAT_WAIT,
+            asked: None,
+        };
+        let refused = Arc::clone(&self.refused);
+        self.bus.ask_then(question, move |reply| {
+            // Who says nothing has not said that there is room.
+            let Ok(reply) = reply else { return };
+            let answer = acknowledged("devices", &reply).err();
+            if let Some(error) = &answer
+                && refused.lock().as_ref() != Some(error)
+            {
+                tracing::warn!(%error, "the registry takes no beat");
+            }
+            *refused.lock() = answer;
+        });
+    }
+
+    /// Why the store took none of late, where it says so.
+    pub fn refused(&self) -> Option<StoreError> {
+        self.refused.lock().clone()
     }
 }
 
