@@ -12,6 +12,7 @@ pub mod health;
 pub mod log_limit;
 pub mod logs;
 pub mod metrics;
+pub mod panics;
 mod process;
 pub mod shutdown;
 pub mod traces;

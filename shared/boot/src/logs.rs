@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::{IsTerminal, stderr};
+use std::panic::PanicHookInfo;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tracing_subscriber::EnvFilter;
@@ -12,6 +13,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Log, LogFormat};
 use crate::log_limit::LineLimit;
+use crate::panics;
 
 /// Logs could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -29,8 +31,8 @@ pub enum LogError {
     Twice,
 }
 
-/// Sets up the logs of this process, panics included. What is logged comes from the settings alone, not from
-/// `RUST_LOG`.
+/// Sets up the logs of this process, panics included, which end it from now on ([`panics`]). What is logged comes from
+/// the settings alone, not from `RUST_LOG`.
 ///
 /// # Errors
 /// When the process has logs already.
@@ -55,9 +57,8 @@ pub fn init(settings: &Log) -> Result<(), LogError> {
         builder.finish().with(LineLimit).try_init()
     };
     set.map_err(|_| LogError::Twice)?;
-    if is_json(settings) {
-        std::panic::set_hook(Box::new(|panic| tracing::error!(panic = %panic, "a thread panicked")));
-    }
+    let as_a_line: fn(&PanicHookInfo<'_>) = |panic| tracing::error!(panic = %panic, "a thread panicked");
+    panics::end_the_process(is_json(settings).then_some(as_a_line));
     Ok(())
 }
 

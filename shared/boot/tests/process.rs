@@ -2,6 +2,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::panic,
     clippy::indexing_slicing,
     reason = "a test, which clippy cannot tell of one that is its own harness"
 )]
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         ("a_failure_is_said_once", a_failure_is_said_once),
         ("a_taken_admin_address_is_named", a_taken_admin_address_is_named),
         ("the_version_is_told", the_version_is_told),
+        ("a_task_that_panics_ends_its_process", a_task_that_panics_ends_its_process),
     ];
     for (name, case) in cases {
         case();
@@ -50,6 +52,13 @@ async fn serve(context: Context) -> anyhow::Result<()> {
         return Err(std::io::Error::other("no such table")).context("cannot load the directory");
     }
     context.health.part("bus").ready();
+    if role == "panic" {
+        // A client's fault first, which ends nothing else.
+        let client = tokio::spawn(boot::panics::set_apart(async { panic!("one client") }));
+        let ended: Result<(), _> = client.await?;
+        anyhow::ensure!(ended.is_err());
+        tokio::spawn(async { panic!("a part of the service") });
+    }
     tracing::info!(part = "bus", "serving");
     context.shutdown.cancelled().await;
     // Draining goes on until the test has seen it, or for ever.
@@ -204,4 +213,14 @@ fn the_version_is_told() {
     let output =
         Command::new(std::env::current_exe().unwrap()).env(ROLE, "x").arg("--version").output().unwrap();
     assert!(String::from_utf8(output.stdout).unwrap().contains(boot::args::version()));
+}
+
+fn a_task_that_panics_ends_its_process() {
+    let mut service = Service::start("panic", &["--set", "log.format=json"], &[]);
+    let first = service.until("a thread panicked");
+    assert!(first["panic"].as_str().unwrap().contains("one client"), "{first}");
+    service.until("serving");
+    let (status, rest) = service.end();
+    assert_eq!(status, Some(101), "{rest}");
+    assert!(rest.contains("a part of the service"), "{rest}");
 }

@@ -223,7 +223,7 @@ impl Pending {
                 continue;
             };
             tokio::select! {
-                () = sleep_until(self.started + TICK * u32::try_from(next).unwrap_or(u32::MAX)) => {}
+                () = sleep_until(self.moment(next)) => {}
                 () = self.sooner.notified() => continue,
             }
             let handlers = self.lock().take(|ends, _| ends <= next);
@@ -254,6 +254,11 @@ impl Pending {
     fn tick_after(&self, moment: Instant) -> u64 {
         let since = moment.saturating_duration_since(self.started).as_nanos();
         u64::try_from(since.div_ceil(TICK.as_nanos())).unwrap_or(u64::MAX)
+    }
+
+    /// When a tick is.
+    fn moment(&self, tick: u64) -> Instant {
+        self.started + Duration::from_nanos(tick.saturating_mul(TICK.as_nanos() as u64))
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -403,6 +408,16 @@ mod tests {
         assert!((60_000..=60_010).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
         assert_eq!(pending.len(), 0);
         expiring.abort();
+    }
+
+    #[tokio::test]
+    async fn ticks_go_on_for_years() {
+        let pending = pending(1);
+        // 32 bits end after 497 days.
+        for days in [0, 1, 497, 498, 36_500] {
+            let at = pending.started + Duration::from_secs(days * 24 * 60 * 60);
+            assert_eq!(pending.moment(pending.tick_after(at)), at, "{days} days");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -129,6 +129,13 @@ impl Node {
         }
     }
 
+    /// Ends what a visitor has left behind whose loop has ended by a fault of the program.
+    pub async fn clear_away(&self, visitor: &Visitor) {
+        for session in self.sessions.of_visitor(visitor) {
+            self.end_session(&session, SessionEnd::Fault).await;
+        }
+    }
+
     /// Makes a visitor callable: his session's claim stands. None when the store did not take it. To be ended by
     /// [`end_session`](Self::end_session).
     pub async fn begin_session(&self, visitor: &Arc<Visitor>) -> Option<Arc<Session>> {

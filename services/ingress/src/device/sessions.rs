@@ -242,6 +242,13 @@ impl Sessions {
         self.devices.lock().get(&device).map(|it| it.visitors.clone()).unwrap_or_default()
     }
 
+    /// The sessions of a visitor.
+    pub fn of_visitor(&self, visitor: &Visitor) -> Vec<Arc<Session>> {
+        let devices = self.devices.lock();
+        let sessions = devices.get(&visitor.device).into_iter().flat_map(|it| &it.sessions);
+        sessions.filter(|it| it.visitor.id == visitor.id).cloned().collect()
+    }
+
     /// Every session.
     pub fn sessions(&self) -> Vec<Arc<Session>> {
         self.devices.lock().values().flat_map(|it| it.sessions.iter().cloned()).collect()

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use boot::panics::set_apart;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -145,14 +146,14 @@ impl Acceptor {
         let closing = self.closing.clone();
         // A task of its own kind each: one is not to be as large as another.
         match (self.server.node.take_place(rpc::Protocol::Http, address), tls) {
-            (Some(Place::Served(place)), None) => self.tasks.spawn(async move {
+            (Some(Place::Served(place)), None) => self.tasks.spawn(set_apart(async move {
                 let peer = closing.run_until_cancelled(peer(&mut stream, address, &server));
                 if let Some(Ok(peer)) = peer.await {
                     connection::serve(stream, peer, server, router, closing).await;
                 }
                 drop(place);
-            }),
-            (Some(Place::Served(place)), Some(tls)) => self.tasks.spawn(async move {
+            })),
+            (Some(Place::Served(place)), Some(tls)) => self.tasks.spawn(set_apart(async move {
                 let peer = closing.run_until_cancelled(peer(&mut stream, address, &server));
                 if let Some(Ok(peer)) = peer.await
                     && let Some(Some(stream)) = closing.run_until_cancelled(tls.accept(stream)).await
@@ -160,11 +161,11 @@ impl Acceptor {
                     connection::serve(stream, peer, server, router, closing).await;
                 }
                 drop(place);
-            }),
-            (Some(Place::Refused(place)), None) => self.tasks.spawn(async move {
+            })),
+            (Some(Place::Refused(place)), None) => self.tasks.spawn(set_apart(async move {
                 refuse(stream).await;
                 drop(place);
-            }),
+            })),
             // Under TLS a refusal would cost more than it is worth.
             (Some(Place::Refused(_)), Some(_)) | (None, _) => return,
         };

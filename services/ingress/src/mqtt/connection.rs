@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use boot::panics::set_apart;
 use bytes::{Buf, BytesMut};
 use futures::Stream;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
@@ -40,7 +41,9 @@ where
     // Boxed: the handshake is long over when a connection is counted in kilobytes.
     if let Some(connected) = Box::pin(shake_hands(&mut stream, peer, &node, &limits, false)).await {
         let visitor = Arc::clone(&connected.visitor);
-        run(&mut stream, connected, &node).await;
+        if set_apart(run(&mut stream, connected, &node)).await.is_err() {
+            Box::pin(node.clear_away(&visitor)).await;
+        }
         node.leave(&visitor);
     }
     Box::pin(linger(stream)).await;

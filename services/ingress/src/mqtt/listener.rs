@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use boot::panics::set_apart;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -66,21 +67,21 @@ impl Acceptor {
             let (node, limits) = (Arc::clone(&node), Arc::clone(&limits));
             // A task of its own kind each: one is not to be as large as another.
             match (place, self.tls.clone()) {
-                (Place::Served(place), None) => connections.spawn(async move {
+                (Place::Served(place), None) => connections.spawn(set_apart(async move {
                     if let Ok(peer) = peer(&mut stream, address, &node).await {
                         connection::serve(stream, peer, node, limits).await;
                     }
                     drop(place);
-                }),
-                (Place::Served(place), Some(tls)) => connections.spawn(async move {
+                })),
+                (Place::Served(place), Some(tls)) => connections.spawn(set_apart(async move {
                     if let Ok(peer) = peer(&mut stream, address, &node).await
                         && let Some(stream) = tls.accept(stream).await
                     {
                         connection::serve(stream, peer, node, limits).await;
                     }
                     drop(place);
-                }),
-                (Place::Refused(place), tls) => connections.spawn(async move {
+                })),
+                (Place::Refused(place), tls) => connections.spawn(set_apart(async move {
                     let refused = async {
                         let Ok(peer) = peer(&mut stream, address, &node).await else { return };
                         match tls {
@@ -95,7 +96,7 @@ impl Acceptor {
                     // Ends: who says nothing is not to keep others from being told.
                     let _ = tokio::time::timeout(REFUSAL_TIMEOUT, refused).await;
                     drop(place);
-                }),
+                })),
             };
         }
     }
