@@ -136,6 +136,43 @@ def test_an_import_takes_what_it_can_and_names_the_rest(cli, load, tenant, tmp_p
     assert (report["created"], report["unchanged"]) == ([], 2)
 
 
+def test_short_tokens_are_taken_only_where_that_is_said(cli, load, tenant, tmp_path, raw, shared_cluster):
+    def short() -> str:
+        TOKENS.add(token := uuid.uuid4().hex[:15])
+        return token
+
+    add = ("device", "add", "Short", "--tenant", tenant, "--token", token := short())
+    refused = cli(*add)
+    assert refused.code != 0
+    assert "token must be 16 characters or longer" in refused.err and "--weak-token" in refused.err
+    assert token not in refused.err
+    cli(*add, "--weak-token").ok()
+    until("it is good", lambda: raw(shared_cluster.nodes[0].mqtt_port).connect(token).code == 0)
+    long = uuid.uuid4().hex[:16]
+    TOKENS.add(long)
+    file = tmp_path / "fleet.csv"
+    file.write_text(f"name,token\nRow 1,{short()}\nRow 2,{long}\nRow 3,\n")
+    ran = cli("device", "import", "--tenant", tenant, "--tokens-out", str(tmp_path / "tokens.csv"), str(file))
+    assert (ran.code, ran.out) == (1, "2 devices added, 1 refused.\n"), ran
+    assert re.search(r"^line 2: token must be 16 characters or longer", ran.err, re.MULTILINE), ran
+    cli("device", "import", "--tenant", tenant, "--weak-token", "--tokens-out", str(tmp_path / "more.csv"), str(file))
+
+    def weak() -> set[str]:
+        return {it["name"] for it in load("device", "list", "--weak", "--tenant", tenant)}
+
+    assert weak() == {"Short", "Row 1"}
+    assert load("device", "show", "Row 1")["weakToken"] is True
+    assert "weakToken" not in load("device", "show", "Row 2")
+    rotate = ("device", "rotate-token", "Row 1", "--yes", "--json")
+    assert cli(*rotate, "--token", short()).code != 0
+    TOKENS.add(json.loads(cli(*rotate).ok().out)["token"])
+    assert weak() == {"Short"}
+    cli("device", "rename", "Short", "Still short").ok()
+    assert weak() == {"Still short"}, "other changes leave it"
+    for name in (tmp_path / "tokens.csv", tmp_path / "more.csv"):
+        TOKENS.update(row["token"] for row in csv.DictReader(name.open()))
+
+
 def test_what_was_exported_can_be_imported(cli, load, tenant, new_cluster, tmp_path):
     cli("device", "add", "Pump", "--tenant", tenant, "--customer", "North").ok()
     exported = tmp_path / "all.json"

@@ -372,6 +372,7 @@ mod tests {
             kind: "default".to_owned(),
             labels: Default::default(),
             credential: hash(token),
+            weak_token: false,
         }
     }
 

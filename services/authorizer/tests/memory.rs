@@ -31,6 +31,7 @@ fn a_device_takes_less_than_half_a_kilobyte() {
             kind: "default".to_owned(),
             labels: Default::default(),
             credential: CredentialHash::from_digest(digest),
+            weak_token: false,
         };
         directory.apply(Change::Credential(record.credential.clone(), Some(id)), &mut touched);
         directory.apply(Change::Device(id, Some(record)), &mut touched);

@@ -6,6 +6,7 @@ use bus::Bus;
 use bus::registry::Registry;
 
 use crate::import::Plan;
+use crate::output::note;
 use crate::recorded::{ReasonArgs, Recorder};
 use crate::rows;
 
@@ -20,10 +21,13 @@ pub(crate) async fn load(bus: &Bus, settings: &Settings) -> anyhow::Result<usize
     let registry = Registry::open(bus).await.context("cannot open the registry")?;
     let known = registry.load().await?;
     let file = rows::parse_json(ACCOUNT).context("the demo account")?;
-    let plan = Plan::of(file, &known, None, false)?;
+    let plan = Plan::of(file, &known, None, false, true)?;
     let is_new = plan.devices.iter().any(|device| !known.devices.contains_key(&device.id));
     let entries = if is_new { plan.entries() } else { Vec::new() };
     let reason = ReasonArgs { who: "switchboard".to_owned(), why: "the demo account".to_owned() };
+    note(
+        "The demo account's access tokens are public: whoever reaches this system can be any of its devices.",
+    );
     let recorder = Recorder::of(bus, settings, reason);
     let report = recorder.changes(entries, plan.apply(&registry, |_| Ok(()))).await?;
     Ok(report.faults.len())
@@ -36,7 +40,8 @@ mod tests {
 
     #[test]
     fn the_account_is_whole() {
-        let plan = Plan::of(rows::parse_json(ACCOUNT).unwrap(), &Snapshot::default(), None, false).unwrap();
+        let plan =
+            Plan::of(rows::parse_json(ACCOUNT).unwrap(), &Snapshot::default(), None, false, true).unwrap();
         let names: Vec<_> = plan.devices.iter().map(|device| device.name.as_str()).collect();
         assert_eq!(names.len(), 7);
         assert!(names.contains(&"Test Device A1") && names.contains(&"Raspberry Pi Demo Device"));

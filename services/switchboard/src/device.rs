@@ -96,9 +96,12 @@ pub(crate) struct AddArgs {
     /// Its id; made up when not given
     #[arg(long, value_name = "UUID")]
     id: Option<Uuid>,
-    /// Its access token, 1 to 255 bytes without control characters; made up when not given, which is safer
+    /// Its access token, 16 characters to 255 bytes without control characters; made up when not given, which is safer
     #[arg(long, env = "SWITCHBOARD_DEVICE_TOKEN", hide_env_values = true)]
     token: Option<String>,
+    /// Take a token of fewer than 16 characters, which is guessed sooner or later
+    #[arg(long)]
+    weak_token: bool,
     /// What kind of thing it is
     #[arg(long = "type", value_name = "TYPE", default_value = DEFAULT_TYPE)]
     kind: String,
@@ -123,6 +126,9 @@ pub(crate) struct ListArgs {
     /// Only those of no customer
     #[arg(long)]
     unassigned: bool,
+    /// Only those whose access token is shorter than 16 characters, as far as it was given by this version or later
+    #[arg(long)]
+    weak: bool,
     #[command(flatten)]
     pick: PickArgs,
     /// Print JSON
@@ -186,9 +192,12 @@ pub(crate) struct RetypeArgs {
 pub(crate) struct RotateArgs {
     /// Id or name
     device: String,
-    /// The new token, 1 to 255 bytes without control characters; made up when not given, which is safer
+    /// The new token, 16 characters to 255 bytes without control characters; made up when not given, which is safer
     #[arg(long, env = "SWITCHBOARD_DEVICE_TOKEN", hide_env_values = true)]
     token: Option<String>,
+    /// Take a token of fewer than 16 characters, which is guessed sooner or later
+    #[arg(long)]
+    weak_token: bool,
     /// Do not ask
     #[arg(long)]
     yes: bool,
@@ -224,6 +233,8 @@ struct DeviceView<'a> {
     #[serde(rename = "type")]
     kind: &'a str,
     labels: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    weak_token: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     online: Option<bool>,
     /// How often one of its sessions took over from another, lately.
@@ -262,7 +273,7 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
         name: args.name,
         kind: args.kind,
         labels: args.labels.into_iter().collect(),
-        token: token(args.token.as_deref())?,
+        token: token(args.token.as_deref(), args.weak_token)?,
     };
     let of = customer.map_or("nobody's".to_owned(), |customer| find::customer_name(&known, customer));
     let what = format!("device {:?}, customer {of}, labels: {}", new.name, labels(&new.labels));
@@ -277,6 +288,7 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
             customer_name: customer.map(|customer| find::customer_name(&known, customer)),
             kind: &new.kind,
             labels: &new.labels,
+            weak_token: new.token.is_weak(),
             online: None,
             takeovers: None,
             token: Some(new.token.reveal()),
@@ -306,6 +318,7 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
         tenant.is_none_or(|tenant| device.tenant == tenant)
             && (customer.is_none() || device.customer == customer)
             && !(args.unassigned && device.customer.is_some())
+            && (device.weak_token || !args.weak)
             && args.pick.takes(device)
     };
     let devices = sorted(&known).into_iter().filter(|(_, device)| is_meant(device));
@@ -350,6 +363,9 @@ async fn show(args: ShowArgs) -> anyhow::Result<()> {
         Some(false) => "online    no",
         None => "online    unknown: no router answers",
     });
+    if view.weak_token {
+        note("Its access token is shorter than 16 characters, and guessed sooner or later: rotate it.");
+    }
     if let Some(times @ 1..) = view.takeovers {
         note(format_args!(
             "Within ten minutes its newest session took over from another {} time(s): have two clients its token?",
@@ -431,7 +447,7 @@ async fn rotate(args: RotateArgs) -> anyhow::Result<()> {
     }
     let (registry, recorder) = args.change.registry().await?;
     let (id, device) = find::device_id(&registry, &args.device).await?;
-    let token = token(args.token.as_deref())?;
+    let token = token(args.token.as_deref(), args.weak_token)?;
     confirm(&format!("End the sessions of {:?} and make its token void", device.name), args.yes)?;
     let rotated = entry("device.rotate-token", [id], format!("another token for {:?}", device.name));
     recorder.change(device.tenant, rotated, registry.rotate_token(id, &token)).await?;
@@ -497,9 +513,9 @@ fn place(
     }
 }
 
-fn token(given: Option<&str>) -> anyhow::Result<Token> {
+fn token(given: Option<&str>, weak_is_taken: bool) -> anyhow::Result<Token> {
     Ok(match given {
-        Some(text) => Token::parse(text)?,
+        Some(text) => Token::parse(text)?.admit(weak_is_taken)?,
         None => Token::generate()?,
     })
 }
@@ -514,6 +530,7 @@ fn view<'a>(known: &Snapshot, id: DeviceId, device: &'a Device) -> DeviceView<'a
         customer_name: device.customer.map(|customer| find::customer_name(known, customer)),
         kind: &device.kind,
         labels: &device.labels,
+        weak_token: device.weak_token,
         online: None,
         takeovers: None,
         token: None,

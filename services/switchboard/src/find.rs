@@ -237,6 +237,7 @@ mod tests {
                 kind: "default".to_owned(),
                 labels: Default::default(),
                 credential: rpc::CredentialHash(String::new()),
+                weak_token: false,
             };
             known.devices.insert(DeviceId(Uuid::from_u128(*id)), device);
         }

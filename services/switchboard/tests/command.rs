@@ -369,7 +369,7 @@ fn policies_are_put_explained_compared_and_rolled_back() {
 #[test]
 fn what_an_import_refuses_it_names_and_what_it_takes_it_shows_once() {
     let up = Up::start(&["--ephemeral"]);
-    let rows = "name,tenant,customer,token,label:room\nP1,Acme,Works,,12\nP2,Acme,Works,my-token,\n\
+    let rows = "name,tenant,customer,token,label:room\nP1,Acme,Works,,12\nP2,Acme,Works,my-very-own-token,\n\
                 P2,Acme,,,\nP4,Acme,,bad\ttoken,\nP5,Acme,,,\n";
     let file = up.file("rows.csv", rows);
     let tokens = up.folder.path().join("tokens.csv");
@@ -384,7 +384,7 @@ fn what_an_import_refuses_it_names_and_what_it_takes_it_shows_once() {
     let created: Vec<_> =
         report["created"].as_array().unwrap().iter().map(|device| &device["name"]).collect();
     assert_eq!(created, ["P1", "P2", "P5"]);
-    assert!(!text(&imported.stdout).contains("my-token"), "the file has them");
+    assert!(!text(&imported.stdout).contains("my-very-own-token"), "the file has them");
     let refused: Vec<_> = report["refused"]
         .as_array()
         .unwrap()
@@ -393,14 +393,14 @@ fn what_an_import_refuses_it_names_and_what_it_takes_it_shows_once() {
         .collect();
     assert_eq!(refused, [("line 4".into(), "name".into()), ("line 5".into(), "token".into())]);
     assert_eq!(tokens.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-    assert!(std::fs::read_to_string(&tokens).unwrap().contains("my-token"));
+    assert!(std::fs::read_to_string(&tokens).unwrap().contains("my-very-own-token"));
 
     // The same again, from the file with the tokens and from an export without them, changes nothing.
     assert!(up.ok(&["device", "import", kept]).contains("0 devices added, 3 there already."));
     let export = up.folder.path().join("export.json");
     up.ok(&["device", "export", "--out", export.to_str().unwrap()]);
     let exported = std::fs::read_to_string(&export).unwrap();
-    assert!(exported.contains("Works") && !exported.contains("my-token"));
+    assert!(exported.contains("Works") && !exported.contains("my-very-own-token"));
     assert_eq!(export.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     assert!(
         up.ok(&["device", "import", export.to_str().unwrap()]).contains("0 devices added, 3 there already.")

@@ -35,7 +35,7 @@ pub use records::{
     Customer, DEFAULT_TYPE, Device, Invalid, MAX_LABEL_KEY_CHARS, MAX_LABEL_VALUE_CHARS, MAX_LABELS,
     MAX_NAME_CHARS, Snapshot, Tenant, check_labels, check_name, check_type,
 };
-pub use token::{MAX_TOKEN_BYTES, Token, credential_of};
+pub use token::{MAX_TOKEN_BYTES, MIN_STRONG_CHARS, Token, credential_of};
 pub use watch::{Change, RegistryBeats, RegistryWatch};
 
 use crate::{Bus, StoreError};
@@ -219,7 +219,7 @@ impl Registry {
         check_name(&tenant.name)?;
         let index = Key::TenantName(&tenant.name);
         let name = self.take_tenant_name(id, &tenant.name).await?;
-        self.add_record(Key::Tenant(id), id.0, tenant, (index, name)).await
+        self.add_record(Key::Tenant(id), id.0, tenant, |it| it == tenant, (index, name)).await
     }
 
     /// Adds a customer.
@@ -231,7 +231,7 @@ impl Registry {
         self.existing_tenant(customer.tenant).await?;
         let index = Key::CustomerName(customer.tenant, &customer.name);
         let name = self.take_customer_name(id, customer.tenant, &customer.name).await?;
-        self.add_record(Key::Customer(id), id.0, customer, (index, name)).await
+        self.add_record(Key::Customer(id), id.0, customer, |it| it == customer, (index, name)).await
     }
 
     /// Adds a device. The same device again, with the same token, is [`Added::Unchanged`].
@@ -358,7 +358,8 @@ impl Registry {
             let old = std::mem::replace(&mut device.credential, hash.clone());
             let is_new = old != hash;
             old_hash = is_new.then_some(old);
-            Ok(is_new)
+            let was_weak = std::mem::replace(&mut device.weak_token, token.is_weak());
+            Ok(is_new || was_weak != device.weak_token)
         };
         let rotated = self.bucket.change(Key::Device(id), rotate).await;
         let rotated = rotated.and_then(|device| device.ok_or(missing(Kind::Device, id.0)));
@@ -466,10 +467,15 @@ impl Registry {
             kind: device.kind.clone(),
             labels: device.labels.clone(),
             credential: hash.clone(),
+            weak_token: device.token.is_weak(),
         };
+        // Where nobody looked whether a token is weak, it is the same device all the same.
+        let is_same =
+            |standing: &Device| Device { weak_token: record.weak_token, ..standing.clone() } == record;
         let index = Key::DeviceName(device.tenant, &device.name);
         let name = self.take_device_name(device.id, device.tenant, &device.name).await?;
-        let added = self.add_record(Key::Device(device.id), device.id.0, &record, (index, name)).await?;
+        let added =
+            self.add_record(Key::Device(device.id), device.id.0, &record, is_same, (index, name)).await?;
         match self.take_credential(device.id, &hash).await {
             Ok(Held::Already) => Ok(added),
             Ok(Held::Newly) => Ok(Added::Created),
@@ -483,18 +489,19 @@ impl Registry {
     }
 
     /// Creates a record whose name is already held, and gives the name up again if that fails.
-    async fn add_record<T: serde::Serialize + serde::de::DeserializeOwned + PartialEq>(
+    async fn add_record<T: serde::Serialize + serde::de::DeserializeOwned>(
         &self,
         key: Key<'_>,
         id: Uuid,
         record: &T,
+        is_same: impl Fn(&T) -> bool,
         (index, name): (Key<'_>, Held),
     ) -> Result<Added, RegistryError> {
         let standing = match self.bucket.create(key, json(record)?).await? {
             Created::New => return Ok(Added::Created),
             Created::Standing(standing) => bucket::record::<T>(key, &standing.value),
         };
-        if standing.is_ok_and(|standing| standing == *record) {
+        if standing.is_ok_and(|standing| is_same(&standing)) {
             return Ok(match name {
                 Held::Newly => Added::Created,
                 Held::Already => Added::Unchanged,

@@ -54,5 +54,6 @@ pub fn record(device: usize, customer: Option<u8>) -> Device {
         kind: "default".to_owned(),
         labels: Default::default(),
         credential: CredentialHash::from_digest(credential(device)),
+        weak_token: false,
     }
 }

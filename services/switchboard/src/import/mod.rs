@@ -22,9 +22,9 @@ use crate::rows;
 CSV has a header with the columns tenant,customer,id,name,type,token in any order, and label:KEY for each label; only \
 name is needed, and tenant \
 unless --tenant names it. Tenant and customer go by name or id; an empty customer means unassigned; an empty id or \
-token is made up (a device that is there already keeps its own). Tokens are 1 to 255 bytes of UTF-8 without control \
-characters; spaces around a field of CSV are not part of it, nor is a ' before one of =+-@', by which exports keep \
-spreadsheets from taking it for a formula; JSON keeps both. JSON is a list of such objects (labels \
+token is made up (a device that is there already keeps its own). Tokens are 16 characters to 255 bytes of UTF-8 \
+without control characters; spaces around a field of CSV are not part of it, nor is a ' before one of =+-@', by which \
+exports keep spreadsheets from taking it for a formula; JSON keeps both. JSON is a list of such objects (labels \
 too), or what `switchboard device export` writes.
 
 Rows that cannot be taken are listed with their place and reason, all others are added: exit status 1 if any was \
@@ -43,6 +43,9 @@ pub(crate) struct ImportArgs {
     /// Make tenants and customers that are missing
     #[arg(long)]
     create: bool,
+    /// Take tokens of fewer than 16 characters, which are guessed sooner or later
+    #[arg(long)]
+    weak_token: bool,
     /// Id or name of the tenant of rows that name none
     #[arg(long)]
     tenant: Option<String>,
@@ -66,7 +69,7 @@ pub(crate) async fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
     let file = read(&args.file, args.format)?;
     let (registry, recorder) = args.change.registry().await?;
     let known = registry.load().await?;
-    let plan = Plan::of(file, &known, args.tenant.as_deref(), args.create)?;
+    let plan = Plan::of(file, &known, args.tenant.as_deref(), args.create, args.weak_token)?;
     let tokens_are_shown = args.tokens_out.is_none();
     // Opened first: tokens of devices that were added must not be lost.
     let mut tokens = match &args.tokens_out {

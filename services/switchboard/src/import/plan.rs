@@ -34,7 +34,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// What of `file` is to be written where `known` stands. Rows without a tenant get `tenant`; with `create`, tenants
-    /// and customers that rows name are made.
+    /// and customers that rows name are made; with `weak_tokens`, short tokens are taken.
     ///
     /// # Errors
     /// When `tenant` does not exist, or no token can be made.
@@ -43,8 +43,9 @@ impl Plan {
         known: &Snapshot,
         tenant: Option<&str>,
         create: bool,
+        weak_tokens: bool,
     ) -> anyhow::Result<Plan> {
-        let mut planning = Planning::new(file.faults, known, create);
+        let mut planning = Planning::new(file.faults, known, create, weak_tokens);
         for (place, row) in file.tenants {
             planning.add_tenant(place, row);
         }
@@ -167,6 +168,7 @@ struct Planning<'a> {
     plan: Plan,
     known: &'a Snapshot,
     create: bool,
+    weak_tokens: bool,
     tenants: HashMap<String, TenantId>,
     customers: HashMap<(TenantId, String), CustomerId>,
     customer_tenants: HashMap<CustomerId, TenantId>,
@@ -176,11 +178,12 @@ struct Planning<'a> {
 }
 
 impl<'a> Planning<'a> {
-    fn new(faults: Vec<Fault>, known: &'a Snapshot, create: bool) -> Self {
+    fn new(faults: Vec<Fault>, known: &'a Snapshot, create: bool, weak_tokens: bool) -> Self {
         let mut planning = Planning {
             plan: Plan { faults, ..Plan::default() },
             known,
             create,
+            weak_tokens,
             tenants: HashMap::new(),
             customers: HashMap::new(),
             customer_tenants: HashMap::new(),
@@ -254,7 +257,7 @@ impl<'a> Planning<'a> {
             return Ok(());
         }
         let Some(id) = self.id_of(&place, row.id.as_deref()) else { return Ok(()) };
-        let token = match row.token.as_deref().map(Token::parse) {
+        let token = match row.token.as_deref().map(|it| Token::parse(it)?.admit(self.weak_tokens)) {
             Some(Ok(token)) => Some(token),
             Some(Err(invalid)) => {
                 self.refuse(&place, "token", invalid.expected);
@@ -382,7 +385,7 @@ mod tests {
     use super::*;
 
     fn plan(csv: &str, known: &Snapshot, create: bool) -> Plan {
-        Plan::of(rows::parse_csv(csv).unwrap(), known, None, create).unwrap()
+        Plan::of(rows::parse_csv(csv).unwrap(), known, None, create, true).unwrap()
     }
 
     fn known() -> Snapshot {

@@ -52,6 +52,9 @@ pub struct Device {
     pub labels: BTreeMap<String, String>,
     /// The hash of its access token. A credential key counts only if the device that it names bears this very hash.
     pub credential: CredentialHash,
+    /// Whether that token is weak, which its hash does not say. False too where nobody looked when it was given.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub weak_token: bool,
 }
 
 fn default_type() -> String {

@@ -10,6 +10,9 @@ use super::{Invalid, RegistryError};
 /// The longest token, in bytes of UTF-8: one Uri-Path option of CoAP (RFC 7252 §5.10). ThingsBoard's own have 20.
 pub const MAX_TOKEN_BYTES: usize = 255;
 
+/// Characters of the shortest chosen token that is not soon guessed, if they are chosen well.
+pub const MIN_STRONG_CHARS: usize = 16;
+
 /// Characters of a generated token: 24 of 62 kinds are 142 bits.
 const GENERATED_CHARS: usize = 24;
 /// Letters and digits alone: nothing to escape in a shell, a URL or a CSV file, and no leading `-`.
@@ -61,6 +64,25 @@ impl Token {
         })
     }
 
+    /// Whether it has fewer than [`MIN_STRONG_CHARS`] characters.
+    pub fn is_weak(&self) -> bool {
+        self.0.chars().count() < MIN_STRONG_CHARS
+    }
+
+    /// The same, unless it is weak and that is not `allowed`.
+    ///
+    /// # Errors
+    /// With what it must be.
+    pub fn admit(self, allowed: bool) -> Result<Self, Invalid> {
+        if allowed || !self.is_weak() {
+            return Ok(self);
+        }
+        let expected = format!(
+            "{MIN_STRONG_CHARS} characters or longer: a shorter one is guessed (--weak-token takes it)"
+        );
+        Err(Invalid { field: "token", expected })
+    }
+
     /// The token itself, to be shown to its owner once.
     pub fn reveal(&self) -> &str {
         &self.0
@@ -110,6 +132,19 @@ mod tests {
         for token in ["", ".", "..", "a\0", "a\n", "\u{7f}", "\u{85}", &too_long, &too_many_bytes] {
             assert!(Token::parse(token).is_err(), "{token:?}");
         }
+    }
+
+    #[test]
+    fn what_is_short_is_weak_and_what_is_made_up_is_not() {
+        let token = |text: &str| Token::parse(text).unwrap();
+        assert!(!Token::generate().unwrap().is_weak());
+        assert!(token("0123456789abcde").is_weak() && !token("0123456789abcdef").is_weak());
+        // Characters, not bytes.
+        assert!(token(&"é".repeat(15)).is_weak());
+        assert!(token("short").admit(true).is_ok());
+        let refused = token("short").admit(false).unwrap_err().to_string();
+        assert!(refused.starts_with("token must be 16 characters or longer"), "{refused}");
+        assert!(!refused.contains("short "), "the token itself is not said");
     }
 
     #[test]
