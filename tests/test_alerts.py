@@ -60,6 +60,21 @@ def test_every_alert_says_how_bad_it_is_and_where_to_read_on():
         assert f"runbook_url: deploy/prometheus/runbook.md#{name.lower()}" in rule, name
 
 
+def test_nobody_from_outside_wakes_anybody():
+    """What pages says that services are missing or know too little: no stranger, device or customer brings it about."""
+    critical = re.findall(r"- alert: (\w+)\n(?:(?!- alert:)[\s\S])*?severity: critical", RULES)
+    assert set(critical) == {
+        "SwitchboardUnavailableFast",
+        "SwitchboardNoIngress",
+        "SwitchboardNoAuthorizer",
+        "SwitchboardNoRouter",
+        "SwitchboardNatsDisconnected",
+        "SwitchboardRegistryStale",
+        "SwitchboardPoliciesUnread",
+        "SwitchboardCertificateExpiresNow",
+    }
+
+
 def test_the_runbook_has_an_entry_for_every_alert_and_no_other():
     entries = re.findall(r"^### (\w+)\n\n(.*?)(?=^##|\Z)", RUNBOOK, re.MULTILINE | re.DOTALL)
     assert [name for name, _ in entries] == ALERTS, "in the order of the rules"

@@ -202,6 +202,19 @@ def test_each_service_is_a_user_of_its_own(tried, everything):
     assert settings(everything)["nats"]["credentials_file"] == "/run/switchboard/nats/nats.creds"
 
 
+def test_alerts_lead_to_the_runbook(everything):
+    def addresses(rendered: Rendered) -> set[str]:
+        return set(re.findall(r"'runbook_url': '(\S+?)#\w+'", str(rendered.one("PrometheusRule", "alerts"))))
+
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert addresses(everything) == {f"{chart['home']}/blob/v{chart['appVersion']}/deploy/prometheus/runbook.md"}
+    values = copy.deepcopy(everything.values)
+    values["monitoring"]["prometheusRule"]["runbookUrl"] = "https://wiki.example/switchboard"
+    assert addresses(render(values)) == {"https://wiki.example/switchboard"}
+    values["monitoring"]["prometheusRule"]["runbookUrl"] = "deploy/prometheus/runbook.md"
+    assert "runbookUrl" in refusal(values)
+
+
 def test_passwords_are_made_for_every_user_of_nats(tried):
     passwords = {user: base64.b64decode(it).decode() for user, it in tried.one("Secret")["data"].items()}
     users = re.findall(r"user: ([\w-]+)", (ROOT / "deploy" / "nats" / "permissions.conf").read_text())

@@ -154,6 +154,12 @@ def test_the_certificate_is_read_again(secure, authority, files, device, kinds):
     assert kept.send_msg(family.a, "1").text() == "1"
 
 
+def test_it_is_known_when_the_certificate_ends(secure):
+    ends = secure.nodes[0].admin.value("switchboard_tls_certificate_expiry_timestamp_seconds")
+    # Issued for a day.
+    assert time.time() < ends <= time.time() + 86_400
+
+
 def test_handshakes_that_go_nowhere_hold_nobody_up(secure, device, kinds):
     node = secure.nodes[0]
     started = time.monotonic()

@@ -367,6 +367,10 @@ def ingress() -> Json:
                     Query(rate("switchboard_tls_handshakes_total", "result"), "handshake {{result}}"),
                     Query(rate("switchboard_tls_reloads_total", "result"), "reload {{result}}"), unit="cps", width=6,
                 ),
+                graph(
+                    "Certificate", "How long the certificate for devices is good for, by node: renew it before it is a week.",
+                    Query("switchboard_tls_certificate_expiry_timestamp_seconds{@} - time()", PROCESS), unit="s", width=6,
+                ),
             ],
             "CoAP": [
                 graph(

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use metrics::{Counter, Unit, counter, describe_counter};
+use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, gauge};
 use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::certificate::expiry_s;
 use crate::port::linger;
 
 /// Bytes that a client may send until hands are shaken. A greeting has some 2,000 with a key for each exchange there
@@ -40,6 +41,7 @@ pub struct Tls {
     timed_out: Counter,
     reloaded: Counter,
     not_reloaded: Counter,
+    expiry: Gauge,
 }
 
 struct Files {
@@ -68,6 +70,8 @@ impl Tls {
         let pem = files.read()?;
         let config = pem.config()?;
         describe();
+        let expiry = gauge!("switchboard_tls_certificate_expiry_timestamp_seconds");
+        expiry.set(pem.expiry_s());
         let handshakes = |result| counter!("switchboard_tls_handshakes_total", "result" => result);
         let reloads = |result| counter!("switchboard_tls_reloads_total", "result" => result);
         Ok(Some(Arc::new(Tls {
@@ -81,6 +85,7 @@ impl Tls {
             timed_out: handshakes("timed_out"),
             reloaded: reloads("taken"),
             not_reloaded: reloads("refused"),
+            expiry,
         })))
     }
 
@@ -145,6 +150,7 @@ impl Tls {
                 Ok(config) => {
                     *self.current.write().unwrap_or_else(PoisonError::into_inner) = config;
                     self.reloaded.increment(1);
+                    self.expiry.set(pem.expiry_s());
                     tracing::info!(file = %self.files.certificate.display(), "the certificate was read again");
                 }
                 Err(error) => {
@@ -171,6 +177,12 @@ impl Files {
 }
 
 impl Pem {
+    /// When the first certificate of the chain ends, in seconds from 1970.
+    fn expiry_s(&self) -> f64 {
+        let chain = CertificateDer::pem_slice_iter(&self.certificate).filter_map(Result::ok);
+        chain.filter_map(|it| expiry_s(&it)).min().unwrap_or_default() as f64
+    }
+
     fn config(&self) -> anyhow::Result<Arc<ServerConfig>> {
         let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&self.certificate)
             .collect::<Result<_, _>>()
@@ -205,6 +217,11 @@ fn describe() {
         "switchboard_tls_reloads_total",
         Unit::Count,
         "Changes of the certificate's files, by whether what they held could be taken."
+    );
+    describe_gauge!(
+        "switchboard_tls_certificate_expiry_timestamp_seconds",
+        Unit::Seconds,
+        "When the certificate for devices ends, or the first of those behind it: seconds from 1970."
     );
 }
 
