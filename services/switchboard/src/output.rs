@@ -1,13 +1,19 @@
 //! How does a command speak? Results to standard output, everything else to standard error.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{IsTerminal, Write, stderr, stdin, stdout};
 
+use bus::registry::misleads;
 use serde::Serialize;
 
 /// A line of the result. A reader that has gone (`| head`) ends the program quietly, as it would `ls`.
 pub(crate) fn say(line: impl fmt::Display) {
-    if writeln!(stdout().lock(), "{line}").is_err() {
+    let mut out = stdout().lock();
+    let line = line.to_string();
+    // Of a file or a pipe the reader wants the bytes as they are.
+    let line = if out.is_terminal() { shown(&line) } else { line.into() };
+    if writeln!(out, "{line}").is_err() {
         std::process::exit(0);
     }
 }
@@ -20,7 +26,20 @@ pub(crate) fn say_json(document: &impl Serialize) -> anyhow::Result<()> {
 
 /// A line for the person at the terminal, which is not part of the result.
 pub(crate) fn note(line: impl fmt::Display) {
-    let _ = writeln!(stderr(), "{line}");
+    let _ = writeln!(stderr(), "{}", shown(&line.to_string()));
+}
+
+/// A text, a device's answer say, as it may stand on a terminal: what would steer the terminal, or turn what is read,
+/// is told by its number.
+fn shown(text: &str) -> Cow<'_, str> {
+    let steers = |character: char| misleads(character) && !matches!(character, '\n' | '\t');
+    if !text.chars().any(steers) {
+        return text.into();
+    }
+    let told = |character: char| {
+        if steers(character) { character.escape_unicode().to_string() } else { character.into() }
+    };
+    text.chars().map(told).collect::<String>().into()
 }
 
 /// The command failed.
@@ -84,5 +103,17 @@ mod tests {
         assert_eq!(count(19_000, "device"), "19,000 devices");
         assert_eq!(grouped(1_234_567), "1,234,567");
         assert_eq!(grouped(123), "123");
+    }
+
+    #[test]
+    fn what_would_steer_a_terminal_is_told_by_its_number() {
+        for (text, expected) in [
+            ("Gerät №5\n\tA", "Gerät №5\n\tA"),
+            ("\u{1b}[2J\u{1b}]0;x\u{7}", "\\u{1b}[2J\\u{1b}]0;x\\u{7}"),
+            ("a\rb\u{8}c\u{9b}1m", "a\\u{d}b\\u{8}c\\u{9b}1m"),
+            ("a\u{202e}b\u{2066}c\u{200f}", "a\\u{202e}b\\u{2066}c\\u{200f}"),
+        ] {
+            assert_eq!(shown(text), expected);
+        }
     }
 }

@@ -13,8 +13,8 @@ pub(crate) const COLUMNS: [&str; 6] = ["tenant", "customer", "id", "name", "type
 /// A column `label:room` holds the values of the label `room`; an empty field is no label.
 pub(crate) const LABEL_COLUMN: &str = "label:";
 
-/// What spreadsheets carry out as a formula begins so, and what is marked against it.
-const FORMULA: [char; 5] = ['=', '+', '-', '@', MARK];
+/// What spreadsheets carry out as a formula begins so, some in their wide forms, and what is marked against it.
+const FORMULA: [char; 11] = ['=', '+', '-', '@', '\t', '\r', '＝', '＋', '－', '＠', MARK];
 /// Makes a text of it, and is itself not shown.
 const MARK: char = '\'';
 
@@ -259,9 +259,12 @@ mod tests {
 
     #[test]
     fn no_cell_is_a_formula_and_each_comes_back_as_it_was() {
-        for cell in ["=1+1", "+1", "-1", "@A1", "'", "''", "'=1", "'x", "x=1", ""] {
+        for cell in [
+            "=1+1", "+1", "-1", "@A1", "＝1", "＋1", "－1", "＠A1", "\t=1", "\r=1", "'", "''", "'=1", "'x",
+            "x=1", "",
+        ] {
             let marked = marked(cell);
-            assert!(!marked.starts_with(['=', '+', '-', '@']), "{cell}");
+            assert!(!marked.starts_with(['=', '+', '-', '@', '＝', '＋', '－', '＠', '\t', '\r']), "{cell}");
             assert_eq!(unmarked(&marked), cell);
         }
         let file = parse_csv("name,token,label:sum\n'=1+1,'-x,'@A1\n").unwrap();

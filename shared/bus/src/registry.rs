@@ -33,7 +33,7 @@ use uuid::Uuid;
 
 pub use records::{
     Customer, DEFAULT_TYPE, Device, Invalid, MAX_LABEL_KEY_CHARS, MAX_LABEL_VALUE_CHARS, MAX_LABELS,
-    MAX_NAME_CHARS, Snapshot, Tenant, check_labels, check_name, check_type,
+    MAX_NAME_CHARS, Snapshot, Tenant, check_labels, check_name, check_type, misleads,
 };
 pub use token::{MAX_TOKEN_BYTES, MIN_STRONG_CHARS, Token, credential_of};
 pub use watch::{Change, RegistryBeats, RegistryWatch};

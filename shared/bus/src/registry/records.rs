@@ -119,7 +119,7 @@ pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Invalid> {
 
 /// Whether a person who reads it could take the text for another one: controls, Unicode's `Bidi_Control`, and what ends
 /// a line or a paragraph.
-fn misleads(character: char) -> bool {
+pub fn misleads(character: char) -> bool {
     character.is_control()
         || matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
