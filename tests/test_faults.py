@@ -1,6 +1,8 @@
 """What does a caller read when a part of the system is missing or dies? The truth, at once, and later calls work."""
 
 import json
+import socket
+from contextlib import closing
 
 import pytest
 from harness import said
@@ -8,8 +10,9 @@ from harness.cluster import Cluster
 from harness.devices import PROTOCOLS, PahoV5
 from harness.devices.device import echo
 from harness.load import Load
+from harness.raw_http import RawHttp
 from harness.raw_mqtt import PUBACK, PUBLISH
-from harness.waiting import until
+from harness.waiting import PATIENCE_S, until
 
 KINDS = pytest.mark.parametrize("kind", PROTOCOLS, ids=lambda kind: kind.protocol)
 NOBODY = "00000000-0000-4000-8000-000000000000"
@@ -142,6 +145,28 @@ def test_without_nats(new_cluster, raw, version):
         client.ping()
     else:
         client.expect_closed()
+
+
+def test_without_nats_nobody_new_is_let_in_nor_waits(new_cluster, raw):
+    """Over every protocol, and sooner than anything could time out."""
+    cluster = new_cluster(settings={"ingress.authenticate_timeout_ms": "60000"})
+    node, token = cluster.nodes[0], cluster.accounts.family().a.token
+    cluster.nats.process.kill()
+    until("the node knows", lambda: node.admin.get("/readyz")[0] == 503)
+    assert raw(node.mqtt_port).connect(token).code == 3
+    with RawHttp(node.http_port) as http:
+        response = http.ask("POST", f"/api/v1/{token}/rpc", '{"method":"getTime"}')
+        assert (response.status, response.headers["retry-after"]) == (503, "1")
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as client:
+        client.settimeout(PATIENCE_S)
+        segments = [b"api", b"v1", token.encode(), b"rpc"]
+        # The first option is Uri-Path (11), as are all that follow it, each with its length.
+        first, *others = (bytes([0x0D, len(it) - 13]) if len(it) > 12 else bytes([len(it)]) for it in segments)
+        heads = [bytes([0xB0 | first[0]]) + first[1:], *others]
+        path = b"".join(head + segment for head, segment in zip(heads, segments, strict=True))
+        client.sendto(b"\x40\x02\x00\x07" + path, (node.host, node.coap_port))
+        answer = client.recv(1024)
+        assert answer[:4] == b"\x60\xa3\x00\x07", answer
 
 
 def test_services_wait_for_nats(new_cluster):

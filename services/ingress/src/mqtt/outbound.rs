@@ -144,6 +144,19 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_has_the_bytes_of_all_that_it_holds() {
+        let mut outbound = Outbound::new(1);
+        let properties = PublishProperties {
+            correlation: Some(vec![0; 1_000].into()),
+            stamp: vec![("outcome", "x".repeat(50).into())],
+            ..Default::default()
+        };
+        outbound.wait(Outgoing { properties, ..answer("text") });
+        assert!(outbound.waiting_bytes() >= size_of::<Outgoing>() + 1_000 + 50 + 5);
+        assert!(outbound.next_waiting().is_some() && outbound.waiting_bytes() == 0);
+    }
+
+    #[test]
     fn what_carries_no_call_says_so() {
         let mut outbound = Outbound::new(1);
         let id = outbound.next_packet_id();
