@@ -508,6 +508,7 @@ def test_limits_of_a_caller(new_cluster, device):
             "ingress.uplink_burst_per_device": "2",
             "ingress.max_calls_in_flight_per_caller": "2",
             "ingress.max_connections": "6",
+            "shares.per_customer_percent": "100",
         }
     )
     node, family = cluster.nodes[0], cluster.accounts.family()
@@ -537,7 +538,7 @@ def test_limits_of_a_caller(new_cluster, device):
 
 
 def test_more_connections_than_there_may_be(new_cluster):
-    cluster = new_cluster(settings={"ingress.max_connections": "4"})
+    cluster = new_cluster(settings={"ingress.max_connections": "4", "shares.per_customer_percent": "100"})
     node, family = cluster.nodes[0], cluster.accounts.family()
     kept = [RawHttp(node.http_port) for _ in range(4)]
     for connection in kept:

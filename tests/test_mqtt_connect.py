@@ -161,7 +161,7 @@ def test_a_connect_byte_by_byte(port, family, raw):
 
 
 def test_more_connections_than_a_node_may_have(new_cluster, raw):
-    cluster = new_cluster(settings={"ingress.max_connections": "2"})
+    cluster = new_cluster(settings={"ingress.max_connections": "2", "shares.per_customer_percent": "100"})
     port = cluster.nodes[0].mqtt_port
     family = cluster.accounts.family()
     first, second = raw(port), raw(port)

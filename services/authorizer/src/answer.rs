@@ -319,7 +319,8 @@ impl Answers {
         };
         let id = call.call;
         let verdict_ms = Some(VERDICT_HOLDS);
-        let routed = Routed { call, verdict_ms, reply_to: inbox.as_str().to_owned() };
+        let party = self.kept.directory.party_of(call.caller);
+        let routed = Routed { call, verdict_ms, party, reply_to: inbox.as_str().to_owned() };
         match self.bus.forward(self.route.clone(), bounce, wire::encode(&routed, &body)).await {
             Ok(()) => {
                 meters.allowed.increment(1);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bus::registry::{Change, Device};
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
-use rpc::{CredentialHash, CustomerId, DeviceId, DeviceStanding, DeviceState, Stamp, TenantId};
+use rpc::{CredentialHash, CustomerId, DeviceId, DeviceStanding, DeviceState, Party, Stamp, TenantId};
 
 use crate::policy::{Facts, Standing};
 
@@ -139,6 +139,11 @@ impl Directory {
     /// The tenant of a device.
     pub fn tenant_of(&self, device: DeviceId) -> Option<TenantId> {
         self.read().devices.get(&device).map(|entry| entry.tenant)
+    }
+
+    /// In whose share a device's calls are.
+    pub fn party_of(&self, device: DeviceId) -> Option<Party> {
+        self.read().devices.get(&device).map(|entry| Party::of(entry.tenant, entry.customer))
     }
 
     /// What policies may know of a device, and its tenant.

@@ -1,12 +1,13 @@
 //! How is a device's request performed? The node asks the bus, and what comes back is an outcome and its body.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use boot::traces::{Hop, Span, Tracer};
 use bus::{AskError, Bus, Question, Subject};
 use bytes::Bytes;
-use metrics::{Histogram, histogram};
+use metrics::{Histogram, counter, histogram};
 use rpc::{
     AuthenticateReply, AuthenticateRequest, Call, CallId, CancelRequest, CredentialHash, DeviceId, Identity,
     Limit, ListRequest, Method, NodeId, Outcome, Protocol, wire,
@@ -14,8 +15,9 @@ use rpc::{
 use tokio::sync::oneshot;
 
 use crate::device::sessions::Visitor;
+use crate::device::shares::NodeShares;
 use crate::device_api::{self, Request};
-use crate::metrics::OFFLINE_SECONDS;
+use crate::metrics::{LIMITS_HIT, OFFLINE_SECONDS};
 
 /// How much longer than the budget a node waits for an outcome. The router is the one to say `TimedOut`, at the
 /// end of the budget; only when it says nothing at all does the node.
@@ -64,11 +66,19 @@ pub struct Calls {
     session_limits: [Bytes; Protocol::ALL.len()],
     offline_seconds: Histogram,
     tracer: Tracer,
+    /// What each customer may have of the node.
+    pub(crate) shares: Arc<NodeShares>,
 }
 
 impl Calls {
     /// For the devices of `node`; `session_limits` are the answers to `getSessionLimits`, by protocol.
-    pub fn new(bus: Bus, node: NodeId, session_limits: [Bytes; Protocol::ALL.len()], tracer: Tracer) -> Self {
+    pub fn new(
+        bus: Bus,
+        node: NodeId,
+        session_limits: [Bytes; Protocol::ALL.len()],
+        tracer: Tracer,
+        shares: NodeShares,
+    ) -> Self {
         let (call, list, authenticate) = {
             let subjects = bus.subjects();
             (subjects.call(), subjects.list(), subjects.authenticate())
@@ -83,6 +93,7 @@ impl Calls {
             session_limits,
             offline_seconds: histogram!(OFFLINE_SECONDS),
             tracer,
+            shares: Arc::new(shares),
         }
     }
 
@@ -96,6 +107,19 @@ impl Calls {
         then: impl FnOnce(Ended) + Send + 'static,
     ) -> Option<Asked> {
         let (by, caller) = (caller, caller.device);
+        let waits = match &request {
+            Request::GetTime | Request::GetSessionLimits => None,
+            Request::GetDevices { .. } => Some(false),
+            Request::SendMsg { connect_timeout, .. } => Some(connect_timeout.as_ms() > 0),
+        };
+        let places = match waits.map(|waits| self.shares.call(by.party, waits)).transpose() {
+            Ok(places) => places,
+            Err(limit) => {
+                counter!(LIMITS_HIT, "limit" => limit.as_str()).increment(1);
+                then(Ended::here(Outcome::Busy(limit), Bytes::new()));
+                return None;
+            }
+        };
         let (mut prompt, mut cancel) = (None, None);
         let (subject, message, wait, span, call) = match request {
             Request::GetTime => {
@@ -150,6 +174,7 @@ impl Calls {
             if let Some((call, target)) = call {
                 log_call(call, caller, target, &asked);
             }
+            drop(places);
             let (outcome, body) = outcome_of(asked);
             span.end(&outcome);
             if let (Outcome::Offline, Some((started, seconds))) = (&outcome, prompt) {

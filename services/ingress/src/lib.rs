@@ -33,6 +33,7 @@ use crate::calls::Calls;
 use crate::coap::endpoint::EndpointLimits;
 use crate::device::limits::DeviceLimits;
 use crate::device::mailbox::{EndReason, Mail};
+use crate::device::shares::NodeShares;
 use crate::mqtt::session::SessionLimits;
 use crate::node::{Inlets, Node};
 use crate::tls::Tls;
@@ -144,7 +145,8 @@ impl Ingress {
         let limits = Arc::new(session_limits(&settings, device_limits));
         let tracer = context.traces.tracer(context.service, bus.process());
         let announced = announced_limits(&settings, &device_limits);
-        let calls = Calls::new(bus.clone(), bus.process(), announced, tracer.clone());
+        let shares = NodeShares::new(&settings, self.max_connections);
+        let calls = Calls::new(bus.clone(), bus.process(), announced, tracer.clone(), shares);
         let node =
             Arc::new(Node::new(Arc::clone(&settings), bus.clone(), calls, tracer, self.max_connections));
 

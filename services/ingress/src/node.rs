@@ -22,6 +22,7 @@ use crate::device::guesses::{GuessLimits, Guesses};
 use crate::device::holding::Holding;
 use crate::device::mailbox::{Incoming, Refused, Router};
 use crate::device::sessions::{Sessions, Visitor};
+use crate::device::shares::NodeShares;
 use crate::device::takeovers::Takeovers;
 use crate::device::target::{Caller, Conclusion, TargetLimits};
 use crate::metrics::Metrics;
@@ -41,6 +42,8 @@ pub struct Node {
     pub calls: Calls,
     /// What it tells Prometheus.
     pub metrics: Metrics,
+    /// What each customer may have of it.
+    pub(crate) shares: Arc<NodeShares>,
     /// For its connections.
     pub places: Places,
     /// Its claims, as routers have said that they stand.
@@ -68,6 +71,7 @@ impl Node {
         let claim_places = Semaphore::new(settings.ingress.max_claims_in_flight);
         let (sessions, metrics) = (Sessions::default(), Metrics::register());
         let guesses = Mutex::new(Guesses::new(GuessLimits::from(&*settings), Instant::now()));
+        let shares = Arc::clone(&calls.shares);
         Node {
             id,
             settings,
@@ -75,6 +79,7 @@ impl Node {
             sessions,
             calls,
             metrics,
+            shares,
             places,
             holding: Mutex::default(),
             claim_places,
@@ -150,7 +155,7 @@ impl Node {
         let arrived = request.arrived;
         let Ok((mut delivery, body)) = wire::decode::<Delivery>(&request.message) else {
             tracing::error!("a delivery could not be read");
-            let router = Router { inbox, arrived, span: Span::default() };
+            let router = Router { inbox, arrived, span: Span::default(), place: None };
             return self.reply(router, &DeliveryReply::Ended(Outcome::Unavailable), b"").await;
         };
         let call = delivery.call;
@@ -164,7 +169,7 @@ impl Node {
         if deadline.has_passed(Instant::now()) {
             // Its caller has been told that it is over.
             tracing::debug!(%call, "the delivery came too late");
-            let router = Router { inbox, arrived, span };
+            let router = Router { inbox, arrived, span, place: None };
             return self.reply(router, &DeliveryReply::Ended(Outcome::Unavailable), b"").await;
         }
         let incoming = Box::new(Incoming {
@@ -175,11 +180,11 @@ impl Node {
             body,
             deadline,
             verdict: delivery.verdict_ms.map(|verdict| verdict.starting(arrived)),
-            reply_to: Router { inbox, arrived, span },
+            reply_to: Router { inbox, arrived, span, place: None },
         });
         let limits = TargetLimits::from(&self.settings.ingress);
         let Err((refused, incoming)) =
-            self.sessions.deliver(delivery.target, delivery.session, incoming, &limits)
+            self.sessions.deliver(delivery.target, delivery.session, incoming, &limits, &self.shares)
         else {
             return;
         };

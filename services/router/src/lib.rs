@@ -17,7 +17,7 @@ use anyhow::Context as _;
 use boot::Context;
 use bus::claims::ClaimStore;
 use bus::{Bus, BusError, Keyring, Request, Requests};
-use rpc::{BEAT_EVERY, Beat, wire};
+use rpc::{BEAT_EVERY, Beat, Shares, percent_of, wire};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -84,8 +84,13 @@ struct Asked {
 /// A router that knows all claims, kept so by tasks of `keeping`.
 async fn open(context: &Context, bus: &Bus, keeping: &mut JoinSet<()>) -> Router {
     let settings = &context.settings;
+    let (max, shares) = (settings.router.max_calls_in_flight, &settings.shares);
+    // Each is a question to a node at some time.
+    let part = percent_of(max.min(settings.nats.max_pending_asks), shares.per_customer_percent);
+    let waiting = |places| percent_of(places, shares.waiting_percent);
     let limits = Limits {
-        max_in_flight: settings.router.max_calls_in_flight,
+        calls: Shares::new(max, part),
+        waits: Shares::new(waiting(max), waiting(part)),
         max_timeout_ms: settings.device_api.max_timeout_ms,
         claim_timeout: Duration::from_millis(settings.ingress.claim_timeout_ms),
         lease: Duration::from_millis(settings.ingress.lease_ms),

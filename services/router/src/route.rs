@@ -10,7 +10,8 @@ use bus::{AskError, Question, Request};
 use bytes::Bytes;
 use futures::FutureExt;
 use rpc::{
-    Budget, Deadline, Delivery, DeliveryReply, JudgeReply, JudgeRequest, Limit, Outcome, Routed, wire,
+    Budget, Deadline, Delivery, DeliveryReply, JudgeReply, JudgeRequest, Limit, NoPlace, Outcome, Party,
+    Place, Routed, TenantId, wire,
 };
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -34,6 +35,8 @@ pub(crate) struct Carried {
     span: Span,
     /// Counts it as in flight.
     _in_flight: TaskTrackerToken,
+    /// None: it ends at once.
+    _place: Option<Place<Party>>,
 }
 
 impl Carried {
@@ -59,7 +62,13 @@ impl Router {
             tracing::warn!(call = %routed.call.call, "a call's answer would go to no inbox");
             return self.0.meters.unreadable.increment(1);
         }
-        let is_full = self.in_flight() >= self.0.limits.max_in_flight;
+        // Without an authorizer's word of whose it is, its caller counts alone.
+        let party = routed.party.unwrap_or_else(|| Party::of(TenantId(routed.call.caller.0), None));
+        let (place, full) = match self.0.limits.calls.take(party) {
+            Ok(place) => (Some(place), None),
+            Err(NoPlace::Part) => (None, Some(Limit::CustomerCalls)),
+            Err(NoPlace::Any) => (None, Some(Limit::RouterInFlight)),
+        };
         let longest = Budget::from_ms(self.0.limits.max_timeout_ms);
         let starting = |budget: Budget| budget.min(longest).starting(arrived);
         let deadline = self.0.bus.ends(routed.call.until.as_ref(), starting(routed.call.budget_ms));
@@ -70,11 +79,12 @@ impl Router {
         span.unless_told("cut_off");
         let (id, target) = (routed.call.call, routed.call.target);
         let in_flight = self.0.in_flight.token();
-        let carried = Box::new(Carried { routed, body, arrived, verdict, span, _in_flight: in_flight });
-        let call = Underway::new(id, target, deadlines, carried);
-        if is_full {
-            self.0.meters.limit_hit(Limit::RouterInFlight);
-            return self.end(call, &Outcome::Busy(Limit::RouterInFlight), &Bytes::new());
+        let (_in_flight, _place) = (in_flight, place);
+        let carried = Box::new(Carried { routed, body, arrived, verdict, span, _in_flight, _place });
+        let call = Underway::new(id, target, party, deadlines, carried);
+        if let Some(limit) = full {
+            self.0.meters.limit_hit(limit);
+            return self.end(call, &Outcome::Busy(limit), &Bytes::new());
         }
         self.tell(|core, now, actions| core.call(call, now, actions));
     }

@@ -7,7 +7,7 @@ use boot::traces::Tracer;
 use bus::claims::{ClaimEvent, ClaimStore};
 use bus::{Bus, Connection, Keyring, Subject};
 use parking_lot::Mutex;
-use rpc::NodeId;
+use rpc::{NodeId, Outcome, Party, Shares};
 use tokio::sync::Notify;
 use tokio::time::{sleep_until, timeout_at};
 use tokio_util::task::TaskTracker;
@@ -39,9 +39,12 @@ pub(crate) struct Inner {
 }
 
 /// What the settings allow.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Limits {
-    pub(crate) max_in_flight: usize,
+    /// For calls in flight.
+    pub(crate) calls: Shares<Party>,
+    /// For calls that wait for their target to come.
+    pub(crate) waits: Shares<Party>,
     /// `device_api.max_timeout_ms`: no hop believes in more.
     pub(crate) max_timeout_ms: u32,
     pub(crate) claim_timeout: Duration,
@@ -69,7 +72,8 @@ impl Router {
     pub(crate) fn new(parts: Parts) -> Self {
         let Parts { bus, store, keys, tracer, limits, room } = parts;
         let now = Instant::now();
-        let state = Mutex::new(State { core: Core::new(limits.lease, now), sleeps_until: now });
+        let state =
+            Mutex::new(State { core: Core::new(limits.lease, limits.waits.clone(), now), sleeps_until: now });
         Router(Arc::new(Inner {
             bus,
             store,
@@ -116,7 +120,12 @@ impl Router {
         match action {
             Action::Deliver(call, found) => self.deliver(call, found),
             Action::LookUp(call) => self.look_up(call),
-            Action::End(call, outcome) => self.end(call, &outcome, &bytes::Bytes::new()),
+            Action::End(call, outcome) => {
+                if let Outcome::Busy(limit) = outcome {
+                    self.0.meters.limit_hit(limit);
+                }
+                self.end(call, &outcome, &bytes::Bytes::new());
+            }
             Action::Write(claiming, write) => self.write(claiming, write),
             Action::Read(claiming) => self.read(claiming),
             Action::Reply(reply_to, reply) => self.reply(reply_to, reply),

@@ -106,7 +106,7 @@ async fn call(bus: &Bus, target: DeviceId, budget_ms: u32, connect_budget_ms: u3
 async fn routed(bus: &Bus, call: Call, verdict_ms: Option<Budget>) -> (Outcome, Bytes) {
     let reply_to = format!("swb.reply.test.{}", Uuid::new_v4());
     let mut answers = bus.serve(reply_to.clone(), None).await.unwrap();
-    let head = Routed { call, verdict_ms, reply_to };
+    let head = Routed { call, verdict_ms, party: None, reply_to };
     bus.tell(bus.subjects().route(), wire::encode(&head, br#"{"method":"x"}"#)).await.unwrap();
     let answer = timeout(PATIENCE, answers.next()).await.unwrap().unwrap();
     wire::decode(&answer.message).unwrap()
@@ -542,7 +542,8 @@ async fn routers_that_come_and_go_under_load_lose_no_call() {
         callers.spawn(async move {
             let inbox = format!("swb.reply.test.{number}");
             let mut answers = bus.serve(inbox.clone(), None).await.unwrap();
-            let head = Routed { call: head(device(1), 10_000, 0), verdict_ms: None, reply_to: inbox };
+            let head =
+                Routed { call: head(device(1), 10_000, 0), verdict_ms: None, party: None, reply_to: inbox };
             let message = wire::encode(&head, b"{}");
             let mut answered = 0;
             while !ended.is_cancelled() {

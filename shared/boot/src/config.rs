@@ -51,7 +51,8 @@ declare::settings! {
         connect_timeout_ms: u64 = 5_000, 100..=60_000;
         /// Milliseconds that one message may wait to be taken by the connection; then the call ends as unavailable.
         send_timeout_ms: u64 = 1_000, 10..=60_000;
-        /// Questions a process may have open on NATS; a further one is refused at once.
+        /// Questions a process may have open on NATS for calls; a further one is refused at once. It may have as many
+        /// of its own beside them, as about who a device is.
         max_pending_asks: usize = 65_536, 1..=10_000_000;
     }
 
@@ -72,6 +73,17 @@ declare::settings! {
         /// `caller` and `expiresMs`. Firmware that takes no further members must not be sent them; over MQTT 5 and HTTP
         /// properties and headers say the same in any case.
         tell_caller_in_body: bool = false, Anything;
+    }
+
+    /// What one customer may take of what all share.
+    [shares] Shares {
+        /// Percent of a node's or a router's places that one customer may hold, and at least one of each: calls in
+        /// flight, calls for its devices, connections, devices that are kept in mind. A further one ends as "Too many
+        /// requests!", or is refused (MQTT 3 / 0x9F). 100: as many as there are.
+        per_customer_percent: u16 = 10, 1..=100;
+        /// Percent of the places for calls that those may hold which wait for their target to connect
+        /// (`connectTimeout`): of a customer's places, and of all together.
+        waiting_percent: u16 = 50, 1..=100;
     }
 
     /// The node that devices connect to.
@@ -121,6 +133,9 @@ declare::settings! {
         uplink_timeout_ms: u64 = 5_000, 10..=600_000;
         /// Calls that may wait at a session to be written to its device; a further one ends as "Too many requests!".
         max_mailbox_calls: usize = 64, 1..=65_535;
+        /// Calls that may wait at this node's sessions, and be open there, at once; a further one ends as "Too many
+        /// requests!".
+        max_deliveries: usize = 65_536, 1..=10_000_000;
         /// Bytes that may wait for one device to read them; a device that lets more pile up is disconnected. Also of
         /// the calls that wait at a session, beyond which one ends as "Too many requests!". At least
         /// `mqtt.max_packet_bytes`.

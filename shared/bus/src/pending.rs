@@ -48,6 +48,8 @@ pub(crate) struct Pending {
 #[derive(Default)]
 struct Table {
     waiting: HashMap<u64, Waiter, BuildHasherDefault<NumberHasher>>,
+    /// How many there are of each kind.
+    of_kind: [usize; KINDS],
     /// How many questions with a handler end at which tick. A question that is answered leaves nothing behind here.
     ends: BTreeMap<u64, usize>,
     /// The tick that is slept for.
@@ -60,9 +62,38 @@ enum Waiter {
     Handler { handler: Handler, ends: u64, asked: Option<NodeId> },
 }
 
+/// What is asked in a call's course, what a process asks for itself, and what comes back to it: each kind has places of
+/// its own, so that calls, which devices make as they like, leave no question about a device without one.
+const KINDS: usize = 3;
+const HANDLED: usize = 0;
+
+impl Waiter {
+    const fn kind(&self) -> usize {
+        match self {
+            Waiter::Handler { .. } => HANDLED,
+            Waiter::Task(_) => 1,
+            Waiter::Echo(_) => 2,
+        }
+    }
+}
+
 impl Table {
+    fn has_room(&self, kind: usize, max: usize) -> bool {
+        self.of_kind.get(kind).is_some_and(|count| *count < max)
+    }
+
+    fn add(&mut self, number: u64, waiter: Waiter) {
+        if let Some(count) = self.of_kind.get_mut(waiter.kind()) {
+            *count += 1;
+        }
+        self.waiting.insert(number, waiter);
+    }
+
     fn remove(&mut self, number: u64) -> Option<Waiter> {
         let waiter = self.waiting.remove(&number)?;
+        if let Some(count) = self.of_kind.get_mut(waiter.kind()) {
+            *count -= 1;
+        }
         if let Waiter::Handler { ends, .. } = &waiter
             && let Some(count) = self.ends.get_mut(ends)
         {
@@ -102,7 +133,7 @@ impl Pending {
         }
     }
 
-    /// A new number and where its reply will arrive; none when `max_waiting` questions are open.
+    /// A new number and where its reply will arrive; none when `max_waiting` questions of that kind are open.
     pub(crate) fn open(&self) -> Option<(Ticket<'_>, oneshot::Receiver<Message>)> {
         let (reply, arrival) = oneshot::channel();
         Some((self.open_as(Waiter::Task(reply))?, arrival))
@@ -117,17 +148,17 @@ impl Pending {
     fn open_as(&self, waiter: Waiter) -> Option<Ticket<'_>> {
         let number = self.next_number();
         let mut table = self.lock();
-        if table.waiting.len() >= self.max_waiting {
+        if !table.has_room(waiter.kind(), self.max_waiting) {
             return None;
         }
-        table.waiting.insert(number, waiter);
+        table.add(number, waiter);
         Some(Ticket { pending: self, number, is_open: true })
     }
 
     /// A new number for a question to `asked` whose reply `handler` takes, or that it has none by `deadline`.
     ///
     /// # Errors
-    /// Hands the handler back when `max_waiting` questions are open.
+    /// Hands the handler back when `max_waiting` questions of that kind are open.
     pub(crate) fn open_handled(
         &self,
         deadline: Instant,
@@ -137,10 +168,10 @@ impl Pending {
         let number = self.next_number();
         let ends = self.tick_after(deadline);
         let mut table = self.lock();
-        if table.waiting.len() >= self.max_waiting {
+        if !table.has_room(HANDLED, self.max_waiting) {
             return Err(handler);
         }
-        table.waiting.insert(number, Waiter::Handler { handler, ends, asked });
+        table.add(number, Waiter::Handler { handler, ends, asked });
         *table.ends.entry(ends).or_default() += 1;
         if table.sleeps_until.is_none_or(|tick| ends < tick) {
             table.sleeps_until = Some(ends);
@@ -241,6 +272,7 @@ impl Pending {
             let mut table = self.lock();
             let handlers = table.take(|_, _| true);
             table.waiting.clear();
+            table.of_kind = [0; KINDS];
             handlers
         };
         handlers.into_iter().for_each(|handler| handler(Err(NoReply::Down)));
@@ -463,12 +495,20 @@ mod tests {
         let pending = pending(2);
         let mut asker = Asker::new(&pending);
         let (_ticket, arrival) = pending.open().unwrap();
-        asker.ask("it", 1_000, 1).unwrap();
+        for name in ["it", "another"] {
+            asker.ask(name, 1_000, 1).unwrap();
+        }
         assert_eq!(asker.ask("one too many", 1_000, 1), None);
+        // Calls leave the process's own questions their places, and the other way round.
+        let (_second, _) = pending.open().unwrap();
         assert!(pending.open().is_none());
+        let (_echo, _) = pending.open_echo().unwrap();
         pending.abandon_all();
-        assert_eq!(asker.next().await, ("it", Err(NoReply::Down)));
+        let mut told = [asker.next().await, asker.next().await];
+        told.sort_unstable_by_key(|(name, _)| *name);
+        assert_eq!(told, [("another", Err(NoReply::Down)), ("it", Err(NoReply::Down))]);
         assert!(arrival.await.is_err());
-        assert_eq!((pending.len(), pending.lock().ends.len()), (0, 0));
+        let Table { waiting, ends, of_kind, .. } = &*pending.lock();
+        assert_eq!((waiting.len(), ends.len(), *of_kind), (0, 0, [0; KINDS]));
     }
 }

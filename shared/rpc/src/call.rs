@@ -4,8 +4,8 @@ use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Budget, CallId, CustomerId, DeviceId, NodeId, Outcome, Protocol, SessionId, TenantId, Ticket, Until,
-    closed_list,
+    Budget, CallId, CustomerId, DeviceId, NodeId, Outcome, Party, Protocol, SessionId, TenantId, Ticket,
+    Until, closed_list,
 };
 
 /// A `sendMsg` on its way from the caller's node to the authorizer (`swb.call`). Its body follows.
@@ -52,8 +52,7 @@ pub struct Call {
 /// An allowed call on its way from the authorizer to a router (`swb.route`). The body follows.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Routed {
-    /// The call, its budgets reduced by the time it has taken. Not flattened into this head: serde would read it
-    /// twice.
+    /// The call, its budgets reduced by the time it has taken.
     #[n(0)]
     pub call: Call,
     /// For how long the authorizer's word holds: after that it is asked again before the call is delivered. None from
@@ -63,6 +62,9 @@ pub struct Routed {
     /// The caller's inbox. The NATS reply subject is the authorizer's bounce, which would hear that no router is there.
     #[n(2)]
     pub reply_to: String,
+    /// In whose share the call is; none from an authorizer that does not tell it.
+    #[n(3)]
+    pub party: Option<Party>,
 }
 
 /// A call on its way from a router to the target's node (`swb.node.<node>`). The body follows.

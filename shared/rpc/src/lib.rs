@@ -11,6 +11,7 @@ mod directory;
 pub mod faults;
 mod ids;
 mod outcome;
+mod share;
 mod subjects;
 mod ticket;
 mod trace;
@@ -32,6 +33,7 @@ pub use directory::{
 };
 pub use ids::{CallId, CustomerId, DeviceId, NODE_TAG_BITS, NodeId, ParseIdError, SessionId, TenantId};
 pub use outcome::{Limit, Method, Outcome, OutcomeName};
+pub use share::{NoPlace, Party, Place, Shares, percent_of};
 pub use subjects::{Subjects, UplinkKind};
 pub use ticket::{Holder, Stamp, TICKET_LASTS_S, Ticket, TicketError, TicketKeys};
 pub use trace::{MAX_TRACEPARENT_BYTES, ParseTraceError, Sampling, TraceContext};

@@ -85,6 +85,24 @@ closed_list! {
         /// `ingress.guesses_per_second_per_source`, `ingress.guesses_per_second`.
         #[n(18)]
         Guesses = "guesses",
+        /// `ingress.max_deliveries`.
+        #[n(19)]
+        Deliveries = "deliveries",
+        /// `shares.waiting_percent`, of all together.
+        #[n(20)]
+        Waits = "waits",
+        /// `shares.per_customer_percent`, of calls in flight.
+        #[n(21)]
+        CustomerCalls = "customer_calls",
+        /// `shares.per_customer_percent`, of calls that may wait for their target.
+        #[n(22)]
+        CustomerWaits = "customer_waits",
+        /// `shares.per_customer_percent`, of calls for a node's devices.
+        #[n(23)]
+        CustomerDeliveries = "customer_deliveries",
+        /// `shares.per_customer_percent`, of connections and of devices that are kept in mind.
+        #[n(24)]
+        CustomerSessions = "customer_sessions",
     }
 }
 
@@ -92,7 +110,15 @@ impl Limit {
     /// True for what the target has too much of: about it, like [`Outcome::Offline`], and nothing that the caller has
     /// done too often.
     pub const fn is_of_target(self) -> bool {
-        matches!(self, Limit::TargetInFlight | Limit::Mailbox | Limit::OutboundBytes | Limit::Subscriptions)
+        matches!(
+            self,
+            Limit::TargetInFlight
+                | Limit::Mailbox
+                | Limit::OutboundBytes
+                | Limit::Subscriptions
+                | Limit::Deliveries
+                | Limit::CustomerDeliveries
+        )
     }
 }
 

@@ -96,7 +96,8 @@ mod tests {
     proptest! {
         #[test]
         fn heads_and_bodies_survive(body in proptest::collection::vec(any::<u8>(), 0..300), trace in ".*") {
-            let routed = Routed { call: call(Some(trace)), verdict_ms: None, reply_to: "swb.reply.1.2".into() };
+            let reply_to = "swb.reply.1.2".into();
+            let routed = Routed { call: call(Some(trace)), verdict_ms: None, party: None, reply_to };
             let message = encode(&routed, &body);
             let (head, rest) = decode::<Routed>(&message).unwrap();
             prop_assert_eq!(head, routed);

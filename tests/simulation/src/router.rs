@@ -6,7 +6,7 @@ use bytes::Bytes;
 use rpc::faults::{Fault, is};
 use rpc::{
     BEAT_EVERY, Beat, Budget, CLAIM_ATTEMPT, Call, ClaimReply, Deadline, Delivery, DeliveryReply, DeviceId,
-    Holder, NodeId, Outcome, ReleaseRequest, Takeover, TicketKeys,
+    Holder, NodeId, Outcome, Party, ReleaseRequest, Shares, Takeover, TenantId, TicketKeys,
 };
 use switchboard_router::core::{
     Action, Actions, Claiming, Core, Expected, Found, NotWritten, Refutation, Standing, Underway, Write,
@@ -63,7 +63,7 @@ impl Router {
     /// Knows nothing yet.
     pub fn new(keys: TicketKeys, now: Instant) -> Self {
         Router {
-            core: Core::new(LEASE, now),
+            core: Core::new(LEASE, Shares::new(usize::MAX, usize::MAX), now),
             wire: Wire::new(Some(Bucket::Claims), now),
             keys,
             made: None,
@@ -267,7 +267,8 @@ impl Router {
                     call.connect_budget_ms.min(longest).starting(sent),
                 );
                 let (id, target) = (call.call, call.target);
-                let call = Underway::new(id, target, deadlines, Carried { call, body, caller });
+                let party = Party::of(TenantId(call.caller.0), None);
+                let call = Underway::new(id, target, party, deadlines, Carried { call, body, caller });
                 if topic == Topic::Handover {
                     self.wire.answer(reply_to, Payload::Nothing, context);
                 }

@@ -225,6 +225,7 @@ impl Requests {
             Err(NotAdmitted::Unknown) => Some(reply::unknown_token()),
             Err(NotAdmitted::TooManyGuesses) => Some(reply::too_often()),
             Err(NotAdmitted::Unavailable) => Some(reply::unavailable()),
+            Err(NotAdmitted::Busy(_)) => Some(reply::too_often()),
         };
         if refusal.is_some() {
             self.visitors.forget(visitor);

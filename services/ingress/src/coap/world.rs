@@ -285,7 +285,7 @@ impl World {
             body: Bytes::copy_from_slice(body.as_bytes()),
             deadline: Budget::from_ms(budget_ms).starting(self.now),
             verdict: None,
-            reply_to: Router { inbox, arrived: self.now, span: Default::default() },
+            reply_to: Router { inbox, arrived: self.now, span: Default::default(), place: None },
         });
         self.endpoint.deliver(key, call, self.now);
         self.sends()

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rpc::{CredentialHash, DeliveryReply, Identity, Limit, Protocol, SessionEnd, SessionEvent};
+use rpc::{CredentialHash, DeliveryReply, Identity, Limit, Party, Protocol, SessionEnd, SessionEvent};
 use sha2::{Digest, Sha256};
 
 use super::guesses::{NoTurn, Source};
@@ -22,6 +22,8 @@ pub enum NotAdmitted {
     TooManyGuesses,
     /// The authorizer or NATS could not be reached.
     Unavailable,
+    /// Its customer has as much of this node as he may.
+    Busy(Limit),
 }
 
 /// What everything behind this node knows of an access token.
@@ -49,6 +51,10 @@ impl Node {
                 ConnectResult::TooManyGuesses
             }
             Err(NotAdmitted::Unavailable) => ConnectResult::Unavailable,
+            Err(NotAdmitted::Busy(limit)) => {
+                self.metrics.limit_hit(limit);
+                ConnectResult::Limit
+            }
         };
         if admitted.is_err() {
             tracing::info!(%address, %protocol, reason = result.as_str(), "a device was refused");
@@ -76,7 +82,8 @@ impl Node {
         let admitted = self.enter(credential, protocol).await;
         let (mut guesses, now) = (self.guesses.lock(), Instant::now());
         match admitted {
-            Ok(_) => guesses.found(source, &credential, turn, now),
+            // Who is refused for his customer's sake has shown a token that somebody has.
+            Ok(_) | Err(NotAdmitted::Busy(_)) => guesses.found(source, &credential, turn, now),
             Err(NotAdmitted::Unknown) => {
                 let is_certain = self.changes() == changes;
                 guesses.not_found(source, &credential, turn, is_certain, now);
@@ -94,7 +101,9 @@ impl Node {
         let changes = self.changes();
         let visit = self.sessions.next_visit();
         let identity = self.identify(credential, visit).await?;
-        let visitor = self.sessions.enter(visit, identity, credential, protocol, Instant::now());
+        let party = Party::of(identity.tenant, identity.customer);
+        let place = self.shares.visitor(party, protocol).map_err(NotAdmitted::Busy)?;
+        let visitor = self.sessions.enter(visit, identity, credential, protocol, place, Instant::now());
         self.metrics.visitors(protocol).increment(1);
         if self.changes() == changes {
             return Ok(visitor);

@@ -7,7 +7,7 @@ use std::time::Instant;
 use boot::traces::Span;
 use bus::Subject;
 use parking_lot::{Mutex, MutexGuard};
-use rpc::{Limit, SessionEnd};
+use rpc::{Limit, Party, Place, SessionEnd};
 
 use super::target::{self, TargetLimits};
 
@@ -34,6 +34,8 @@ pub struct Router {
     pub arrived: Instant,
     /// The delivery as a hop of the call's trace: it is over with the call here, however that ends.
     pub span: Span,
+    /// The call's place in the share of its target's customer, once it has one.
+    pub place: Option<Place<Party>>,
 }
 
 /// Why the node ends a session.

@@ -8,12 +8,13 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 use rpc::{
-    CredentialHash, CustomerId, DeviceId, DeviceState, Generation, HeldClaim, Identity, Protocol, SessionId,
-    TICKET_LASTS_S, TenantId, Ticket,
+    CredentialHash, CustomerId, DeviceId, DeviceState, Generation, HeldClaim, Identity, Party, Place,
+    Protocol, SessionId, TICKET_LASTS_S, TenantId, Ticket,
 };
 
 use super::caller::CallerLimits;
 use super::mailbox::{EndReason, Incoming, Mail, Mailbox, Refused};
+use super::shares::NodeShares;
 use super::target::TargetLimits;
 
 /// The SHA-256 of an access token.
@@ -38,6 +39,9 @@ pub struct Visitor {
     pub protocol: Protocol,
     /// Its loop hears here that the registry changed or the node shuts down.
     pub mailbox: Mailbox,
+    /// In whose share its calls are, and those for it.
+    pub party: Party,
+    _place: Place<Party>,
     /// What the device may do as a caller, shared by all its visitors on this node.
     pub caller: Arc<Mutex<CallerLimits>>,
     /// The authorizer's word for this visit, and since when.
@@ -124,13 +128,14 @@ impl Sessions {
         self.next_id()
     }
 
-    /// Adds a visitor, who was authenticated for this visit.
+    /// Adds a visitor, who was authenticated for this visit, and has a place.
     pub fn enter(
         &self,
         id: u64,
         identity: Identity,
         credential: CredentialDigest,
         protocol: Protocol,
+        place: Place<Party>,
         now: Instant,
     ) -> Arc<Visitor> {
         let mut devices = self.devices.lock();
@@ -148,6 +153,8 @@ impl Sessions {
             credential,
             protocol,
             mailbox: Mailbox::default(),
+            party: Party::of(identity.tenant, identity.customer),
+            _place: place,
             caller: Arc::clone(&on_node.caller),
             ticket: Mutex::new((identity.ticket, now)),
         });
@@ -189,17 +196,23 @@ impl Sessions {
     /// Puts a call for a session of `device` into its mailbox.
     ///
     /// # Errors
-    /// Hands the call back when there is no such session of that device, or its mailbox is full.
+    /// Hands the call back when there is no such session of that device, or its mailbox is full, or its customer has as
+    /// many calls here as he may.
     pub fn deliver(
         &self,
         device: DeviceId,
         session: SessionId,
         mut call: Box<Incoming>,
         limits: &TargetLimits,
+        shares: &NodeShares,
     ) -> Result<(), (Refused, Box<Incoming>)> {
         match self.find(device, session) {
             Some(session) => {
                 call.reply_to.span.note("switchboard.protocol", session.visitor.protocol.as_str());
+                match shares.delivery(session.visitor.party) {
+                    Ok(place) => call.reply_to.place = Some(place),
+                    Err(limit) => return Err((Refused::Busy(limit), call)),
+                }
                 session.mailbox.deliver(call, limits)
             }
             None => Err((Refused::Closed, call)),
@@ -277,7 +290,7 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rpc::{DeviceStanding, Holder, NodeId, Stamp, TicketKeys};
+    use rpc::{DeviceStanding, Holder, NodeId, Shares, Stamp, TicketKeys};
     use std::task::{Context, Poll, Waker};
     use uuid::Uuid;
 
@@ -291,6 +304,10 @@ mod tests {
             name: "A".to_owned(),
             ticket: ticket(device),
         }
+    }
+
+    fn place() -> Place<Party> {
+        Shares::new(1, 1).take(Party::of(TenantId(Uuid::from_u128(1)), None)).unwrap()
     }
 
     fn ticket(device: u128) -> Ticket {
@@ -315,8 +332,8 @@ mod tests {
     #[test]
     fn a_device_is_forgotten_with_its_last_visitor_and_session() {
         let (sessions, now) = (Sessions::default(), Instant::now());
-        let a = sessions.enter(sessions.next_visit(), identity(1), DIGEST, Protocol::Mqtt, now);
-        let b = sessions.enter(sessions.next_visit(), identity(1), DIGEST, Protocol::Http, now);
+        let a = sessions.enter(sessions.next_visit(), identity(1), DIGEST, Protocol::Mqtt, place(), now);
+        let b = sessions.enter(sessions.next_visit(), identity(1), DIGEST, Protocol::Http, place(), now);
         assert!(a.id != b.id && Arc::ptr_eq(&a.caller, &b.caller));
         assert_eq!(sessions.visitors_of(a.device).iter().map(|it| it.id).collect::<Vec<_>>(), [a.id, b.id]);
         let session = sessions.begin(&a);
@@ -336,8 +353,14 @@ mod tests {
         ];
         let sessions = Sessions::default();
         let device = identity(1).device;
-        let visitor =
-            sessions.enter(sessions.next_visit(), identity(1), DIGEST, Protocol::Mqtt, Instant::now());
+        let visitor = sessions.enter(
+            sessions.next_visit(),
+            identity(1),
+            DIGEST,
+            Protocol::Mqtt,
+            place(),
+            Instant::now(),
+        );
         assert_eq!(sessions.end_outdated(&DeviceState { device, now: Some(standing()) }), 0);
         let stranger = DeviceState { device: identity(2).device, now: None };
         assert_eq!(sessions.end_outdated(&stranger), 0);
@@ -357,8 +380,14 @@ mod tests {
     #[test]
     fn a_takeover_reaches_one_session_and_a_shutdown_every_visitor() {
         let sessions = Sessions::default();
-        let visitor =
-            sessions.enter(sessions.next_visit(), identity(1), DIGEST, Protocol::Coap, Instant::now());
+        let visitor = sessions.enter(
+            sessions.next_visit(),
+            identity(1),
+            DIGEST,
+            Protocol::Coap,
+            place(),
+            Instant::now(),
+        );
         let (older, newer) = (sessions.begin(&visitor), sessions.begin(&visitor));
         sessions.take_over(identity(2).device, older.id);
         sessions.take_over(visitor.device, older.id);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
-use rpc::{DeviceId, Limit, Protocol};
+use rpc::{DeviceId, Limit, Party, Place, Protocol};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -30,6 +30,8 @@ pub(super) enum NotLetIn {
     Unavailable,
     /// As many devices are kept in mind as may be.
     Full,
+    /// Its customer has as much of this node as he may.
+    Busy,
     /// The node is shutting down, and takes in nobody new.
     ShuttingDown,
 }
@@ -51,6 +53,7 @@ pub(super) struct Visit {
     devices: Arc<Devices>,
     key: Key,
     pub(super) device: Arc<Device>,
+    _place: Place<Party>,
 }
 
 impl Drop for Visit {
@@ -92,7 +95,7 @@ impl Devices {
             if let Some((key, device)) = found
                 && !device.is_closed()
             {
-                return Ok(self.visit(&mut known, key, device));
+                return self.visit(&mut known, key, device);
             }
             if self.is_draining() {
                 return Err(NotLetIn::ShuttingDown);
@@ -105,6 +108,7 @@ impl Devices {
             NotAdmitted::Unknown => NotLetIn::Unknown,
             NotAdmitted::TooManyGuesses => NotLetIn::TooManyGuesses,
             NotAdmitted::Unavailable => NotLetIn::Unavailable,
+            NotAdmitted::Busy(_) => NotLetIn::Busy,
         })?;
         self.keep(visitor)
     }
@@ -176,7 +180,7 @@ impl Devices {
             && !device.is_closed()
         {
             self.node.leave(&visitor);
-            return Ok(self.visit(&mut known, *key, Arc::clone(device)));
+            return self.visit(&mut known, *key, Arc::clone(device));
         }
         let now = Instant::now();
         let tag = self.node.id.tag();
@@ -196,12 +200,21 @@ impl Devices {
         if let Some((_, older)) = found {
             older.end(EndReason::Revoked);
         }
-        Ok(visit)
+        visit
     }
 
-    fn visit(self: &Arc<Self>, known: &mut Visitors<Arc<Device>>, key: Key, device: Arc<Device>) -> Visit {
+    fn visit(
+        self: &Arc<Self>,
+        known: &mut Visitors<Arc<Device>>,
+        key: Key,
+        device: Arc<Device>,
+    ) -> Result<Visit, NotLetIn> {
+        let place = self.node.shares.request(device.visitor.party).map_err(|limit| {
+            self.node.metrics.limit_hit(limit);
+            NotLetIn::Busy
+        })?;
         known.hold(key);
-        Visit { devices: Arc::clone(self), key, device }
+        Ok(Visit { devices: Arc::clone(self), key, device, _place: place })
     }
 
     fn forget_unheld(&self, key: Key) -> bool {

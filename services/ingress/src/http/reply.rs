@@ -119,6 +119,7 @@ pub(super) fn not_let_in(why: NotLetIn) -> Response {
         NotLetIn::TooManyGuesses => error(StatusCode::TOO_MANY_REQUESTS, "Too many requests!"),
         NotLetIn::Unavailable => unavailable(),
         NotLetIn::Full => error(StatusCode::SERVICE_UNAVAILABLE, "This node has as many devices as it may!"),
+        NotLetIn::Busy => error(StatusCode::TOO_MANY_REQUESTS, "Too many requests!"),
         NotLetIn::ShuttingDown => shutting_down(),
     }
 }

@@ -140,6 +140,10 @@ async fn admit(connect: &Connect, peer: IpAddr, node: &Node, full: bool) -> Resu
         NotAdmitted::Unavailable => {
             (ConnectAckReason::ServerUnavailable, "the device could not be authenticated", None)
         }
+        NotAdmitted::Busy(_) => {
+            let why = "this customer has as many connections to this node as it may";
+            (ConnectAckReason::ConnectionRateExceeded, why, None)
+        }
     })
 }
 

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rpc::faults::{Fault, is};
 use rpc::{
     CallId, CancelRequest, Claim, ClaimReply, ClaimRequest, CompareReply, CompareRequest, Deadline, DeviceId,
-    Generation, LeaseRenewal, NodeId, Outcome, ReleaseRequest,
+    Generation, LeaseRenewal, Limit, NoPlace, NodeId, Outcome, Party, Place, ReleaseRequest, Shares,
 };
 
 pub use claims::{Decision, decide};
@@ -52,12 +52,16 @@ pub struct Underway<T> {
     pub deadline: Deadline,
     /// Until when a target that is not there is waited for.
     pub connect_deadline: Deadline,
+    /// In whose share it is.
+    pub party: Party,
     /// It has waited since it was judged: what allowed it may hold no more.
     pub has_waited: bool,
     /// Claims that led to no session.
     refuted: Vec<Found>,
     /// A claim whose node did not respond though its lease stands, and the pause before it is tried again.
     unheard: Option<(Found, Duration)>,
+    /// Of those that wait for their target to come, while it does.
+    place: Option<Place<Party>>,
     /// The rest.
     pub payload: T,
 }
@@ -67,12 +71,24 @@ impl<T> Underway<T> {
     pub fn new(
         id: CallId,
         target: DeviceId,
+        party: Party,
         (deadline, connect_deadline): (Deadline, Deadline),
         payload: T,
     ) -> Self {
         let connect_deadline = connect_deadline.min(deadline);
-        let (refuted, unheard, has_waited) = (Vec::new(), None, false);
-        Underway { id, target, deadline, connect_deadline, has_waited, refuted, unheard, payload }
+        let (refuted, unheard, has_waited, place) = (Vec::new(), None, false, None);
+        Underway {
+            id,
+            target,
+            party,
+            deadline,
+            connect_deadline,
+            has_waited,
+            refuted,
+            unheard,
+            place,
+            payload,
+        }
     }
 
     fn has_refuted(&self, found: Found) -> bool {
@@ -182,6 +198,8 @@ pub struct Core<T, R> {
     leases: Leases,
     doubts: Doubts,
     waiting: WaitingRoom<T>,
+    /// For those that wait for their target to come.
+    places: Shares<Party>,
     takeovers: Takeovers,
     sweep: VecDeque<(DeviceId, u64)>,
     next_sweep: Instant,
@@ -193,13 +211,14 @@ pub struct Core<T, R> {
 pub type Actions<T, R> = Vec<Action<T, R>>;
 
 impl<T, R> Core<T, R> {
-    /// Knows nothing yet.
-    pub fn new(lease: Duration, now: Instant) -> Self {
+    /// Knows nothing yet; `places` are for calls that wait for their target to come.
+    pub fn new(lease: Duration, places: Shares<Party>, now: Instant) -> Self {
         Core {
             map: ClaimMap::default(),
             leases: Leases::new(lease, now),
             doubts: Doubts::new(now + lease),
             waiting: WaitingRoom::default(),
+            places,
             takeovers: Takeovers::default(),
             sweep: VecDeque::new(),
             next_sweep: now,
@@ -226,7 +245,8 @@ impl<T, R> Core<T, R> {
     // Calls.
 
     /// A call is to be brought to its target.
-    pub fn call(&mut self, call: Underway<T>, now: Instant, actions: &mut Actions<T, R>) {
+    pub fn call(&mut self, mut call: Underway<T>, now: Instant, actions: &mut Actions<T, R>) {
+        call.place = None;
         if call.deadline.has_passed(now) {
             // Its caller's node has given up. Nothing was delivered, and nothing is said of the target.
             return actions.push(Action::End(call, Outcome::Unavailable));
@@ -292,7 +312,7 @@ impl<T, R> Core<T, R> {
     }
 
     /// Nobody claims the target: waited for, if the caller does.
-    fn await_arrival(&mut self, call: Underway<T>, now: Instant, actions: &mut Actions<T, R>) {
+    fn await_arrival(&mut self, mut call: Underway<T>, now: Instant, actions: &mut Actions<T, R>) {
         // It may have arrived while the store was asked.
         if let Some(found) = self.map.get(call.target).filter(|found| !call.has_refuted(*found)) {
             return actions.push(Action::Deliver(call, found));
@@ -300,6 +320,13 @@ impl<T, R> Core<T, R> {
         if call.connect_deadline.has_passed(now) {
             return self.end_not_found(call, now, actions);
         }
+        call.place = match self.places.take(call.party) {
+            Ok(place) => Some(place),
+            Err(NoPlace::Part) => {
+                return actions.push(Action::End(call, Outcome::Busy(Limit::CustomerWaits)));
+            }
+            Err(NoPlace::Any) => return actions.push(Action::End(call, Outcome::Busy(Limit::Waits))),
+        };
         let look_at = call.connect_deadline.instant();
         self.waiting.enter(call, look_at);
     }

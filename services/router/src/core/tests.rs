@@ -2,11 +2,15 @@
 
 use super::*;
 use proptest::prelude::*;
-use rpc::{Budget, HeldClaim, Protocol, SessionId, Tally};
+use rpc::{Budget, HeldClaim, Protocol, SessionId, Tally, TenantId};
 use uuid::Uuid;
 
 const LEASE: Duration = Duration::from_secs(12);
 const TARGET: DeviceId = DeviceId(Uuid::from_u128(1));
+
+fn party(tenant: u128) -> Party {
+    Party::of(TenantId(Uuid::from_u128(tenant)), None)
+}
 
 /// A router that has heard its nodes for a whole lease, and whose map is loaded.
 struct Bench {
@@ -19,7 +23,7 @@ type Done = Vec<Action<&'static str, &'static str>>;
 impl Bench {
     fn new() -> Self {
         let now = Instant::now();
-        let mut bench = Bench { core: Core::new(LEASE, now), now };
+        let mut bench = Bench { core: Core::new(LEASE, Shares::new(4, 2), now), now };
         bench.core.hears(true, now);
         bench.core.reset(false, 0);
         bench.core.loaded(now);
@@ -66,7 +70,7 @@ impl Bench {
 
     fn call(&mut self, ms: u32, connect_ms: u32) -> Done {
         let deadlines = [ms, connect_ms].map(|ms| Budget::from_ms(ms).starting(self.now));
-        let call = Underway::new(CALL, TARGET, deadlines.into(), "it");
+        let call = Underway::new(CALL, TARGET, party(1), deadlines.into(), "it");
         self.told(|core, now, done| core.call(call, now, done))
     }
 
@@ -332,7 +336,7 @@ fn a_write_into_a_store_that_counts_anew_is_made_again_with_a_higher_generation(
 #[test]
 fn nobody_is_offline_for_a_router_that_lacks_what_a_node_holds() {
     let now = Instant::now();
-    let mut bench = Bench { core: Core::new(LEASE, now), now };
+    let mut bench = Bench { core: Core::new(LEASE, Shares::new(4, 2), now), now };
     let [held, gone] = [2, 3].map(|device| DeviceId(Uuid::from_u128(device)));
     let mut tally = Tally::default();
     tally.add(held, SessionId(1), Generation(10));
@@ -532,4 +536,38 @@ proptest! {
             prop_assert_eq!(begun, ended + underway.len() + bench.core.waiting());
         }
     }
+}
+
+#[test]
+fn one_partys_waiting_calls_leave_room_for_anothers() {
+    let mut bench = Bench::new();
+    let wait = |bench: &mut Bench, serial, tenant| {
+        let id = CallId { serial, ..CALL };
+        let deadlines = [5_000, 5_000].map(|ms| Budget::from_ms(ms).starting(bench.now));
+        let call = Underway::new(id, TARGET, party(tenant), deadlines.into(), "it");
+        let looking = bench.told(|core, now, done| core.call(call, now, done));
+        let Some(Action::LookUp(call)) = looking.into_iter().next() else { panic!("it is looked up") };
+        bench.told(|core, now, done| core.looked_up(call, Ok(None), now, done))
+    };
+    let ended_as = |done: Done| match done.into_iter().next() {
+        Some(Action::End(_, outcome)) => Some(outcome),
+        None => None,
+        other => panic!("{other:?}"),
+    };
+    for serial in 0..2 {
+        assert_eq!(ended_as(wait(&mut bench, serial, 1)), None);
+    }
+    assert_eq!(ended_as(wait(&mut bench, 2, 1)), Some(Outcome::Busy(Limit::CustomerWaits)));
+    for serial in 3..5 {
+        assert_eq!(ended_as(wait(&mut bench, serial, 2)), None);
+    }
+    assert_eq!(ended_as(wait(&mut bench, 5, 3)), Some(Outcome::Busy(Limit::Waits)));
+    // Whoever is gone, delivered or out of time has left his place.
+    assert!(
+        bench.core.cancel(&CancelRequest { call: CallId { serial: 0, ..CALL }, target: TARGET }).is_some()
+    );
+    assert_eq!(ended_as(wait(&mut bench, 6, 1)), None);
+    let found = Found { claim: claim(1, 1), revision: 1 };
+    let delivered = bench.told(|core, now, done| core.put(TARGET, found, now, done));
+    assert_eq!((delivered.len(), bench.core.places.taken()), (4, 0));
 }

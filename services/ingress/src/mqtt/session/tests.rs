@@ -96,7 +96,12 @@ fn incoming(oneway: bool, budget_ms: u32, now: Instant) -> Box<Incoming> {
         body: Bytes::from_static(br#"{"x":1}"#),
         deadline: Budget::from_ms(budget_ms).starting(now),
         verdict: None,
-        reply_to: Router { inbox: "swb.reply.1.1".into(), arrived: now, span: Default::default() },
+        reply_to: Router {
+            inbox: "swb.reply.1.1".into(),
+            arrived: now,
+            span: Default::default(),
+            place: None,
+        },
     })
 }
 

@@ -1,0 +1,153 @@
+//! How much of this node may one customer take? A part of its places for calls, deliveries and devices.
+
+use boot::config::Settings;
+use rpc::{Limit, NoPlace, Party, Place, Protocol, Shares, percent_of};
+
+/// The places of one node.
+#[derive(Debug)]
+pub struct NodeShares {
+    calls: Shares<Party>,
+    /// Of `calls`, those that may wait for their target.
+    waits: Shares<Party>,
+    deliveries: Shares<Party>,
+    /// MQTT's for as long as it lasts, HTTP's for as long as a request of a device is answered.
+    connections: Shares<Party>,
+    /// Devices that are kept in mind between their requests.
+    http: Shares<Party>,
+    coap: Shares<Party>,
+}
+
+/// The places of a call that is in flight.
+#[derive(Debug)]
+pub struct CallPlaces {
+    _call: Place<Party>,
+    _wait: Option<Place<Party>>,
+}
+
+impl NodeShares {
+    /// Of a node that may have so many connections.
+    pub fn new(settings: &Settings, max_connections: usize) -> Self {
+        let Settings { shares, nats, ingress, http, coap, .. } = settings;
+        let of = |max| Shares::percent(max, shares.per_customer_percent);
+        let max_calls = nats.max_pending_asks;
+        let waiting = |places| percent_of(places, shares.waiting_percent);
+        NodeShares {
+            calls: of(max_calls),
+            waits: Shares::new(
+                waiting(max_calls),
+                waiting(percent_of(max_calls, shares.per_customer_percent)),
+            ),
+            deliveries: of(ingress.max_deliveries),
+            connections: of(max_connections),
+            http: of(http.max_sessions),
+            // Each may come to observe.
+            coap: of(coap.max_sessions.min(coap.max_observers)),
+        }
+    }
+
+    /// For a call of a device; `waits` when it may wait for its target to connect.
+    ///
+    /// # Errors
+    /// With the limit that is reached.
+    pub fn call(&self, party: Party, waits: bool) -> Result<CallPlaces, Limit> {
+        let call =
+            self.calls.take(party).map_err(|why| limit(why, Limit::CustomerCalls, Limit::PendingAsks))?;
+        let wait = waits.then(|| self.waits.take(party)).transpose();
+        let wait = wait.map_err(|why| limit(why, Limit::CustomerWaits, Limit::Waits))?;
+        Ok(CallPlaces { _call: call, _wait: wait })
+    }
+
+    /// For a call to a device.
+    ///
+    /// # Errors
+    /// With the limit that is reached.
+    pub fn delivery(&self, party: Party) -> Result<Place<Party>, Limit> {
+        self.deliveries.take(party).map_err(|why| limit(why, Limit::CustomerDeliveries, Limit::Deliveries))
+    }
+
+    /// For a visitor, for as long as he is known.
+    ///
+    /// # Errors
+    /// With the limit that is reached.
+    pub fn visitor(&self, party: Party, protocol: Protocol) -> Result<Place<Party>, Limit> {
+        let (shares, all) = match protocol {
+            Protocol::Mqtt => (&self.connections, Limit::Connections),
+            Protocol::Http => (&self.http, Limit::Sessions),
+            Protocol::Coap => (&self.coap, Limit::Sessions),
+        };
+        shares.take(party).map_err(|why| limit(why, Limit::CustomerSessions, all))
+    }
+
+    /// For a device's request over HTTP, for as long as it occupies its connection.
+    ///
+    /// # Errors
+    /// With the limit that is reached.
+    pub fn request(&self, party: Party) -> Result<Place<Party>, Limit> {
+        self.connections.take(party).map_err(|why| limit(why, Limit::CustomerSessions, Limit::Connections))
+    }
+}
+
+fn limit(why: NoPlace, part: Limit, any: Limit) -> Limit {
+    match why {
+        NoPlace::Part => part,
+        NoPlace::Any => any,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rpc::{CustomerId, TenantId};
+    use uuid::Uuid;
+
+    fn party(customer: u128) -> Party {
+        Party::of(TenantId(Uuid::from_u128(1)), Some(CustomerId(Uuid::from_u128(customer))))
+    }
+
+    fn shares() -> NodeShares {
+        let mut settings = Settings::default();
+        settings.nats.max_pending_asks = 100;
+        settings.ingress.max_deliveries = 20;
+        (settings.http.max_sessions, settings.coap.max_sessions) = (10, 30);
+        NodeShares::new(&settings, 20)
+    }
+
+    #[test]
+    fn calls_that_wait_leave_room_for_those_that_do_not() {
+        let shares = shares();
+        let greedy: Vec<_> = (0..5).map(|_| shares.call(party(1), true).unwrap()).collect();
+        assert_eq!(shares.call(party(1), true).unwrap_err(), Limit::CustomerWaits);
+        let running: Vec<_> = (0..5).map(|_| shares.call(party(1), false).unwrap()).collect();
+        assert_eq!(shares.call(party(1), false).unwrap_err(), Limit::CustomerCalls);
+        assert!(shares.call(party(2), true).is_ok(), "nobody else notices");
+        let all: Vec<_> =
+            (3..12).flat_map(|it| [it; 5]).map(|it| shares.call(party(it), true).unwrap()).collect();
+        assert_eq!(shares.call(party(12), true).unwrap_err(), Limit::Waits);
+        assert!(shares.call(party(12), false).is_ok());
+        drop((greedy, running, all));
+        assert!(shares.call(party(1), true).is_ok());
+    }
+
+    #[test]
+    fn a_refused_wait_keeps_no_place() {
+        let shares = shares();
+        let _greedy: Vec<_> = (0..5).map(|_| shares.call(party(1), true).unwrap()).collect();
+        (0..100).for_each(|_| assert!(shares.call(party(1), true).is_err()));
+        assert_eq!((shares.calls.taken(), shares.waits.taken()), (5, 5));
+    }
+
+    #[test]
+    fn each_protocol_has_its_places() {
+        let shares = shares();
+        for (protocol, part) in [(Protocol::Mqtt, 2), (Protocol::Http, 1), (Protocol::Coap, 3)] {
+            let held: Vec<_> = (0..part).map(|_| shares.visitor(party(1), protocol).unwrap()).collect();
+            assert_eq!(shares.visitor(party(1), protocol).unwrap_err(), Limit::CustomerSessions);
+            assert!(shares.visitor(party(2), protocol).is_ok());
+            assert_eq!(held.len(), part);
+        }
+        let _requests = (shares.request(party(3)).unwrap(), shares.request(party(3)).unwrap());
+        assert_eq!(shares.request(party(3)).unwrap_err(), Limit::CustomerSessions);
+        let _deliveries = (shares.delivery(party(1)).unwrap(), shares.delivery(party(1)).unwrap());
+        assert_eq!(shares.delivery(party(1)).unwrap_err(), Limit::CustomerDeliveries);
+    }
+}
