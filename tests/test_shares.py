@@ -1,13 +1,17 @@
 """What may one customer take of what all share? His part: who is greedy hears so, and nobody else notices."""
 
 import json
+import time
+import uuid
 
 import pytest
 from harness import said
+from harness.accounts import Identity
 from harness.cluster import Cluster
 from harness.devices import PROTOCOLS, CoapDevice, HttpDevice, PahoV5, PahoV311
 from harness.devices.device import answering
 from harness.raw_http import RawHttp
+from harness.raw_mqtt import PINGRESP
 from harness.waiting import until
 
 KINDS = pytest.mark.parametrize("kind", PROTOCOLS, ids=lambda kind: kind.protocol)
@@ -142,3 +146,93 @@ def test_devices_that_are_kept_in_mind_take_their_part(new_cluster, device):
         other = cluster.accounts.family().a
         assert http.ask("POST", f"/api/v1/{other.token}/rpc", '{"method":"getTime"}').status == 200
     assert hits(node, "customer_sessions") == 1
+
+
+def test_a_page_is_smaller_than_the_list(new_cluster, device):
+    cluster = new_cluster(settings={"device_api.max_devices_per_page": "1"})
+    family = cluster.accounts.family()
+    caller = device(PahoV5, family.a).connect(cluster.nodes[0])
+    ids = lambda params: [it["id"] for it in json.loads(caller.get_devices(params))]  # noqa: E731
+    assert ids({}) == [family.b.id, family.c.id]
+    assert ids({"after": family.a.id}) == [family.b.id]
+    assert ids({"after": family.a.id, "limit": 2}) == [family.b.id, family.c.id]
+    assert (ids({"after": family.b.id}), ids({"after": family.c.id})) == ([family.c.id], [])
+
+
+@KINDS
+def test_a_list_that_is_kept_is_never_old(shared_cluster, family, device, kind):
+    caller = device(kind, family.a).connect(shared_cluster.nodes[0])
+    for number in range(2):
+        assert len(json.loads(caller.get_devices())) == 2 + number
+        further = Identity(str(uuid.uuid4()), f"Further {uuid.uuid4()}", f"token-{uuid.uuid4()}", customer=family.customer)
+        shared_cluster.accounts.add(further)
+        # Every authorizer has heard of it.
+        assert further.id in [it["id"] for it in json.loads(caller.get_devices())]
+    shared_cluster.accounts.cli("device", "remove", "--yes", further.id).ok()
+    until("it is gone", lambda: further.id not in caller.get_devices())
+
+
+def test_lists_wait_their_turn(new_cluster, device):
+    cluster = new_cluster(settings={"authorizer.list_bytes_per_second_per_customer": "1000"})
+    node, greedy = cluster.nodes[0], cluster.accounts.family()
+    callers = [device(PahoV5, it).connect(node) for it in (greedy.a, greedy.b, greedy.c)]
+    lists = [caller.ask('{"method":"getDevices"}') for caller in callers for _ in range(100)]
+    until("some are too many", lambda: sum(it.is_there() for it in lists) >= 40)
+    notices_nothing(cluster, device, node)
+    told = [it.text() for it in lists if it.is_there()]
+    busy = cluster.authorizers[0].admin.value("switchboard_authorizer_lists_total", result="busy")
+    assert told.count(said.BUSY) >= 40 and busy == told.count(said.BUSY)
+    assert len(told) < 100, "the others wait"
+
+
+def test_one_connection_too_many_of_a_device_ends_the_oldest(new_cluster, device, raw):
+    cluster = new_cluster(settings={"ingress.max_connections_per_device": "3"})
+    node, family = cluster.nodes[0], cluster.accounts.family()
+    device(PahoV5, family.a).connect(node).become_callable(answering('"still here"'))
+    callers = [raw(node.mqtt_port, 5) for _ in range(3)]
+    for caller in callers:
+        assert caller.connect(family.a.token).code == 0
+    callers[0].expect_disconnect(0x8E)
+    for caller in callers[1:]:
+        caller.ping()
+    assert device(PahoV311, family.b).connect(node).send_msg(family.a, "1").text() == '"still here"'
+    assert hits(node, "device_connections") == 1
+
+
+def test_connections_of_an_address(new_cluster, raw):
+    cluster = new_cluster(settings={"ingress.max_connections_per_address": "2"})
+    node, family = cluster.nodes[0], cluster.accounts.family()
+    mqtt, http = raw(node.mqtt_port, 5), RawHttp(node.http_port)
+    assert mqtt.connect(family.a.token).code == 0
+    assert http.ask("POST", f"/api/v1/{family.b.token}/rpc", '{"method":"getTime"}').status == 200
+    raw(node.mqtt_port, 5).expect_closed()
+    with RawHttp(node.http_port) as over:
+        assert over.expect_closed() == b""
+    assert hits(node, "address_connections") == 2
+    mqtt.ping()
+    http.close()
+
+    def there_is_room():
+        try:
+            return raw(node.mqtt_port, 5).connect(family.c.token).code == 0
+        except (AssertionError, OSError):
+            return False
+
+    until("there is room", there_is_room)
+
+
+def test_what_comes_too_fast_is_read_later(new_cluster, raw):
+    cluster = new_cluster(settings={"ingress.requests_per_second_per_connection": "10"})
+    node, family = cluster.nodes[0], cluster.accounts.family()
+    mqtt = raw(node.mqtt_port, 5)
+    mqtt.connect(family.a.token)
+    started = time.monotonic()
+    mqtt.send(bytes([0xC0, 0]) * 30)
+    for _ in range(30):
+        mqtt.expect(PINGRESP)
+    assert time.monotonic() - started >= 1.9
+    with RawHttp(node.http_port) as http:
+        started = time.monotonic()
+        statuses = [http.ask("POST", f"/api/v1/{family.a.token}/rpc", '{"method":"getTime"}').status for _ in range(20)]
+        assert statuses == [200] * 20 and time.monotonic() - started >= 0.9
+    assert hits(node, "request_rate") >= 2

@@ -436,7 +436,7 @@ def authorizer() -> Json:
                     rates("switchboard_authorizer_authentications_total", "result"), stacked=True, unit="reqps", width=6,
                 ),
                 graph(
-                    "getDevices", "By result. unavailable: no router said who is online.",
+                    "getDevices", "By result. unavailable: no router said who is online. busy: a customer asks faster than he may. expired: it waited for too long.",
                     rates("switchboard_authorizer_lists_total", "result"), stacked=True, unit="reqps", width=6,
                 ),
                 graph(

@@ -11,10 +11,9 @@ use bus::{Bus, BusError, Keyring, Request, Requests, Subject};
 use bytes::Bytes;
 use rpc::{
     AuthenticateReply, AuthenticateRequest, Budget, Call, Deadline, Holder, Identity, JudgeReply,
-    JudgeRequest, Limit, ListRequest, Outcome, PresenceReply, PresenceRequest, Routed, Stamp, TenantId,
-    Ticket, TicketError, wire,
+    JudgeRequest, ListRequest, Outcome, Place, PresenceReply, PresenceRequest, Routed, Shares, Stamp,
+    TenantId, Ticket, TicketError, wire,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -23,8 +22,10 @@ use crate::directory::{Known, NoList, Peer};
 use crate::external::question::Question;
 use crate::external::{Asked, Externals};
 use crate::keep::Kept;
+use crate::listing::render;
 use crate::meters::Meters;
-use crate::policy::{Context, Decision, Live, Refusal, Rules};
+use crate::policy::{Context, Decision, Judge, Live, Refusal, Rules};
+use crate::turns::{Queued, Turns};
 
 /// All authorizers share the work.
 const QUEUE: &str = "authorizer";
@@ -32,8 +33,8 @@ const QUEUE: &str = "authorizer";
 const PRESENCE_WAIT: Duration = Duration::from_secs(2);
 /// How long a decision holds: a call that has been on its way for longer is judged again before it is delivered.
 const VERDICT_HOLDS: Budget = Budget::from_ms(250);
-/// Lists that may wait for presence at a time; a further one is refused.
-const MAX_PRESENCE_QUESTIONS: usize = 1_024;
+/// How long whoever asks for a list waits for it.
+const LIST_WAIT: Duration = Duration::from_secs(5);
 /// Calls that may wait at a time for the directory to be fresh; further ones are not read until one is.
 const MAX_HELD_CALLS: usize = 4_096;
 
@@ -45,7 +46,8 @@ pub(crate) struct Answers {
     judged: Judged,
     denials: Denials,
     externals: Externals,
-    external_questions: Arc<Semaphore>,
+    external_questions: Shares<TenantId>,
+    turns: Turns,
     meters: Meters,
     tracer: Tracer,
     route: Subject,
@@ -58,9 +60,15 @@ pub(crate) struct Answers {
 pub(crate) struct Judged {
     pub(crate) rules: Rules,
     pub(crate) max_devices_per_list: usize,
+    /// Of a list that goes on behind a device, unless it says so.
+    pub(crate) max_devices_per_page: usize,
+    /// Of one customer; 0: no limit.
+    pub(crate) list_bytes_per_second: u32,
     /// `device_api.max_timeout_ms`: no hop believes in more.
     pub(crate) max_timeout_ms: u32,
     pub(crate) max_external_questions: usize,
+    /// Of those, one tenant's.
+    pub(crate) percent_per_tenant: u16,
 }
 
 /// A call that is being judged.
@@ -79,7 +87,7 @@ struct Asking {
     judging: Judging,
     put: Put,
     /// One of `authorizer.max_external_questions`.
-    _permit: OwnedSemaphorePermit,
+    _place: Place<TenantId>,
 }
 
 /// What an external decision point is to be asked.
@@ -133,7 +141,8 @@ impl Answers {
         let route = bus.subjects().route().into();
         let bounce_prefix = bus.subjects().bounce(bus.process(), "");
         let meters = Meters::new();
-        let external_questions = Arc::new(Semaphore::new(judged.max_external_questions));
+        let external_questions = Shares::percent(judged.max_external_questions, judged.percent_per_tenant);
+        let turns = Turns::new(judged.list_bytes_per_second);
         Answers {
             bus,
             kept,
@@ -142,6 +151,7 @@ impl Answers {
             denials,
             externals,
             external_questions,
+            turns,
             meters,
             tracer,
             route,
@@ -249,8 +259,8 @@ impl Answers {
                 None => self.forward(judging).await,
                 Some(put) => match self.externals.without_asking(put.tenant, &put.external, &put.question) {
                     Some(answer) => self.follow(judging, answer).await,
-                    None => match Arc::clone(&self.external_questions).try_acquire_owned() {
-                        Ok(permit) => return Some(Asking { judging, put, _permit: permit }),
+                    None => match self.external_questions.take(put.tenant) {
+                        Ok(place) => return Some(Asking { judging, put, _place: place }),
                         Err(_) => self.follow(judging, self.externals.busy()).await,
                     },
                 },
@@ -272,7 +282,7 @@ impl Answers {
     }
 
     async fn ask_external(&self, asking: Asking) {
-        let Asking { judging, put: Put { tenant, external, question }, _permit } = asking;
+        let Asking { judging, put: Put { tenant, external, question }, _place } = asking;
         let left = judging.deadline.remaining(Instant::now()).as_duration();
         let answer = self.externals.ask(tenant, &external, &question, left).await;
         // Meanwhile devices or policies may have changed.
@@ -455,9 +465,10 @@ impl Answers {
     }
 
     async fn answer_lists(self: Arc<Self>, mut requests: Requests, stop: CancellationToken) {
+        // Each in a task of its own: what it takes to write a list, and to wait for its turn, holds up nobody else.
         let mut asking = JoinSet::new();
         while let Some(request) = requests.next_until(&stop).await {
-            let arrived = Instant::now();
+            let arrived = request.arrived;
             while asking.try_join_next().is_some() {}
             let Some(inbox) = request.reply_to else { continue };
             let Ok((mut list, _)) = wire::decode::<ListRequest>(&request.message) else {
@@ -473,45 +484,92 @@ impl Answers {
                 self.end_list(asked, Err(Outcome::Unavailable)).await;
                 continue;
             }
-            match self.peers(&list) {
-                Err(outcome) => {
-                    if outcome == Outcome::Denied {
-                        self.record_denied_list(&list);
-                    }
-                    self.end_list(asked, Err(outcome)).await;
+            let party = self.kept.directory.party_of(list.caller);
+            match party.map(|party| self.turns.queue(party)).transpose() {
+                Ok(queued) => {
+                    let (answers, stop) = (Arc::clone(&self), stop.clone());
+                    asking.spawn(async move { answers.answer_list(list, asked, queued, stop).await });
                 }
-                Ok(peers) if !list.online => self.end_list(asked, Ok(render(&peers, None))).await,
-                Ok(_) if asking.len() >= MAX_PRESENCE_QUESTIONS => {
-                    self.end_list(asked, Err(Outcome::Busy(Limit::PendingAsks))).await;
-                }
-                Ok(peers) => {
-                    let answers = Arc::clone(&self);
-                    asking.spawn(async move {
-                        let list = answers.with_presence(&peers).await;
-                        answers.end_list(asked, list).await;
-                    });
-                }
+                Err(limit) => self.end_list(asked, Err(Outcome::Busy(limit))).await,
             }
         }
         while asking.join_next().await.is_some() {}
     }
 
-    fn peers(&self, list: &ListRequest) -> Result<Vec<Peer>, Outcome> {
+    async fn answer_list(
+        &self,
+        list: ListRequest,
+        asked: AskedList,
+        queued: Option<Queued>,
+        stop: CancellationToken,
+    ) {
+        let turn = match queued {
+            Some(queued) => Some(queued.turn().await),
+            None => None,
+        };
+        if asked.arrived.elapsed() >= LIST_WAIT {
+            // Whoever asked has given up.
+            asked.span.end_as("expired", false);
+            return self.meters.list("expired");
+        }
+        // What held when it was asked may hold no more.
+        let answer = match self.kept.is_fresh().await {
+            true if list.online => self.list_with_presence(&list).await,
+            true => self.list(&list),
+            false => Err(Outcome::Unavailable),
+        };
+        if answer == Err(Outcome::Denied) {
+            self.record_denied_list(&list);
+        }
+        let bytes = answer.as_ref().map_or(0, Vec::len);
+        self.end_list(asked, answer).await;
+        if let Some(turn) = turn {
+            // Whoever stops lets all of them go.
+            stop.run_until_cancelled(turn.pass_on(bytes)).await;
+        }
+    }
+
+    /// Whether the caller may list, and how many.
+    fn limit_of(&self, list: &ListRequest) -> Result<usize, Outcome> {
         if self.kept.directory.stamp(list.caller) != list.ticket.map(|ticket| ticket.stamp()) {
             return Err(Outcome::Denied);
         }
-        let limit = list.limit.map_or(usize::MAX, |limit| limit as usize);
-        let limit = limit.min(self.judged.max_devices_per_list);
-        let unknown_after = || Outcome::malformed("after must be the id of a device of the list");
+        let Judged { max_devices_per_list, max_devices_per_page, .. } = self.judged;
+        let unsaid = if list.after.is_some() { max_devices_per_page } else { max_devices_per_list };
+        Ok(list.limit.map_or(unsaid, |limit| limit as usize).min(max_devices_per_list))
+    }
+
+    /// The tenant's policies, and what they may know of a list, if it has some of its own.
+    fn judge_of(&self, list: &ListRequest) -> Option<(Arc<Judge>, Context)> {
         let Kept { directory, judges, .. } = &*self.kept;
-        if let Some(judge) = directory.tenant_of(list.caller).and_then(|tenant| judges.of(tenant))
-            && !matches!(judge.live(), Live::BuiltIn)
-        {
-            let context = Context::of_list(unix_s(), judge.utc_offset_min()).over(list.protocol);
+        let judge = directory.tenant_of(list.caller).and_then(|tenant| judges.of(tenant))?;
+        let context = Context::of_list(unix_s(), judge.utc_offset_min()).over(list.protocol);
+        (!matches!(judge.live(), Live::BuiltIn)).then_some((judge, context))
+    }
+
+    /// The list without who is online: out of what is rendered already, where that reaches so far.
+    fn list(&self, list: &ListRequest) -> Result<Vec<u8>, Outcome> {
+        let limit = self.limit_of(list)?;
+        // The caller, left out, makes room for one more.
+        let most = self.judged.max_devices_per_list.saturating_add(1);
+        let listing = match self.judge_of(list) {
+            Some((judge, context)) => judge.listing(list.caller, most, &context),
+            None => self.kept.directory.listing(list.caller, most).map_err(|_| Outcome::Denied)?,
+        };
+        match listing.page(list.caller, list.after, limit) {
+            Some(page) => Ok(page),
+            None => Ok(render(self.peers(list)?.iter().map(|it| (&*it.name, it.id, None)))),
+        }
+    }
+
+    fn peers(&self, list: &ListRequest) -> Result<Vec<Peer>, Outcome> {
+        let limit = self.limit_of(list)?;
+        let unknown_after = || Outcome::malformed("after must be the id of a device of the list");
+        if let Some((judge, context)) = self.judge_of(list) {
             let listed = judge.list(list.caller, list.after, limit, &context).ok_or_else(unknown_after)?;
             return Ok(listed.into_iter().map(|(name, id)| Peer { id, name }).collect());
         }
-        directory.peers(list.caller, list.after, limit).map_err(|reason| match reason {
+        self.kept.directory.peers(list.caller, list.after, limit).map_err(|reason| match reason {
             NoList::Unassigned => Outcome::Denied,
             NoList::UnknownAfter => unknown_after(),
         })
@@ -544,7 +602,8 @@ impl Answers {
         });
     }
 
-    async fn with_presence(&self, peers: &[Peer]) -> Result<Vec<u8>, Outcome> {
+    async fn list_with_presence(&self, list: &ListRequest) -> Result<Vec<u8>, Outcome> {
+        let peers = self.peers(list)?;
         let question = PresenceRequest { devices: peers.iter().map(|peer| peer.id).collect() };
         let message = wire::encode(&question, &[]);
         // Smaller than the list that it is for.
@@ -558,7 +617,8 @@ impl Answers {
         })?;
         match wire::decode::<PresenceReply>(&answer) {
             Ok((PresenceReply { online, .. }, _)) if online.len() == peers.len() => {
-                Ok(render(peers, Some(&online)))
+                let online = online.into_iter().map(Some);
+                Ok(render(peers.iter().zip(online).map(|(it, online)| (&*it.name, it.id, online))))
             }
             _ => Err(Outcome::Unavailable),
         }
@@ -622,53 +682,6 @@ fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// The device API's list, as JSON text: it goes to the device as it is.
-fn render(peers: &[Peer], online: Option<&[bool]>) -> Vec<u8> {
-    let mut list = Vec::with_capacity(2 + peers.len() * 96);
-    list.push(b'[');
-    for (place, peer) in peers.iter().enumerate() {
-        if place > 0 {
-            list.push(b',');
-        }
-        list.extend_from_slice(br#"{"id":""#);
-        list.extend_from_slice(
-            peer.id.0.as_hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()).as_bytes(),
-        );
-        list.extend_from_slice(br#"","name":"#);
-        // Writing a string to memory cannot fail.
-        let _ = serde_json::to_writer(&mut list, &*peer.name);
-        if let Some(online) = online.and_then(|online| online.get(place)) {
-            list.extend_from_slice(if *online { br#","online":true"# } else { br#","online":false"# });
-        }
-        list.push(b'}');
-    }
-    list.push(b']');
-    list
-}
-
 fn too_long() -> Outcome {
     Outcome::malformed("the list is too long for one answer: ask for pages with limit and after")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use rpc::DeviceId;
-    use uuid::Uuid;
-
-    #[test]
-    fn a_list_is_the_device_apis_json() {
-        let peer = |id, name: &str| Peer { id: DeviceId(Uuid::from_u128(id)), name: name.into() };
-        assert_eq!(render(&[], None), b"[]");
-        assert_eq!(
-            String::from_utf8(render(&[peer(1, "A\"1\"\u{1F600}"), peer(0xabc, "B")], None)).unwrap(),
-            "[{\"id\":\"00000000-0000-0000-0000-000000000001\",\"name\":\"A\\\"1\\\"\u{1F600}\"},\
-             {\"id\":\"00000000-0000-0000-0000-000000000abc\",\"name\":\"B\"}]"
-        );
-        assert_eq!(
-            String::from_utf8(render(&[peer(1, "A"), peer(2, "B")], Some(&[true, false]))).unwrap(),
-            "[{\"id\":\"00000000-0000-0000-0000-000000000001\",\"name\":\"A\",\"online\":true},\
-             {\"id\":\"00000000-0000-0000-0000-000000000002\",\"name\":\"B\",\"online\":false}]"
-        );
-    }
 }

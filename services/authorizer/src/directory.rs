@@ -7,9 +7,10 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use bus::registry::{Change, Device};
-use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rpc::{CredentialHash, CustomerId, DeviceId, DeviceStanding, DeviceState, Party, Stamp, TenantId};
 
+use crate::listing::{Listing, Listings};
 use crate::policy::{Facts, Standing};
 
 /// The SHA-256 of a token, in half the bytes of its text.
@@ -17,6 +18,8 @@ type Digest = [u8; 32];
 
 /// Devices that are looked at under one lock, when a tenant's are all wanted.
 const FACTS_AT_A_TIME: usize = 1_000;
+/// Of the lists that are kept rendered.
+const MAX_LISTING_BYTES: usize = 64 << 20;
 /// Types that are kept apart before those that no device has any more are looked for.
 const MAX_UNUSED_TYPES: usize = 1_000;
 
@@ -136,6 +139,23 @@ impl Directory {
         Ok(behind.take(limit).map(|(name, id)| Peer { id: *id, name: name.clone() }).collect())
     }
 
+    /// The beginning of the list of the caller's customer, the caller in it: `most` entries.
+    ///
+    /// # Errors
+    /// When the caller has no customer.
+    pub fn listing(&self, caller: DeviceId, most: usize) -> Result<Arc<Listing>, NoList> {
+        // Held throughout, so that no change comes between what is listed and that it is kept.
+        let maps = self.read();
+        let group = maps.group_of(caller).ok_or(NoList::Unassigned)?;
+        if let Some(kept) = maps.listings.lock().get(&group) {
+            return Ok(kept);
+        }
+        let devices = maps.groups.get(&group).into_iter().flatten();
+        let listing = Arc::new(Listing::of(devices.map(|(name, id)| (name, *id)), most));
+        maps.listings.lock().keep(group, &listing);
+        Ok(listing)
+    }
+
     /// The tenant of a device.
     pub fn tenant_of(&self, device: DeviceId) -> Option<TenantId> {
         self.read().devices.get(&device).map(|entry| entry.tenant)
@@ -199,6 +219,8 @@ struct Maps {
     holders: HashMap<Digest, (DeviceId, Load)>,
     /// The devices of each customer in the order of a list; names are shared with `devices`.
     groups: HashMap<Group, BTreeSet<(Arc<str>, DeviceId)>>,
+    /// What was listed of them since they changed last.
+    listings: Mutex<Listings<Group, MAX_LISTING_BYTES>>,
     /// The types of all devices.
     kinds: HashSet<Arc<str>>,
     customers: HashMap<CustomerId, Load>,
@@ -270,6 +292,7 @@ impl Maps {
         self.take_out(id);
         let name: Arc<str> = name.into();
         if let Some(customer) = customer {
+            self.listings.get_mut().forget(&(tenant, customer));
             self.groups.entry((tenant, customer)).or_default().insert((name.clone(), id));
         }
         self.devices.insert(id, Entry { tenant, customer, credential, name, kind, labels, load: self.load });
@@ -300,6 +323,7 @@ impl Maps {
         };
         if let Some(customer) = entry.customer {
             let group = (entry.tenant, customer);
+            self.listings.get_mut().forget(&group);
             if let Some(devices) = self.groups.get_mut(&group) {
                 devices.remove(&(entry.name, id));
                 if devices.is_empty() {
@@ -357,6 +381,7 @@ fn digest(hash: &CredentialHash) -> Option<Digest> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::listing::render;
     use bus::registry::{Customer, Tenant};
     use proptest::prelude::*;
     use uuid::Uuid;
@@ -514,6 +539,21 @@ mod tests {
     }
 
     proptest! {
+        /// What is kept rendered is what is listed now, after every single change.
+        #[test]
+        fn a_kept_listing_is_never_stale(changes in proptest::collection::vec(any_change(), 0..40)) {
+            let directory = Directory::default();
+            for change in changes {
+                directory.apply(change, &mut HashSet::new());
+                for caller in (0..5).map(device_id) {
+                    let listed = directory.peers(caller, None, 99);
+                    let listed = listed.map(|it| render(it.iter().map(|peer| (&*peer.name, peer.id, None))));
+                    let kept = directory.listing(caller, 99).map(|it| it.page(caller, None, 99).unwrap());
+                    prop_assert_eq!(kept, listed);
+                }
+            }
+        }
+
         #[test]
         fn lists_and_records_never_disagree(changes in proptest::collection::vec(any_change(), 0..60)) {
             let (directory, _) = after(changes);

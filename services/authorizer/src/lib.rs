@@ -12,8 +12,10 @@ pub mod external;
 pub mod freshness;
 pub mod judges;
 mod keep;
+pub mod listing;
 mod meters;
 pub mod policy;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,8 +86,11 @@ pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
         let judged = Judged {
             rules,
             max_devices_per_list: device_api.max_devices_per_customer,
+            max_devices_per_page: device_api.max_devices_per_page,
             max_timeout_ms: device_api.max_timeout_ms,
             max_external_questions: context.settings.authorizer.max_external_questions,
+            percent_per_tenant: context.settings.shares.per_customer_percent,
+            list_bytes_per_second: context.settings.authorizer.list_bytes_per_second_per_customer,
         };
         let externals = Externals::new(&bus, &context.settings.authorizer);
         let (denials, writer) = Denials::start(&bus, &context.settings, answered.clone());

@@ -610,7 +610,7 @@ async fn others_do_not_wait_for_a_point_that_is_slow_and_it_is_left_alone_when_i
     let a2 = world.add("A2", Some(world.customer)).await.id;
     let loose = world.add("Loose", None).await.id;
     ask_besides(&world, 1, "nats:quota", 1_000).await;
-    let running = start(&world, |settings| settings.authorizer.max_external_questions = 25).await;
+    let running = start(&world, |settings| settings.authorizer.max_external_questions = 250).await;
     let decider = Decider::start(&world).await;
     decider.say("");
     let ticket = world.ticket(a1).await;

@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use proptest::prelude::*;
 use rpc::{CustomerId, DeviceId, Protocol};
+use switchboard_authorizer::listing::render;
 use switchboard_authorizer::policy::set::{MAX_POLICIES, MAX_SET_BYTES};
 use switchboard_authorizer::policy::*;
 use uuid::Uuid;
@@ -327,7 +328,10 @@ proptest! {
             }
             for context in &contexts {
                 for caller in &devices {
+                    let page = judge.listing(caller.id, 100, context).page(caller.id, None, 100);
                     let list = judge.list(caller.id, None, 100, context).unwrap();
+                    let rendered = render(list.iter().map(|(name, id)| (name, *id, None)));
+                    prop_assert_eq!(page, Some(rendered), "{:?}", policies);
                     for target in &devices {
                         for action in Action::ALL {
                             let all = set.evaluate_all(caller, action, target, context);

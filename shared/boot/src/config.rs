@@ -60,6 +60,8 @@ declare::settings! {
     [device_api] DeviceApi {
         /// Entries of one `getDevices` answer; further ones are left to the next page.
         max_devices_per_customer: usize = 1_024, 1..=1_000_000;
+        /// Entries of an answer to a `getDevices` that goes on behind a device (`after`) and says no `limit`.
+        max_devices_per_page: usize = 256, 1..=1_000_000;
         /// Milliseconds a call has when it names no timeout. At most `max_timeout_ms`.
         default_timeout_ms: u32 = 20_000, 1..=3_600_000;
         /// Milliseconds a call may ask for; more is refused ("Timeout is too large!").
@@ -92,6 +94,15 @@ declare::settings! {
         /// descriptor, and 128 are kept for the rest: more than the system allows a process (`ulimit -Hn`) is an error
         /// at start. 0: 100,000, or as many as are allowed, if those are fewer.
         max_connections: usize = 0, 0..=10_000_000;
+        /// MQTT connections that one device may have to this node; one more ends the oldest that only calls (MQTT 5:
+        /// 0x8E).
+        max_connections_per_device: usize = 32, 1..=65_535;
+        /// Connections that one address may have to this node, an IPv6 one with its whole /64; a further one is closed.
+        /// 0: no limit. Behind a balancer, all of them come from its address.
+        max_connections_per_address: usize = 0, 0..=10_000_000;
+        /// Packets or requests that one connection may send a second, and at once after a pause; what is too fast is
+        /// read later. 0: no limit.
+        requests_per_second_per_connection: u32 = 1_000, 0..=1_000_000;
         /// Milliseconds from the accepted connection to its complete CONNECT; then it is closed.
         connect_timeout_ms: u64 = 10_000, 100..=600_000;
         /// Milliseconds the authorizer may take over a device's credentials; then the device is refused (MQTT 3 /
@@ -293,8 +304,12 @@ declare::settings! {
         /// Of a call's remaining time, how many percent a tenant's external decision point may take; also at most what
         /// the tenant's set says.
         external_share_percent: u16 = 20, 1..=90;
-        /// Calls that may wait for external decision points at once; a further one is denied.
+        /// Calls that may wait for external decision points at once; a further one is denied. One tenant's have
+        /// `shares.per_customer_percent` of that.
         max_external_questions: usize = 1_024, 1..=65_535;
+        /// Bytes of `getDevices` answers that an authorizer sends one customer a second; further lists wait their turn,
+        /// up to 256 of them. 0: no limit.
+        list_bytes_per_second_per_customer: u32 = 4_194_304, 0..=1_073_741_824;
         /// Origins of external decision points over HTTP that tenants' sets may name, as http://opa:8181, several after
         /// commas; `*`: all. In plain text: TLS is the part of a proxy nearby. Empty: none, over NATS alone.
         external_origins: Option<String> = None, Origins;

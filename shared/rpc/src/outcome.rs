@@ -103,6 +103,21 @@ closed_list! {
         /// `shares.per_customer_percent`, of connections and of devices that are kept in mind.
         #[n(24)]
         CustomerSessions = "customer_sessions",
+        /// `ingress.max_connections_per_device`.
+        #[n(25)]
+        DeviceConnections = "device_connections",
+        /// `ingress.max_connections_per_address`.
+        #[n(26)]
+        AddressConnections = "address_connections",
+        /// `ingress.requests_per_second_per_connection`.
+        #[n(27)]
+        RequestRate = "request_rate",
+        /// Lists that wait at an authorizer.
+        #[n(28)]
+        Lists = "lists",
+        /// Those of one customer.
+        #[n(29)]
+        CustomerLists = "customer_lists",
     }
 }
 

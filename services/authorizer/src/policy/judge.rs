@@ -13,11 +13,14 @@ use rpc::DeviceId;
 use super::facts::{Action, Context, Facts};
 use super::footprint::{ContextClass, DeviceClass, Footprint};
 use super::set::PolicySet;
+use crate::listing::{Listing, Listings};
 
 /// Decisions that a tenant's judge remembers; when there are more, it begins anew.
 pub const MAX_REMEMBERED: usize = 100_000;
 /// Classes that a judge keeps apart before it forgets those that no device has any more.
 const MAX_UNUSED_CLASSES: usize = 10_000;
+/// Of the lists that a judge keeps rendered.
+const MAX_LISTING_BYTES: usize = 4 << 20;
 /// Differences of a shadow that are kept to be told, until they are taken.
 const MAX_SAMPLES: usize = 16;
 
@@ -88,6 +91,8 @@ struct Book {
     verdicts: HashMap<Key, Judged>,
     asked: Asked,
     samples: Vec<Sample>,
+    /// What was listed for callers of a class since the devices changed last.
+    listings: Listings<(ClassId, ContextClass), MAX_LISTING_BYTES>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -160,6 +165,7 @@ impl Judge {
     pub fn put(&self, facts: Facts) {
         let class = self.footprint.device_class(&facts);
         let mut book = self.book();
+        book.listings.clear();
         book.remove(facts.id);
         let class = book.class(class);
         book.by_name.insert((Arc::clone(&facts.name), facts.id), class);
@@ -199,42 +205,23 @@ impl Judge {
             }
             Some(_) => return None,
         };
-        // One decision for each class that is met, in the order in which they are met.
-        let mut known: Vec<Option<bool>> = vec![None; book.next_class as usize];
-        let mut listed = Vec::new();
-        let Book { devices, by_name, verdicts, asked, samples, .. } = &mut *book;
-        let mut memory = Memory { verdicts, asked, samples };
-        let Some((caller_facts, caller_class)) = devices.get(&caller) else { return Some(listed) };
-        for ((name, target), class) in by_name.range((start, Bound::Unbounded)) {
-            if listed.len() >= limit {
-                break;
-            }
-            if *target == caller {
-                continue;
-            }
-            let is_allowed = match known.get(*class as usize) {
-                Some(Some(is_allowed)) => *is_allowed,
-                Some(None) | None => {
-                    let key = Key {
-                        action: Action::List,
-                        caller: *caller_class,
-                        target: *class,
-                        is_self: false,
-                        context: context_class,
-                    };
-                    let Some((facts, _)) = devices.get(target) else { continue };
-                    let is_allowed = memory.judged(self, key, caller_facts, facts, context);
-                    if let Some(place) = known.get_mut(*class as usize) {
-                        *place = Some(is_allowed);
-                    }
-                    is_allowed
-                }
-            };
-            if is_allowed {
-                listed.push((Arc::clone(name), *target));
-            }
+        Some(book.list(self, caller, start, limit, false, context))
+    }
+
+    /// The beginning of the list for callers of the same class, who may be in it: `most` entries.
+    pub fn listing(&self, caller: DeviceId, most: usize, context: &Context) -> Arc<Listing> {
+        let context_class = self.footprint.context_class(context);
+        let mut book = self.book();
+        let Some(class) = book.devices.get(&caller).map(|(_, class)| *class) else { return Arc::default() };
+        let key = (class, context_class);
+        if let Some(kept) = book.listings.get(&key) {
+            return kept;
         }
-        Some(listed)
+        // One more, which says whether it is the whole list.
+        let listed = book.list(self, caller, Bound::Unbounded, most.saturating_add(1), true, context);
+        let listing = Arc::new(Listing::of(listed.into_iter(), most));
+        book.listings.keep(key, &listing);
+        listing
     }
 
     /// How it has been doing since it was asked last.
@@ -317,7 +304,64 @@ impl Book {
         self.classes = old.into_iter().filter_map(|(class, id)| Some((class, *used.get(&id)?))).collect();
     }
 
+    /// Whom the caller may list behind `start`: at most `limit`. `for_class`: and himself, if others of his class may.
+    fn list(
+        &mut self,
+        judge: &Judge,
+        caller: DeviceId,
+        start: Bound<(Arc<str>, DeviceId)>,
+        limit: usize,
+        for_class: bool,
+        context: &Context,
+    ) -> Vec<(Arc<str>, DeviceId)> {
+        let context_class = judge.footprint.context_class(context);
+        // One decision for each class that is met, in the order in which they are met.
+        let mut known: Vec<Option<bool>> = vec![None; self.next_class as usize];
+        let mut listed = Vec::new();
+        let Book { devices, by_name, verdicts, asked, samples, .. } = self;
+        let mut memory = Memory { verdicts, asked, samples };
+        let Some((caller_facts, caller_class)) = devices.get(&caller) else { return listed };
+        for ((name, target), class) in by_name.range((start, Bound::Unbounded)) {
+            if listed.len() >= limit {
+                break;
+            }
+            // About himself is decided otherwise; another of his class stands for him.
+            let another = |((_, id), of): (&(Arc<str>, DeviceId), &ClassId)| {
+                (of == class && *id != caller).then_some(*id)
+            };
+            let witness = match *target == caller {
+                false => Some(*target),
+                true if for_class => by_name.iter().find_map(another),
+                true => None,
+            };
+            let Some(witness) = witness else { continue };
+            let is_allowed = match known.get(*class as usize) {
+                Some(Some(is_allowed)) => *is_allowed,
+                Some(None) | None => {
+                    let key = Key {
+                        action: Action::List,
+                        caller: *caller_class,
+                        target: *class,
+                        is_self: false,
+                        context: context_class,
+                    };
+                    let Some((facts, _)) = devices.get(&witness) else { continue };
+                    let is_allowed = memory.judged(judge, key, caller_facts, facts, context);
+                    if let Some(place) = known.get_mut(*class as usize) {
+                        *place = Some(is_allowed);
+                    }
+                    is_allowed
+                }
+            };
+            if is_allowed {
+                listed.push((Arc::clone(name), *target));
+            }
+        }
+        listed
+    }
+
     fn remove(&mut self, device: DeviceId) {
+        self.listings.clear();
         if let Some((facts, _)) = self.devices.remove(&device) {
             self.by_name.remove(&(facts.name, device));
         }

@@ -8,6 +8,7 @@ use rpc::{CredentialHash, DeliveryReply, Identity, Limit, Party, Protocol, Sessi
 use sha2::{Digest, Sha256};
 
 use super::guesses::{NoTurn, Source};
+use super::mailbox::{EndReason, Mail};
 use super::sessions::{CredentialDigest, Session, Visitor};
 use crate::calls::now_ms;
 use crate::metrics::ConnectResult;
@@ -105,6 +106,12 @@ impl Node {
         let place = self.shares.visitor(party, protocol).map_err(NotAdmitted::Busy)?;
         let visitor = self.sessions.enter(visit, identity, credential, protocol, place, Instant::now());
         self.metrics.visitors(protocol).increment(1);
+        if let Some(oldest) =
+            self.sessions.one_too_many(&visitor, self.settings.ingress.max_connections_per_device)
+        {
+            self.metrics.limit_hit(Limit::DeviceConnections);
+            oldest.mailbox.tell(Mail::End(EndReason::TakenOver));
+        }
         if self.changes() == changes {
             return Ok(visitor);
         }

@@ -59,6 +59,16 @@ impl TokenBucket {
         self.full_at <= now
     }
 
+    /// When there is a token, if there is none now.
+    pub fn next(&self, rate: Rate, now: Instant) -> Option<Instant> {
+        if rate.per_second == 0 {
+            return None;
+        }
+        let token = Duration::from_secs(1) / rate.per_second;
+        let next = self.full_at.checked_sub(token * (rate.burst.max(1) - 1))?;
+        (next > now).then_some(next)
+    }
+
     /// Takes one token, if there is one.
     pub fn take(&mut self, rate: Rate, now: Instant) -> bool {
         let has_one = self.wait(rate, now).is_zero();
@@ -249,7 +259,14 @@ mod tests {
             let (mut now, mut taken) = (start, 0u64);
             for gap in gaps_us {
                 now += Duration::from_micros(gap);
-                taken += u64::from(bucket.take(RATE, now));
+                let next = bucket.next(RATE, now);
+                let is_taken = bucket.take(RATE, now);
+                prop_assert_eq!(next.is_none(), is_taken);
+                if let Some(next) = next {
+                    prop_assert!(bucket.next(RATE, next).is_none());
+                    prop_assert!(bucket.next(RATE, next - Duration::from_nanos(1)).is_some());
+                }
+                taken += u64::from(is_taken);
                 let earned = 10 + now.duration_since(start).as_micros() as u64 * 100 / 1_000_000;
                 prop_assert!(taken <= earned + 1, "{taken} taken, {earned} earned");
             }

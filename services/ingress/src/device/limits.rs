@@ -25,6 +25,8 @@ pub struct DeviceLimits {
     pub call_rate: Rate,
     /// How often the device may send telemetry or attributes.
     pub uplink_rate: Rate,
+    /// How often one of its connections may send something.
+    pub request_rate: Rate,
     /// What may wait for it, and be open at it, as a target.
     pub target: TargetLimits,
     /// Whether the messages that it reads as a target name the caller.
@@ -49,6 +51,10 @@ impl From<&Settings> for DeviceLimits {
                 per_second: ingress.uplinks_per_second_per_device,
                 burst: ingress.uplink_burst_per_device,
             },
+            request_rate: Rate {
+                per_second: ingress.requests_per_second_per_connection,
+                burst: ingress.requests_per_second_per_connection,
+            },
             target: TargetLimits::from(ingress),
             tells_caller: api.tell_caller_in_body,
         }
@@ -70,6 +76,11 @@ impl DeviceLimits {
     /// Of the settings' defaults, without rates.
     pub(crate) fn for_tests() -> Self {
         let none = Rate { per_second: 0, burst: 0 };
-        DeviceLimits { call_rate: none, uplink_rate: none, ..DeviceLimits::from(&Settings::default()) }
+        DeviceLimits {
+            call_rate: none,
+            uplink_rate: none,
+            request_rate: none,
+            ..DeviceLimits::from(&Settings::default())
+        }
     }
 }

@@ -162,6 +162,16 @@ impl Sessions {
         visitor
     }
 
+    /// The oldest connection of the visitor's device, its callable ones left out, that is one too many.
+    pub fn one_too_many(&self, visitor: &Visitor, max: usize) -> Option<Arc<Visitor>> {
+        let devices = self.devices.lock();
+        let OnNode { visitors, sessions, .. } = devices.get(&visitor.device)?;
+        let connections = || visitors.iter().filter(|it| it.protocol == Protocol::Mqtt);
+        let is_callable = |it: &Visitor| sessions.iter().any(|session| session.visitor.id == it.id);
+        let oldest = connections().find(|it| !is_callable(it))?;
+        (connections().count() > max).then(|| Arc::clone(oldest))
+    }
+
     /// Removes a visitor. False when it has left already.
     pub fn leave(&self, visitor: &Visitor) -> bool {
         self.remove(visitor.device, |it| {
@@ -375,6 +385,22 @@ mod tests {
         let (mut fewer, mut renamed) = (identity(1), identity(1));
         (fewer.customer, renamed.name) = (None, "B".to_owned());
         assert!(visitor.is(&renamed) && !visitor.is(&fewer) && !visitor.is(&identity(2)));
+    }
+
+    #[test]
+    fn one_connection_too_many_ends_the_oldest_that_only_calls() {
+        let sessions = Sessions::default();
+        let enter = |protocol| {
+            sessions.enter(sessions.next_visit(), identity(1), DIGEST, protocol, place(), Instant::now())
+        };
+        let callable = enter(Protocol::Mqtt);
+        sessions.begin(&callable);
+        enter(Protocol::Http);
+        let (older, newer) = (enter(Protocol::Mqtt), enter(Protocol::Mqtt));
+        assert!(sessions.one_too_many(&newer, 3).is_none());
+        assert_eq!(sessions.one_too_many(&newer, 2).map(|it| it.id), Some(older.id));
+        sessions.leave(&older);
+        assert!(sessions.one_too_many(&newer, 2).is_none());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! How much of this node may one customer take? A part of its places for calls, deliveries and devices.
 
+use std::net::{IpAddr, Ipv6Addr};
+
 use boot::config::Settings;
 use rpc::{Limit, NoPlace, Party, Place, Protocol, Shares, percent_of};
 
@@ -15,6 +17,8 @@ pub struct NodeShares {
     /// Devices that are kept in mind between their requests.
     http: Shares<Party>,
     coap: Shares<Party>,
+    /// None: as many as they like.
+    addresses: Option<Shares<IpAddr>>,
 }
 
 /// The places of a call that is in flight.
@@ -42,6 +46,10 @@ impl NodeShares {
             http: of(http.max_sessions),
             // Each may come to observe.
             coap: of(coap.max_sessions.min(coap.max_observers)),
+            addresses: match ingress.max_connections_per_address {
+                0 => None,
+                max => Some(Shares::new(usize::MAX, max)),
+            },
         }
     }
 
@@ -78,12 +86,29 @@ impl NodeShares {
         shares.take(party).map_err(|why| limit(why, Limit::CustomerSessions, all))
     }
 
+    /// For a connection from there; none is needed where there is no limit.
+    ///
+    /// # Errors
+    /// With the limit that is reached.
+    pub fn connection(&self, from: IpAddr) -> Result<Option<Place<IpAddr>>, Limit> {
+        let place = self.addresses.as_ref().map(|addresses| addresses.take(network(from)));
+        place.transpose().map_err(|_| Limit::AddressConnections)
+    }
+
     /// For a device's request over HTTP, for as long as it occupies its connection.
     ///
     /// # Errors
     /// With the limit that is reached.
     pub fn request(&self, party: Party) -> Result<Place<Party>, Limit> {
         self.connections.take(party).map_err(|why| limit(why, Limit::CustomerSessions, Limit::Connections))
+    }
+}
+
+/// Whose connections count together: those of an IPv4 address, or of an IPv6 network that one subscriber has.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
     }
 }
 
@@ -134,6 +159,22 @@ mod tests {
         let _greedy: Vec<_> = (0..5).map(|_| shares.call(party(1), true).unwrap()).collect();
         (0..100).for_each(|_| assert!(shares.call(party(1), true).is_err()));
         assert_eq!((shares.calls.taken(), shares.waits.taken()), (5, 5));
+    }
+
+    #[test]
+    fn an_address_has_its_connections() {
+        let mut settings = Settings::default();
+        let shares = NodeShares::new(&settings, 20);
+        assert!(shares.connection([10, 0, 0, 1].into()).unwrap().is_none());
+        settings.ingress.max_connections_per_address = 1;
+        let shares = NodeShares::new(&settings, 20);
+        let from = |text: &str| shares.connection(text.parse().unwrap());
+        let _held =
+            [from("10.0.0.1").unwrap(), from("2001:db8::1").unwrap(), from("::ffff:10.0.0.2").unwrap()];
+        for same in ["10.0.0.1", "::ffff:10.0.0.1", "2001:db8::ffff:1:2:3", "10.0.0.2"] {
+            assert_eq!(from(same).unwrap_err(), Limit::AddressConnections, "{same}");
+        }
+        assert!(from("10.0.0.3").is_ok() && from("2001:db8:0:1::1").is_ok());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::HttpBody;
 use bytes::{Bytes, BytesMut};
@@ -16,6 +16,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::outbox::Outbox;
+use crate::device::caller::TokenBucket;
+use crate::device::limits::Rate;
 
 /// One connection's: an extension of each of its requests.
 pub(super) struct Exchange {
@@ -33,6 +35,8 @@ pub(super) struct Exchange {
     chunked: AtomicBool,
     known: AtomicBool,
     last_words: Notify,
+    /// How many requests may come.
+    pace: Mutex<Option<TokenBucket>>,
 }
 
 /// Why a body is none.
@@ -56,6 +60,7 @@ impl Exchange {
             answering: AtomicBool::default(),
             chunked: AtomicBool::default(),
             known: AtomicBool::default(),
+            pace: Mutex::default(),
             last_words: Notify::default(),
         }
     }
@@ -68,6 +73,15 @@ impl Exchange {
         *self.body.lock() = body;
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.answering.store(true, Ordering::Relaxed);
+    }
+
+    /// When the request may be answered, if it came too fast. Nothing of the next one is read before.
+    pub(super) fn paced_until(&self, rate: Rate, now: Instant) -> Option<Instant> {
+        let mut pace = self.pace.lock();
+        let pace = pace.get_or_insert_with(|| TokenBucket::new(now));
+        let until = pace.next(rate, now);
+        pace.take(rate, until.unwrap_or(now));
+        until
     }
 
     /// The request has its response, which is yet to be written.

@@ -1,5 +1,6 @@
 //! Where do HTTP clients come in? At one port, and under TLS at another.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use super::routes::router;
 use super::server::Server;
 use crate::mqtt::session::SessionLimits;
 use crate::node::Node;
-use crate::port::{Door, Place, Port, REFUSAL_TIMEOUT, linger};
+use crate::port::{Door, Place, PlaceOfAddress, Port, REFUSAL_TIMEOUT, linger};
 use crate::proxied;
 use crate::tls::Tls;
 
@@ -148,17 +149,19 @@ impl Acceptor {
         match (self.server.node.take_place(rpc::Protocol::Http, address), tls) {
             (Some(Place::Served(place)), None) => self.tasks.spawn(set_apart(async move {
                 let peer = closing.run_until_cancelled(peer(&mut stream, address, &server));
-                if let Some(Ok(peer)) = peer.await {
+                if let Some(Ok((peer, of_address))) = peer.await {
                     connection::serve(stream, peer, server, router, closing).await;
+                    drop(of_address);
                 }
                 drop(place);
             })),
             (Some(Place::Served(place)), Some(tls)) => self.tasks.spawn(set_apart(async move {
                 let peer = closing.run_until_cancelled(peer(&mut stream, address, &server));
-                if let Some(Ok(peer)) = peer.await
+                if let Some(Ok((peer, of_address))) = peer.await
                     && let Some(Some(stream)) = closing.run_until_cancelled(tls.accept(stream)).await
                 {
                     connection::serve(stream, peer, server, router, closing).await;
+                    drop(of_address);
                 }
                 drop(place);
             })),
@@ -172,14 +175,19 @@ impl Acceptor {
     }
 }
 
-/// Who has connected, be it through a proxy.
-async fn peer(stream: &mut TcpStream, address: IpAddr, server: &Server) -> std::io::Result<IpAddr> {
+/// Who has connected, be it through a proxy, with a place among the connections of that address.
+async fn peer(
+    stream: &mut TcpStream,
+    address: IpAddr,
+    server: &Server,
+) -> io::Result<(IpAddr, PlaceOfAddress)> {
     let http = &server.node.settings.http;
     if !http.proxy_protocol {
-        return Ok(address);
+        return server.node.take_place_of(address);
     }
     let wait = Duration::from_millis(http.header_timeout_ms);
-    proxied::peer(stream, address, &http.trusted_proxies, wait).await
+    let peer = proxied::peer(stream, address, &http.trusted_proxies, wait).await?;
+    server.node.take_place_of(peer)
 }
 
 async fn refuse(mut stream: TcpStream) {
@@ -187,7 +195,7 @@ async fn refuse(mut stream: TcpStream) {
     let _ = tokio::time::timeout(REFUSAL_TIMEOUT, async {
         stream.write_all(REFUSAL).await?;
         linger(stream).await;
-        std::io::Result::Ok(())
+        io::Result::Ok(())
     })
     .await;
 }

@@ -64,6 +64,10 @@ async fn observe(
     request: Request,
     next: Next,
 ) -> Response {
+    if let Some(until) = exchange.paced_until(server.limits.device.request_rate, Instant::now()) {
+        server.node.metrics.limit_hit(Limit::RequestRate);
+        tokio::time::sleep_until(until.into()).await;
+    }
     let pattern = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     let route = Route::of(pattern, request.method());
     let is_device_api = request.uri().path().starts_with(paths::DEVICE_API);

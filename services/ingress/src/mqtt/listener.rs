@@ -1,5 +1,6 @@
 //! Where do MQTT clients come in? At one port, or under TLS at another.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::connection;
 use super::session::SessionLimits;
 use crate::node::Node;
-use crate::port::{Door, Place, Port, REFUSAL_TIMEOUT};
+use crate::port::{Door, Place, PlaceOfAddress, Port, REFUSAL_TIMEOUT};
 use crate::proxied;
 use crate::tls::Tls;
 
@@ -68,22 +69,24 @@ impl Acceptor {
             // A task of its own kind each: one is not to be as large as another.
             match (place, self.tls.clone()) {
                 (Place::Served(place), None) => connections.spawn(set_apart(async move {
-                    if let Ok(peer) = peer(&mut stream, address, &node).await {
+                    if let Ok((peer, of_address)) = peer(&mut stream, address, &node).await {
                         connection::serve(stream, peer, node, limits).await;
+                        drop(of_address);
                     }
                     drop(place);
                 })),
                 (Place::Served(place), Some(tls)) => connections.spawn(set_apart(async move {
-                    if let Ok(peer) = peer(&mut stream, address, &node).await
+                    if let Ok((peer, of_address)) = peer(&mut stream, address, &node).await
                         && let Some(stream) = tls.accept(stream).await
                     {
                         connection::serve(stream, peer, node, limits).await;
+                        drop(of_address);
                     }
                     drop(place);
                 })),
                 (Place::Refused(place), tls) => connections.spawn(set_apart(async move {
                     let refused = async {
-                        let Ok(peer) = peer(&mut stream, address, &node).await else { return };
+                        let Ok((peer, _of_address)) = peer(&mut stream, address, &node).await else { return };
                         match tls {
                             None => connection::refuse(stream, peer, &node, &limits).await,
                             Some(tls) => {
@@ -102,8 +105,9 @@ impl Acceptor {
     }
 }
 
-/// Who has connected, be it through a proxy.
-async fn peer(stream: &mut TcpStream, address: IpAddr, node: &Node) -> std::io::Result<IpAddr> {
+/// Who has connected, be it through a proxy, with a place among the connections of that address.
+async fn peer(stream: &mut TcpStream, address: IpAddr, node: &Node) -> io::Result<(IpAddr, PlaceOfAddress)> {
     let wait = Duration::from_millis(node.settings.ingress.connect_timeout_ms);
-    proxied::peer(stream, address, &node.settings.mqtt.trusted_proxies, wait).await
+    let peer = proxied::peer(stream, address, &node.settings.mqtt.trusted_proxies, wait).await?;
+    node.take_place_of(peer)
 }

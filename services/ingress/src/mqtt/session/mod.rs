@@ -20,7 +20,7 @@ use super::codec::{Codec, Fault, Packet, Publish, QoS, Reason, SubscribeAckReaso
 use super::filter::{Grant, Subscriptions, is_request_filter};
 use super::inbound::Inbound;
 use super::outbound::Outbound;
-use crate::device::caller::CallerLimits;
+use crate::device::caller::{CallerLimits, TokenBucket};
 use crate::device::limits::DeviceLimits;
 use crate::device::mailbox::{EndReason, Router};
 use crate::device::target::{Conclusion, Numbers, Target};
@@ -141,6 +141,10 @@ pub struct Session {
     unflushed: Vec<u32>,
     inbound: Inbound,
     held: Option<Box<Held>>,
+    /// How many packets may come.
+    packets: TokenBucket,
+    /// More have come: nothing is read until then.
+    paced_until: Option<Instant>,
     /// Handed up if the connection ends without DISCONNECT.
     will: Option<Box<(UplinkKind, Bytes)>>,
     /// Why messages were dropped, as far as their topics have been told: a bit for each reason.
@@ -178,6 +182,8 @@ impl Session {
             unflushed: Vec::new(),
             inbound: Inbound::default(),
             held: None,
+            packets: TokenBucket::new(now),
+            paced_until: None,
             will: will.map(Box::new),
             told: 0,
             // §3.1.2.10: one and a half times the keep-alive.
@@ -225,8 +231,12 @@ impl Session {
         while !self.closed && !self.paused {
             let done = match self.held.take() {
                 Some(held) => self.take(held.publish, now),
+                None if self.is_too_fast(now) => return,
                 None => match self.codec.decode(inbound, max_packet_bytes) {
-                    Ok(Some(packet)) => self.packet(packet, now),
+                    Ok(Some(packet)) => {
+                        self.packets.take(self.limits.device.request_rate, now);
+                        self.packet(packet, now)
+                    }
                     Ok(None) => return,
                     Err(fault) => Err(fault),
                 },
@@ -239,6 +249,16 @@ impl Session {
                 return;
             }
         }
+    }
+
+    /// Whether the next packet must wait.
+    fn is_too_fast(&mut self, now: Instant) -> bool {
+        let until = self.packets.next(self.limits.device.request_rate, now);
+        if until.is_some() && self.paced_until.is_none() {
+            self.effects.push_back(Effect::LimitHit(Limit::RequestRate));
+        }
+        self.paced_until = until;
+        until.is_some()
     }
 
     fn packet(&mut self, packet: Packet, now: Instant) -> Result<(), Fault> {
@@ -351,7 +371,7 @@ impl Session {
     /// Time has passed: closes what has run out of it.
     pub fn tick(&mut self, now: Instant) {
         self.target.expire(now);
-        if self.held.is_some() {
+        if self.held.is_some() || self.paced_until.is_some() {
             // What the client has sent meanwhile waits with the socket.
             self.last_packet_at = now;
         }
@@ -367,7 +387,7 @@ impl Session {
     pub fn next_tick(&self) -> Instant {
         let keep_alive = self.last_packet_at + self.keep_alive;
         let held_until = self.held.as_ref().and_then(|held| held.until);
-        let others = self.target.next_expiry().into_iter().chain(held_until);
+        let others = self.target.next_expiry().into_iter().chain(held_until).chain(self.paced_until);
         others.fold(keep_alive, Instant::min)
     }
 
@@ -409,7 +429,7 @@ impl Session {
     /// that owes the node no answer reads no further: a request read now would have to be broken off.
     pub fn wants_input(&self) -> bool {
         let owes = !self.target.has_none_open() || !self.outbound.has_none_under_way();
-        self.held.is_none() && (!self.draining || owes)
+        self.held.is_none() && self.paced_until.is_none() && (!self.draining || owes)
     }
 
     /// Nothing is in flight in either direction.

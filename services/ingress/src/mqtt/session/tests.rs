@@ -7,6 +7,7 @@ use tokio_util::codec::{Decoder, Encoder};
 
 use super::*;
 use crate::calls;
+use crate::device::limits::Rate;
 use crate::device::mailbox::Incoming;
 use crate::device::target::{Caller, TargetLimits};
 use crate::mqtt::codec::Version;
@@ -1214,4 +1215,30 @@ proptest! {
             session(version, 2, now).received(&mut BytesMut::from(&bytes[..]), MAX, now);
         }
     }
+}
+
+#[test]
+fn packets_that_come_too_fast_are_read_later() {
+    let now = Instant::now();
+    let caller = Arc::new(Mutex::new(CallerLimits::new(now)));
+    let mut limits = limits();
+    limits.device.request_rate = Rate { per_second: 2, burst: 2 };
+    let mut session = Session::new(Codec::new(Version::V3), Arc::new(limits), caller, 60, 2, None, now);
+    let mut bytes = v3_bytes([const { v3::Packet::PingRequest }; 4]);
+    session.received(&mut bytes, MAX, now);
+    assert_eq!(v3_out(&mut session), [const { v3::Packet::PingResponse }; 2]);
+    assert!(!session.wants_input(), "what comes meanwhile waits with the socket");
+    assert!(matches!(effects(&mut session)[..], [Effect::LimitHit(Limit::RequestRate)]));
+    for later in [500, 1_000] {
+        let then = now + Duration::from_millis(later);
+        assert_eq!(session.next_tick(), then);
+        session.tick(then);
+        session.received(&mut bytes, MAX, then);
+        assert_eq!(v3_out(&mut session), [v3::Packet::PingResponse]);
+    }
+    assert!(bytes.is_empty());
+    let then = now + Duration::from_millis(1_500);
+    session.tick(then);
+    session.received(&mut bytes, MAX, then);
+    assert!(session.wants_input());
 }

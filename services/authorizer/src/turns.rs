@@ -1,0 +1,141 @@
+//! Whose list is answered next? One of a customer at a time, and so many bytes a second: others wait their turn.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rpc::{Limit, NoPlace, Party, Place, Shares};
+use tokio::sync::OwnedMutexGuard;
+use tokio::time::sleep;
+
+/// Lists that may wait at a time.
+const MAX_WAITING: usize = 4_096;
+/// Of one customer.
+const MAX_WAITING_OF_ONE: usize = 256;
+/// What a list costs besides its bytes: to be read, looked up and sent.
+const BYTES_OF_NONE: usize = 512;
+
+type ByParty = Mutex<HashMap<Party, Arc<tokio::sync::Mutex<()>>>>;
+
+/// The queues of all customers. In memory stand those that have a list to wait for.
+pub(crate) struct Turns {
+    places: Shares<Party>,
+    queues: Arc<ByParty>,
+    /// Of one customer; 0: no limit.
+    bytes_per_second: u32,
+}
+
+/// A list that waits in its customer's queue.
+pub(crate) struct Queued {
+    party: Party,
+    queues: Arc<ByParty>,
+    queue: Option<Arc<tokio::sync::Mutex<()>>>,
+    bytes_per_second: u32,
+    _place: Place<Party>,
+}
+
+/// It is this list's turn.
+pub(crate) struct Turn {
+    guard: Option<OwnedMutexGuard<()>>,
+    queued: Queued,
+}
+
+impl Turns {
+    pub(crate) fn new(bytes_per_second: u32) -> Self {
+        let places = Shares::new(MAX_WAITING, MAX_WAITING_OF_ONE);
+        Turns { places, queues: Arc::default(), bytes_per_second }
+    }
+
+    /// Joins the queue of `party`, behind those that are in it.
+    pub(crate) fn queue(&self, party: Party) -> Result<Queued, Limit> {
+        let place = self.places.take(party).map_err(|why| match why {
+            NoPlace::Part => Limit::CustomerLists,
+            NoPlace::Any => Limit::Lists,
+        })?;
+        let queue = Some(Arc::clone(self.queues.lock().entry(party).or_default()));
+        let (queues, bytes_per_second) = (Arc::clone(&self.queues), self.bytes_per_second);
+        Ok(Queued { party, queues, queue, bytes_per_second, _place: place })
+    }
+}
+
+impl Queued {
+    /// Waits until those before it are through.
+    pub(crate) async fn turn(self) -> Turn {
+        let guard = match &self.queue {
+            Some(queue) => Some(Arc::clone(queue).lock_owned().await),
+            None => None,
+        };
+        Turn { guard, queued: self }
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        let mut queues = self.queues.lock();
+        self.queue = None;
+        // Whoever joins takes his copy under this lock.
+        if queues.get(&self.party).is_some_and(|queue| Arc::strong_count(queue) == 1) {
+            queues.remove(&self.party);
+        }
+    }
+}
+
+impl Turn {
+    /// The list was answered with so many bytes: the next one of the customer follows once they have had their time.
+    pub(crate) async fn pass_on(mut self, bytes: usize) {
+        if self.queued.bytes_per_second > 0 {
+            let cost = u32::try_from(bytes + BYTES_OF_NONE).unwrap_or(u32::MAX);
+            sleep(Duration::from_secs(1) / self.queued.bytes_per_second * cost).await;
+        }
+        self.guard = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rpc::TenantId;
+    use tokio::time::Instant;
+    use uuid::Uuid;
+
+    fn party(tenant: u128) -> Party {
+        Party::of(TenantId(Uuid::from_u128(tenant)), None)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_customers_lists_follow_each_other_at_their_pace_and_nobody_elses_wait_for_them() {
+        let turns = Turns::new(100_000);
+        let started = Instant::now();
+        let answer = |queued: Queued| async move {
+            let turn = queued.turn().await;
+            let at = started.elapsed();
+            turn.pass_on(50_000 - BYTES_OF_NONE).await;
+            at.as_millis()
+        };
+        let greedy: Vec<_> = (0..3).map(|_| tokio::spawn(answer(turns.queue(party(1)).unwrap()))).collect();
+        tokio::task::yield_now().await;
+        assert_eq!(answer(turns.queue(party(2)).unwrap()).await, 0);
+        for (place, it) in greedy.into_iter().enumerate() {
+            let (at, due) = (it.await.unwrap(), place as u128 * 500);
+            assert!((due..due + 10).contains(&at), "{at} ms, not {due}");
+        }
+        assert!(turns.queues.lock().is_empty());
+        assert_eq!(turns.places.taken(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_too_many_is_refused_and_whoever_leaves_makes_room() {
+        let turns = Turns::new(1);
+        let mut waiting: Vec<_> = (0..MAX_WAITING_OF_ONE).map(|_| turns.queue(party(1)).unwrap()).collect();
+        assert_eq!(turns.queue(party(1)).err(), Some(Limit::CustomerLists));
+        assert!(turns.queue(party(2)).is_ok());
+        let turn = waiting.remove(0).turn().await;
+        // Given up in its turn, as when the process stops.
+        drop(turn);
+        let turn = waiting.remove(0).turn().await;
+        assert!(turns.queue(party(1)).is_ok());
+        drop((waiting, turn));
+        assert!(turns.queues.lock().is_empty());
+    }
+}
