@@ -114,6 +114,18 @@ def test_calls_for_devices_take_their_part(new_cluster, device):
     assert sorted(it.text() for it in open_answers) == ["0"] * 4 + [said.BUSY] * 46
 
 
+def test_calls_a_second_of_a_customer(new_cluster, device):
+    cluster = new_cluster(settings={"ingress.calls_per_second_per_customer": "10"})
+    node, greedy = cluster.nodes[0], cluster.accounts.family()
+    device(PahoV5, greedy.c).connect(node).become_callable(answering('"here"'))
+    callers = [device(PahoV5, it).connect(node) for it in (greedy.a, greedy.b)]
+    texts = [it.text() for it in [caller.send_msg(greedy.c, "1") for caller in callers for _ in range(50)]]
+    assert 10 <= texts.count('"here"') < 50 and texts.count(said.BUSY) == 100 - texts.count('"here"')
+    assert hits(node, "customer_call_rate") == texts.count(said.BUSY)
+    notices_nothing(cluster, device, node)
+    until("he has earned another", lambda: callers[0].send_msg(greedy.c, "1").text() == '"here"')
+
+
 def test_connections_take_their_part(new_cluster, device, raw):
     cluster = new_cluster(settings={"ingress.max_connections": "30"})
     node, greedy = cluster.nodes[0], cluster.accounts.family()

@@ -112,7 +112,7 @@ impl Calls {
             Request::GetDevices { .. } => Some(false),
             Request::SendMsg { connect_timeout, .. } => Some(connect_timeout.as_ms() > 0),
         };
-        let places = match waits.map(|waits| self.shares.call(by.party, waits)).transpose() {
+        let places = match waits.map(|waits| self.shares.call(by.party, waits, Instant::now())).transpose() {
             Ok(places) => places,
             Err(limit) => {
                 counter!(LIMITS_HIT, "limit" => limit.as_str()).increment(1);

@@ -94,6 +94,8 @@ closed_list! {
         /// `shares.per_customer_percent`, of calls in flight.
         #[n(21)]
         CustomerCalls = "customer_calls",
+        /// `ingress.calls_per_second_per_customer`.
+        CustomerCallRate = "customer_call_rate",
         /// `shares.per_customer_percent`, of calls that may wait for their target.
         #[n(22)]
         CustomerWaits = "customer_waits",

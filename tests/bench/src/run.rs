@@ -49,7 +49,9 @@ pub async fn run(options: &Options, mut heard: impl FnMut(&Sample)) -> Result<Ve
     for scenario in &options.scenarios {
         for round in 1..=options.rounds {
             for system in &options.systems {
-                if matches!(scenario, Scenario::Offline { .. }) && !system.knows_offline() {
+                if matches!(scenario, Scenario::Offline { .. } | Scenario::Fair { .. })
+                    && !system.knows_offline()
+                {
                     continue;
                 }
                 std::fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
@@ -88,6 +90,19 @@ async fn measure(
         }
         Scenario::Offline { pairs, in_flight } => {
             load(&running, plan(pairs, Pace::Closed { in_flight }, Expected::Offline)).await
+        }
+        Scenario::Fair { calls_per_s, customers, beside_greedy } => {
+            let greedy = match beside_greedy {
+                true => {
+                    Some(workload::connect_greedy(&running.addresses, running.dialect.as_ref(), customers))
+                }
+                false => None,
+            };
+            let _greedy = match greedy {
+                Some(greedy) => Some(greedy.await?),
+                None => None,
+            };
+            load(&running, plan(customers, Pace::Open { calls_per_s }, Expected::Answer)).await
         }
         Scenario::Idle { devices } => idle(&running, devices).await,
     };

@@ -22,6 +22,16 @@ pub enum Scenario {
         /// Taking turns.
         pairs: usize,
     },
+    /// As `Open`, each pair of a customer of its own, with the limits of the settings' defaults: does a greedy customer
+    /// beside them show in how long their calls take?
+    Fair {
+        /// Over all pairs.
+        calls_per_s: u32,
+        /// A pair each.
+        customers: usize,
+        /// One customer more, at ten times his share.
+        beside_greedy: bool,
+    },
     /// Callable devices that do nothing: what does a connect cost, and what a connection?
     Idle {
         /// One connection each.
@@ -38,17 +48,34 @@ pub enum Scenario {
 
 /// How scenarios are written, for `--help`.
 pub const SYNTAX: &str = "200x4 (pairs x calls in flight each), 2000/s@100 (calls a second over so many pairs, \
-                          100 when left out), idle@19000 (connections), offline@200x1 (as 200x1, targets away)";
+                          100 when left out), idle@19000 (connections), offline@200x1 (as 200x1, targets away), \
+                          others@500/s and greedy@500/s (as 500/s@50, 50 customers, alone and beside a greedy one)";
 
 /// What a run without `--scenario` measures.
-pub const DEFAULT: &[&str] = &["200x1", "200x4", "2000/s", "idle@19000", "offline@200x1"];
+pub const DEFAULT: &[&str] =
+    &["200x1", "200x4", "2000/s", "idle@19000", "offline@200x1", "others@500/s", "greedy@500/s"];
+
+/// Of the greedy customer.
+pub const GREEDY_CALLERS: usize = 330;
 
 impl Scenario {
     /// How many devices must exist; the even ones call, the odd ones are called.
     pub fn devices(self) -> usize {
         match self {
             Self::Closed { pairs, .. } | Self::Open { pairs, .. } | Self::Offline { pairs, .. } => 2 * pairs,
+            Self::Fair { customers, .. } => 2 * (customers + GREEDY_CALLERS),
             Self::Idle { devices } => devices,
+        }
+    }
+
+    /// Which customer a device belongs to: both of a pair are always of the same.
+    pub fn customer_of(self, device: usize) -> usize {
+        const CUSTOMER_DEVICES: usize = 200;
+        match self {
+            Self::Fair { customers, .. } => (device / 2).min(customers),
+            Self::Closed { .. } | Self::Open { .. } | Self::Idle { .. } | Self::Offline { .. } => {
+                device / CUSTOMER_DEVICES
+            }
         }
     }
 }
@@ -58,6 +85,10 @@ impl fmt::Display for Scenario {
         match self {
             Self::Closed { pairs, in_flight } => write!(f, "{pairs}x{in_flight}"),
             Self::Open { calls_per_s, pairs } => write!(f, "{calls_per_s}/s@{pairs}"),
+            Self::Fair { calls_per_s, customers, beside_greedy } => {
+                let beside = if *beside_greedy { "greedy" } else { "others" };
+                write!(f, "{beside}@{calls_per_s}/s@{customers}")
+            }
             Self::Idle { devices } => write!(f, "idle@{devices}"),
             Self::Offline { pairs, in_flight } => write!(f, "offline@{pairs}x{in_flight}"),
         }
@@ -85,15 +116,26 @@ fn parse(text: &str) -> Result<Scenario> {
         let (pairs, in_flight) = pairs_by_calls(load)?;
         return Ok(Scenario::Offline { pairs, in_flight });
     }
-    if let Some((rate, pairs)) = text.split_once("/s") {
-        let pairs = if pairs.is_empty() { "@100" } else { pairs };
-        let pairs = pairs.strip_prefix('@').context("`@` is missing")?.parse()?;
-        let calls_per_s = rate.parse()?;
-        ensure!((1..=1_000_000).contains(&calls_per_s), "a rate is 1 … 1000000 calls a second");
+    for (beside, beside_greedy) in [("greedy@", true), ("others@", false)] {
+        if let Some(load) = text.strip_prefix(beside) {
+            let (calls_per_s, customers) = rate_over_pairs(load, "@50")?.context("`/s` is missing")?;
+            return Ok(Scenario::Fair { calls_per_s, customers, beside_greedy });
+        }
+    }
+    if let Some((calls_per_s, pairs)) = rate_over_pairs(text, "@100")? {
         return Ok(Scenario::Open { calls_per_s, pairs });
     }
     let (pairs, in_flight) = pairs_by_calls(text)?;
     Ok(Scenario::Closed { pairs, in_flight })
+}
+
+fn rate_over_pairs(text: &str, pairs_left_out: &str) -> Result<Option<(u32, usize)>> {
+    let Some((rate, pairs)) = text.split_once("/s") else { return Ok(None) };
+    let pairs = if pairs.is_empty() { pairs_left_out } else { pairs };
+    let pairs = pairs.strip_prefix('@').context("`@` is missing")?.parse()?;
+    let calls_per_s = rate.parse()?;
+    ensure!((1..=1_000_000).contains(&calls_per_s), "a rate is 1 … 1000000 calls a second");
+    Ok(Some((calls_per_s, pairs)))
 }
 
 fn pairs_by_calls(text: &str) -> Result<(usize, usize)> {

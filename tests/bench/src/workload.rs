@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use crate::frame::{self, Decimal, Packet};
 use crate::link::{self, Login, Outbox, Reader, Scratch};
+use crate::scenario::GREEDY_CALLERS;
 use crate::tally::{CALL_TIMEOUT, Tally};
 use crate::wire::body::{self, Nonce};
 use crate::wire::{Dialect, PairWire};
@@ -183,11 +184,18 @@ impl Crew {
 /// Makes calls on time: each is due at its own moment and is timed from that moment on, however late it is sent, so
 /// that a stalled server (or client) shows in the latencies of all calls that it held up.
 async fn pace(callers: Vec<Rc<Caller>>, board: Rc<Board>, calls_per_s: u32) {
-    let Err(error) = paced(&callers, &board, calls_per_s).await else { return };
+    let mut turns = callers.iter().cycle();
+    let call = |due| match turns.next() {
+        _ if !board.calling.get() => Ok(false),
+        Some(caller) => caller.call_now(due).map(|()| true),
+        None => bail!("no pairs"),
+    };
+    let Err(error) = paced(calls_per_s, call).await else { return };
     board.break_off(error);
 }
 
-async fn paced(callers: &[Rc<Caller>], board: &Board, calls_per_s: u32) -> Result<()> {
+/// Calls each time that one is due, until there is none any more.
+async fn paced(calls_per_s: u32, mut call: impl FnMut(Instant) -> Result<bool>) -> Result<()> {
     let interval = Duration::from_secs(1) / calls_per_s;
     // The runtime's own timers tick in milliseconds, which is more than a call takes.
     let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
@@ -203,8 +211,7 @@ async fn paced(callers: &[Rc<Caller>], board: &Board, calls_per_s: u32) -> Resul
     timerfd_settime(&timer, TimerfdTimerFlags::empty(), &schedule)?;
 
     let mut due = started;
-    let mut turns = callers.iter().cycle();
-    while board.calling.get() {
+    loop {
         let mut ready = timer.readable().await?;
         let mut expired = [0; 8];
         match rustix::io::read(ready.get_inner(), &mut expired) {
@@ -217,14 +224,65 @@ async fn paced(callers: &[Rc<Caller>], board: &Board, calls_per_s: u32) -> Resul
         }
         for _ in 0..u64::from_ne_bytes(expired) {
             due += interval;
-            let caller = turns.next().context("no pairs")?;
-            if board.calling.get() {
-                caller.call_now(due)?;
+            if !call(due)? {
+                return Ok(());
             }
         }
         ready.clear_ready();
     }
-    Ok(())
+}
+
+/// Ten times the calls that one customer may have waiting: a tenth of half of the questions of a node.
+const GREEDY_WAITS: u32 = 100;
+/// Ten times `ingress.calls_per_second_per_customer`.
+const GREEDY_CALLS_PER_S: u32 = 20_000;
+
+/// A customer whose devices ask for ten times what is his. Dropping it ends that.
+pub struct Greedy {
+    _devices: JoinSet<()>,
+}
+
+/// Connects the greedy customer's callers, whose pairs begin at `first`, and lets them loose: each has calls wait for a
+/// target that never comes, and calls it again and again besides. What they read concerns nobody.
+///
+/// # Errors
+/// When one cannot connect.
+pub async fn connect_greedy(nodes: &[SocketAddr], dialect: &dyn Dialect, first: usize) -> Result<Greedy> {
+    let (scratch, mut devices) = (Scratch::new(), JoinSet::new());
+    let mut callers = Vec::with_capacity(GREEDY_CALLERS);
+    for index in first..first + GREEDY_CALLERS {
+        let wire = dialect.pair(index);
+        let connect = link::connect(node(nodes, index)?, &wire.caller, &scratch);
+        let (mut reader, outbox) = timeout(CONNECT_TIMEOUT, connect).await.context("it took too long")??;
+        let heard = scratch.clone();
+        devices.spawn_local(async move { while reader.batch(&heard, |_| Ok(())).await.is_ok() {} });
+        callers.push((wire, outbox));
+    }
+    let call = |wire: &PairWire, outbox: &Outbox, id: u32, head: &str| -> Result<()> {
+        let id = Decimal::new(id);
+        let topic = [wire.call_topic.as_bytes(), id.as_bytes()];
+        Ok(outbox.send(|out| frame::publish(out, topic, &[head.as_bytes(), b"0}}"]))?)
+    };
+    for (wire, outbox) in &callers {
+        let head =
+            wire.envelope_head.replace("\"timeout\":", "\"connectTimeout\":60000,\"timeout\":60000,\"was\":");
+        for id in 0..GREEDY_WAITS {
+            call(wire, outbox, id, &head)?;
+        }
+    }
+    devices.spawn_local(async move {
+        let (mut turns, mut id) = (callers.iter().cycle(), GREEDY_WAITS);
+        let again = |_| {
+            id += 1;
+            match turns.next() {
+                Some((wire, outbox)) => call(wire, outbox, id, &wire.envelope_head).map(|()| true),
+                None => Ok(false),
+            }
+        };
+        // It ends with its connections.
+        let _ = paced(GREEDY_CALLS_PER_S, again).await;
+    });
+    Ok(Greedy { _devices: devices })
 }
 
 /// What all devices of a run share.

@@ -1,9 +1,15 @@
 //! How much of this node may one customer take? A part of its places for calls, deliveries and devices.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
+use std::time::Instant;
 
 use boot::config::Settings;
+use parking_lot::Mutex;
 use rpc::{Limit, NoPlace, Party, Place, Protocol, Shares, percent_of};
+
+use super::caller::TokenBucket;
+use super::limits::Rate;
 
 /// The places of one node.
 #[derive(Debug)]
@@ -11,6 +17,7 @@ pub struct NodeShares {
     calls: Shares<Party>,
     /// Of `calls`, those that may wait for their target.
     waits: Shares<Party>,
+    rates: CustomerRates,
     deliveries: Shares<Party>,
     /// MQTT's for as long as it lasts, HTTP's for as long as a request of a device is answered.
     connections: Shares<Party>,
@@ -28,6 +35,34 @@ pub struct CallPlaces {
     _wait: Option<Place<Party>>,
 }
 
+/// How often each customer's devices may call. In memory stand those that called lately.
+#[derive(Debug)]
+struct CustomerRates {
+    rate: Rate,
+    buckets: Mutex<HashMap<Party, TokenBucket>>,
+}
+
+/// Buckets that are kept before it is looked which are full.
+const KEPT_BUCKETS: usize = 1_024;
+
+impl CustomerRates {
+    fn new(per_second: u32) -> Self {
+        CustomerRates { rate: Rate { per_second, burst: per_second }, buckets: Mutex::default() }
+    }
+
+    fn take(&self, party: Party, now: Instant) -> bool {
+        if self.rate.per_second == 0 {
+            return true;
+        }
+        let mut buckets = self.buckets.lock();
+        // As often as it has doubled: nobody's call pays for everybody's.
+        if buckets.len() == buckets.capacity() && buckets.len() >= KEPT_BUCKETS {
+            buckets.retain(|_, bucket| !bucket.is_full(now));
+        }
+        buckets.entry(party).or_insert_with(|| TokenBucket::new(now)).take(self.rate, now)
+    }
+}
+
 impl NodeShares {
     /// Of a node that may have so many connections.
     pub fn new(settings: &Settings, max_connections: usize) -> Self {
@@ -41,6 +76,7 @@ impl NodeShares {
                 waiting(max_calls),
                 waiting(percent_of(max_calls, shares.per_customer_percent)),
             ),
+            rates: CustomerRates::new(ingress.calls_per_second_per_customer),
             deliveries: of(ingress.max_deliveries),
             connections: of(max_connections),
             http: of(http.max_sessions),
@@ -57,7 +93,10 @@ impl NodeShares {
     ///
     /// # Errors
     /// With the limit that is reached.
-    pub fn call(&self, party: Party, waits: bool) -> Result<CallPlaces, Limit> {
+    pub fn call(&self, party: Party, waits: bool, now: Instant) -> Result<CallPlaces, Limit> {
+        if !self.rates.take(party, now) {
+            return Err(Limit::CustomerCallRate);
+        }
         let call =
             self.calls.take(party).map_err(|why| limit(why, Limit::CustomerCalls, Limit::PendingAsks))?;
         let wait = waits.then(|| self.waits.take(party)).transpose();
@@ -123,10 +162,15 @@ fn limit(why: NoPlace, part: Limit, any: Limit) -> Limit {
 mod tests {
     use super::*;
     use rpc::{CustomerId, TenantId};
+    use std::time::Duration;
     use uuid::Uuid;
 
     fn party(customer: u128) -> Party {
         Party::of(TenantId(Uuid::from_u128(1)), Some(CustomerId(Uuid::from_u128(customer))))
+    }
+
+    fn now() -> Instant {
+        Instant::now()
     }
 
     fn shares() -> NodeShares {
@@ -140,25 +184,39 @@ mod tests {
     #[test]
     fn calls_that_wait_leave_room_for_those_that_do_not() {
         let shares = shares();
-        let greedy: Vec<_> = (0..5).map(|_| shares.call(party(1), true).unwrap()).collect();
-        assert_eq!(shares.call(party(1), true).unwrap_err(), Limit::CustomerWaits);
-        let running: Vec<_> = (0..5).map(|_| shares.call(party(1), false).unwrap()).collect();
-        assert_eq!(shares.call(party(1), false).unwrap_err(), Limit::CustomerCalls);
-        assert!(shares.call(party(2), true).is_ok(), "nobody else notices");
+        let greedy: Vec<_> = (0..5).map(|_| shares.call(party(1), true, now()).unwrap()).collect();
+        assert_eq!(shares.call(party(1), true, now()).unwrap_err(), Limit::CustomerWaits);
+        let running: Vec<_> = (0..5).map(|_| shares.call(party(1), false, now()).unwrap()).collect();
+        assert_eq!(shares.call(party(1), false, now()).unwrap_err(), Limit::CustomerCalls);
+        assert!(shares.call(party(2), true, now()).is_ok(), "nobody else notices");
         let all: Vec<_> =
-            (3..12).flat_map(|it| [it; 5]).map(|it| shares.call(party(it), true).unwrap()).collect();
-        assert_eq!(shares.call(party(12), true).unwrap_err(), Limit::Waits);
-        assert!(shares.call(party(12), false).is_ok());
+            (3..12).flat_map(|it| [it; 5]).map(|it| shares.call(party(it), true, now()).unwrap()).collect();
+        assert_eq!(shares.call(party(12), true, now()).unwrap_err(), Limit::Waits);
+        assert!(shares.call(party(12), false, now()).is_ok());
         drop((greedy, running, all));
-        assert!(shares.call(party(1), true).is_ok());
+        assert!(shares.call(party(1), true, now()).is_ok());
     }
 
     #[test]
     fn a_refused_wait_keeps_no_place() {
         let shares = shares();
-        let _greedy: Vec<_> = (0..5).map(|_| shares.call(party(1), true).unwrap()).collect();
-        (0..100).for_each(|_| assert!(shares.call(party(1), true).is_err()));
+        let _greedy: Vec<_> = (0..5).map(|_| shares.call(party(1), true, now()).unwrap()).collect();
+        (0..100).for_each(|_| assert!(shares.call(party(1), true, now()).is_err()));
         assert_eq!((shares.calls.taken(), shares.waits.taken()), (5, 5));
+    }
+
+    #[test]
+    fn a_customer_calls_as_often_as_he_may_and_who_is_quiet_takes_no_memory() {
+        let (rates, start) = (CustomerRates::new(100), Instant::now());
+        let taken = (0..500).filter(|_| rates.take(party(1), start)).count();
+        assert_eq!(taken, 100);
+        assert!(rates.take(party(2), start), "nobody else notices");
+        assert!(!rates.take(party(1), start) && rates.take(party(1), start + Duration::from_millis(10)));
+        for customer in 0..100_000 {
+            assert!(rates.take(party(10 + customer), start + Duration::from_secs(2 * customer as u64)));
+        }
+        assert!(rates.buckets.lock().len() < 4 * KEPT_BUCKETS);
+        assert!(CustomerRates::new(0).take(party(1), start));
     }
 
     #[test]

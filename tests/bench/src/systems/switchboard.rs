@@ -17,18 +17,15 @@ use crate::wire::{DeviceApi, device_id};
 
 const BUILD: &str = "./taskw build";
 
-/// A device of the bench makes as many calls a second as the system bears, so this limit must not be what ends them.
-/// It is counted all the same.
-const SETTINGS: [&str; 5] = [
+/// A device of the bench makes as many calls a second as the system bears, so these limits must not be what ends them.
+/// They are counted all the same. Where limits are what is measured, they stay as they are.
+const LIMITS_RAISED: [&str; 3] = [
     "ingress.calls_per_second_per_device=1000000",
     "ingress.call_burst_per_device=1000000",
-    "mqtt.listen=127.0.0.1:0",
-    "http.listen=127.0.0.1:0",
-    "coap.listen=127.0.0.1:0",
+    "ingress.calls_per_second_per_customer=0",
 ];
 
-/// Devices of one customer: both of a pair are always of the same.
-const CUSTOMER_DEVICES: usize = 200;
+const SETTINGS: [&str; 3] = ["mqtt.listen=127.0.0.1:0", "http.listen=127.0.0.1:0", "coap.listen=127.0.0.1:0"];
 
 /// Starts one with `copies` of each service, and with the devices of `scenario` in its registry.
 ///
@@ -40,15 +37,16 @@ pub async fn start(tools: &Tools, copies: usize, scenario: Scenario, folder: &Pa
         .into_iter()
         .collect::<Result<Vec<_>>>()?;
     let (server, url) = nats::start(tools, folder).await?;
-    import(tools, &url, scenario.devices(), folder).await?;
+    import(tools, &url, scenario, folder).await?;
 
+    let raised: &[&str] = if matches!(scenario, Scenario::Fair { .. }) { &[] } else { &LIMITS_RAISED };
     let mut processes = vec![server];
     for (role, program) in services {
         for number in 1..=copies {
             let name = if copies == 1 { role.to_owned() } else { format!("{role}-{number}") };
             let mut command = Command::new(&program);
             command.args(["--nats", &url, "--admin", "127.0.0.1:0", "--log-format", "json"]);
-            command.args(SETTINGS.iter().flat_map(|setting| ["--set", setting]));
+            command.args(SETTINGS.iter().chain(raised).flat_map(|setting| ["--set", setting]));
             processes.push(Process::start(&name, &mut command, folder)?);
         }
     }
@@ -77,10 +75,10 @@ fn token(device: usize) -> String {
 }
 
 /// Registers the devices as an operator would.
-async fn import(tools: &Tools, url: &str, devices: usize, folder: &Path) -> Result<()> {
+async fn import(tools: &Tools, url: &str, scenario: Scenario, folder: &Path) -> Result<()> {
     let mut rows = "tenant,customer,id,name,token\n".to_owned();
-    for device in 0..devices {
-        let (customer, id, token) = (device / CUSTOMER_DEVICES, device_id(device), token(device));
+    for device in 0..scenario.devices() {
+        let (customer, id, token) = (scenario.customer_of(device), device_id(device), token(device));
         writeln!(rows, "Bench,Customer {customer},{id},Device {device},{token}")?;
     }
     let file = folder.join("devices.csv");
