@@ -95,6 +95,7 @@ closed_list! {
         #[n(21)]
         CustomerCalls = "customer_calls",
         /// `ingress.calls_per_second_per_customer`.
+        #[n(30)]
         CustomerCallRate = "customer_call_rate",
         /// `shares.per_customer_percent`, of calls that may wait for their target.
         #[n(22)]
