@@ -64,8 +64,9 @@ def become_callable(it: PahoV5) -> None:
     it.become_callable(echo)
 
 
-def test_accounts_reach_each_other_over_all_servers(tmp_path, device):
-    hardened = Hardened(tmp_path, NatsCluster, nodes=2, settings={"nats.replicas": "3"})
+@pytest.mark.parametrize("identities", [0, 2])
+def test_accounts_reach_each_other_over_all_servers(tmp_path, device, identities):
+    hardened = Hardened(tmp_path, NatsCluster, nodes=2, identities=identities, settings={"nats.replicas": "3"})
     cluster = hardened.cluster
     try:
         family = cluster.accounts.family()
@@ -77,7 +78,7 @@ def test_accounts_reach_each_other_over_all_servers(tmp_path, device):
             until("calls are answered", lambda: caller.send_msg(family.b, "1", timeout=2_000).text() == "1")
             # Whoever was connected there, authorizer, router or node, is now at another server than before.
             server.process.kill()
-            until("calls are answered again", lambda: caller.send_msg(family.b, "2", timeout=2_000).text() == "2")
+            until("calls are answered again", lambda: caller.send_msg(family.b, "2", timeout=2_000).text() == "2", within_s=40)
             server.start()
             cluster.nats.wait_whole()
     finally:

@@ -125,6 +125,12 @@ class Router(Service):
     program = "switchboard-router"
 
 
+class Identity(Service):
+    """A process that NATS asks who a node is."""
+
+    program = "switchboard-identity"
+
+
 class Cluster:
     """A whole system under a NATS of its own."""
 
@@ -135,6 +141,7 @@ class Cluster:
         nodes: int = 1,
         authorizers: int = 1,
         routers: int = 1,
+        identities: int = 0,
         settings: dict[str, str] | None = None,
         nats: Callable[[Path, Path], NatsServer | NatsCluster] = NatsServer,
         launch: Launch = lambda program: [built(program)],
@@ -148,6 +155,7 @@ class Cluster:
         self.nats = nats(folder / "nats", self.logs)
         try:
             self.accounts = Accounts(self.nats.url, folder / "accounts", self._wait_heard, operator)
+            self.identities = [self._made(Identity, number) for number in range(1, identities + 1)]
             self.authorizers = [self._made(Authorizer, number) for number in range(1, authorizers + 1)]
             self.routers = [self._made(Router, number) for number in range(1, routers + 1)]
             self.nodes = [self._made(Ingress, number) for number in range(1, nodes + 1)]
@@ -158,10 +166,14 @@ class Cluster:
             raise
 
     def add_node(self) -> Ingress:
-        node = self._made(Ingress, len(self.nodes) + 1)
-        self.nodes.append(node)
+        node = self.made_node()
         node.wait_ready()
         return node
+
+    def made_node(self) -> Ingress:
+        """One that need not be ready."""
+        self.nodes.append(self._made(Ingress, len(self.nodes) + 1))
+        return self.nodes[-1]
 
     def add_authorizer(self) -> Authorizer:
         authorizer = self._made(Authorizer, len(self.authorizers) + 1)

@@ -7,14 +7,17 @@ from pathlib import Path
 from harness.accounts import TOKENS
 from harness.cluster import Cluster
 from harness.nats_server import NatsCluster, NatsServer
+from harness.processes import run
 from harness.programs import built
 from harness.raw_nats import RawNats
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy/nats"
 ROLES = ["ingress", "authorizer", "router", "operator", "listener"]
+# Known to NATS where it asks about nodes.
+IDENTITY = "identity"
 # Who reaches JetStream as another user than the rest of NATS.
 STORE_USERS = {"authorizer": "authorizer-store", "router": "router-store", "operator": "operator"}
-PASSWORDS = {role: f"of-{role}-{secrets.token_hex(8)}" for role in ROLES}
+PASSWORDS = {role: f"of-{role}-{secrets.token_hex(8)}" for role in [*ROLES, IDENTITY]}
 USERS = [*ROLES, "authorizer-store", "router-store"]
 # Where a test listens: a user that may do everything, in each account.
 ACCOUNTS = re.findall(r"^  ([A-Z]+): \{$", (CONFIGURATION / "permissions.conf").read_text(), re.MULTILINE)
@@ -22,23 +25,31 @@ WITNESS_PASSWORD = f"of-witness-{secrets.token_hex(8)}"
 
 
 class Hardened:
-    """A whole system whose users have the rights of deploy/nats and no other."""
+    """A whole system whose users have the rights of deploy/nats and no other; with `identities`, each node its own."""
 
-    def __init__(self, folder: Path, kind: type[NatsServer | NatsCluster] = NatsServer, **options: object) -> None:
+    def __init__(
+        self, folder: Path, kind: type[NatsServer | NatsCluster] = NatsServer, *, identities: int = 0, **options: object
+    ) -> None:
         TOKENS.update(PASSWORDS.values())
         environment = {f"SWITCHBOARD_{role.upper()}_PASSWORD": password for role, password in PASSWORDS.items()}
         configuration = str(with_witnesses(folder))
+        if identities:
+            seed, environment["SWITCHBOARD_IDENTITY_ISSUER"] = new_issuer()
+            TOKENS.add(seed)
+            options["settings"] = {"identity.issuer_seed": seed, "identity.join_secret": PASSWORDS["ingress"], **options.get("settings", {})}
+            configuration = str(folder / "identified.conf")
         self.cluster = Cluster(
             folder,
             nats=lambda at, logs: kind(at, logs, "--config", configuration, env=environment),
             launch=launch,
+            identities=identities,
             operator={f"SWITCHBOARD_NATS__{name.upper()}": value for name, value in settings("operator").items()},
             **options,
         )
 
-    def connect(self, user: str) -> RawNats:
-        """As who has stolen a user's password."""
-        connection = RawNats(self.cluster.nats.url, user, PASSWORDS[user.removesuffix("-store")])
+    def connect(self, user: str, key: str = "") -> RawNats:
+        """As who has stolen a user's password, and a node's key."""
+        connection = RawNats(self.cluster.nats.url, user, PASSWORDS[user.removesuffix("-store")], key)
         assert connection.refused is None
         return connection
 
@@ -51,6 +62,13 @@ class Hardened:
     def violations(self) -> list[str]:
         """What NATS has refused so far."""
         return [line for line in self.cluster.nats.process.err.splitlines() if "iolation" in line]
+
+
+def new_issuer() -> tuple[str, str]:
+    """A key to sign identities with, and what NATS is told of it."""
+    lines = run(built("switchboard-identity"), "--new-issuer").ok().out.split()
+    seed, public = (line.partition("=")[2] for line in lines)
+    return seed, public
 
 
 def settings(role: str) -> dict[str, str]:
@@ -75,4 +93,7 @@ def with_witnesses(folder: Path) -> Path:
         text = f"{before}{begins}{after}"
     (folder / "permissions.conf").write_text(text)
     (folder / "switchboard.conf").write_text((CONFIGURATION / "switchboard.conf").read_text())
+    witnesses = ", ".join(f"witness-{account}" for account in ACCOUNTS)
+    text = (CONFIGURATION / "identified.conf").read_text()
+    (folder / "identified.conf").write_text(text.replace("auth_users: [", f"auth_users: [{witnesses}, "))
     return folder / "switchboard.conf"

@@ -21,14 +21,18 @@ class Heard:
 class RawNats:
     """One connection of one user."""
 
-    def __init__(self, url: str, user: str, password: str) -> None:
+    def __init__(self, url: str, user: str, password: str, token: str = "") -> None:
         host, port = url.removeprefix("nats://").rsplit(":", 1)
         self._socket = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
         self._lines = self._socket.makefile("rb")
         assert self._lines.readline().startswith(b"INFO ")
         self._subscriptions = 0
         self.heard: list[Heard] = []
+        # Where it has answers come: any, but who may hear his own alone.
+        self.inbox = "swb.reply.ffffffffffffffff"
         options = {"user": user, "pass": password, "verbose": False, "protocol": 1, "headers": True, "no_responders": True}
+        if token:
+            options["auth_token"] = token
         self.refused = self._say(f"CONNECT {json.dumps(options)}\r\n")
 
     def __enter__(self) -> Self:
@@ -56,7 +60,7 @@ class RawNats:
 
     def ask(self, subject: str, body: str = "", headers: dict[str, str] | None = None) -> Heard:
         """Asks, and waits for the answer; NATS' own, where nobody is there."""
-        inbox = f"swb.reply.ffffffffffffffff.{self._subscriptions + 1}"
+        inbox = f"{self.inbox}.{self._subscriptions + 1}"
         self.subscribe(inbox)
         refused = self.publish(subject, body, inbox, headers)
         assert refused is None, refused

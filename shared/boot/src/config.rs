@@ -344,6 +344,18 @@ declare::settings! {
         max_calls_in_flight: usize = 100_000, 1..=10_000_000;
     }
 
+    /// The service that NATS asks who a node is (`deploy/nats`). Only for where it does.
+    [identity] Identity {
+        /// What a node shows to join, as its `nats.password`; empty: this process is no identity service.
+        join_secret: Option<Secret> = None, Anything;
+        /// The key that answers are signed with, an account's seed ("SA…"): `switchboard-identity --new-issuer` makes
+        /// one, and says what NATS is to be told of it. Who has it can be anybody to NATS.
+        issuer_seed: Option<Secret> = None, Anything;
+        /// Seconds after which a node's rights end, and it asks for them again: NATS closes its connection for that. Up
+        /// to a quarter sooner, so that not all come at once.
+        lifetime_s: u32 = 86_400, 10..=31_536_000;
+    }
+
     /// The endpoint for operators: /livez, /readyz and /metrics over HTTP. It asks for no password.
     [admin] Admin {
         /// Address to listen on. Several services on one machine need one each.

@@ -10,6 +10,7 @@ use async_nats::connection::State;
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event};
 use bytes::Bytes;
 use parking_lot::Mutex;
+use rpc::NodeKey;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, info, warn};
@@ -104,6 +105,7 @@ pub enum Connection {
 pub(crate) async fn connect_client(
     settings: &BusSettings,
     service: &str,
+    key: &NodeKey,
     feed: &str,
     meters: &Arc<Meters>,
     happened: &Arc<Notify>,
@@ -131,7 +133,8 @@ pub(crate) async fn connect_client(
             .reconnect_delay_callback(reconnect_delay)
             .event_callback(on_event(meters, happened, outage));
         if let (Some(user), Some(password)) = (&settings.user, &settings.password) {
-            options = options.user_and_password(user.clone(), password.clone());
+            // The key beside it: where NATS asks who a node is, its rights are for the id that follows from the key.
+            options = options.user_and_password(user.clone(), password.clone()).token(key.expose());
         }
         if let Some(file) = &settings.credentials_file {
             let loaded = options.credentials_file(file).await;

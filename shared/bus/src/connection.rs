@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::StreamExt;
 use parking_lot::Mutex;
-use rpc::{Beats, Deadline, NodeId, Subjects, Until};
+use rpc::{Beats, Deadline, NodeId, NodeKey, Subjects, Until};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -114,15 +114,18 @@ impl Bus {
     ) -> Result<Bus, BusError> {
         let meters = Arc::new(meters);
         let (happened, outage) = (Arc::new(Notify::new()), Arc::new(Outage::default()));
-        let (high, low) = Uuid::new_v4().as_u64_pair();
-        let process = NodeId(high ^ low);
+        let key = NodeKey::of(Uuid::new_v4(), Uuid::new_v4());
+        let process = key.id();
         let subjects = Subjects::new(settings.prefix.clone());
-        let client =
-            connect_client(settings, service, &subjects.feed(process), &meters, &happened, &outage).await?;
+        let feed = subjects.feed(process);
+        let client = connect_client(settings, service, &key, &feed, &meters, &happened, &outage).await?;
         admit_version(&client.server_info().version, settings.allow_vulnerable_server)?;
 
         let inbox = format!("{}.", subjects.inbox(process));
-        let pending = Arc::new(Pending::new(settings.max_pending_asks, meters.cancelled.clone()));
+        // Whoever asks says where the answer goes, another's inbox too: nobody guesses the numbers in there.
+        let (first_number, _) = Uuid::new_v4().as_u64_pair();
+        let pending =
+            Arc::new(Pending::new(first_number >> 12, settings.max_pending_asks, meters.cancelled.clone()));
         let everything = format!("{inbox}>");
         let replies = client.subscribe(everything.clone()).await;
         let replies = replies
@@ -183,7 +186,8 @@ impl Bus {
         })
     }
 
-    /// This process's id, random for each start: the last token of its inbox, and an ingress node's id.
+    /// This process's id, random for each start: the last token of its inbox, and an ingress node's id. NATS is shown
+    /// the [key](NodeKey) that it follows from, for where nodes have rights of their own.
     pub fn process(&self) -> NodeId {
         self.inner.process
     }

@@ -6,6 +6,7 @@
 
 pub mod audit;
 mod bucket;
+mod callout;
 mod chores;
 pub mod claims;
 mod configured;

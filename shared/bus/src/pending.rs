@@ -122,10 +122,10 @@ impl Table {
 }
 
 impl Pending {
-    pub(crate) fn new(max_waiting: usize, cancelled: Counter) -> Self {
+    pub(crate) fn new(first_number: u64, max_waiting: usize, cancelled: Counter) -> Self {
         Pending {
             table: Mutex::default(),
-            next_number: AtomicU64::new(0),
+            next_number: AtomicU64::new(first_number),
             max_waiting,
             cancelled,
             started: Instant::now(),
@@ -362,7 +362,7 @@ mod tests {
     use super::*;
 
     fn pending(max_waiting: usize) -> Arc<Pending> {
-        Arc::new(Pending::new(max_waiting, Counter::noop()))
+        Arc::new(Pending::new(7, max_waiting, Counter::noop()))
     }
 
     type Ended = (&'static str, Result<(), NoReply>);

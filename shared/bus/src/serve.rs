@@ -37,6 +37,7 @@ pub struct Request {
 pub struct Requests {
     subscriber: Subscriber,
     subjects: Subjects,
+    is_inbox: fn(&Subjects, &str) -> bool,
     pulse: Arc<Mutex<Pulse>>,
     connection: watch::Receiver<Connection>,
     /// The connection that it was made on.
@@ -119,7 +120,13 @@ impl Requests {
     ) -> Self {
         let made_on = *connection.borrow();
         let queue = Queue::new(std::time::Instant::now());
-        Requests { subscriber, subjects, pulse, connection, made_on, queue, taken: 0, drain: None }
+        let is_inbox = Subjects::is_inbox;
+        Requests { subscriber, subjects, is_inbox, pulse, connection, made_on, queue, taken: 0, drain: None }
+    }
+
+    /// Replies go where `is_inbox` says, and not to our inboxes.
+    pub(crate) fn answered_where(self, is_inbox: fn(&Subjects, &str) -> bool) -> Self {
+        Requests { is_inbox, ..self }
     }
 
     /// The next message; none once the subscription has ended. Cancel-safe.
@@ -175,7 +182,7 @@ impl Requests {
                 no_responders: message.status == Some(StatusCode::NO_RESPONDERS),
                 arrived: now.checked_sub(age).unwrap_or(now),
                 subject: message.subject,
-                reply_to: message.reply.filter(|reply| self.subjects.is_inbox(reply)),
+                reply_to: message.reply.filter(|reply| (self.is_inbox)(&self.subjects, reply)),
                 message: message.payload,
             }
         }))

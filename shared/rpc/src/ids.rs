@@ -13,8 +13,8 @@ use uuid::Uuid;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{kind} must be {expected}")]
 pub struct ParseIdError {
-    kind: &'static str,
-    expected: &'static str,
+    pub(crate) kind: &'static str,
+    pub(crate) expected: &'static str,
 }
 
 macro_rules! uuid_id {
@@ -144,7 +144,7 @@ fn hex_text(digits: &[u8]) -> &str {
 
 /// Reads a type out of JSON text by its `FromStr`.
 struct Text<T> {
-    kind: &'static str,
+    pub(crate) kind: &'static str,
     parsed: PhantomData<T>,
 }
 

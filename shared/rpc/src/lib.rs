@@ -10,6 +10,7 @@ mod closed_list;
 mod directory;
 pub mod faults;
 mod ids;
+mod node_key;
 mod outcome;
 mod share;
 mod subjects;
@@ -32,6 +33,7 @@ pub use directory::{
     ListRequest, PresenceReply, PresenceRequest,
 };
 pub use ids::{CallId, CustomerId, DeviceId, NODE_TAG_BITS, NodeId, ParseIdError, SessionId, TenantId};
+pub use node_key::NodeKey;
 pub use outcome::{Limit, Method, Outcome, OutcomeName};
 pub use share::{NoPlace, Party, Place, Shares, percent_of};
 pub use subjects::{Subjects, UplinkKind};
