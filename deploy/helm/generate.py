@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy" / "helm" / "switchboard"
 # What the chart sets itself, from values of its own.
-CHARTS_OWN = re.compile(r"nats\.(url|user|store_user|password|credentials_file)|identity\.(join_secret|issuer_seed)|\w+\.(tls_)?listen|tls\.(certificate|key)_file")
+CHARTS_OWN = re.compile(r"nats\.(url|user|store_user|password|credentials_file|tls_ca_file)|identity\.(join_secret|issuer_seed)|\w+\.(tls_)?listen|tls\.(certificate|key)_file")
 # Folder of the chart's files: where their originals are. Charts cannot reach outside of themselves.
 COPIES = {
     "files": ["services/switchboard/demo-account.json"],

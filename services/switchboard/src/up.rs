@@ -131,7 +131,7 @@ pub(crate) fn asked(common: &CommonArgs, listen: &ListenArgs, own: &OwnArgs) -> 
     })?;
     let is_given = |path| *loaded.source(path) != Source::Default;
     let (uses_other_nats, says_what_to_log) = (is_given("nats.url"), is_given("log.level"));
-    let credentials = ["nats.user", "nats.store_user", "nats.credentials_file"];
+    let credentials = ["nats.user", "nats.store_user", "nats.credentials_file", "nats.tls_ca_file"];
     let credentials = credentials.into_iter().find(|setting| is_given(setting));
     let mut settings = loaded.settings;
     if uses_other_nats {

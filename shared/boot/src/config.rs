@@ -42,6 +42,9 @@ declare::settings! {
         store_user: Option<String> = None, Anything;
         /// File with NATS credentials (JWT and seed), instead of user and password; empty: none.
         credentials_file: Option<PathBuf> = None, Anything;
+        /// Certificates (PEM) of who vouches for NATS' servers: they are reached over TLS alone, and nobody else's word
+        /// counts. Empty: TLS where the server asks for it or `url` says `tls://`, with the authorities of the system.
+        tls_ca_file: Option<PathBuf> = None, Anything;
         /// Whether a nats-server below 2.12.12, or of 2.14 below 2.14.3, is taken: it has known security advisories.
         allow_vulnerable_server: bool = false, Anything;
         /// Copies of each JetStream bucket: 1 on a single server, 3 or 5 in a cluster. With fewer servers than copies

@@ -21,6 +21,7 @@ impl From<&Nats> for BusSettings {
             store_user: nats.store_user.clone(),
             password: nats.password.as_ref().map(|password| password.expose().to_owned()),
             credentials_file: nats.credentials_file.clone(),
+            tls_ca_file: nats.tls_ca_file.clone(),
             allow_vulnerable_server: nats.allow_vulnerable_server,
             replicas: nats.replicas,
             connect_timeout_ms: nats.connect_timeout_ms,

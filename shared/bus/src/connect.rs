@@ -1,7 +1,7 @@
 //! How is NATS reached, and reached again? The client's options, and what becomes of its connection.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -44,6 +44,8 @@ pub struct BusSettings {
     pub password: Option<String>,
     /// A NATS credentials file, instead of user and password.
     pub credentials_file: Option<PathBuf>,
+    /// Certificates of who vouches for the servers, which then must speak TLS; none: as the servers ask for.
+    pub tls_ca_file: Option<PathBuf>,
     /// Whether a server with known advisories is taken.
     pub allow_vulnerable_server: bool,
     /// Copies of each bucket: 1 on a single server, 3 or 5 in a cluster.
@@ -65,6 +67,7 @@ impl Default for BusSettings {
             store_user: None,
             password: None,
             credentials_file: None,
+            tls_ca_file: None,
             allow_vulnerable_server: false,
             replicas: 1,
             connect_timeout_ms: 5_000,
@@ -140,6 +143,10 @@ pub(crate) async fn connect_client(
             let loaded = options.credentials_file(file).await;
             options = loaded.map_err(|error| failed(format!("{}: {error}", file.display())))?;
         }
+        if let Some(file) = &settings.tls_ca_file {
+            holds_certificates(file).map_err(failed)?;
+            options = options.add_root_certificates(file.clone()).require_tls(true);
+        }
         match timeout_at(give_up, options.connect(servers.clone())).await {
             Ok(Ok(client)) => return Ok(client),
             Ok(Err(error)) => match error.kind() {
@@ -157,6 +164,16 @@ pub(crate) async fn connect_client(
         if Instant::now() >= give_up {
             return Err(failed(reason));
         }
+    }
+}
+
+/// async-nats says neither which file it could not use, nor that there was nothing in it.
+fn holds_certificates(file: &Path) -> Result<(), String> {
+    let named = |reason: &dyn fmt::Display| format!("nats.tls_ca_file {}: {reason}", file.display());
+    let text = std::fs::read_to_string(file).map_err(|error| named(&error))?;
+    match text.contains("-----BEGIN CERTIFICATE-----") {
+        true => Ok(()),
+        false => Err(named(&"there is no certificate (PEM) in it")),
     }
 }
 
