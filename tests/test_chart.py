@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness.authority import Authority
 from harness.chart import CHART, TOOLS, Rendered, helm, lint, refusal, render, values_file, yaml
 from harness.chart_system import ChartSystem
+from harness.hardened import new_issuer
 from harness.processes import run
 from harness.programs import ROOT, built, pins
 from harness.waiting import until
@@ -154,7 +156,8 @@ def test_every_selector_selects(rendered):
 
 def test_every_mount_and_secret_is_there(rendered):
     made = {(it["kind"], it["metadata"]["name"]) for it in rendered.objects}
-    given = {rendered.values.get("nats", {}).get(key) for key in ("passwordsSecret", "credentialsSecret")}
+    given = {rendered.values.get("nats", {}).get(key) for key in ("passwordsSecret", "credentialsSecret", "tlsSecret")}
+    given |= {rendered.values.get("identity", {}).get("issuerSecret")}
     given |= {rendered.values.get("tls", {}).get("secretName"), rendered.values.get("test", {}).get("devicesSecret")}
     given |= {it["spec"]["secretName"] for it in rendered.all("Certificate").values()}
     for pod in rendered.pods().values():
@@ -286,6 +289,8 @@ def test_whoever_scales_sets_the_replicas(everything):
         ({"autoscaling": {"by": "magic"}}, "must be one of 'hpa', 'keda'"),
         ({"tls": {"certManager": {"enabled": True}}}, "/tls/certManager"),
         ({}, "nats.url is missing"),
+        ({"identity": {"enabled": True}}, "nats.passwordsSecret is missing"),
+        ({"identity": {"enabled": True, "issuer": "SAXX"}}, "/identity/issuer"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(values, said):
@@ -347,6 +352,25 @@ def test_what_is_rendered_carries_a_call(tried, tmp_path):
         (command,) = re.findall(r"exec deploy/sb-switchboard-authorizer -- \\\n(.*?)\n\n", tried.notes, re.DOTALL)
         typed = re.sub(r'"\$\(kubectl .*?\)"', system.password("operator"), command.replace("\\\n", " "))
         assert "Test Device A1" in system.exec("authorizer", *shlex.split(typed)).ok().out
+    finally:
+        system.stop()
+
+
+def test_what_is_rendered_gives_each_node_an_identity(tmp_path):
+    """Over TLS, both as rendered for `ci/identity.yaml`."""
+    values = values_file(CHART / "ci" / "identity.yaml")
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("nats")
+    seed, values["identity"]["issuer"] = new_issuer()
+    tls = {"ca.crt": authority.certificate.read_text(), "tls.crt": certificate.read_text(), "tls.key": key.read_text()}
+    rendered = render(values)
+    given = {values["nats"]["tlsSecret"]: tls, values["identity"]["issuerSecret"]: {"issuer-seed": seed}}
+    system = ChartSystem(rendered, tmp_path, given)
+    try:
+        system.wait_ready()
+        node = system.services["ingress"].wait_for_message("ingress serves devices")["node"]
+        assert system.services["identity"].wait_for_message("a node joined")["node"] == node
+        until("the demo account is imported over TLS", lambda: system.run("demo").code == 0)
     finally:
         system.stop()
 

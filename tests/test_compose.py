@@ -8,7 +8,8 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from harness.compose import FILE, FOLDER, Compose, ComposeSystem, module, yaml
+from harness.compose import FILE, FOLDER, PROFILES, Compose, ComposeSystem, module, yaml
+from harness.hardened import new_issuer
 from harness.ports import any_ports
 from harness.processes import Process, Ran, run
 from harness.programs import ROOT, built, tool
@@ -108,6 +109,54 @@ def test_a_password_is_known_to_whom_it_is_for(passwords, services):
         own = {name for name in services if name.removesuffix("-1").removesuffix("-2") == user}
         own |= {"demo"} if user == "operator" else set()
         assert knows == own | (set(SERVERS) if user != "grafana" else set())
+
+
+def test_an_identity_for_each_node_is_some_lines_away(passwords, services, tmp_path):
+    """As its servers read it; each service of it knows what it must, and without the lines nothing of it is there."""
+    seed, issuer = new_issuer()
+    lines = re.findall(r"^    echo \"?(\w+)=", README, re.MULTILINE)
+    assert lines == ["SWITCHBOARD_IDENTITY_PASSWORD", "COMPOSE_PROFILES", "NATS_CONFIG"]
+    (tmp_path / "env").write_text(
+        f"{passwords}SWITCHBOARD_IDENTITY__ISSUER_SEED={seed}\nSWITCHBOARD_IDENTITY_ISSUER={issuer}\n"
+        "SWITCHBOARD_IDENTITY_PASSWORD=ofidentity\nCOMPOSE_PROFILES=identity\nNATS_CONFIG=/etc/nats/identified.conf\n"
+    )
+    identified = yaml.safe_load(Compose(tmp_path / "env")("--profile", "identity", "config").ok().out)["services"]
+    knows = {secret: {name for name, it in identified.items() if secret in json.dumps(it)} for secret in (seed, "ofidentity")}
+    assert knows == {seed: {"identity-1", "identity-2"}, "ofidentity": {"identity-1", "identity-2", *SERVERS}}
+    for name in ("identity-1", "identity-2"):
+        run(built("switchboard"), "config", "check", env=identified[name]["environment"]).ok()
+        joins = identified[name]["environment"]["SWITCHBOARD_IDENTITY__JOIN_SECRET"]
+        assert joins == identified["ingress-1"]["environment"]["SWITCHBOARD_NATS__PASSWORD"]
+    server = identified["nats-1"]
+    assert server["command"] == ["--config", "/etc/nats/identified.conf"]
+    assert services["nats-1"]["command"] == ["--config", "/etc/nats/cluster.conf"]
+    for volume in server["volumes"]:
+        source, inside = volume.split(":")[:2]
+        if source.startswith("."):
+            place = tmp_path / inside.removeprefix("/")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to((FOLDER / source).resolve())
+    run(tool("nats-server"), "-t", "--config", tmp_path / "etc/nats/identified.conf", env=server["environment"]).ok()
+
+
+def test_nats_over_tls_is_a_file_away(passwords, tmp_path):
+    """The certificates of the README's command, and everybody who reaches NATS knows whose word counts."""
+    (command,) = re.findall(r"^\(umask 077; mkdir.*?ca\.crt\)$", README, re.MULTILINE | re.DOTALL)
+    run("sh", "-c", command.replace("deploy/compose", str(tmp_path))).ok()
+    assert (tmp_path / "tls" / "nats.key").stat().st_mode & 0o777 == 0o600
+    run("openssl", "verify", "-CAfile", tmp_path / "tls/ca.crt", "-verify_hostname", "nats-2", tmp_path / "tls/nats.crt").ok()
+    (tmp_path / "env").write_text(passwords)
+    over_tls = Compose(tmp_path / "env", "--file", FOLDER / "tls.yaml")
+    services = yaml.safe_load(over_tls("--profile", "identity", *PROFILES, "config").ok().out)["services"]
+    for name, it in services.items():
+        files = {volume.split(":")[0]: volume.split(":")[1] for volume in it.get("volumes", []) if volume.startswith("./tls")}
+        if name in SERVERS:
+            assert it["command"][2:] == ["--tls", "--tlscert", files["./tls/nats.crt"], "--tlskey", files["./tls/nats.key"]]
+            assert "/data" in str(it["volumes"])
+        elif "SWITCHBOARD_NATS__URL" in it.get("environment", {}):
+            assert it["environment"]["SWITCHBOARD_NATS__TLS_CA_FILE"] == files["./tls/ca.crt"], name
+        else:
+            assert name in ("prometheus", "grafana")
 
 
 def test_every_file_that_is_mounted_is_there(config, services):

@@ -16,7 +16,7 @@ CHARTS_OWN = re.compile(r"nats\.(url|user|store_user|password|credentials_file|t
 # Folder of the chart's files: where their originals are. Charts cannot reach outside of themselves.
 COPIES = {
     "files": ["services/switchboard/demo-account.json"],
-    "files/nats": ["deploy/nats/permissions.conf"],
+    "files/nats": ["deploy/nats/permissions.conf", "deploy/nats/callout.conf"],
     "files/prometheus": ["deploy/prometheus/recording.yaml", "deploy/prometheus/alerts.yaml"],
     "files/grafana": ["deploy/grafana/*.json"],
 }

@@ -15,15 +15,19 @@ from harness.programs import built, tool
 from harness.waiting import until
 
 SERVERS = 3
+SERVICES = ["identity", "authorizer", "router", "ingress"]
 MOUNT = re.compile(r"/(?:etc|run)/(?:switchboard|nats|demo)(?=/)|/data\b")
 
 
 class ChartSystem:
     """Its NATS servers, and one pod of each service."""
 
-    def __init__(self, rendered: Rendered, folder: Path) -> None:
+    def __init__(self, rendered: Rendered, folder: Path, given: dict[str, dict[str, str]] | None = None) -> None:
         self._rendered, self._folder = rendered, folder
-        self._secrets = {name: it["data"] for name, it in rendered.all("Secret").items()}
+        # Those that it makes, and those that are given.
+        made = {name: {key: decoded(it) for key, it in made["data"].items()} for name, made in rendered.all("Secret").items()}
+        (self._passwords,) = made.values()
+        self._secrets = made | (given or {})
         self._ports = {port: free_ports(SERVERS) for port in (4222, 6222, 8222)}
         self._nats = rendered.one("StatefulSet")["metadata"]["name"]
         self._processes: list[Process] = []
@@ -32,7 +36,7 @@ class ChartSystem:
                 self._start("nats", f"{self._nats}-{number}", number)
             for server in self._processes:
                 server.wait_for_line("Server is ready", lambda line: "Server is ready" in line)
-            self.services = {name: self._start(name, name) for name in ("authorizer", "router", "ingress")}
+            self.services = {name: self._start(name, name) for name in SERVICES if name in rendered.pods()}
         except BaseException:
             self.stop()
             raise
@@ -60,8 +64,7 @@ class ChartSystem:
         return run(built(Path(program).name), *(self._here(argument, root, 0) for argument in arguments), env=env)
 
     def password(self, user: str) -> str:
-        (secret,) = self._secrets.values()
-        return base64.b64decode(secret[user]).decode()
+        return self._passwords[user]
 
     def stop(self) -> None:
         for process in reversed(self._processes):
@@ -85,6 +88,9 @@ class ChartSystem:
             if name := volumes.get(mount["name"], {}).get("configMap", {}).get("name"):
                 for file, text in self._rendered.one("ConfigMap", name)["data"].items():
                     (folder / file).write_text(self._here(text, root, number))
+            if secret := volumes.get(mount["name"], {}).get("secret"):
+                for file, text in self._secrets[secret["secretName"]].items():
+                    (folder / file).write_text(text)
         program, *arguments = container["command"]
         here = tool("nats-server") if component == "nats" else built(Path(program).name)
         command = [str(here), *(self._here(argument, root, number) for argument in arguments)]
@@ -104,7 +110,11 @@ class ChartSystem:
             case {"value": value}:
                 return value
             case {"valueFrom": {"secretKeyRef": {"name": name, "key": key}}}:
-                return base64.b64decode(self._secrets[name][key]).decode()
+                return self._secrets[name][key]
             case {"valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}:
                 return pod
         raise AssertionError(f"what is {variable}?")
+
+
+def decoded(text: str) -> str:
+    return base64.b64decode(text).decode()

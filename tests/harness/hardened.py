@@ -94,6 +94,7 @@ def with_witnesses(folder: Path) -> Path:
     (folder / "permissions.conf").write_text(text)
     (folder / "switchboard.conf").write_text((CONFIGURATION / "switchboard.conf").read_text())
     witnesses = ", ".join(f"witness-{account}" for account in ACCOUNTS)
-    text = (CONFIGURATION / "identified.conf").read_text()
-    (folder / "identified.conf").write_text(text.replace("auth_users: [", f"auth_users: [{witnesses}, "))
+    text = (CONFIGURATION / "callout.conf").read_text()
+    (folder / "identified.conf").write_text((CONFIGURATION / "identified.conf").read_text())
+    (folder / "callout.conf").write_text(text.replace("auth_users: [", f"auth_users: [{witnesses}, "))
     return folder / "switchboard.conf"

@@ -43,6 +43,11 @@ labels:
   {{- include "switchboard.labels" (list $ (index . 2)) | nindent 2 }}
 {{- end -}}
 
+{{/* The services, as YAML. */}}
+{{- define "switchboard.components" -}}
+[ingress, authorizer, router{{ if .Values.identity.enabled }}, identity{{ end }}]
+{{- end -}}
+
 {{- define "switchboard.serviceAccountName" -}}
 {{- if .Values.serviceAccount.name -}}
 {{- .Values.serviceAccount.name -}}

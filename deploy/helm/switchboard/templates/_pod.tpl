@@ -142,7 +142,25 @@ imagePullPolicy: {{ .Values.image.pullPolicy }}
     secretKeyRef:
       name: {{ . }}
       key: {{ $role }}
+{{- if eq $role "identity" }}
+- name: SWITCHBOARD_IDENTITY__JOIN_SECRET
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: ingress
+- name: SWITCHBOARD_IDENTITY__ISSUER_SEED
+  valueFrom:
+    secretKeyRef:
+      name: {{ required "identity.issuerSecret is missing: what the identity service signs with." $.Values.identity.issuerSecret }}
+      key: issuer-seed
+{{- end }}
+{{- else }}
+{{- if $.Values.identity.enabled }}
+{{- fail "identity.enabled is for NATS users with passwords: nats.passwordsSecret is missing." }}
+{{- end }}
 {{- end -}}
+{{- else if $.Values.identity.enabled -}}
+{{- fail "identity.enabled is for NATS users with passwords, not with nats.credentialsSecret." }}
 {{- end -}}
 {{- end -}}
 
@@ -153,6 +171,11 @@ imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{- if .Values.nats.credentialsSecret }}
 - name: nats
   mountPath: /run/switchboard/nats
+  readOnly: true
+{{- end }}
+{{- if .Values.nats.tlsSecret }}
+- name: nats-tls
+  mountPath: /run/switchboard/nats-tls
   readOnly: true
 {{- end }}
 {{- end -}}
@@ -172,6 +195,15 @@ imagePullPolicy: {{ .Values.image.pullPolicy }}
     items:
       - key: {{ $role }}.creds
         path: nats.creds
+{{- end }}
+{{- with $.Values.nats.tlsSecret }}
+- name: nats-tls
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+    items:
+      - key: ca.crt
+        path: ca.crt
 {{- end }}
 {{- end -}}
 

@@ -11,6 +11,9 @@
 {{- if .Values.nats.credentialsSecret -}}
 {{- $_ := set $chart.nats "credentials_file" "/run/switchboard/nats/nats.creds" -}}
 {{- end -}}
+{{- if .Values.nats.tlsSecret -}}
+{{- $_ := set $chart.nats "tls_ca_file" "/run/switchboard/nats-tls/ca.crt" -}}
+{{- end -}}
 {{- if include "switchboard.tls.enabled" . -}}
 {{- $_ := set $chart "tls" (dict "certificate_file" "/run/switchboard/tls/tls.crt" "key_file" "/run/switchboard/tls/tls.key") -}}
 {{- end -}}
