@@ -32,7 +32,8 @@ WANTED = [
 ]
 # Of these, what a user may say itself.
 MAY_SAY = {
-    "authorizer": {"swb.route", "swb.presence", "swb.event.directory", f"swb.event.device.{DEVICE}"},
+    "ingress": {f"swb.reply.{NODE}.1"},
+    "authorizer": {"swb.route", "swb.presence", "swb.event.directory", f"swb.event.device.{DEVICE}", f"swb.reply.{NODE}.1"},
     "router": {"swb.handover", *(f"swb.{it}.{NODE}" for it in ("node", "event.takeover", "event.claims")), f"swb.reply.{NODE}.1"},
     "router-store": {f"$KV.swb_claims.{NODE}"},
     "operator": {f"$KV.swb_devices.device.{DEVICE}"},
@@ -127,6 +128,19 @@ def test_an_answer_goes_nowhere_but_back(hardened, witnesses, steal, user):
             assert thief.publish(subject, body, reply_to=wanted) is None
     settle(hardened, witnesses, user)
     assert arrived(witnesses, user) == []
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_to_hear_a_message_gives_no_right_to_answer_it_wherever(steal, user):
+    """Who sends himself a message chooses where its answer is to go."""
+    thief = steal(user)
+    own = "swb.reply.0000000000000003"
+    for subject in (f"{own}.>", "swb.answer.7", "swb.beat", "swb.bounce.1.>"):
+        thief.subscribe(subject)
+    for wanted, subject in product(set(WANTED) - MAY_SAY.get(user, set()), (f"{own}.echo.1", f"{own}.1", "swb.answer.7", "swb.beat")):
+        thief.publish(subject, "", wanted)
+        thief.listen()
+        assert "Permissions Violation" in (thief.publish(wanted, "stolen") or ""), (wanted, subject)
 
 
 def test_no_answer_goes_where_a_routed_call_says_but_to_an_inbox(hardened, witnesses, steal):

@@ -110,19 +110,21 @@ PUBLISH = {
         [
             *["swb.call", "swb.list", "swb.authenticate", f"swb.uplink.t.{DEVICE}.telemetry"],
             *["swb.claim", "swb.release", "swb.lease", "swb.compare", "swb.cancel", "swb.answer.7"],
+            # Answers: in no inbox it is guessed where one is awaited.
+            *[INBOX, BETWEEN],
         ],
         # A stolen node: no call without the authorizer's word, no word in another's name, no look at the registry.
         [
-            *["swb.route", "swb.presence", NODE, INBOX, BETWEEN, f"swb.bounce.1.{INBOX}", *NO_STORE],
+            *["swb.route", "swb.presence", NODE, f"swb.bounce.1.{INBOX}", *NO_STORE],
             *[f"swb.event.device.{DEVICE}", "swb.event.directory", "swb.handover", "swb.beat", "swb.judge"],
             # Who is told of claims is theirs to say who write them.
             *["swb.event.takeover.0123456789abcdef", "swb.event.claims.0123456789abcdef"],
         ],
     ),
     "authorizer": (
-        ["swb.route", "swb.presence", BETWEEN, f"swb.event.device.{DEVICE}", f"swb.decide.{DEVICE}.quota"],
+        ["swb.route", "swb.presence", INBOX, BETWEEN, f"swb.event.device.{DEVICE}", f"swb.decide.{DEVICE}.quota"],
         [
-            *[NODE, INBOX, "swb.call", "swb.authenticate", "swb.uplink.t.d.telemetry", "swb.answer.7", *NO_STORE],
+            *[NODE, "swb.call", "swb.authenticate", "swb.uplink.t.d.telemetry", "swb.answer.7", *NO_STORE],
             *["swb.claim", "swb.lease", "swb.handover", "swb.beat", "swb.judge", "swb.event.takeover.0123456789abcdef"],
         ],
     ),

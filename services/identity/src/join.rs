@@ -1,7 +1,5 @@
 //! May this connection be a node, and what may it say and hear then? Asked by NATS, decided by secret and key. Pure.
 
-use std::time::Duration;
-
 use nkeys::KeyPair;
 use rpc::{NodeId, NodeKey, Subjects};
 use serde::{Deserialize, Serialize};
@@ -16,8 +14,6 @@ const ACCOUNT: &str = "NODES";
 /// A connection of this kind alone: no other server, no bridge to another protocol.
 const KIND: &str = "Client";
 const CONNECTION_TYPES: [&str; 2] = ["STANDARD", "WEBSOCKET"];
-/// How long a node may answer a delivery, once: not much longer than the longest call (`device_api.max_timeout_ms`).
-const RESPONSE: Duration = Duration::from_secs(90);
 
 /// What nats-server asks: of its claims, those that matter here.
 #[derive(Deserialize)]
@@ -154,7 +150,6 @@ impl Doorkeeper {
             nats: Rights {
                 publish: Allowed { allow: publishes(&self.subjects, node) },
                 subscribe: Allowed { allow: subscribes(&self.subjects, node) },
-                responses: Responses { max: 1, ttl: RESPONSE.as_nanos() as u64 },
                 subs: -1,
                 data: -1,
                 payload: -1,
@@ -167,7 +162,7 @@ impl Doorkeeper {
     }
 }
 
-/// What a node may publish to, besides one answer to each delivery.
+/// What a node may publish to.
 fn publishes(subjects: &Subjects, node: NodeId) -> Vec<String> {
     let prefix = subjects.prefix();
     vec![
@@ -182,6 +177,9 @@ fn publishes(subjects: &Subjects, node: NodeId) -> Vec<String> {
         format!("{prefix}.uplink.>"),
         format!("{prefix}.event.session.>"),
         format!("{prefix}.answer.*"),
+        // The outcome of a delivery, to the router that asked; of an answer, to the node.
+        "_R_.>".to_owned(),
+        format!("{prefix}.reply.*.*"),
         // A message to itself, whose return says that NATS has what was sent before it.
         format!("{}.echo.*", subjects.inbox(node)),
     ]
@@ -231,8 +229,6 @@ struct Rights {
     publish: Allowed,
     #[serde(rename = "sub")]
     subscribe: Allowed,
-    #[serde(rename = "resp")]
-    responses: Responses,
     subs: i64,
     data: i64,
     payload: i64,
@@ -245,13 +241,6 @@ struct Rights {
 #[derive(Serialize)]
 struct Allowed {
     allow: Vec<String>,
-}
-
-/// Nanoseconds, as Go has durations.
-#[derive(Serialize)]
-struct Responses {
-    max: u32,
-    ttl: u64,
 }
 
 #[cfg(test)]
@@ -351,6 +340,5 @@ mod tests {
             };
         assert_eq!(shared_form(publishes(&subjects, node)), listed("publish: ["));
         assert_eq!(shared_form(subscribes(&subjects, node)), listed("subscribe: ["));
-        assert!(user.contains("allow_responses: { max: 1, expires: \"90s\" }"));
     }
 }

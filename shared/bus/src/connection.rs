@@ -122,10 +122,7 @@ impl Bus {
         admit_version(&client.server_info().version, settings.allow_vulnerable_server)?;
 
         let inbox = format!("{}.", subjects.inbox(process));
-        // Whoever asks says where the answer goes, another's inbox too: nobody guesses the numbers in there.
-        let (first_number, _) = Uuid::new_v4().as_u64_pair();
-        let pending =
-            Arc::new(Pending::new(first_number >> 12, settings.max_pending_asks, meters.cancelled.clone()));
+        let pending = Arc::new(Pending::new(settings.max_pending_asks, meters.cancelled.clone()));
         let everything = format!("{inbox}>");
         let replies = client.subscribe(everything.clone()).await;
         let replies = replies

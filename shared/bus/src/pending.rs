@@ -1,7 +1,7 @@
 //! Who waits for which reply? Numbered questions; a question leaves the table however it ends.
 
 use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -36,7 +36,9 @@ pub(crate) type Handler = Box<dyn FnOnce(Result<Message, NoReply>) + Send>;
 /// The questions of one process that have no reply yet.
 pub(crate) struct Pending {
     table: Mutex<Table>,
-    next_number: AtomicU64,
+    asked: AtomicU64,
+    /// Makes numbers of what is counted: who has heard one guesses no other.
+    numbers: RandomState,
     max_waiting: usize,
     cancelled: Counter,
     /// Ticks are counted from here.
@@ -122,10 +124,11 @@ impl Table {
 }
 
 impl Pending {
-    pub(crate) fn new(first_number: u64, max_waiting: usize, cancelled: Counter) -> Self {
+    pub(crate) fn new(max_waiting: usize, cancelled: Counter) -> Self {
         Pending {
             table: Mutex::default(),
-            next_number: AtomicU64::new(first_number),
+            asked: AtomicU64::new(0),
+            numbers: RandomState::new(),
             max_waiting,
             cancelled,
             started: Instant::now(),
@@ -279,7 +282,7 @@ impl Pending {
     }
 
     fn next_number(&self) -> u64 {
-        self.next_number.fetch_add(1, Ordering::Relaxed)
+        self.numbers.hash_one(self.asked.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The first tick that is not before `moment`.
@@ -331,7 +334,7 @@ impl Drop for Ticket<'_> {
     }
 }
 
-/// Spreads running numbers over the table; they are ours, so nobody can choose them to collide.
+/// Spreads numbers over the table; they are ours, so nobody can choose them to collide.
 #[derive(Default)]
 struct NumberHasher(u64);
 
@@ -362,7 +365,7 @@ mod tests {
     use super::*;
 
     fn pending(max_waiting: usize) -> Arc<Pending> {
-        Arc::new(Pending::new(7, max_waiting, Counter::noop()))
+        Arc::new(Pending::new(max_waiting, Counter::noop()))
     }
 
     type Ended = (&'static str, Result<(), NoReply>);
