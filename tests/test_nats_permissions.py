@@ -1,6 +1,7 @@
 """What can each service's NATS user do, and what not? The configuration of deploy/nats, on a real server."""
 
 import json
+import time
 
 import pytest
 from harness import said
@@ -83,6 +84,28 @@ def test_the_services_need_no_more(hardened, device):
     cluster.nats.restart()
     until("calls are answered again", lambda: third.send_msg(family.b, "5", timeout=2_000).text() == "5", within_s=40)
     assert hardened.violations() == []
+
+
+@pytest.mark.parametrize("user", ["authorizer", "authorizer-store", "router", "router-store"])
+def test_either_connection_of_a_service_may_break(tmp_path, device, user):
+    hardened = Hardened(tmp_path)
+    cluster = hardened.cluster
+    try:
+        family = cluster.accounts.family()
+        caller = device(PahoV5, family.a).connect(cluster.nodes[0])
+        device(PahoV5, family.b).connect(cluster.nodes[0]).become_callable(echo)
+        hardened.kick(user)
+        service = user.removesuffix("-store")
+        (broken,) = (it for it in cluster.services if it.name == f"{service}-1")
+        broken.process.wait_for_message("the connection to NATS is back")
+        until("calls are answered", lambda: caller.send_msg(family.b, "1", timeout=2_000).text() == "1")
+        # For longer than what it knew before is good for.
+        for _ in range(30):
+            assert caller.send_msg(family.b, "2", timeout=2_000).text() == "2"
+            time.sleep(0.1)
+        assert broken.admin.is_ready()
+    finally:
+        cluster.stop()
 
 
 def test_who_has_no_password_is_nobody(hardened):

@@ -1,5 +1,6 @@
 """What is a system under the NATS users of deploy/nats? Each service with its own, on a server that has them."""
 
+import json
 import re
 import secrets
 from pathlib import Path
@@ -59,6 +60,16 @@ class Hardened:
         assert connection.refused is None
         return connection
 
+    def kick(self, user: str) -> None:
+        """NATS closes this user's connections."""
+        administrator = RawNats(self.cluster.nats.url, "witness-administrator", WITNESS_PASSWORD)
+        assert administrator.refused is None
+        found = json.loads(administrator.ask("$SYS.REQ.SERVER.PING.CONNZ", '{"auth":true}').body)
+        (kicked,) = [it["cid"] for it in found["data"]["connections"] if it["authorized_user"] == user]
+        answer = administrator.ask(f"$SYS.REQ.SERVER.{found['server']['id']}.KICK", json.dumps({"cid": kicked}))
+        assert '"error"' not in answer.body, answer.body
+        administrator.__exit__()
+
     def violations(self) -> list[str]:
         """What NATS has refused so far."""
         return [line for line in self.cluster.nats.process.err.splitlines() if "iolation" in line]
@@ -91,9 +102,11 @@ def with_witnesses(folder: Path) -> Path:
         before, after = text.split(begins)
         after = after.replace(ends, f"{ends}      {witness}\n", 1) if after.startswith(ends) else f"    users: [ {witness} ]\n{after}"
         text = f"{before}{begins}{after}"
+    administrator = f'  "$SYS": {{ users: [ {{ user: witness-administrator, password: {WITNESS_PASSWORD} }} ] }}\n'
+    text = text.replace("accounts {\n", f"accounts {{\n{administrator}", 1)
     (folder / "permissions.conf").write_text(text)
     (folder / "switchboard.conf").write_text((CONFIGURATION / "switchboard.conf").read_text())
-    witnesses = ", ".join(f"witness-{account}" for account in ACCOUNTS)
+    witnesses = ", ".join(f"witness-{account}" for account in [*ACCOUNTS, "administrator"])
     text = (CONFIGURATION / "callout.conf").read_text()
     (folder / "identified.conf").write_text((CONFIGURATION / "identified.conf").read_text())
     (folder / "callout.conf").write_text(text.replace("auth_users: [", f"auth_users: [{witnesses}, "))

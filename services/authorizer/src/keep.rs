@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use boot::Health;
+use bus::Bus;
 use bus::registry::{Change, Registry};
-use bus::{Bus, Connection};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rpc::{DeviceId, wire};
@@ -117,10 +117,9 @@ pub(crate) async fn keep(
                 }
             }
             Ok(()) = connection.changed() => {
+                // What it knows comes over a connection of its own, whose end the watch tells.
+                connection.borrow_and_update();
                 bus.show(&nats);
-                if *connection.borrow_and_update() == Connection::Down {
-                    freshness.lock().lost();
-                }
             }
             _ = ticks.tick() => {
                 bus.show(&nats);
