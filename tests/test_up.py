@@ -56,6 +56,7 @@ def test_it_says_what_listens_where_and_what_to_type(demo):
 
 
 def test_the_demo_account_is_there(demo, device):
+    assert "The demo account's access tokens are public" in demo.process.err
     a1 = device(PahoV5, A1).connect(demo)
     assert [it["id"] for it in json.loads(a1.get_devices())] == [A2.id, "86801880-9fce-11e6-8080-808080808080"]
     assert a1.send_msg(B1, "1").text() == said.DENIED

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use boot::Health;
+use boot::{Health, Trouble};
 use bus::Bus;
 use bus::registry::{Change, Registry};
 use bytes::Bytes;
@@ -84,6 +84,8 @@ pub(crate) async fn keep(
     connection.mark_changed();
     let (mut watch, beats) = (Registry::watch(&bus), Registry::beats(&bus));
     let mut untold = HashSet::new();
+    // It has no pause of its own: it is tried with each tick.
+    let mut cannot_tell = Trouble::new(Duration::ZERO, Duration::ZERO);
     let mut is_recheck_untold = false;
     let mut rechecked_at: Option<Instant> = None;
     let mut was_ready = false;
@@ -155,23 +157,32 @@ pub(crate) async fn keep(
             rechecked_at = Some(Instant::now());
         }
         if !untold.is_empty() {
-            tell(&bus, directory, &mut untold, &meters).await;
+            tell(&bus, directory, &mut untold, &mut cannot_tell, &meters).await;
         }
     }
 }
 
 /// Tells the nodes what the untold devices are now. What NATS does not take stays untold, and is tried again.
-async fn tell(bus: &Bus, directory: &Directory, untold: &mut HashSet<DeviceId>, meters: &RegistryMeters) {
+async fn tell(
+    bus: &Bus,
+    directory: &Directory,
+    untold: &mut HashSet<DeviceId>,
+    trouble: &mut Trouble,
+    meters: &RegistryMeters,
+) {
     let devices: Vec<DeviceId> = untold.iter().copied().collect();
     for device in devices {
         let state = directory.state(device);
         let message = wire::encode(&state, &[]);
         if let Err(error) = bus.tell(bus.subjects().device_changed(device), message).await {
-            tracing::warn!(%error, count = untold.len(), "changed devices cannot be told yet");
+            if let Some(age_s) = trouble.failed(&error.to_string(), Instant::now()).say_age_s {
+                tracing::warn!(%error, age_s, count = untold.len(), "changed devices cannot be told yet");
+            }
             return;
         }
         tracing::debug!(%device, is_there = state.now.is_some(), "told the nodes that a device changed");
         meters.events.increment(1);
         untold.remove(&device);
     }
+    trouble.over(Instant::now());
 }

@@ -234,7 +234,7 @@ async fn paced(calls_per_s: u32, mut call: impl FnMut(Instant) -> Result<bool>) 
 
 /// Ten times the calls that one customer may have waiting: a tenth of half of the questions of a node.
 const GREEDY_WAITS: u32 = 100;
-/// Ten times `ingress.calls_per_second_per_customer`.
+/// Ten times what one customer may call a second there.
 const GREEDY_CALLS_PER_S: u32 = 20_000;
 
 /// A customer whose devices ask for ten times what is his. Dropping it ends that.

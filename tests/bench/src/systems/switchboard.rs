@@ -27,6 +27,9 @@ const LIMITS_RAISED: [&str; 3] = [
 
 const SETTINGS: [&str; 3] = ["mqtt.listen=127.0.0.1:0", "http.listen=127.0.0.1:0", "coap.listen=127.0.0.1:0"];
 
+/// What an operator of a machine with two cores would say of one customer, where that is what is measured.
+const SHARES: [&str; 1] = ["ingress.calls_per_second_per_customer=2000"];
+
 /// Starts one with `copies` of each service, and with the devices of `scenario` in its registry.
 ///
 /// # Errors
@@ -39,7 +42,7 @@ pub async fn start(tools: &Tools, copies: usize, scenario: Scenario, folder: &Pa
     let (server, url) = nats::start(tools, folder).await?;
     import(tools, &url, scenario, folder).await?;
 
-    let raised: &[&str] = if matches!(scenario, Scenario::Fair { .. }) { &[] } else { &LIMITS_RAISED };
+    let raised: &[&str] = if matches!(scenario, Scenario::Fair { .. }) { &SHARES } else { &LIMITS_RAISED };
     let mut processes = vec![server];
     for (role, program) in services {
         for number in 1..=copies {
