@@ -74,8 +74,7 @@ fn refused(error: io::Error, address: SocketAddr, (speaks, setting): Purpose) ->
 pub struct Door(TcpListener);
 
 impl Door {
-    /// The next client, and from where it connects. Never held back to be sent with the next: a call is small and waited
-    /// for.
+    /// The next client, and from where it connects. What it is sent is never held back: a call is small and waited for.
     pub async fn next(&self) -> (TcpStream, IpAddr) {
         loop {
             match self.0.accept().await {
