@@ -210,9 +210,17 @@ mod tests {
         }
         let node = subjects.node(NodeId(7));
         let bounce = subjects.bounce(NodeId(1), "swb.reply.0000000000000007.17");
-        for other in
-            [&node, &bounce, "swb.route", "swb.replying", "swb2.reply.1.1", "$KV.swb_devices.x", "_R_", ""]
-        {
+        for other in [
+            &node,
+            &bounce,
+            "swb.route",
+            "swb.replying",
+            "swb2.reply.1.1",
+            "$KV.swb_devices.x",
+            "_R_",
+            "$SYS._INBOX.a.b",
+            "",
+        ] {
             assert!(!subjects.is_inbox(other), "{other}");
         }
     }
