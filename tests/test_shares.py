@@ -1,6 +1,7 @@
 """What may one customer take of what all share? His part: who is greedy hears so, and nobody else notices."""
 
 import json
+import signal
 import time
 import uuid
 
@@ -11,7 +12,7 @@ from harness.cluster import Cluster
 from harness.devices import PROTOCOLS, CoapDevice, HttpDevice, PahoV5, PahoV311
 from harness.devices.device import answering
 from harness.raw_http import RawHttp
-from harness.raw_mqtt import PINGRESP
+from harness.raw_mqtt import PINGRESP, PUBACK
 from harness.waiting import until
 
 KINDS = pytest.mark.parametrize("kind", PROTOCOLS, ids=lambda kind: kind.protocol)
@@ -124,6 +125,23 @@ def test_calls_a_second_of_a_customer(new_cluster, device):
     assert hits(node, "customer_call_rate") == texts.count(said.BUSY)
     notices_nothing(cluster, device, node)
     until("he has earned another", lambda: callers[0].send_msg(greedy.c, "1").text() == '"here"')
+
+
+def test_telemetry_that_nats_is_yet_to_take_takes_its_part(small, raw):
+    node = small.nodes[0]
+    greedy, other = (raw(node.mqtt_port, 5) for _ in range(2))
+    for client in (greedy, other):
+        assert client.connect(small.accounts.family().a.token).code == 0
+    small.nats.process.signal(signal.SIGSTOP)
+    try:
+        for _ in range(10):
+            greedy.publish("v1/devices/me/telemetry", "{}", qos=1)
+        assert all(greedy.expect(PUBACK).code >= 0x80 for _ in range(4))
+        other.publish("v1/devices/me/telemetry", "{}", qos=1)
+    finally:
+        small.nats.process.signal(signal.SIGCONT)
+    assert [client.expect(PUBACK).code for client in [greedy] * 6 + [other]] == [0] * 7
+    assert hits(node, "customer_uplinks") == 4
 
 
 def test_connections_take_their_part(new_cluster, device, raw):

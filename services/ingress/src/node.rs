@@ -120,7 +120,7 @@ impl Node {
     /// Hands telemetry or attributes up and waits until NATS has them. False when it did not take them.
     pub async fn uplink(&self, visitor: &Visitor, kind: UplinkKind, payload: Bytes) -> bool {
         let told = self.tell_uplink(visitor, kind, payload).await;
-        self.confirm_uplink(told).await
+        self.confirm_uplink(visitor, told).await
     }
 
     /// Hands them up, one behind the other as they are told. False when NATS is away.
@@ -129,10 +129,16 @@ impl Node {
         self.bus.tell(subject, payload).await.is_ok()
     }
 
-    /// Waits until NATS has what was told. False when it did not take it.
-    pub async fn confirm_uplink(&self, told: bool) -> bool {
+    /// Waits until NATS has what was told. False when it did not take it, or too much of the customer's waits already.
+    pub async fn confirm_uplink(&self, visitor: &Visitor, told: bool) -> bool {
         let wait = Duration::from_millis(self.settings.ingress.uplink_timeout_ms);
-        let taken = told && self.bus.confirm(wait).await.is_ok();
+        let taken = match self.shares.uplink(visitor.party) {
+            Ok(_place) => told && self.bus.confirm(wait).await.is_ok(),
+            Err(limit) => {
+                self.metrics.limit_hit(limit);
+                false
+            }
+        };
         self.metrics.uplinked(taken);
         taken
     }

@@ -103,6 +103,8 @@ closed_list! {
         /// `shares.per_customer_percent`, of calls for a node's devices.
         #[n(23)]
         CustomerDeliveries = "customer_deliveries",
+        /// `shares.per_customer_percent`, of telemetry and attributes that NATS is yet to take.
+        CustomerUplinks = "customer_uplinks",
         /// `shares.per_customer_percent`, of connections and of devices that are kept in mind.
         #[n(24)]
         CustomerSessions = "customer_sessions",

@@ -19,6 +19,8 @@ pub struct NodeShares {
     waits: Shares<Party>,
     rates: CustomerRates,
     deliveries: Shares<Party>,
+    /// Telemetry and attributes that NATS is yet to take: each is a message of the node to itself.
+    uplinks: Shares<Party>,
     /// MQTT's for as long as it lasts, HTTP's for as long as a request of a device is answered.
     connections: Shares<Party>,
     /// Devices that are kept in mind between their requests.
@@ -78,6 +80,7 @@ impl NodeShares {
             ),
             rates: CustomerRates::new(ingress.calls_per_second_per_customer),
             deliveries: of(ingress.max_deliveries),
+            uplinks: of(max_calls),
             connections: of(max_connections),
             http: of(http.max_sessions),
             // Each may come to observe.
@@ -110,6 +113,14 @@ impl NodeShares {
     /// With the limit that is reached.
     pub fn delivery(&self, party: Party) -> Result<Place<Party>, Limit> {
         self.deliveries.take(party).map_err(|why| limit(why, Limit::CustomerDeliveries, Limit::Deliveries))
+    }
+
+    /// For telemetry or attributes of a device.
+    ///
+    /// # Errors
+    /// With the limit that is reached.
+    pub fn uplink(&self, party: Party) -> Result<Place<Party>, Limit> {
+        self.uplinks.take(party).map_err(|why| limit(why, Limit::CustomerUplinks, Limit::PendingAsks))
     }
 
     /// For a visitor, for as long as he is known.

@@ -314,7 +314,10 @@ async fn perform(
                 match packet_id {
                     Some(packet_id) => {
                         let node = Arc::clone(node);
-                        let job = async move { Done::Uplinked(packet_id, node.confirm_uplink(told).await) };
+                        let visitor = Arc::clone(visitor);
+                        let job = async move {
+                            Done::Uplinked(packet_id, node.confirm_uplink(&visitor, told).await)
+                        };
                         in_hand.get_or_insert_with(|| Box::new(InHand::new())).uplinks.push(Box::pin(job));
                     }
                     None => node.metrics.uplinked(told),
