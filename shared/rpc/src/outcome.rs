@@ -104,6 +104,7 @@ closed_list! {
         #[n(23)]
         CustomerDeliveries = "customer_deliveries",
         /// `shares.per_customer_percent`, of telemetry and attributes that NATS is yet to take.
+        #[n(31)]
         CustomerUplinks = "customer_uplinks",
         /// `shares.per_customer_percent`, of connections and of devices that are kept in mind.
         #[n(24)]

@@ -26,6 +26,14 @@ const SOFTENERS: &[Softener] = &[
         SILENT,
     ),
     (
+        "shares.per_customer_percent",
+        |it, at| it.shares.per_customer_percent > at.shares.per_customer_percent,
+        GREED,
+    ),
+    ("ingress.guesses_per_second_per_source", |it, _| it.ingress.guesses_per_second_per_source == 0, GUESSES),
+    ("ingress.guesses_per_second", |it, _| it.ingress.guesses_per_second == 0, GUESSES),
+    ("ingress.calls_per_second_per_customer", |it, _| it.ingress.calls_per_second_per_customer == 0, GREED),
+    (
         "ingress.calls_per_second_per_device",
         |it, _| it.ingress.calls_per_second_per_device == 0,
         "one device may take what others need",
@@ -35,6 +43,7 @@ const SOFTENERS: &[Softener] = &[
         |it, _| it.ingress.uplinks_per_second_per_device == 0,
         "one device may take what others need",
     ),
+    ("mqtt.trusted_proxies", |it, at| it.mqtt.trusted_proxies != at.mqtt.trusted_proxies, PROXIES),
     ("mqtt.listen", |it, _| goes_out(it.mqtt.listen), PLAIN),
     (
         "mqtt.max_packet_bytes_before_authentication",
@@ -43,6 +52,7 @@ const SOFTENERS: &[Softener] = &[
         },
         "who has shown no token takes more memory",
     ),
+    ("http.trusted_proxies", |it, at| it.http.trusted_proxies != at.http.trusted_proxies, PROXIES),
     ("http.listen", |it, _| goes_out(it.http.listen), PLAIN),
     ("http.header_timeout_ms", |it, at| it.http.header_timeout_ms > at.http.header_timeout_ms, SILENT),
     ("http.request_timeout_ms", |it, at| it.http.request_timeout_ms > at.http.request_timeout_ms, SILENT),
@@ -83,6 +93,9 @@ const SOFTENERS: &[Softener] = &[
 ];
 
 const SILENT: &str = "who says nothing keeps a connection for longer";
+const GREED: &str = "one customer takes what others need";
+const GUESSES: &str = "tokens are guessed as fast as authorizers answer";
+const PROXIES: &str = "who sends from there says himself where he is";
 const PLAIN: &str = "tokens are read on the way, where the network is not trusted";
 
 /// A setting in force that is softer than its default.
@@ -112,7 +125,10 @@ impl Nats {
     }
 
     fn goes_out_in_plain_text(&self) -> bool {
-        self.leaves_the_machine().any(|server| !server.starts_with("tls://") && !server.starts_with("wss://"))
+        self.tls_ca_file.is_none()
+            && self
+                .leaves_the_machine()
+                .any(|server| !server.starts_with("tls://") && !server.starts_with("wss://"))
     }
 
     fn goes_out_unknown(&self) -> bool {
