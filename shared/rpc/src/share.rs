@@ -84,12 +84,13 @@ impl<K: Eq + Hash + Copy> Shares<K> {
     pub fn take(&self, holder: K) -> Result<Place<K>, NoPlace> {
         let Places { max, part, taken } = &*self.0;
         let mut taken = taken.lock();
+        // Where a part is all there is, nobody has had more than his.
+        if taken.all >= *max {
+            return Err(NoPlace::Any);
+        }
         let held = taken.by.get(&holder).copied().unwrap_or_default();
         if held >= *part {
             return Err(NoPlace::Part);
-        }
-        if taken.all >= *max {
-            return Err(NoPlace::Any);
         }
         taken.all += 1;
         taken.by.insert(holder, held + 1);
