@@ -5,23 +5,17 @@ pub mod breaker;
 pub mod question;
 
 use std::collections::HashMap;
-use std::convert::Infallible;
-use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use boot::config;
+use boot::post::{PostError, post};
 use bus::policies::{External, Point};
 use bus::{AskError, Bus};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1;
-use hyper::header::{ACCEPT, CONTENT_TYPE, HOST, USER_AGENT};
-use hyper::{Method, Request, StatusCode, Uri};
-use hyper_util::rt::TokioIo;
+use hyper::{StatusCode, Uri};
 use parking_lot::Mutex;
 use rpc::TenantId;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::meters::ExternalMeters;
@@ -144,53 +138,27 @@ impl Asker {
         Answer::read(&message).ok_or(Objection::Malformed)
     }
 
-    /// AuthZEN's HTTPS binding (§10.1), in plain text: whatever ends TLS stands before the point. A connection for each
-    /// question: one that was kept may be closed just when it is used, and a lost question denies.
+    /// AuthZEN's HTTPS binding (§10.1), in plain text: whatever ends TLS stands before the point. A lost
+    /// question denies.
     async fn post(&self, url: &str, message: Bytes) -> Result<Bytes, Objection> {
         let uri: Uri = url.parse().map_err(|_| Objection::Forbidden)?;
-        let (authority, host) = uri.authority().zip(uri.host()).ok_or(Objection::Forbidden)?;
+        let authority = uri.authority().ok_or(Objection::Forbidden)?;
         let origin = format!("http://{}", authority.as_str().to_ascii_lowercase());
         if uri.scheme_str() != Some("http") || !self.origins.iter().any(|it| *it == "*" || *it == origin) {
             return Err(Objection::Forbidden);
         }
-        let failed = |error: &dyn std::fmt::Display| {
-            tracing::debug!(url, %error, "an external decision point cannot be reached");
-            Objection::Missing
-        };
-        let bare_host = host.trim_start_matches('[').trim_end_matches(']');
-        let address = (bare_host, authority.port_u16().unwrap_or(80));
-        let stream = TcpStream::connect(address).await.map_err(|error| failed(&error))?;
-        stream.set_nodelay(true).map_err(|error| failed(&error))?;
-        let (mut requests, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
-        let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri(path)
-            .header(HOST, authority.as_str())
-            .header(CONTENT_TYPE, "application/json")
-            .header(ACCEPT, "application/json")
-            .header(USER_AGENT, concat!("switchboard/", env!("CARGO_PKG_VERSION")))
-            .body(Full::new(message))
-            .map_err(|_| Objection::Forbidden)?;
-        let exchange = async {
-            let response = requests.send_request(request).await.map_err(|error| failed(&error))?;
+        match post(&uri, "application/json", message, MAX_ANSWER_BYTES).await {
             // A decision comes with 200 alone, whatever it says.
-            if response.status() != StatusCode::OK {
-                tracing::debug!(url, status = %response.status(), "an external decision point does not answer");
-                return Err(Objection::Malformed);
+            Ok((StatusCode::OK, answer)) => Ok(answer),
+            Ok((status, _)) => {
+                tracing::debug!(url, %status, "an external decision point does not answer");
+                Err(Objection::Malformed)
             }
-            let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
-            body.map(|body| body.to_bytes()).map_err(|_| Objection::Malformed)
-        };
-        // What goes wrong with the connection is told to the exchange.
-        let carry = async {
-            let _ = connection.await;
-            pending::<Infallible>().await
-        };
-        tokio::select! {
-            exchanged = exchange => exchanged,
-            never = carry => match never {},
+            Err(PostError::Answer) => Err(Objection::Malformed),
+            Err(PostError::Missing(error)) => {
+                tracing::debug!(url, error, "an external decision point cannot be reached");
+                Err(Objection::Missing)
+            }
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod log_limit;
 pub mod logs;
 pub mod metrics;
 pub mod panics;
+pub mod post;
 mod process;
 pub mod shutdown;
 pub mod traces;

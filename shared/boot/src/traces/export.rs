@@ -1,17 +1,12 @@
 //! How do spans reach the collector? OTLP over HTTP, in batches, by one task beside the calls: what the collector does
 //! not take at once waits in a bounded queue, and what does not fit there is dropped and counted.
 
-use std::convert::Infallible;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
-use http_body_util::{BodyExt, Full, Limited};
+use hyper::StatusCode;
 use hyper::body::Bytes;
-use hyper::header::{CONTENT_TYPE, HOST, USER_AGENT};
-use hyper::{Method, Request, StatusCode, Uri};
-use hyper_util::rt::TokioIo;
 use metrics::{Counter, counter};
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -19,7 +14,6 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 use opentelemetry_proto::tonic::common::v1::InstrumentationScope;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans};
 use prost::Message;
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -27,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Finished;
 use crate::config;
+use crate::post::post;
 
 /// Below the endpoint (OTLP/HTTP §"Default URL paths").
 const PATH: &str = "/v1/traces";
@@ -166,7 +161,7 @@ impl Sender {
 
     /// Sends a batch. False when it is to be sent again.
     async fn send(&mut self, message: &Bytes, spans: u64) -> bool {
-        let attempt = match timeout(self.timeout, post(&self.collector, message.clone())).await {
+        let attempt = match timeout(self.timeout, send(&self.collector, message.clone())).await {
             Ok(Ok((status, answer))) => judged(status, &answer),
             Ok(Err(error)) => Attempt::Later(error),
             Err(_) => Attempt::Later(anyhow::anyhow!("no answer within traces.export_timeout_ms")),
@@ -220,38 +215,8 @@ fn judged(status: StatusCode, answer: &Bytes) -> Attempt {
     }
 }
 
-/// One request on a connection of its own: batches are seconds apart.
-async fn post(collector: &str, message: Bytes) -> anyhow::Result<(StatusCode, Bytes)> {
-    let uri: Uri = collector.parse()?;
-    let host = uri.host().context("no host")?;
-    let bare_host = host.trim_start_matches('[').trim_end_matches(']');
-    let stream = TcpStream::connect((bare_host, uri.port_u16().unwrap_or(80))).await?;
-    stream.set_nodelay(true)?;
-    let (mut requests, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let authority = uri.authority().map_or(host, |authority| authority.as_str());
-    let request = Request::builder()
-        .method(Method::POST)
-        .uri(uri.path())
-        .header(HOST, authority)
-        .header(CONTENT_TYPE, "application/x-protobuf")
-        .header(USER_AGENT, concat!("switchboard/", env!("CARGO_PKG_VERSION")))
-        .body(Full::new(message))?;
-    let exchange = async {
-        let response = requests.send_request(request).await?;
-        let status = response.status();
-        let answer = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
-        let answer = answer.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
-        anyhow::Ok((status, answer))
-    };
-    // What goes wrong with the connection is told to the exchange.
-    let carry = async {
-        let _ = connection.await;
-        pending::<Infallible>().await
-    };
-    tokio::select! {
-        exchanged = exchange => exchanged,
-        never = carry => match never {},
-    }
+async fn send(collector: &str, message: Bytes) -> anyhow::Result<(StatusCode, Bytes)> {
+    Ok(post(&collector.parse()?, "application/x-protobuf", message, MAX_ANSWER_BYTES).await?)
 }
 
 #[cfg(test)]
