@@ -35,7 +35,7 @@ def hammer(port: int, seconds: float) -> int:
 
 
 def test_an_outage_under_a_hammering_client_fills_no_disk(new_cluster):
-    cluster = new_cluster(settings=INFO)
+    cluster = new_cluster(settings=INFO | {"ingress.requests_per_second_per_connection": "0"})
     node = cluster.nodes[0]
     cluster.nats.process.kill()
     until("it is noticed", lambda: "NATS" in node.admin.get("/readyz")[1])

@@ -12,7 +12,7 @@ from harness.waiting import until
 
 SERVICES = pytest.mark.parametrize("service", ["nodes", "authorizers", "routers"])
 # Every value that a label may have is known beforehand; `le` and `quantile` are Prometheus' own.
-MAX_VALUES_OF_A_LABEL = 24
+MAX_VALUES_OF_A_LABEL = 40
 
 
 @pytest.fixture

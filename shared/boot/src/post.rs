@@ -1,5 +1,5 @@
-//! How is something posted over HTTP, in plain text, and its answer read? On a connection of its own: what is asked that
-//! way is asked seldom, and one that was kept may be closed just when it is used.
+//! How is something posted over HTTP, in plain text, and its answer read? On a connection of its own: what is asked
+//! that way is asked seldom, and one that was kept may be closed just when it is used.
 
 use std::convert::Infallible;
 use std::fmt::Display;

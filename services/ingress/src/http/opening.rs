@@ -27,13 +27,20 @@ pub(super) async fn read<S: AsyncRead + Unpin>(stream: &mut S, max_bytes: usize)
     Ok(head)
 }
 
-/// True when a line without a word ends the head, or no head goes on like that. Of the bytes, `looked_at` are known not
-/// to.
+/// True when a line without a word ends the head, or no head begins or goes on like that. Of the bytes, `looked_at` are
+/// known not to.
 fn is_for_hyper(head: &[u8], looked_at: usize) -> bool {
     let is_end = |at: &[u8]| at.starts_with(b"\n\n") || at.starts_with(b"\n\r\n");
     let fresh = head.get(looked_at.saturating_sub(2)..).unwrap_or_default();
     let no_text = |byte: &u8| byte.is_ascii_control() && !matches!(byte, b'\r' | b'\n' | b'\t');
-    fresh.iter().any(no_text) || (0..fresh.len()).any(|at| fresh.get(at..).is_some_and(is_end))
+    let is_over = (0..fresh.len()).any(|at| fresh.get(at..).is_some_and(is_end));
+    is_over || fresh.iter().any(no_text) || fresh.contains(&b'\n') && begins_with_no_request(head)
+}
+
+/// True when the first line with a word is whole, and names no version of HTTP, as RFC 9112 §3 has it.
+fn begins_with_no_request(head: &[u8]) -> bool {
+    let line = head.split_inclusive(|byte| *byte == b'\n').find(|line| !line.trim_ascii().is_empty());
+    line.is_some_and(|line| line.ends_with(b"\n") && !line.windows(6).any(|part| part == b" HTTP/"))
 }
 
 #[cfg(test)]
@@ -69,9 +76,13 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_head_is_not_waited_for() {
-        for first in
-            [b"\x10\x0c\0\x04MQTT".as_slice(), b"\x16\x03\x01\x02\0\x01", b"GET /\0", b"\x40\x01\0\x07"]
-        {
+        for first in [
+            b"\x10\x0c\0\x04MQTT".as_slice(),
+            b"\x16\x03\x01\x02\0\x01",
+            b"GET /\0",
+            b"\x40\x01\0\x07",
+            b"PROXY TCP4 ::\r\n",
+        ] {
             assert_eq!(opening(&[first], 8192).await, first);
         }
         let long = vec![b'x'; 10_000];
