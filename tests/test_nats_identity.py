@@ -1,15 +1,16 @@
 """Is a stolen node one node? NATS that asks the identity service, on a real server: what a node's connection may then do."""
 
 import itertools
-import json
 import re
 import secrets
 
 import pytest
+from harness import heads
 from harness.cluster import Identity
 from harness.devices import PahoV5
 from harness.devices.device import echo
 from harness.hardened import IDENTITY, PASSWORDS, Hardened, new_issuer
+from harness.heads import head
 from harness.raw_nats import RawNats
 from harness.waiting import until
 from test_nats_deputies import asked
@@ -18,6 +19,8 @@ from test_nats_permissions import BETWEEN, NOBODY_HEARS, NOBODYS, PUBLISH, SUBSC
 # Run here once more, where each node has rights of its own.
 from test_nats_permissions import test_the_services_need_no_more as test_the_services_need_no_more
 
+# A router's answer to a claim, and an authorizer's to a call or a list, without a ticket that counts.
+REFUSED, UNAVAILABLE = head(2, []), head(12, [])
 # Of another node.
 OTHER = "0123456789abcdef"
 
@@ -95,14 +98,14 @@ def test_nothing_of_others_calls_comes_by(hardened, thief, device):
 
 def test_he_is_no_device_without_its_token(hardened, thief):
     family = hardened.cluster.accounts.family()
-    ticket = "A" * 38
-    claim = {"device": family.a.id, "node": thief.node, "session": thief.node, "protocol": "mqtt", "visit": 1, "ticket": ticket}
-    call = {"call": f"{thief.node}-1", "caller": family.a.id, "visit": 1, "ticket": ticket, "target": family.b.id, "budget_ms": 2000}
-    for node in (thief.node, hardened.cluster.nodes[0].node_id):
-        asked = {"swb.claim": claim | {"node": node}, "swb.call": call | {"call": f"{node}-1"}, "swb.list": {**call, "node": node}}
-        for subject, head in asked.items():
-            answer = thief.ask(subject, json.dumps(head)).body
-            assert not re.search("granted|answered|delivered|name", answer), (subject, answer)
+    caller, target, ticket = heads.device(family.a.id), heads.device(family.b.id), bytes(28)
+    for node in map(heads.node, (thief.node, hardened.cluster.nodes[0].node_id)):
+        claim = head(caller, node, node, 0, None, None, 1, ticket)
+        call = head([node, 1], caller, "", 1, ticket, target, 2_000, None, 0, None, False)
+        listed = head(caller, node, 1, ticket, None, None, None, False)
+        assert thief.ask("swb.claim", claim).body == REFUSED
+        assert thief.ask("swb.call", call).body == UNAVAILABLE
+        assert thief.ask("swb.list", listed).body == UNAVAILABLE
 
 
 def test_no_answer_to_him_moves_another_node(hardened, thief, device):
