@@ -138,8 +138,8 @@ declare::settings! {
         /// Calls that one device may make at once after a pause: the depth of that bucket.
         call_burst_per_device: u32 = 200, 1..=1_000_000;
         /// Calls and lists a second that all devices of a customer may ask for on one node, and at once after a pause;
-        /// one above ends as "Too many requests!". 0: no limit.
-        calls_per_second_per_customer: u32 = 10_000, 0..=10_000_000;
+        /// one above ends as "Too many requests!". 0: as often as a hundred devices may call.
+        calls_per_second_per_customer: u32 = 0, 0..=100_000_000;
         /// Telemetry and attributes messages a second that one device may send on average on one node (a token
         /// bucket); one above is refused (MQTT 5: 0x97, or left out at QoS 0). 0: no limit.
         uplinks_per_second_per_device: u32 = 100, 0..=1_000_000;

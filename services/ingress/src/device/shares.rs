@@ -78,7 +78,10 @@ impl NodeShares {
                 waiting(max_calls),
                 waiting(percent_of(max_calls, shares.per_customer_percent)),
             ),
-            rates: CustomerRates::new(ingress.calls_per_second_per_customer),
+            rates: CustomerRates::new(match ingress.calls_per_second_per_customer {
+                0 => ingress.calls_per_second_per_device.saturating_mul(100),
+                told => told,
+            }),
             deliveries: of(ingress.max_deliveries),
             uplinks: of(max_calls),
             connections: of(max_connections),

@@ -32,7 +32,11 @@ const SOFTENERS: &[Softener] = &[
     ),
     ("ingress.guesses_per_second_per_source", |it, _| it.ingress.guesses_per_second_per_source == 0, GUESSES),
     ("ingress.guesses_per_second", |it, _| it.ingress.guesses_per_second == 0, GUESSES),
-    ("ingress.calls_per_second_per_customer", |it, _| it.ingress.calls_per_second_per_customer == 0, GREED),
+    (
+        "ingress.calls_per_second_per_customer",
+        |it, _| it.ingress.calls_per_second_per_customer > 10_000,
+        GREED,
+    ),
     (
         "ingress.calls_per_second_per_device",
         |it, _| it.ingress.calls_per_second_per_device == 0,
