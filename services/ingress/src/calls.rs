@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use boot::traces::{Hop, Span, Tracer};
 use bus::{AskError, Bus, Question, Subject};
 use bytes::Bytes;
-use metrics::{Histogram, counter, histogram};
+use metrics::{Histogram, histogram};
 use rpc::{
     AuthenticateReply, AuthenticateRequest, Call, CallId, CancelRequest, CredentialHash, DeviceId, Identity,
     Limit, ListRequest, Method, NodeId, Outcome, Protocol, wire,
@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use crate::device::sessions::Visitor;
 use crate::device::shares::NodeShares;
 use crate::device_api::{self, Request};
-use crate::metrics::{LIMITS_HIT, OFFLINE_SECONDS};
+use crate::metrics::{LimitsHit, OFFLINE_SECONDS};
 
 /// How much longer than the budget a node waits for an outcome. The router is the one to say `TimedOut`, at the
 /// end of the budget; only when it says nothing at all does the node.
@@ -65,6 +65,7 @@ pub struct Calls {
     authenticate: Subject,
     session_limits: [Bytes; Protocol::ALL.len()],
     offline_seconds: Histogram,
+    limits_hit: LimitsHit,
     tracer: Tracer,
     /// What each customer may have of the node.
     pub(crate) shares: Arc<NodeShares>,
@@ -92,6 +93,7 @@ impl Calls {
             authenticate: authenticate.into(),
             session_limits,
             offline_seconds: histogram!(OFFLINE_SECONDS),
+            limits_hit: LimitsHit::register(),
             tracer,
             shares: Arc::new(shares),
         }
@@ -115,7 +117,7 @@ impl Calls {
         let places = match waits.map(|waits| self.shares.call(by.party, waits, Instant::now())).transpose() {
             Ok(places) => places,
             Err(limit) => {
-                counter!(LIMITS_HIT, "limit" => limit.as_str()).increment(1);
+                self.limits_hit.count(limit);
                 then(Ended::here(Outcome::Busy(limit), Bytes::new()));
                 return None;
             }

@@ -103,7 +103,7 @@ const CALLS: &str = "switchboard_calls_total";
 const CALL_SECONDS: &str = "switchboard_call_seconds";
 pub(crate) const OFFLINE_SECONDS: &str = "switchboard_offline_seconds";
 const DELIVERY_SECONDS: &str = "switchboard_delivery_seconds";
-pub(crate) const LIMITS_HIT: &str = "switchboard_limits_hit_total";
+const LIMITS_HIT: &str = "switchboard_limits_hit_total";
 const CONNECTS: &str = "switchboard_connects_total";
 const MESSAGES_DROPPED: &str = "switchboard_messages_dropped_total";
 const VISITORS: &str = "switchboard_visitors";
@@ -119,12 +119,30 @@ const TAKEOVERS: &str = "switchboard_takeovers_total";
 const REVOCATIONS: &str = "switchboard_revocations_total";
 const UPLINKS: &str = "switchboard_uplinks_total";
 
+/// How often each limit was reached. Those of one node count together, whoever has them.
+#[derive(Debug)]
+pub struct LimitsHit(Vec<Counter>);
+
+impl LimitsHit {
+    /// Registers them.
+    pub fn register() -> Self {
+        LimitsHit(Limit::ALL.map(|limit| counter!(LIMITS_HIT, "limit" => limit.as_str())).into())
+    }
+
+    /// A limit was hit.
+    pub fn count(&self, limit: Limit) {
+        if let Some(counter) = self.0.get(limit as usize) {
+            counter.increment(1);
+        }
+    }
+}
+
 /// Handles of one node's metrics.
 #[derive(Debug)]
 pub struct Metrics {
     calls: Vec<[Counter; OutcomeName::ALL.len()]>,
     call_seconds: Vec<Histogram>,
-    limits: Vec<Counter>,
+    limits: LimitsHit,
     connects: Vec<Counter>,
     dropped: [Counter; Dropped::ALL.len()],
     visitors: [Gauge; Protocol::ALL.len()],
@@ -161,7 +179,7 @@ impl Metrics {
             call_seconds: Method::ALL
                 .map(|method| histogram!(CALL_SECONDS, "method" => method.as_str()))
                 .into(),
-            limits: Limit::ALL.map(|limit| counter!(LIMITS_HIT, "limit" => limit.as_str())).into(),
+            limits: LimitsHit::register(),
             connects: ConnectResult::ALL.map(|result| counter!(CONNECTS, "result" => result.as_str())).into(),
             dropped: Dropped::ALL.map(|reason| counter!(MESSAGES_DROPPED, "reason" => reason.as_str())),
             visitors: Protocol::ALL.map(|protocol| gauge!(VISITORS, "protocol" => protocol.as_str())),
@@ -199,9 +217,7 @@ impl Metrics {
 
     /// A limit was hit.
     pub fn limit_hit(&self, limit: Limit) {
-        if let Some(counter) = self.limits.get(limit as usize) {
-            counter.increment(1);
-        }
+        self.limits.count(limit);
     }
 
     /// A connection attempt ended so.

@@ -1,6 +1,7 @@
 //! How much of what all share may one hold? A part: who has it hears so, and nobody else notices.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::Hash;
 use std::sync::Arc;
 
@@ -88,12 +89,14 @@ impl<K: Eq + Hash + Copy> Shares<K> {
         if taken.all >= *max {
             return Err(NoPlace::Any);
         }
-        let held = taken.by.get(&holder).copied().unwrap_or_default();
-        if held >= *part {
-            return Err(NoPlace::Part);
+        match taken.by.entry(holder) {
+            Entry::Occupied(mut held) if held.get() < part => *held.get_mut() += 1,
+            Entry::Vacant(none) if *part > 0 => {
+                none.insert(1);
+            }
+            Entry::Occupied(_) | Entry::Vacant(_) => return Err(NoPlace::Part),
         }
         taken.all += 1;
-        taken.by.insert(holder, held + 1);
         Ok(Place { of: Arc::clone(&self.0), holder })
     }
 
@@ -113,10 +116,10 @@ impl<K: Eq + Hash + Copy> Drop for Place<K> {
     fn drop(&mut self) {
         let mut taken = self.of.taken.lock();
         taken.all -= 1;
-        if let Some(held) = taken.by.get_mut(&self.holder) {
-            *held -= 1;
-            if *held == 0 {
-                taken.by.remove(&self.holder);
+        if let Entry::Occupied(mut held) = taken.by.entry(self.holder) {
+            *held.get_mut() -= 1;
+            if *held.get() == 0 {
+                held.remove();
                 if taken.by.capacity() > KEPT_HOLDERS && taken.by.len() < taken.by.capacity() / 8 {
                     taken.by.shrink_to(KEPT_HOLDERS);
                 }
