@@ -192,7 +192,7 @@ fn read(data: &[u8], piece: usize) -> (Vec<u8>, Vec<String>) {
     if let Some(session) = &mut session {
         for ticket in tickets {
             let (outcome, body, call) = (rpc::Outcome::Offline, Bytes::new(), None);
-            session.answered(&ticket, Ended { outcome, body, call });
+            session.answered(&ticket, Ended { call, ..Ended::here(outcome, body) });
         }
         for packet_id in uplinks {
             session.uplinked(packet_id, true, now);

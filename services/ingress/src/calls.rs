@@ -15,7 +15,7 @@ use rpc::{
 use tokio::sync::oneshot;
 
 use crate::device::sessions::Visitor;
-use crate::device::shares::NodeShares;
+use crate::device::shares::{NodeShares, NotHis};
 use crate::device_api::{self, Request};
 use crate::metrics::{LimitsHit, OFFLINE_SECONDS};
 
@@ -38,12 +38,14 @@ pub struct Ended {
     pub body: Bytes,
     /// The call's id, where it became one.
     pub call: Option<CallId>,
+    /// When to read on from the connection that asked, if not now.
+    pub paced_until: Option<Instant>,
 }
 
 impl Ended {
     /// Without having become a call.
-    fn here(outcome: Outcome, body: Bytes) -> Self {
-        Ended { outcome, body, call: None }
+    pub fn here(outcome: Outcome, body: Bytes) -> Self {
+        Ended { outcome, body, call: None, paced_until: None }
     }
 }
 
@@ -116,9 +118,9 @@ impl Calls {
         };
         let places = match waits.map(|waits| self.shares.call(by.party, waits, Instant::now())).transpose() {
             Ok(places) => places,
-            Err(limit) => {
+            Err(NotHis { limit, paced_until }) => {
                 self.limits_hit.count(limit);
-                then(Ended::here(Outcome::Busy(limit), Bytes::new()));
+                then(Ended { paced_until, ..Ended::here(Outcome::Busy(limit), Bytes::new()) });
                 return None;
             }
         };
@@ -182,7 +184,7 @@ impl Calls {
             if let (Outcome::Offline, Some((started, seconds))) = (&outcome, prompt) {
                 seconds.record(started.elapsed());
             }
-            then(Ended { outcome, body, call: call.map(|(call, _)| call) });
+            then(Ended { outcome, body, call: call.map(|(call, _)| call), paced_until: None });
         });
         Some(Asked { asked, cancel })
     }
@@ -211,7 +213,12 @@ impl Calls {
         let mut given_up = GiveUp { calls: self, asked };
         let ended = ended.await;
         given_up.asked = None;
-        ended.unwrap_or_else(|_| Ended::here(Outcome::Unavailable, Bytes::new()))
+        let ended = ended.unwrap_or_else(|_| Ended::here(Outcome::Unavailable, Bytes::new()));
+        // What speaks one request at a time is told later, and asks no sooner.
+        if let Some(paced_until) = ended.paced_until {
+            tokio::time::sleep_until(paced_until.into()).await;
+        }
+        ended
     }
 
     /// The request as the first hop of a trace, if it is traced.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use boot::config::Settings;
 use parking_lot::Mutex;
@@ -18,6 +18,8 @@ pub struct NodeShares {
     /// Of `calls`, those that may wait for their target.
     waits: Shares<Party>,
     rates: CustomerRates,
+    /// How often each customer is refused at once.
+    refusals: CustomerRates,
     deliveries: Shares<Party>,
     /// Telemetry and attributes that NATS is yet to take: each is a message of the node to itself.
     uplinks: Shares<Party>,
@@ -37,7 +39,21 @@ pub struct CallPlaces {
     _wait: Option<Place<Party>>,
 }
 
-/// How often each customer's devices may call. In memory stand those that called lately.
+/// A call that would be more than its customer's part.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NotHis {
+    /// Of what.
+    pub limit: Limit,
+    /// When to read on from the connection that asked, if not now. To refuse costs the node nearly as much as a call,
+    /// and there is no end to what one customer's connections can ask for.
+    pub paced_until: Option<Instant>,
+}
+
+/// How many calls of a customer are refused a second before his connections are read later, and how much later at most.
+const REFUSALS: u32 = 500;
+const MAX_PACE: Duration = Duration::from_secs(2);
+
+/// How often each customer's devices may do something. In memory stand those that did it lately.
 #[derive(Debug)]
 struct CustomerRates {
     rate: Rate,
@@ -53,15 +69,25 @@ impl CustomerRates {
     }
 
     fn take(&self, party: Party, now: Instant) -> bool {
-        if self.rate.per_second == 0 {
-            return true;
-        }
+        self.rate.per_second == 0 || self.of(party, now, |bucket| bucket.take(self.rate, now))
+    }
+
+    /// Takes what there may not be yet, and says when there is.
+    fn take_later(&self, party: Party, max_wait: Duration, now: Instant) -> Option<Instant> {
+        self.of(party, now, |bucket| {
+            let then = bucket.next(self.rate, now);
+            bucket.spend(self.rate, max_wait, now);
+            then
+        })
+    }
+
+    fn of<T>(&self, party: Party, now: Instant, take: impl FnOnce(&mut TokenBucket) -> T) -> T {
         let mut buckets = self.buckets.lock();
         // As often as it has doubled: nobody's call pays for everybody's.
         if buckets.len() == buckets.capacity() && buckets.len() >= KEPT_BUCKETS {
             buckets.retain(|_, bucket| !bucket.is_full(now));
         }
-        buckets.entry(party).or_insert_with(|| TokenBucket::new(now)).take(self.rate, now)
+        take(buckets.entry(party).or_insert_with(|| TokenBucket::new(now)))
     }
 }
 
@@ -82,6 +108,7 @@ impl NodeShares {
                 0 => ingress.calls_per_second_per_device.saturating_mul(100),
                 told => told,
             }),
+            refusals: CustomerRates::new(REFUSALS),
             deliveries: of(ingress.max_deliveries),
             uplinks: of(max_calls),
             connections: of(max_connections),
@@ -99,7 +126,14 @@ impl NodeShares {
     ///
     /// # Errors
     /// With the limit that is reached.
-    pub fn call(&self, party: Party, waits: bool, now: Instant) -> Result<CallPlaces, Limit> {
+    pub fn call(&self, party: Party, waits: bool, now: Instant) -> Result<CallPlaces, NotHis> {
+        self.try_call(party, waits, now).map_err(|limit| {
+            let paced_until = self.refusals.take_later(party, MAX_PACE, now);
+            NotHis { limit, paced_until }
+        })
+    }
+
+    fn try_call(&self, party: Party, waits: bool, now: Instant) -> Result<CallPlaces, Limit> {
         if !self.rates.take(party, now) {
             return Err(Limit::CustomerCallRate);
         }
@@ -176,7 +210,6 @@ fn limit(why: NoPlace, part: Limit, any: Limit) -> Limit {
 mod tests {
     use super::*;
     use rpc::{CustomerId, TenantId};
-    use std::time::Duration;
     use uuid::Uuid;
 
     fn party(customer: u128) -> Party {
@@ -199,13 +232,13 @@ mod tests {
     fn calls_that_wait_leave_room_for_those_that_do_not() {
         let shares = shares();
         let greedy: Vec<_> = (0..5).map(|_| shares.call(party(1), true, now()).unwrap()).collect();
-        assert_eq!(shares.call(party(1), true, now()).unwrap_err(), Limit::CustomerWaits);
+        assert_eq!(shares.call(party(1), true, now()).unwrap_err().limit, Limit::CustomerWaits);
         let running: Vec<_> = (0..5).map(|_| shares.call(party(1), false, now()).unwrap()).collect();
-        assert_eq!(shares.call(party(1), false, now()).unwrap_err(), Limit::CustomerCalls);
+        assert_eq!(shares.call(party(1), false, now()).unwrap_err().limit, Limit::CustomerCalls);
         assert!(shares.call(party(2), true, now()).is_ok(), "nobody else notices");
         let all: Vec<_> =
             (3..12).flat_map(|it| [it; 5]).map(|it| shares.call(party(it), true, now()).unwrap()).collect();
-        assert_eq!(shares.call(party(12), true, now()).unwrap_err(), Limit::Waits);
+        assert_eq!(shares.call(party(12), true, now()).unwrap_err().limit, Limit::Waits);
         assert!(shares.call(party(12), false, now()).is_ok());
         drop((greedy, running, all));
         assert!(shares.call(party(1), true, now()).is_ok());
@@ -231,6 +264,24 @@ mod tests {
         }
         assert!(rates.buckets.lock().len() < 4 * KEPT_BUCKETS);
         assert!(CustomerRates::new(0).take(party(1), start));
+    }
+
+    #[test]
+    fn who_asks_again_and_again_is_refused_so_often_and_no_more() {
+        let (shares, start) = (shares(), now());
+        let _all: Vec<_> = (0..10).map(|_| shares.call(party(1), false, start).unwrap()).collect();
+        let paced_until = |party, now| shares.call(party, false, now).unwrap_err().paced_until;
+        assert!((0..REFUSALS).all(|_| paced_until(party(1), start).is_none()), "a burst is refused at once");
+        // A thousand connections that are read again once they were told.
+        let mut reads: Vec<_> = vec![start; 1_000];
+        let (end, mut told) = (start + Duration::from_secs(10), 0);
+        while let Some(next) = reads.iter_mut().min().filter(|it| **it < end) {
+            *next = paced_until(party(1), *next).expect("the burst is over");
+            told += 1;
+        }
+        assert!((4_900..=6_000).contains(&told), "{told} in 10 s");
+        let _his: Vec<_> = (0..10).map(|_| shares.call(party(2), false, end).unwrap()).collect();
+        assert_eq!(paced_until(party(2), end), None, "nobody else waits");
     }
 
     #[test]

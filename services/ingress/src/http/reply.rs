@@ -41,7 +41,7 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b
 
 /// The response to a request of `method` that ended so. Errors are outcomes too: 200, as ThingsBoard answers, but for
 /// those that are about the request itself or about this system.
-pub(super) fn ended(method: Method, Ended { outcome, body, call }: Ended) -> Response {
+pub(super) fn ended(method: Method, Ended { outcome, body, call, .. }: Ended) -> Response {
     let status = match &outcome {
         Outcome::Answered
         | Outcome::Delivered
@@ -66,7 +66,7 @@ pub(super) fn refused(RefusedRequest { method, outcome, not_a_request }: Refused
     if not_a_request {
         return of_outcome(StatusCode::BAD_REQUEST, method, &outcome, Bytes::new(), None);
     }
-    ended(method, Ended { outcome, body: Bytes::new(), call: None })
+    ended(method, Ended::here(outcome, Bytes::new()))
 }
 
 fn of_outcome(
@@ -221,7 +221,7 @@ mod tests {
             let call = Some(CallId { node: NodeId(1), serial: 2 });
             let name = outcome.as_str();
             let response =
-                ended(Method::SendMsg, Ended { outcome: outcome.clone(), body: Bytes::new(), call });
+                ended(Method::SendMsg, Ended { call, ..Ended::here(outcome.clone(), Bytes::new()) });
             assert_eq!(response.status(), status, "{outcome:?}");
             assert_eq!(response.headers()[OUTCOME], name);
             assert_eq!(response.headers()[CALL], "0000000000000001-2");

@@ -84,7 +84,7 @@ impl Session {
         if let Outcome::Busy(limit) = outcome {
             self.effects.push_back(Effect::LimitHit(limit));
         }
-        let told = self.answer(ticket, calls::Ended { outcome, body: Bytes::new(), call: None });
+        let told = self.answer(ticket, calls::Ended::here(outcome, Bytes::new()));
         self.effects.push_back(Effect::Refused(ticket.method, told));
     }
 
@@ -92,13 +92,14 @@ impl Session {
     pub fn answered(&mut self, ticket: &Ticket, ended: calls::Ended) -> Outcome {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.caller.lock().ended();
+        self.paced_until = self.paced_until.max(ended.paced_until);
         let told = self.answer(ticket, ended);
         self.close_when_drained();
         told
     }
 
     fn answer(&mut self, ticket: &Ticket, ended: calls::Ended) -> Outcome {
-        let calls::Ended { outcome, body, call } = ended;
+        let calls::Ended { outcome, body, call, paced_until: _ } = ended;
         let topic = match &ticket.topic {
             ResponseTopic::Of(id) => response_topic(*id),
             ResponseTopic::Given(topic) => topic.clone(),

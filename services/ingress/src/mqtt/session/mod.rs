@@ -143,7 +143,7 @@ pub struct Session {
     held: Option<Box<Held>>,
     /// How many packets may come.
     packets: TokenBucket,
-    /// More have come: nothing is read until then.
+    /// More have come, or too many calls of its customer: nothing is read until then.
     paced_until: Option<Instant>,
     /// Handed up if the connection ends without DISCONNECT.
     will: Option<Box<(UplinkKind, Bytes)>>,
@@ -253,7 +253,8 @@ impl Session {
 
     /// Whether the next packet must wait.
     fn is_too_fast(&mut self, now: Instant) -> bool {
-        let until = self.packets.next(self.limits.device.request_rate, now);
+        let refused_until = self.paced_until.filter(|until| *until > now);
+        let until = self.packets.next(self.limits.device.request_rate, now).max(refused_until);
         if until.is_some() && self.paced_until.is_none() {
             self.effects.push_back(Effect::LimitHit(Limit::RequestRate));
         }

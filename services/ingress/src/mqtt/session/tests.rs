@@ -54,7 +54,8 @@ fn v5_out(session: &mut Session) -> Vec<v5::Packet> {
 }
 
 fn ended(outcome: Outcome, body: impl Into<Bytes>) -> calls::Ended {
-    calls::Ended { outcome, body: body.into(), call: Some(CallId { node: NodeId(1), serial: 2 }) }
+    let call = Some(CallId { node: NodeId(1), serial: 2 });
+    calls::Ended { call, ..calls::Ended::here(outcome, body.into()) }
 }
 
 fn effects(session: &mut Session) -> Vec<Effect> {
@@ -1241,4 +1242,32 @@ fn packets_that_come_too_fast_are_read_later() {
     session.tick(then);
     session.received(&mut bytes, MAX, then);
     assert!(session.wants_input());
+}
+
+#[test]
+fn who_is_refused_too_often_is_read_later() {
+    let now = Instant::now();
+    let mut session = session(Version::V3, 2, now);
+    let call = |id| {
+        let topic = format!("v1/devices/me/rpc/request/{id}");
+        sent(Version::V3, at(QoS::AtMostOnce, &topic, 0, r#"{"method":"getTime"}"#))
+    };
+    session.received(&mut call(1), MAX, now);
+    let ticket = effects(&mut session).into_iter().find_map(|it| match it {
+        Effect::Ask(ticket, ..) => Some(ticket),
+        _ => None,
+    });
+    let then = now + Duration::from_millis(1_500);
+    let refused = calls::Ended::here(Outcome::Busy(Limit::CustomerCalls), Bytes::new());
+    session.answered(&ticket.unwrap(), calls::Ended { paced_until: Some(then), ..refused });
+    assert!(!session.wants_input(), "what comes meanwhile waits with the socket");
+    assert_eq!(session.next_tick(), then);
+    let mut more = call(2);
+    for (later, is_read) in [(1_499, false), (1_500, true)] {
+        let later = now + Duration::from_millis(later);
+        session.tick(later);
+        session.received(&mut more, MAX, later);
+        assert_eq!((more.is_empty(), session.wants_input()), (is_read, is_read));
+    }
+    assert!(!effects(&mut session).iter().any(|it| matches!(it, Effect::LimitHit(_))));
 }
