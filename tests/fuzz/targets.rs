@@ -166,7 +166,14 @@ fn read(data: &[u8], piece: usize) -> (Vec<u8>, Vec<String>) {
         }
         let Some(session) = &mut session else { continue };
         session.received(&mut inbound, MAX_PACKET_BYTES, now);
-        while let Some(effect) = session.next_effect() {
+        loop {
+            let Some(effect) = session.next_effect() else {
+                if !session.left_off() {
+                    break;
+                }
+                session.received(&mut inbound, MAX_PACKET_BYTES, now);
+                continue;
+            };
             match effect {
                 Effect::Claim(pending) => {
                     session.claimed(pending, true);

@@ -171,7 +171,7 @@ where
             timer.as_mut().reset(session.next_tick().into());
         }
         mail_first = !mail_first;
-        let reads = session.wants_input();
+        let reads = session.wants_input().then_some(session.left_off());
         let wake = poll_fn(|cx| {
             let mail = (&*visitor, callable.as_deref());
             let out = session.out();
@@ -235,7 +235,7 @@ fn poll_wake<S>(
     stream: &mut S,
     inbound: &mut BytesMut,
     out: &BytesMut,
-    reads: bool,
+    reads: Option<bool>,
     mail_first: bool,
 ) -> Poll<Wake>
 where
@@ -255,8 +255,15 @@ where
     {
         return Poll::Ready(Wake::Done(done));
     }
-    if reads && let Poll::Ready(read) = poll_read(cx, stream, inbound) {
-        return Poll::Ready(Wake::Read(read));
+    match reads {
+        // What was performed has had its chance to say that nothing more is read.
+        Some(true) => return Poll::Ready(Wake::Read(Ok(inbound.len()))),
+        Some(false) => {
+            if let Poll::Ready(read) = poll_read(cx, stream, inbound) {
+                return Poll::Ready(Wake::Read(read));
+            }
+        }
+        None => {}
     }
     if !mail_first && let Poll::Ready(mail) = poll_mail(cx) {
         return Poll::Ready(Wake::Mail(mail));

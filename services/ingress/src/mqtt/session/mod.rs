@@ -2,9 +2,9 @@
 //! bytes for the socket and [`Effect`]s for the loop come out.
 //!
 //! Driving it: hand [`received`](Session::received) the bytes that came whenever there are new ones, and again after
-//! [`claimed`](Session::claimed), [`released`](Session::released), [`uplinked`](Session::uplinked) and
-//! [`tick`](Session::tick), for it leaves unread what has to wait; perform every [`next_effect`](Session::next_effect)
-//! in order; read from the socket only while it [`wants_input`](Session::wants_input).
+//! [`claimed`](Session::claimed), [`released`](Session::released), [`uplinked`](Session::uplinked),
+//! [`tick`](Session::tick) and whatever was performed, for it leaves unread what has to wait; perform every
+//! [`next_effect`](Session::next_effect) in order; read from the socket only while it [`wants_input`](Session::wants_input).
 
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU16;
@@ -123,6 +123,9 @@ struct Held {
     until: Option<Instant>,
 }
 
+/// How many effects wait to be performed before more is read.
+const MAX_EFFECTS: usize = 8;
+
 /// One connected MQTT client.
 #[derive(Debug)]
 pub struct Session {
@@ -153,6 +156,8 @@ pub struct Session {
     last_packet_at: Instant,
     draining: bool,
     closed: bool,
+    /// There was too much to do to read on.
+    left_off: bool,
     /// A claim is being written or released: what the client sent behind it is read afterwards.
     paused: bool,
     out: BytesMut,
@@ -191,6 +196,7 @@ impl Session {
             last_packet_at: now,
             draining: false,
             closed: false,
+            left_off: false,
             paused: false,
             out: BytesMut::new(),
             effects: VecDeque::new(),
@@ -226,9 +232,15 @@ impl Session {
     }
 
     /// Reads what has come, as far as it need not wait. On a fault the client is told, as far as its version can be,
-    /// and the session closes.
+    /// and the session closes. It stops while there is much to do already: what becomes of that may say that nothing
+    /// more is read.
     pub fn received(&mut self, inbound: &mut BytesMut, max_packet_bytes: u32, now: Instant) {
+        self.left_off = false;
         while !self.closed && !self.paused {
+            if self.effects.len() >= MAX_EFFECTS {
+                self.left_off = !inbound.is_empty();
+                return;
+            }
             let done = match self.held.take() {
                 Some(held) => self.take(held.publish, now),
                 None if self.is_too_fast(now) => return,
@@ -431,6 +443,11 @@ impl Session {
     pub fn wants_input(&self) -> bool {
         let owes = !self.target.has_none_open() || !self.outbound.has_none_under_way();
         self.held.is_none() && self.paced_until.is_none() && (!self.draining || owes)
+    }
+
+    /// True when the input that it wants may be there already: [`received`](Self::received) left it unread.
+    pub fn left_off(&self) -> bool {
+        self.left_off
     }
 
     /// Nothing is in flight in either direction.

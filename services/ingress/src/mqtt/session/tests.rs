@@ -1271,3 +1271,30 @@ fn who_is_refused_too_often_is_read_later() {
     }
     assert!(!effects(&mut session).iter().any(|it| matches!(it, Effect::LimitHit(_))));
 }
+
+#[test]
+fn what_is_read_at_once_is_performed_before_more_is() {
+    let now = Instant::now();
+    let mut session = session(Version::V3, 10, now);
+    let mut bytes = BytesMut::new();
+    for id in 0..20 {
+        let foreign = format!("elsewhere/{id}");
+        bytes.extend(sent(Version::V3, at(QoS::AtMostOnce, &foreign, 0, "{}")));
+    }
+    let mut dropped = 0;
+    for left_off in [true, true, false] {
+        session.received(&mut bytes, MAX, now);
+        assert_eq!(session.left_off(), left_off);
+        assert!(session.wants_input());
+        let performed = effects(&mut session).len();
+        assert!(performed <= MAX_EFFECTS, "{performed}");
+        dropped += performed;
+    }
+    assert_eq!((dropped, bytes.len()), (20, 0));
+    // Nothing is left when the last one filled it.
+    for id in 0..MAX_EFFECTS {
+        bytes.extend(sent(Version::V3, at(QoS::AtMostOnce, &format!("elsewhere/{id}"), 0, "{}")));
+    }
+    session.received(&mut bytes, MAX, now);
+    assert!(!session.left_off());
+}
