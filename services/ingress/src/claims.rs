@@ -6,18 +6,19 @@ use std::time::{Duration, Instant};
 use bus::{AskError, Connection};
 use futures::{StreamExt, stream};
 use rpc::{
-    CLAIM_ATTEMPT, ClaimReply, ClaimRequest, CompareReply, CompareRequest, Generation, HeldClaim,
-    LeaseRenewal, Limit, Protocol, ReleaseRequest, wire,
+    CLAIM_ATTEMPT, ClaimReply, ClaimRequest, CompareReply, CompareRequest, Generation, HeldClaim, Limit,
+    Protocol, ReleaseRequest, wire,
 };
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::device::holding::{Difference, ToMend};
+use crate::device::limits::Rate;
 use crate::device::sessions::Session;
 use crate::node::Node;
 
-/// Claims that are mended at a time.
-const MENDED_AT_A_TIME: usize = 32;
+/// What is done again comes in bursts of this part of a second: timers know milliseconds.
+const BURSTS_PER_SECOND: u32 = 50;
 /// Between two attempts, while no router is there or the store takes nothing.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// How soon a difference is looked at again that may settle.
@@ -134,59 +135,63 @@ impl Node {
     }
 
     async fn renew_lease(&self, ends: bool) {
-        let renewal = {
-            let holding = self.holding.lock();
-            LeaseRenewal { node: self.id, tally: holding.tally(), newest: holding.newest(), ends }
-        };
+        let renewal = self.holding.lock().renewal(self.id, ends);
         if let Err(error) = self.bus.tell(self.bus.subjects().lease(), wire::encode(&renewal, b"")).await {
             tracing::warn!(%error, "the node's lease was not renewed");
         }
     }
 
-    /// Finds out in which claims a router differs, and mends it.
-    async fn compare(&self, parts: u32) {
+    /// Finds out in which claims a router differs, and mends it. False when something is left.
+    async fn compare(&self, parts: u32) -> bool {
         tracing::info!(node = %self.id, "a router knows other claims of this node: they are compared");
+        let mut all = true;
         for part in 0..parts {
             let held = self.holding.lock().part(part, parts);
             let request = CompareRequest { node: self.id, part, parts, held };
             let reply = self.ask::<CompareReply>(self.bus.subjects().compare(), &request, COMPARE_WAIT).await;
             let reply = match reply {
                 Ok(reply) => reply,
-                // The next renewal of the lease finds it again.
-                Err(error) => return tracing::warn!(%error, "the claims cannot be compared now"),
+                Err(error) => {
+                    tracing::warn!(%error, "the claims cannot be compared now");
+                    return false;
+                }
             };
             let mend = self.holding.lock().compared(&request.held, &reply);
-            self.mend(mend).await;
+            all &= self.mend(mend).await;
         }
+        all
     }
 
-    async fn mend(&self, ToMend { claim, release }: ToMend) {
+    async fn mend(&self, ToMend { claim, release }: ToMend) -> bool {
         if !claim.is_empty() || !release.is_empty() {
             tracing::info!(claimed = claim.len(), released = release.len(), "claims are mended");
         }
         for held in release {
             // A session whose claim is being written is not held yet, and is not gone either.
             if self.sessions.find(held.device, held.session).is_none() {
+                self.turn_again().await;
                 self.tell_release(held).await;
-                sleep(self.reclaim_pause()).await;
             }
         }
-        let mut pace = interval(self.reclaim_pause());
-        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let pace = Mutex::new(pace);
         let mend = async |held: HeldClaim| {
-            pace.lock().await.tick().await;
-            if let Some(session) = self.sessions.find(held.device, held.session) {
-                self.claim_again(&session).await;
+            self.turn_again().await;
+            match self.sessions.find(held.device, held.session) {
+                Some(session) => self.claim_again(&session).await,
+                None => true,
             }
         };
-        stream::iter(claim).for_each_concurrent(MENDED_AT_A_TIME, mend).await;
+        // The other half is for those that come meanwhile.
+        let at_a_time = (self.settings.ingress.max_claims_in_flight / 2).max(1);
+        let mended = stream::iter(claim).map(mend).buffer_unordered(at_a_time);
+        mended.fold(true, async |all, is_mended| all & is_mended).await
     }
 
-    async fn claim_again(&self, session: &Session) {
-        let Some(generation) = self.holding.lock().generation(session.id) else { return };
+    /// False when it is still to be done.
+    async fn claim_again(&self, session: &Session) -> bool {
+        let Some(generation) = self.holding.lock().generation(session.id) else { return true };
         let give_up = Instant::now() + self.claim_timeout();
-        match self.ask_for_claim(session, Some(generation), give_up).await {
+        let claimed = self.ask_for_claim(session, Some(generation), give_up).await;
+        match claimed {
             Claimed::Held(now, _) => {
                 // It may have ended while the claim was being written.
                 if !self.holding.lock().hold_again(session.id, now, Instant::now()) {
@@ -194,14 +199,19 @@ impl Node {
                 }
             }
             Claimed::TakenOver => self.take_over(session.visitor.device, session.id),
-            // The next renewal of the lease finds it again.
-            Claimed::Failed => {}
+            Claimed::Failed => return false,
         }
+        true
     }
 
-    /// Between two claims that are mended, `reclaim_per_second`.
-    pub(crate) fn reclaim_pause(&self) -> Duration {
-        Duration::from_secs(1) / self.settings.ingress.reclaim_per_second.max(1)
+    /// Waits for a turn of those that are `reclaim_per_second`.
+    pub(crate) async fn turn_again(&self) {
+        let per_second = self.settings.ingress.reclaim_per_second;
+        let rate = Rate { per_second, burst: per_second / BURSTS_PER_SECOND };
+        let wait = self.again.lock().turn(rate, Instant::now());
+        if !wait.is_zero() {
+            sleep(wait).await;
+        }
     }
 
     fn claim_timeout(&self) -> Duration {
@@ -234,11 +244,17 @@ pub async fn mend(node: Arc<Node>, differs: Arc<Notify>) {
         differs.notified().await;
         let difference = node.holding.lock().differs(Instant::now());
         if let Difference::Compare(parts) = difference {
-            node.compare(parts).await;
+            let first = node.mending.write().await;
+            let all = node.compare(parts).await;
+            drop(first);
+            node.holding.lock().mended(!all);
         }
         // Others may have told of the same one.
         sleep(SETTLE_PAUSE).await;
         node.renew_lease(false).await;
+        if node.holding.lock().mends() {
+            differs.notify_one();
+        }
     }
 }
 

@@ -9,15 +9,17 @@ use boot::config::Settings;
 use boot::traces::{Hop, Span, Tracer};
 use bus::{Bus, Connection, Request};
 use bytes::Bytes;
+use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use rpc::{
     Budget, CredentialHash, Delivery, DeliveryReply, DeviceId, DeviceStanding, DeviceState, Limit, NodeId,
     Outcome, SessionId, Takeover, UplinkKind, wire,
 };
-use tokio::sync::{Notify, Semaphore};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::sync::{Notify, RwLock, Semaphore};
+use tokio::time::{Instant as Deadline, MissedTickBehavior, interval, timeout_at};
 
 use crate::calls::Calls;
+use crate::device::caller::TokenBucket;
 use crate::device::guesses::{GuessLimits, Guesses};
 use crate::device::holding::Holding;
 use crate::device::mailbox::{Incoming, Refused, Router};
@@ -49,6 +51,10 @@ pub struct Node {
     /// Its claims, as routers have said that they stand.
     pub(crate) holding: Mutex<Holding>,
     pub(crate) claim_places: Semaphore,
+    /// What paces that which is done again after an outage.
+    pub(crate) again: Mutex<TokenBucket>,
+    /// Held for as long as claims are mended: who only looks again lets that go first.
+    pub(crate) mending: RwLock<()>,
     changes: AtomicU64,
     /// Who fights over a device here.
     pub(crate) takeovers: Mutex<Takeovers>,
@@ -83,6 +89,8 @@ impl Node {
             places,
             holding: Mutex::default(),
             claim_places,
+            again: Mutex::new(TokenBucket::new(Instant::now())),
+            mending: RwLock::default(),
             changes: AtomicU64::new(0),
             takeovers: Mutex::default(),
             guesses,
@@ -286,6 +294,11 @@ impl Inlets {
 /// How often it is looked whose ticket is to be renewed.
 const LOOK_AT_TICKETS: Duration = Duration::from_secs(60);
 
+/// Visitors that are looked at again at a time: all nodes do so at once, and calls go on.
+const RECHECKED_AT_A_TIME: usize = 8;
+/// How long claims that are mended go before it.
+const CLAIMS_FIRST: Duration = Duration::from_secs(30);
+
 /// Whenever NATS came back or an authorizer loaded its directory afresh: looks through all visitors, paced, and ends
 /// those whose device changed while nobody could say so. Between that, through those whose tickets are old.
 pub async fn recheck_visitors(node: Arc<Node>, recheck: Arc<Notify>) {
@@ -310,12 +323,16 @@ pub async fn recheck_visitors(node: Arc<Node>, recheck: Arc<Notify>) {
             () = recheck.notified() => true,
             _ = looks.tick() => false,
         };
-        for visitor in node.sessions.visitors() {
-            if all || visitor.is_ticket_old(Instant::now()) {
-                node.reauthenticate(&visitor).await;
-                tokio::time::sleep(node.reclaim_pause()).await;
-            }
-        }
+        let patience = Deadline::now() + CLAIMS_FIRST;
+        let recheck = async |visitor: Arc<Visitor>| {
+            // Whoever has no claim cannot be called; whoever is looked at again is connected either way. Claims do not
+            // wait for an authorizer that does not answer yet: nothing is held while it is asked.
+            drop(timeout_at(patience, node.mending.read()).await);
+            node.turn_again().await;
+            node.reauthenticate(&visitor).await;
+        };
+        let due = node.sessions.visitors().into_iter().filter(|it| all || it.is_ticket_old(Instant::now()));
+        stream::iter(due).for_each_concurrent(RECHECKED_AT_A_TIME, recheck).await;
     }
 }
 

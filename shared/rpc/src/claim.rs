@@ -152,6 +152,9 @@ pub struct LeaseRenewal {
     /// It leaves: its lease ends with this.
     #[n(3)]
     pub ends: bool,
+    /// It is still about to claim again what a router was found to lack. None: an older node, which does not say.
+    #[n(4)]
+    pub mends: Option<bool>,
 }
 
 /// A claim as a node holds it.

@@ -8,8 +8,8 @@ use rpc::faults::{Fault, is};
 use rpc::{
     AuthenticateReply, AuthenticateRequest, Budget, CLAIM_ATTEMPT, Call, CallId, CancelRequest, ClaimReply,
     ClaimRequest, CompareRequest, CredentialHash, CustomerId, DeliveryReply, DeviceId, DeviceStanding,
-    DeviceState, Generation, HeldClaim, Identity, LeaseRenewal, NodeId, Outcome, Protocol, ReleaseRequest,
-    SessionEnd, SessionId, TenantId, Ticket,
+    DeviceState, Generation, HeldClaim, Identity, NodeId, Outcome, Protocol, ReleaseRequest, SessionEnd,
+    SessionId, TenantId, Ticket,
 };
 use switchboard_ingress::device::holding::{Difference, Holding};
 use switchboard_ingress::device::target::{AnswerTaken, Incoming, Numbers, Target, TargetLimits};
@@ -100,6 +100,7 @@ pub struct Node {
     mending: Mending,
     steps: VecDeque<Step>,
     mended: BTreeSet<SessionId>,
+    is_left: bool,
     differs: bool,
     renews_at: Micros,
     recheck: VecDeque<u64>,
@@ -124,6 +125,7 @@ impl Node {
             mending: Mending::No,
             steps: VecDeque::new(),
             mended: BTreeSet::new(),
+            is_left: false,
             differs: false,
             renews_at: 0,
             recheck: VecDeque::new(),
@@ -354,10 +356,10 @@ impl Node {
                 }
             }
             (Some(_), Err(true)) => self.take_over(claiming.device, id, context),
-            (Some(_), Err(false)) => {}
+            (Some(_), Err(false)) => self.is_left = true,
         }
         if self.mended.remove(&id) && self.mended.is_empty() {
-            self.settle(context);
+            self.settle_mended(context);
         }
     }
 
@@ -374,8 +376,7 @@ impl Node {
     }
 
     fn renew_lease(&mut self, ends: bool, context: &mut Context<'_>) {
-        let renewal =
-            LeaseRenewal { node: self.id, tally: self.holding.tally(), newest: self.holding.newest(), ends };
+        let renewal = self.holding.renewal(self.id, ends);
         self.wire.tell(Topic::Lease, Payload::Lease(renewal), context);
     }
 
@@ -407,7 +408,7 @@ impl Node {
             Mending::Settles => {
                 self.mending = Mending::No;
                 self.renew_lease(false, context);
-                if self.differs {
+                if self.differs || self.holding.mends() {
                     self.look_into_difference(context);
                 }
             }
@@ -446,8 +447,13 @@ impl Node {
             }
         }
         if self.mended.is_empty() && self.mending != Mending::Settles {
-            self.settle(context);
+            self.settle_mended(context);
         }
+    }
+
+    fn settle_mended(&mut self, context: &mut Context<'_>) {
+        self.holding.mended(std::mem::take(&mut self.is_left));
+        self.settle(context);
     }
 
     // Calls.
@@ -624,7 +630,8 @@ impl Node {
                     self.mending = Mending::Step;
                     self.next_step(context);
                 } else {
-                    self.settle(context);
+                    self.is_left = true;
+                    self.settle_mended(context);
                 }
             }
         }
@@ -765,7 +772,7 @@ impl Service for Node {
         leaks.extend(self.sessions.values().map(|it| format!("a session of {}", name_of(it.device))));
         leaks.extend(self.visitors.values().map(|it| format!("a visitor, {}", name_of(it.device))));
         leaks.extend(self.claiming.keys().map(|session| format!("a claim being asked for, of {session}")));
-        let tally = self.holding.tally();
+        let tally = self.holding.renewal(self.id, false).tally;
         if tally.claims > 0 {
             leaks.push(format!("{} claims held", tally.claims));
         }

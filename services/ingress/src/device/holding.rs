@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use rpc::{CompareReply, DeviceId, Generation, HeldClaim, SessionId, Tally, part_of};
+use rpc::{CompareReply, DeviceId, Generation, HeldClaim, LeaseRenewal, NodeId, SessionId, Tally, part_of};
 
 /// A claim that changed so short a time ago may be one that the router has not heard of yet.
 const SETTLES: Duration = Duration::from_secs(2);
@@ -20,6 +20,7 @@ pub struct Holding {
     newest: Generation,
     changed_at: Option<Instant>,
     unsettled: u32,
+    mends: bool,
 }
 
 /// What is to be done about a difference.
@@ -76,13 +77,8 @@ impl Holding {
     }
 
     /// What a renewal of the lease says.
-    pub fn tally(&self) -> Tally {
-        self.tally
-    }
-
-    /// The highest generation that any of its claims ever had.
-    pub fn newest(&self) -> Generation {
-        self.newest
+    pub fn renewal(&self, node: NodeId, ends: bool) -> LeaseRenewal {
+        LeaseRenewal { node, tally: self.tally, newest: self.newest, ends, mends: Some(self.mends) }
     }
 
     /// A router knows other claims of this node.
@@ -93,8 +89,19 @@ impl Holding {
             return Difference::Wait;
         }
         self.unsettled = 0;
+        self.mends = true;
         let parts = self.held.len().div_ceil(MAX_COMPARED).max(1);
         Difference::Compare(u32::try_from(parts).unwrap_or(u32::MAX))
+    }
+
+    /// A comparison is over. What was found is mended, but for what `failed`: another one is to follow.
+    pub fn mended(&mut self, failed: bool) {
+        self.mends = failed;
+    }
+
+    /// Whether something is left that was to be mended.
+    pub fn mends(&self) -> bool {
+        self.mends
     }
 
     /// One part of all claims, for a router to compare.
@@ -145,6 +152,20 @@ mod tests {
     }
 
     #[test]
+    fn a_node_says_that_it_mends_until_nothing_is_left() {
+        let now = Instant::now();
+        let mut holding = Holding::default();
+        let mends = |holding: &Holding| holding.renewal(NodeId(1), false).mends;
+        assert_eq!(mends(&holding), Some(false));
+        assert_eq!(holding.differs(now), Difference::Compare(1));
+        assert_eq!(mends(&holding), Some(true));
+        holding.mended(true);
+        assert_eq!(mends(&holding), Some(true), "some claim was not written");
+        holding.mended(false);
+        assert_eq!(mends(&holding), Some(false));
+    }
+
+    #[test]
     fn many_claims_are_compared_in_parts() {
         let now = Instant::now();
         let mut holding = Holding::default();
@@ -179,7 +200,7 @@ mod tests {
                 for held in holding.part(0, 1) {
                     tally.add(held.device, held.session, held.generation);
                 }
-                prop_assert_eq!(tally, holding.tally());
+                prop_assert_eq!(tally, holding.renewal(NodeId(1), false).tally);
             }
         }
     }

@@ -3,7 +3,7 @@
 //! Where the store lost its content, or this router was not there to see it, the nodes know better what they hold: each
 //! says so with its lease. Until this router has known once, of each that is alive, exactly what the node said, whom it
 //! does not find may be there: a count alone would take claims that are gone for those that are lacking. That lasts for
-//! a lease at most: in that time a node has compared three times.
+//! a lease at most, in which a node has compared three times, or for as long as the node says that it is not done.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -19,6 +19,8 @@ struct Word {
     tally: Tally,
     /// Whether this router has known what the node said, since it was told all that the store has.
     was_known: bool,
+    /// Whether it is about to claim again what it found to be lacking.
+    mends: bool,
 }
 
 /// What nodes hold, and until when it matters.
@@ -49,8 +51,9 @@ impl Doubts {
 
     /// A node says what it holds.
     pub(super) fn renewed(&mut self, renewal: &LeaseRenewal, map: &ClaimMap) {
-        let LeaseRenewal { node, tally, .. } = *renewal;
-        self.words.entry(node).or_insert(Word { tally, was_known: false }).tally = tally;
+        let LeaseRenewal { node, tally, mends, .. } = *renewal;
+        let word = self.words.entry(node).or_insert(Word { tally, was_known: false, mends: false });
+        (word.tally, word.mends) = (tally, mends.unwrap_or_default());
         self.learned(node, map);
     }
 
@@ -63,8 +66,11 @@ impl Doubts {
 
     /// Whether some node that is alive may hold more than is known.
     pub(super) fn are_there(&self, leases: &Leases, now: Instant) -> bool {
-        now < self.until
-            && leases.leased(now).any(|node| self.words.get(&node).is_none_or(|word| !word.was_known))
+        let is_early = now < self.until;
+        leases.leased(now).any(|node| match self.words.get(&node) {
+            Some(word) => !word.was_known && (is_early || word.mends),
+            None => is_early,
+        })
     }
 
     /// Time has passed.

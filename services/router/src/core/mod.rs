@@ -640,7 +640,9 @@ impl<T, R> Core<T, R> {
     pub fn tick(&mut self, now: Instant, actions: &mut Actions<T, R>) {
         self.leases.look(now);
         self.doubts.look(&self.leases, now);
-        self.map.end_doubt(now);
+        if !self.doubts(now) {
+            self.map.end_doubt(now);
+        }
         while let Some(call) = self.waiting.next_due(now) {
             self.look_again(call, now, actions);
         }

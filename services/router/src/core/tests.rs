@@ -57,7 +57,8 @@ impl Bench {
 
     fn live(&mut self, node: u64) {
         let tally = self.core.map().tally(NodeId(node));
-        let renewal = LeaseRenewal { node: NodeId(node), tally, newest: Generation(0), ends: false };
+        let renewal =
+            LeaseRenewal { node: NodeId(node), tally, newest: Generation(0), ends: false, mends: None };
         assert!(self.told(|core, now, done| core.renew(&renewal, now, done)).is_empty());
     }
 
@@ -210,8 +211,13 @@ fn a_node_whose_lease_ends_meanwhile_is_gone() {
     let found = bench.stands(1, 10);
     let done = bench.call(20_000, 0);
     assert!(bench.refute(done, Refutation::NoNode).is_empty());
-    let renewal =
-        LeaseRenewal { node: NodeId(1), tally: Tally::default(), newest: Generation(0), ends: true };
+    let renewal = LeaseRenewal {
+        node: NodeId(1),
+        tally: Tally::default(),
+        newest: Generation(0),
+        ends: true,
+        mends: None,
+    };
     assert!(bench.told(|core, now, done| core.renew(&renewal, now, done)).is_empty());
     let call = looked_up(bench.pass_ms(60));
     let mut done = bench.told(|core, now, done| core.looked_up(call, Ok(Some(found)), now, done));
@@ -313,8 +319,13 @@ fn an_empty_store_gives_no_generation_that_was_given_before() {
     bench.core.loaded(bench.now);
     assert_eq!(written(bench.claim(request(1, None))).1.claim.generation, Generation(5_001));
     // Its numbers may have begun anew: nodes know what they were given.
-    let renewal =
-        LeaseRenewal { node: NodeId(9), tally: Tally::default(), newest: Generation(9_000), ends: false };
+    let renewal = LeaseRenewal {
+        node: NodeId(9),
+        tally: Tally::default(),
+        newest: Generation(9_000),
+        ends: false,
+        mends: None,
+    };
     bench.told(|core, now, done| core.renew(&renewal, now, done));
     assert_eq!(written(bench.claim(request(1, None))).1.claim.generation, Generation(9_001));
 }
@@ -340,7 +351,7 @@ fn nobody_is_offline_for_a_router_that_lacks_what_a_node_holds() {
     let [held, gone] = [2, 3].map(|device| DeviceId(Uuid::from_u128(device)));
     let mut tally = Tally::default();
     tally.add(held, SessionId(1), Generation(10));
-    let renewal = LeaseRenewal { node: NodeId(1), tally, newest: Generation(10), ends: false };
+    let renewal = LeaseRenewal { node: NodeId(1), tally, newest: Generation(10), ends: false, mends: None };
     let call = |bench: &mut Bench| {
         let call = looked_up(bench.call(1_000, 0));
         ended(bench.told(|core, now, done| core.looked_up(call, Ok(None), now, done)))
@@ -370,6 +381,36 @@ fn nobody_is_offline_for_a_router_that_lacks_what_a_node_holds() {
     assert_eq!(call(&mut bench), Outcome::Unavailable);
     bench.pass_s(12);
     assert_eq!(call(&mut bench), Outcome::Offline, "not for ever");
+}
+
+#[test]
+fn nobody_is_offline_before_a_node_has_claimed_all_again() {
+    let mut bench = Bench::new();
+    let remembered = DeviceId(Uuid::from_u128(2));
+    let found = Found { claim: claim(1, 10), revision: 10 };
+    bench.told(|core, now, done| core.put(remembered, found, now, done));
+    let call = |bench: &mut Bench| {
+        let call = looked_up(bench.call(1_000, 0));
+        ended(bench.told(|core, now, done| core.looked_up(call, Ok(None), now, done)))
+    };
+    let renewal = |mends| {
+        let mut tally = Tally::default();
+        tally.add(remembered, SessionId(1), Generation(10));
+        LeaseRenewal { node: NodeId(1), tally, newest: Generation(10), ends: false, mends: Some(mends) }
+    };
+    bench.core.reset(true, 0);
+    bench.core.loaded(bench.now);
+    // For longer than a lease it goes on, since there are many.
+    for _ in 0..5 {
+        bench.told(|core, now, done| core.renew(&renewal(true), now, done));
+        bench.pass_s(4);
+        assert_eq!(call(&mut bench), Outcome::Unavailable);
+        assert_eq!(bench.core.map().get(remembered), Some(found), "and calls go where they went");
+    }
+    bench.told(|core, now, done| core.renew(&renewal(false), now, done));
+    bench.pass_s(1);
+    assert_eq!(call(&mut bench), Outcome::Offline, "it is done");
+    assert_eq!(bench.core.map().get(remembered), None);
 }
 
 #[test]
@@ -431,7 +472,7 @@ fn a_node_that_differs_hears_so_and_in_what() {
         generation: Generation(generation),
     };
     let mut tally = Tally::default();
-    let renewal = LeaseRenewal { node: NodeId(1), tally, newest: Generation(0), ends: false };
+    let renewal = LeaseRenewal { node: NodeId(1), tally, newest: Generation(0), ends: false, mends: None };
     let done = bench.told(|core, now, done| core.renew(&renewal, now, done));
     assert!(matches!(one(done), Action::TellDiffers(NodeId(1))));
     tally.add(TARGET, SessionId(1), Generation(10));
@@ -505,7 +546,7 @@ proptest! {
                 }
                 4 => {
                     let (node, tally, newest) = (NodeId(node), Tally::default(), Generation(0));
-                    let renewal = LeaseRenewal { node, tally, newest, ends: number % 3 == 0 };
+                    let renewal = LeaseRenewal { node, tally, newest, ends: number % 3 == 0, mends: None };
                     bench.told(|core, now, done| core.renew(&renewal, now, done))
                 }
                 5 => bench.pass_ms(number * 40),
