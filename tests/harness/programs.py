@@ -10,7 +10,12 @@ TOOLS = ROOT / ".tools" / "venv" / "bin"
 
 def built(name: str) -> Path:
     """A program of ours, as `./taskw test-system` builds it."""
-    return existing(ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "debug" / name)
+    return existing(ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / profile() / name)
+
+
+def profile() -> str:
+    """How cargo has built what is tested."""
+    return os.environ.get("SWITCHBOARD_TEST_PROFILE", "debug")
 
 
 def tool(name: str) -> Path:
