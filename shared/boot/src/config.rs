@@ -8,12 +8,14 @@ mod declare;
 mod limit;
 mod load;
 mod networks;
+mod readers;
 mod show;
 mod soften;
 mod value;
 
 pub use load::{Fault, Faults, Flag, Loaded, Source, Sources, env_name};
 pub use networks::{Networks, network};
+pub use readers::readers;
 pub use show::{env_names, print, reference, sample};
 pub use soften::{Softened, softened};
 pub use value::{LogFormat, Secret};

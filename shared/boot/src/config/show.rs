@@ -3,6 +3,7 @@
 use super::Settings;
 use super::limit::Limit;
 use super::load::{Loaded, Source, env_name};
+use super::readers::{in_words, of_section, readers};
 use super::value::Value;
 
 const SAMPLE_HEAD: &str = "\
@@ -73,11 +74,16 @@ pub fn sample() -> String {
     for (section, doc) in Settings::SECTIONS {
         out.push('\n');
         comment(&mut out, &joined(doc));
+        comment(&mut out, &format!("Read by {}.", in_words(of_section(section))));
         out.push_str(&format!("[{section}]\n"));
         for entry in entries.iter().filter(|entry| entry.section == *section) {
             out.push('\n');
             comment(&mut out, &entry.doc);
             comment(&mut out, &format!("Expects {}.", entry.expected));
+            let own = readers(&entry.path());
+            if own != of_section(section) {
+                comment(&mut out, &format!("Read by {}.", in_words(own)));
+            }
             out.push_str(&format!("#{} = {}\n", entry.name, entry.default.as_deref().unwrap_or("\"\"")));
         }
     }

@@ -1,0 +1,102 @@
+//! Which services read a setting? Only they have to notice when it changes.
+
+const INGRESS: &str = "ingress";
+const AUTHORIZER: &str = "authorizer";
+const ROUTER: &str = "router";
+const IDENTITY: &str = "identity";
+
+/// The services that read the setting of this path, as `mqtt.listen`. What is checked together has the same readers, so
+/// that a file with a service's own settings alone is judged as one with all of them.
+pub fn readers(path: &str) -> &'static [&'static str] {
+    match path {
+        "device_api.default_timeout_ms"
+        | "device_api.max_timeout_ms"
+        | "device_api.default_connect_timeout_ms"
+        | "shares.per_customer_percent" => &[INGRESS, AUTHORIZER, ROUTER],
+        "device_api.max_devices_per_customer"
+        | "device_api.max_devices_per_page"
+        | "device_api.conceal_foreign_devices" => &[AUTHORIZER],
+        "ingress.claim_timeout_ms" | "ingress.lease_ms" | "shares.waiting_percent" => &[INGRESS, ROUTER],
+        _ => of_section(path.split_once('.').map_or(path, |(section, _)| section)),
+    }
+}
+
+/// Who reads the settings of a section, unless one is told apart.
+pub(super) fn of_section(section: &str) -> &'static [&'static str] {
+    match section {
+        "device_api" | "shares" | "ingress" | "mqtt" | "http" | "tls" | "coap" => &[INGRESS],
+        "authorizer" | "audit" => &[AUTHORIZER],
+        "router" => &[ROUTER],
+        "identity" => &[IDENTITY],
+        _ => &[INGRESS, AUTHORIZER, ROUTER, IDENTITY],
+    }
+}
+
+/// These services in words.
+pub(super) fn in_words(services: &[&str]) -> String {
+    match services {
+        [services @ .., last] if !services.is_empty() => format!("{} and {last}", services.join(", ")),
+        _ => services.concat(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Settings;
+
+    /// The words of each file of a folder, comments left out.
+    fn code(folder: &Path) -> Vec<BTreeSet<String>> {
+        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        entries.filter(|path| !path.ends_with("boot/src/config")).flat_map(|path| words(&path)).collect()
+    }
+
+    fn words(path: &Path) -> Vec<BTreeSet<String>> {
+        if path.is_dir() {
+            return code(path);
+        }
+        let text = fs::read_to_string(path).unwrap();
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let words = code.flat_map(|line| line.split(|it: char| it != '_' && !it.is_ascii_alphanumeric()));
+        vec![words.map(str::to_owned).collect()]
+    }
+
+    #[test]
+    fn who_reads_a_setting_is_who_names_it() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let source = |folder: &str| code(&root.join(folder).join("src"));
+        let shared = [source("shared/boot"), source("shared/bus")].concat();
+        let mut faults = Vec::new();
+        for service in [INGRESS, AUTHORIZER, ROUTER, IDENTITY] {
+            let own = source(&format!("services/{service}"));
+            for path in Settings::PATHS {
+                let (section, name) = path.split_once('.').unwrap();
+                let mut namesakes = Settings::PATHS.iter().filter(|it| it.ends_with(&format!(".{name}")));
+                let is_of_another = namesakes.any(|it| readers(it).contains(&service));
+                let is_own =
+                    !is_of_another && own.iter().any(|file| file.contains(section) && file.contains(name));
+                let is_somewhere = own.iter().chain(&shared).any(|file| file.contains(name));
+                match readers(path).contains(&service) {
+                    true if !is_somewhere => faults.push(format!("{service} does not read {path}")),
+                    false if is_own => faults.push(format!("{service} reads {path}")),
+                    _ => {}
+                }
+            }
+        }
+        assert_eq!(faults, Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_checked_together_is_read_together() {
+        let (_, checks) = include_str!("../config.rs").split_once("fn check_together").unwrap();
+        for check in checks.split("checks.").skip(1) {
+            let paths: Vec<_> = check.split('"').filter(|it| Settings::PATHS.contains(it)).collect();
+            let together: BTreeSet<_> = paths.iter().map(|path| readers(path)).collect();
+            assert!(together.len() <= 1, "{paths:?}");
+        }
+    }
+}
