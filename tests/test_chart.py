@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -113,26 +114,38 @@ def excuses(exception: tuple[str, str], failed: tuple[str, str, str]) -> bool:
 
 
 def test_the_settings_are_sound(rendered, tmp_path):
-    file = tmp_path / "switchboard.toml"
-    file.write_text(settings_text(rendered))
-    run(built("switchboard"), "config", "check", "--config", str(file)).ok()
+    for service in services(rendered):
+        file = tmp_path / f"{service}.toml"
+        file.write_text(settings_text(rendered, service))
+        run(built("switchboard"), "config", "check", "--config", str(file)).ok()
+
+
+def test_each_service_is_given_what_it_reads(everything):
+    given = {service: settings(everything, service) for service in SERVICES}
+    assert given["ingress"]["mqtt"]["max_keep_alive_s"] == 600
+    assert given["router"]["ingress"] == {"lease_ms": 20_000}
+    assert [set(it) for it in given.values()] == [
+        {"admin", "coap", "http", "ingress", "log", "mqtt", "nats", "tls", "traces"},
+        {"admin", "authorizer", "device_api", "log", "nats", "traces"},
+        {"admin", "ingress", "log", "nats", "router", "traces"},
+    ]
 
 
 def test_every_service_listens_where_it_is_asked(rendered):
-    settings = tomllib.loads(settings_text(rendered))
+    settings_of_ingress = settings(rendered, "ingress")
     listens = {
-        "mqtt": settings["mqtt"]["listen"],
-        "mqtts": settings["mqtt"]["tls_listen"],
-        "http": settings["http"]["listen"],
-        "https": settings["http"]["tls_listen"],
-        "coap": settings["coap"]["listen"],
-        "admin": settings["admin"]["listen"],
+        "mqtt": settings_of_ingress["mqtt"]["listen"],
+        "mqtts": settings_of_ingress["mqtt"]["tls_listen"],
+        "http": settings_of_ingress["http"]["listen"],
+        "https": settings_of_ingress["http"]["tls_listen"],
+        "coap": settings_of_ingress["coap"]["listen"],
     }
     for service in SERVICES:
+        admin = {"admin": settings(rendered, service)["admin"]["listen"]}
         ports = container(rendered, service)["ports"]
         assert {"admin"} <= {port["name"] for port in ports}
         for port in ports:
-            assert listens[port["name"]].endswith(f":{port['containerPort']}")
+            assert (listens | admin)[port["name"]].endswith(f":{port['containerPort']}")
 
 
 def test_probes_and_services_point_to_declared_ports(rendered):
@@ -184,13 +197,64 @@ def test_a_pod_is_given_the_time_that_it_drains(drain_ms):
         assert 5 <= reserve < 7
 
 
-def test_pods_start_anew_when_settings_change_and_only_then():
-    def checksum(**values: object) -> str:
-        pod = render({"nats": {"url": "nats://n:4222"}, **values}).pods()["router"]
-        return pod["metadata"]["annotations"]["checksum/config"]
+def test_a_setting_shakes_those_who_read_it_and_nobody_else():
+    base = {
+        "image": {"repository": "switchboard"},
+        "nats": {"url": "nats://n:4222", "passwordsSecret": "users"},
+        "identity": {"enabled": True, "issuerSecret": "issuer"},
+    }
+    before = render(base)
+    sections = json.loads((CHART / "values.schema.json").read_text())["properties"]["config"]["properties"]
+    known = json.loads((CHART / "files" / "settings.json").read_text())
+    for section, schema in sections.items():
+        for name, kind in schema["properties"].items():
+            readers = known[f"{section}.{name}"]["readers"]
+            assert set(readers) <= {*SERVICES, "identity"} and readers
+            after = render({**base, "config": {section: {name: another_value(kind, settings(before, readers[0]).get(section, {}).get(name))}}})
+            is_reloaded = known[f"{section}.{name}"]["reloaded"]
+            # How long its pods may take to end follows from it as well.
+            start_anew = [] if is_reloaded and name != "drain_ms" else readers
+            assert changed_pods(before, after) == set(start_anew), f"{section}.{name}"
+            files = {it for it in services(before) if settings_text(before, it) != settings_text(after, it)}
+            assert files == set(readers), f"{section}.{name}"
 
-    assert checksum() == checksum(router={"replicas": 7})
-    assert checksum() != checksum(config={"router": {"max_calls_in_flight": 7}})
+
+def another_value(kind: dict, now: object) -> object:
+    """One that the schema takes, other than now."""
+    match kind["type"]:
+        case "boolean":
+            return not now
+        case "integer":
+            return kind["minimum"] if now == kind["maximum"] else kind["maximum"]
+        case "array":
+            return ["192.0.2.0/24"]
+    return "another"
+
+
+def test_a_version_of_the_chart_shakes_nobody(tmp_path):
+    def at(chart_version: str, **version: str) -> Rendered:
+        folder = tmp_path / chart_version
+        shutil.copytree(CHART, folder)
+        chart = yaml.safe_load((folder / "Chart.yaml").read_text())
+        (folder / "Chart.yaml").write_text(yaml.safe_dump({**chart, **version, "version": chart_version}))
+        return render(values_file(CHART / "ci" / "identity.yaml"), folder)
+
+    before, after = at("7.0.0"), at("7.0.1")
+    assert before.one("Deployment", "router")["metadata"] != after.one("Deployment", "router")["metadata"]
+    assert changed_pods(before, after) == set()
+    # A version of the programs is another image; NATS is not theirs.
+    assert changed_pods(before, at("7.0.2", appVersion="7.0.2")) == {*SERVICES, "identity"}
+
+
+def changed_pods(before: Rendered, after: Rendered) -> set[str]:
+    """Components whose pods start anew; those of hooks do that at each upgrade."""
+
+    def templates(rendered: Rendered) -> dict[str, dict]:
+        stay = [it for kind in ("Deployment", "StatefulSet") for it in rendered.all(kind).values()]
+        return {it["metadata"]["labels"]["app.kubernetes.io/component"]: it["spec"]["template"] for it in stay}
+
+    old, new = templates(before), templates(after)
+    return {component for component in old | new if old.get(component) != new.get(component)}
 
 
 def test_each_service_is_a_user_of_its_own(tried, everything):
@@ -202,7 +266,7 @@ def test_each_service_is_a_user_of_its_own(tried, everything):
         assert "env" not in container(everything, service)
         (volume,) = (it for it in everything.pods()[service]["spec"]["volumes"] if it["name"] == "nats")
         assert volume["secret"]["items"] == [{"key": f"{service}.creds", "path": "nats.creds"}]
-    assert settings(everything)["nats"]["credentials_file"] == "/run/switchboard/nats/nats.creds"
+    assert settings(everything, "router")["nats"]["credentials_file"] == "/run/switchboard/nats/nats.creds"
 
 
 def test_alerts_lead_to_the_runbook(everything):
@@ -375,13 +439,18 @@ def test_what_is_rendered_gives_each_node_an_identity(tmp_path):
         system.stop()
 
 
-def settings_text(rendered: Rendered) -> str:
-    (text,) = (it["data"]["switchboard.toml"] for it in rendered.all("ConfigMap").values() if "switchboard.toml" in it["data"])
-    return text
+def services(rendered: Rendered) -> list[str]:
+    return [it for it in (*SERVICES, "identity") if it in rendered.pods()]
 
 
-def settings(rendered: Rendered) -> dict:
-    return tomllib.loads(settings_text(rendered))
+def settings_text(rendered: Rendered, service: str) -> str:
+    """The file that the pods of a service have."""
+    (volume,) = (it for it in rendered.pods()[service]["spec"]["volumes"] if it["name"] == "config")
+    return rendered.one("ConfigMap", volume["configMap"]["name"])["data"]["switchboard.toml"]
+
+
+def settings(rendered: Rendered, service: str) -> dict:
+    return tomllib.loads(settings_text(rendered, service))
 
 
 def container(rendered: Rendered, component: str) -> dict:

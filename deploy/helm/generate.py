@@ -7,6 +7,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,7 @@ def generated() -> dict[Path, str]:
     files = {
         CHART / "README.md": (CHART.parent / "README.in.md").read_text().replace("{{values}}\n", "".join(values())),
         CHART / "values.schema.json": schema(),
+        CHART / "files" / "settings.json": whose(),
     }
     for folder, patterns in COPIES.items():
         for original in (path for pattern in patterns for path in sorted(ROOT.glob(pattern))):
@@ -70,30 +72,60 @@ def values() -> Iterator[str]:
             comment = []
 
 
+@dataclass
+class Setting:
+    """One of the sample configuration."""
+
+    default: str
+    comment: str
+    readers: list[str]
+
+
+def settings() -> dict[str, Setting]:
+    """All settings, as `mqtt.listen`."""
+    found: dict[str, Setting] = {}
+    comment = ""
+    for line in (ROOT / "deploy" / "switchboard.toml").read_text().splitlines():
+        if it := re.fullmatch(r"\[(\w+)\]", line):
+            section, of_section = it[1], readers(comment)
+        elif it := re.fullmatch(r"#(\w+) = (.+)", line):
+            found[f"{section}.{it[1]}"] = Setting(it[2], comment, readers(comment) or of_section)
+        comment = f"{comment} {line.strip('# ')}" if line.startswith("# ") else ""
+    return found
+
+
+def readers(comment: str) -> list[str]:
+    said = re.search(r"Read by ([a-z, ]+)\.", comment)
+    return re.split(", | and ", said[1]) if said else []
+
+
+def whose() -> str:
+    """What the chart's templates have to know of each setting."""
+    lines = []
+    for path, it in settings().items():
+        known = {"readers": it.readers, "reloaded": "Taken over while running." in it.comment}
+        lines.append(f"  {json.dumps(path)}: {json.dumps(known)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
 def schema() -> str:
     """The values' schema, hand-kept but for `config`, which has the settings of the sample configuration."""
     values = json.loads((CHART / "values.schema.json").read_text())
     sections: dict[str, dict] = {}
-    expects = ""
-    for line in (ROOT / "deploy" / "switchboard.toml").read_text().splitlines():
-        if section := re.fullmatch(r"\[(\w+)\]", line):
-            settings = sections.setdefault(section[1], {})
-            prefix = section[1]
-        elif line.startswith("# Expects "):
-            expects = line
-        elif (setting := re.fullmatch(r"#(\w+) = (.+)", line)) and not CHARTS_OWN.fullmatch(f"{prefix}.{setting[1]}"):
-            settings[setting[1]] = setting_schema(setting[2], expects)
+    for path, it in settings().items():
+        section, name = path.split(".")
+        if not CHARTS_OWN.fullmatch(path):
+            sections.setdefault(section, {})[name] = setting_schema(it)
     values["properties"]["config"]["properties"] = {
         name: {"type": "object", "additionalProperties": False, "properties": settings}
         for name, settings in sections.items()
-        if settings
     }
     return json.dumps(values, indent=2) + "\n"
 
 
-def setting_schema(default: str, expects: str) -> dict:
-    kind = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array"}[type(json.loads(default))]
-    if bounds := re.search(r"a whole number, (\d+) to (\d+)", expects):
+def setting_schema(it: Setting) -> dict:
+    kind = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array"}[type(json.loads(it.default))]
+    if bounds := re.search(r"Expects a whole number, (\d+) to (\d+)", it.comment):
         return {"type": kind, "minimum": int(bounds[1]), "maximum": int(bounds[2])}
     return {"type": kind}
 

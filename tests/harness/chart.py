@@ -59,9 +59,9 @@ def values_file(path: Path) -> dict:
     return yaml.safe_load(path.read_text())
 
 
-def render(values: dict) -> Rendered:
+def render(values: dict, path: Path = CHART) -> Rendered:
     """As `helm install` does it: values are checked against the schema first."""
-    with helm.Chart.load(CHART) as chart:
+    with helm.Chart.load(path) as chart:
         chart.validate_schema(values)
         return Rendered(values, chart.render(values, name=RELEASE, namespace=NAMESPACE))
 

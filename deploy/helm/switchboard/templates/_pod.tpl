@@ -9,12 +9,14 @@
 {{- $drainMs := dig $component "drain_ms" 10000 $.Values.config | int64 -}}
 metadata:
   labels:
-    {{- include "switchboard.labels" (list $ $component) | nindent 4 }}
+    # None that a further version of the chart changes: these pods would start anew for it.
+    {{- include "switchboard.selector" (list $ $component) | nindent 4 }}
     {{- with $values.podLabels }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
   annotations:
-    checksum/config: {{ include "switchboard.toml" $ | sha256sum }}
+    # What it reads at its start alone.
+    checksum/config: {{ include "switchboard.toml" (list $ $component false) | sha256sum }}
     {{- with $values.podAnnotations }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
@@ -180,13 +182,13 @@ imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{- end }}
 {{- end -}}
 
-{{/* Takes (list $ "user's role"). */}}
+{{/* Takes (list $ "user's role"): the operator's commands need what the authorizer reads. */}}
 {{- define "switchboard.volumes" -}}
 {{- $ := index . 0 -}}
 {{- $role := index . 1 -}}
 - name: config
   configMap:
-    name: {{ include "switchboard.fullname" $ }}
+    name: {{ include "switchboard.fullname" $ }}-{{ ternary "authorizer" $role (eq $role "operator") }}
 {{- with $.Values.nats.credentialsSecret }}
 - name: nats
   secret:

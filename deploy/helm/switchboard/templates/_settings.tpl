@@ -1,5 +1,7 @@
-{{/* switchboard.toml: `config` of the values, and what the chart sets itself. */}}
-{{- define "switchboard.toml" -}}
+{{/* Which settings there are, what they are set to, and whose they are. */}}
+
+{{/* `config` of the values, and what the chart sets itself, as JSON: section to settings. */}}
+{{- define "switchboard.settings" -}}
 {{- $listen := .Values.listenAddress -}}
 {{- $chart := dict
   "nats" (dict "url" (include "switchboard.nats.url" .))
@@ -17,13 +19,30 @@
 {{- if include "switchboard.tls.enabled" . -}}
 {{- $_ := set $chart "tls" (dict "certificate_file" "/run/switchboard/tls/tls.crt" "key_file" "/run/switchboard/tls/tls.key") -}}
 {{- end -}}
-{{- range $section, $settings := mustMergeOverwrite (deepCopy .Values.config) $chart -}}
+{{- mustMergeOverwrite (deepCopy .Values.config) $chart | toJson -}}
+{{- end -}}
+
+{{/* switchboard.toml with what a service reads of them. Takes (list $ "service" whether those too that are taken over
+while it runs). */}}
+{{- define "switchboard.toml" -}}
+{{- $ := index . 0 -}}
+{{- $service := index . 1 -}}
+{{- $all := index . 2 -}}
+{{- $known := $.Files.Get "files/settings.json" | fromJson -}}
+{{- range $section, $settings := include "switchboard.settings" $ | fromJson -}}
+{{- $lines := list -}}
+{{- range $setting, $value := $settings -}}
+{{- $it := get $known (printf "%s.%s" $section $setting) -}}
+{{- if and (has $service $it.readers) (or $all (not $it.reloaded)) -}}
+{{- $lines = append $lines (printf "%s = %s" $setting (include "switchboard.toml.value" $value)) -}}
+{{- end -}}
+{{- end -}}
+{{- with $lines -}}
 [{{ $section }}]
-{{- range $setting, $value := $settings }}
-{{ $setting }} = {{ include "switchboard.toml.value" $value }}
-{{- end }}
+{{ join "\n" . }}
 
 {{ end -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Helm takes every number for a float; the settings are whole numbers but for those with a fraction. */}}
