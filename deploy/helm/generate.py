@@ -103,7 +103,7 @@ def whose() -> str:
     """What the chart's templates have to know of each setting."""
     lines = []
     for path, it in settings().items():
-        known = {"readers": it.readers, "reloaded": "Taken over while running." in it.comment}
+        known = {"readers": it.readers, "reloaded": "Taken over while running." in it.comment, "default": json.loads(it.default)}
         lines.append(f"  {json.dumps(path)}: {json.dumps(known)}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
 

@@ -6,7 +6,9 @@
 {{- $component := index . 1 -}}
 {{- $values := index $.Values $component -}}
 {{- $preStopSeconds := default 0 $values.preStopSleepSeconds -}}
-{{- $drainMs := dig $component "drain_ms" 10000 $.Values.config | int64 -}}
+{{- $settings := include "switchboard.settings" $ | fromJson -}}
+{{- $known := $.Files.Get "files/settings.json" | fromJson -}}
+{{- $drainMs := dig $component "drain_ms" (dig (printf "%s.drain_ms" $component) "default" 0 $known) $settings | int64 -}}
 metadata:
   labels:
     # None that a further version of the chart changes: these pods would start anew for it.
@@ -60,7 +62,7 @@ spec:
           sleep: {seconds: {{ $preStopSeconds }}}
       {{- end }}
       resources:
-        {{- toYaml $values.resources | nindent 8 }}
+        {{- include "switchboard.resources" (list $ $component) | nindent 8 }}
       volumeMounts:
         {{- include "switchboard.volumeMounts" $ | nindent 8 }}
         {{- if and (eq $component "ingress") (include "switchboard.tls.enabled" $) }}

@@ -3,6 +3,7 @@
 {{/* `config` of the values, and what the chart sets itself, as JSON: section to settings. */}}
 {{- define "switchboard.settings" -}}
 {{- $listen := .Values.listenAddress -}}
+{{- $computed := dict "ingress" (dict "drain_ms" (include "switchboard.ingressDrainMs" . | int64)) -}}
 {{- $chart := dict
   "nats" (dict "url" (include "switchboard.nats.url" .))
   "mqtt" (dict "listen" (printf "%s:1883" $listen) "tls_listen" (printf "%s:8883" $listen))
@@ -19,7 +20,7 @@
 {{- if include "switchboard.tls.enabled" . -}}
 {{- $_ := set $chart "tls" (dict "certificate_file" "/run/switchboard/tls/tls.crt" "key_file" "/run/switchboard/tls/tls.key") -}}
 {{- end -}}
-{{- mustMergeOverwrite (deepCopy .Values.config) $chart | toJson -}}
+{{- mustMergeOverwrite $computed (deepCopy .Values.config) $chart | toJson -}}
 {{- end -}}
 
 {{/* switchboard.toml with what a service reads of them. Takes (list $ "service" whether those too that are taken over
