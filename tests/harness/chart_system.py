@@ -33,10 +33,10 @@ class ChartSystem:
         self._processes: list[Process] = []
         try:
             for number in range(SERVERS):
-                self._start("nats", f"{self._nats}-{number}", number)
+                self.start("nats", f"{self._nats}-{number}", number)
             for server in self._processes:
                 server.wait_for_line("Server is ready", lambda line: "Server is ready" in line)
-            self.services = {name: self._start(name, name) for name in SERVICES if name in rendered.pods()}
+            self.services = {name: self.start(name) for name in SERVICES if name in rendered.pods()}
         except BaseException:
             self.stop()
             raise
@@ -45,6 +45,14 @@ class ChartSystem:
         for name, process in self.services.items():
             admin = Admin(process.wait_for_message("starting")["admin"])
             until(f"{name} is ready", admin.is_ready)
+
+    def start(self, component: str, pod: str = "", number: int = 0) -> Process:
+        """A pod's container, until all is stopped."""
+        pod = pod or component
+        command, env = self._container(component, pod, number)
+        process = Process(pod, command, self._folder / "logs", env=env)
+        self._processes.append(process)
+        return process
 
     @property
     def http_port(self) -> int:
@@ -69,12 +77,6 @@ class ChartSystem:
     def stop(self) -> None:
         for process in reversed(self._processes):
             process.stop()
-
-    def _start(self, component: str, pod: str, number: int = 0) -> Process:
-        command, env = self._container(component, pod, number)
-        process = Process(pod, command, self._folder / "logs", env=env)
-        self._processes.append(process)
-        return process
 
     def _container(self, component: str, pod: str, number: int = 0) -> tuple[list[str], dict[str, str]]:
         """A container's command and environment, once the files that it mounts are there."""

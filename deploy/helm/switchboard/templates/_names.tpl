@@ -33,14 +33,23 @@ app.kubernetes.io/managed-by: {{ $.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{/* metadata of an object. Takes (list $ "suffix of its name" "component"). */}}
+{{/* metadata of an object. Takes (list $ "suffix of its name" "component"), and behind that, if need be, a dict with
+further `labels` and `annotations`. */}}
 {{- define "switchboard.metadata" -}}
 {{- $ := index . 0 -}}
 {{- $suffix := index . 1 -}}
+{{- $further := dict -}}
+{{- if gt (len .) 3 -}}
+{{- $further = index . 3 -}}
+{{- end -}}
 name: {{ include "switchboard.fullname" $ }}{{ with $suffix }}-{{ . }}{{ end }}
 namespace: {{ $.Release.Namespace }}
+{{- with merge dict (default dict $further.annotations) $.Values.commonAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 labels:
-  {{- include "switchboard.labels" (list $ (index . 2)) | nindent 2 }}
+  {{- include "switchboard.labels" (list $ (index . 2)) | fromYaml | merge dict | mergeOverwrite (merge dict (default dict $further.labels) $.Values.commonLabels) | toYaml | nindent 2 }}
 {{- end -}}
 
 {{/* The services, as YAML. */}}
@@ -68,6 +77,7 @@ default
 {{- end -}}
 
 {{- define "switchboard.image" -}}
+{{- $_ := required "image.repository is missing: where the image is that `./taskw image` builds." .Values.image.repository -}}
 {{- include "switchboard.imageName" (merge (dict "tag" (default .Chart.AppVersion .Values.image.tag)) .Values.image) -}}
 {{- end -}}
 

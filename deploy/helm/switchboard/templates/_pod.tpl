@@ -4,7 +4,7 @@
 {{- define "switchboard.pod" -}}
 {{- $ := index . 0 -}}
 {{- $component := index . 1 -}}
-{{- $values := index $.Values $component -}}
+{{- $values := include "switchboard.podValues" (list $ $component) | fromJson -}}
 {{- $preStopSeconds := default 0 $values.preStopSleepSeconds -}}
 {{- $settings := include "switchboard.settings" $ | fromJson -}}
 {{- $known := $.Files.Get "files/settings.json" | fromJson -}}
@@ -23,7 +23,11 @@ metadata:
     {{- toYaml . | nindent 4 }}
     {{- end }}
 spec:
-  {{- include "switchboard.podSecurity" $ | nindent 2 }}
+  {{- include "switchboard.podSecurity" (list $ $values) | nindent 2 }}
+  {{- with $values.dnsConfig }}
+  dnsConfig:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
   {{- with $values.priorityClassName }}
   priorityClassName: {{ . }}
   {{- end }}
@@ -31,12 +35,9 @@ spec:
   terminationGracePeriodSeconds: {{ add $preStopSeconds (div (add $drainMs 999) 1000) 5 }}
   containers:
     - name: {{ $component }}
-      {{- include "switchboard.container" $ | nindent 6 }}
+      {{- include "switchboard.container" (list $ $values) | nindent 6 }}
       command: [/usr/bin/switchboard-{{ $component }}, --config, /etc/switchboard/switchboard.toml]
-      {{- with include "switchboard.natsEnv" (list $ $component) }}
-      env:
-        {{- . | nindent 8 }}
-      {{- end }}
+      {{- include "switchboard.env" (list $ $component $values) | nindent 6 }}
       ports:
         {{- if eq $component "ingress" }}
         {{- include "switchboard.devicePorts" $ | nindent 8 }}
@@ -64,14 +65,17 @@ spec:
       resources:
         {{- include "switchboard.resources" (list $ $component) | nindent 8 }}
       volumeMounts:
-        {{- include "switchboard.volumeMounts" $ | nindent 8 }}
+        {{- include "switchboard.volumeMounts" (list $ $values) | nindent 8 }}
         {{- if and (eq $component "ingress") (include "switchboard.tls.enabled" $) }}
         - name: tls
           mountPath: /run/switchboard/tls
           readOnly: true
         {{- end }}
+    {{- with $values.extraContainers }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   volumes:
-    {{- include "switchboard.volumes" (list $ $component) | nindent 4 }}
+    {{- include "switchboard.volumes" (list $ $component $values) | nindent 4 }}
     {{- if and (eq $component "ingress") (include "switchboard.tls.enabled" $) }}
     - name: tls
       secret:
@@ -94,20 +98,22 @@ spec:
   {{- end }}
 {{- end -}}
 
-{{/* No rights, neither in the cluster nor on the node. The image's user is 65532. */}}
+{{/* What the pods of a service are told: by its own values, else by those of all. Takes (list $ "component"). */}}
+{{- define "switchboard.podValues" -}}
+{{- $ := index . 0 -}}
+{{- mustMergeOverwrite (deepCopy $.Values.pods) (deepCopy (index $.Values (index . 1))) | toJson -}}
+{{- end -}}
+
+{{/* No rights, neither in the cluster nor on the node. Takes (list $ "pod's values"). */}}
 {{- define "switchboard.podSecurity" -}}
-serviceAccountName: {{ include "switchboard.serviceAccountName" . }}
+{{- $ := index . 0 -}}
+serviceAccountName: {{ include "switchboard.serviceAccountName" $ }}
 automountServiceAccountToken: false
 # No variables for each service of the namespace: settings are what the environment is for.
 enableServiceLinks: false
 securityContext:
-  runAsNonRoot: true
-  runAsUser: 65532
-  runAsGroup: 65532
-  fsGroup: 65532
-  fsGroupChangePolicy: OnRootMismatch
-  seccompProfile: {type: RuntimeDefault}
-{{- with .Values.image.pullSecrets }}
+  {{- toYaml (index . 1).podSecurityContext | nindent 2 }}
+{{- with $.Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
   - name: {{ . }}
@@ -115,21 +121,25 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{- define "switchboard.containerSecurity" -}}
-securityContext:
-  allowPrivilegeEscalation: false
-  readOnlyRootFilesystem: true
-  capabilities: {drop: [ALL]}
-{{- end -}}
-
-{{/* A container of Switchboard's image. */}}
+{{/* A container of Switchboard's image. Takes (list $ "pod's values"). */}}
 {{- define "switchboard.container" -}}
-image: {{ include "switchboard.image" . }}
-imagePullPolicy: {{ .Values.image.pullPolicy }}
-{{ include "switchboard.containerSecurity" . }}
+{{- $ := index . 0 -}}
+image: {{ include "switchboard.image" $ }}
+imagePullPolicy: {{ $.Values.image.pullPolicy }}
+securityContext:
+  {{- toYaml (index . 1).securityContext | nindent 2 }}
 {{- end -}}
 
-{{/* Who this is to NATS, by password. Takes (list $ "user's role"). */}}
+{{/* `env` of a container. Takes (list $ "user's role" "pod's values"). */}}
+{{- define "switchboard.env" -}}
+{{- $env := include "switchboard.natsEnv" . | fromYamlArray -}}
+{{- with concat $env (index . 2).extraEnv -}}
+env:
+  {{- toYaml . | nindent 2 }}
+{{- end -}}
+{{- end -}}
+
+{{/* Who this is to NATS, by password, as YAML. Takes (list $ "user's role"). */}}
 {{- define "switchboard.natsEnv" -}}
 {{- $ := index . 0 -}}
 {{- $role := index . 1 -}}
@@ -168,23 +178,28 @@ imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{- end -}}
 {{- end -}}
 
+{{/* Takes (list $ "pod's values"). */}}
 {{- define "switchboard.volumeMounts" -}}
+{{- $ := index . 0 -}}
 - name: config
   mountPath: /etc/switchboard
   readOnly: true
-{{- if .Values.nats.credentialsSecret }}
+{{- if $.Values.nats.credentialsSecret }}
 - name: nats
   mountPath: /run/switchboard/nats
   readOnly: true
 {{- end }}
-{{- if .Values.nats.tlsSecret }}
+{{- if $.Values.nats.tlsSecret }}
 - name: nats-tls
   mountPath: /run/switchboard/nats-tls
   readOnly: true
 {{- end }}
+{{- with (index . 1).extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
-{{/* Takes (list $ "user's role"): the operator's commands need what the authorizer reads. */}}
+{{/* Takes (list $ "user's role" "pod's values"): the operator's commands need what the authorizer reads. */}}
 {{- define "switchboard.volumes" -}}
 {{- $ := index . 0 -}}
 {{- $role := index . 1 -}}
@@ -208,6 +223,9 @@ imagePullPolicy: {{ .Values.image.pullPolicy }}
     items:
       - key: ca.crt
         path: ca.crt
+{{- end }}
+{{- with (index . 2).extraVolumes }}
+{{ toYaml . }}
 {{- end }}
 {{- end -}}
 

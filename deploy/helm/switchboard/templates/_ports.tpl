@@ -20,6 +20,9 @@
 {{- define "switchboard.devicePorts" -}}
 - name: coap
   containerPort: {{ include "switchboard.containerPort" "coap" }}
+  {{- with .Values.ingress.coapService.hostPort }}
+  hostPort: {{ . }}
+  {{- end }}
   protocol: UDP
 {{- range ternary (list "mqtt" "mqtts" "http" "https") (list "mqtt" "http") (eq "true" (include "switchboard.tls.enabled" .)) }}
 - name: {{ . }}
