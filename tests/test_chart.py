@@ -19,7 +19,7 @@ from harness.authority import Authority
 from harness.chart import CHART, TOOLS, Rendered, helm, lint, refusal, render, values_file, yaml
 from harness.chart_system import ChartSystem
 from harness.hardened import new_issuer
-from harness.processes import run
+from harness.processes import Ran, run
 from harness.programs import ROOT, built, pins
 from harness.waiting import until
 
@@ -563,13 +563,9 @@ def test_what_is_rendered_carries_a_call(tried, tmp_path):
     try:
         until("the demo account is imported", lambda: system.run("demo").code == 0)
         system.wait_ready()
-        (call,) = (it["data"]["call.sh"] for it in tried.all("ConfigMap").values() if "call.sh" in it["data"])
-        (tmp_path / "call.sh").write_text(call)
-        env = {it["name"]: it["value"] for it in container(tried, "test")["env"]}
-        env["URL"] = f"http://127.0.0.1:{system.http_port}"
-        assert 'the caller read: {"status":"ok"}' in run("sh", tmp_path / "call.sh", env=env).ok().out
+        assert 'the caller read: {"status":"ok"}' in call_as_helm_test_does(tried, system, tmp_path).ok().out
         # Where nobody answers, it fails.
-        assert run("sh", tmp_path / "call.sh", env={**env, "TARGET_TOKEN": "NONE", "WAIT_MS": "500"}).code != 0
+        assert call_as_helm_test_does(tried, system, tmp_path, TARGET_TOKEN="NONE", WAIT_MS="500").code != 0
         # The operator's pod says who did what.
         system.start("operator").wait_for_line("a record", lambda line: "Test Device A1" in line, "out")
         # What the notes tell the operator to type.
@@ -587,15 +583,28 @@ def test_what_is_rendered_gives_each_node_an_identity(tmp_path):
     seed, values["identity"]["issuer"] = new_issuer()
     tls = {"ca.crt": authority.certificate.read_text(), "tls.crt": certificate.read_text(), "tls.key": key.read_text()}
     rendered = render(values)
-    given = {values["nats"]["tlsSecret"]: tls, values["identity"]["issuerSecret"]: {"issuer-seed": seed}}
+    given = {values["nats"]["tlsSecret"]: tls, values["identity"]["issuerSecret"]: {"issuer-seed": seed}, values["tls"]["secretName"]: tls}
     system = ChartSystem(rendered, tmp_path, given)
     try:
         system.wait_ready()
         node = system.services["ingress"].wait_for_message("ingress serves devices")["node"]
         assert system.services["identity"].wait_for_message("a node joined")["node"] == node
         until("the demo account is imported over TLS", lambda: system.run("demo").code == 0)
+        assert 'the caller read: {"status":"ok"}' in call_as_helm_test_does(rendered, system, tmp_path).ok().out
     finally:
         system.stop()
+
+
+def call_as_helm_test_does(rendered: Rendered, system: ChartSystem, folder: Path, **environment: str) -> Ran:
+    (call,) = (it["data"]["call.sh"] for it in rendered.all("ConfigMap").values() if "call.sh" in it["data"])
+    (folder / "call.sh").write_text(call)
+    env = {it["name"]: it["value"] for it in container(rendered, "test")["env"]}
+    scheme, _, address = env["URL"].partition("://")
+    port = address.rpartition(":")[2]
+    egress = rendered.one("NetworkPolicy", "test")["spec"]["egress"][-1]["ports"]
+    assert egress == [{"port": int(port)}]
+    env["URL"] = f"{scheme}://{system.device_address(scheme)}"
+    return run("sh", folder / "call.sh", env={**env, **environment})
 
 
 def services(rendered: Rendered) -> list[str]:

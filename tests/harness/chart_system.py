@@ -54,10 +54,8 @@ class ChartSystem:
         self._processes.append(process)
         return process
 
-    @property
-    def http_port(self) -> int:
-        serves = self.services["ingress"].wait_for_message("ingress serves devices")
-        return int(serves["http"].rsplit(":", 1)[1])
+    def device_address(self, protocol: str) -> str:
+        return self.services["ingress"].wait_for_message("ingress serves devices")[protocol]
 
     def run(self, component: str) -> Ran:
         """A container to its end."""

@@ -117,7 +117,10 @@ default
 {{- end -}}
 {{- end -}}
 
-{{/* Are there devices for `helm test`, and HTTP for them to use? */}}
-{{- define "switchboard.test.enabled" -}}
-{{- if and (or .Values.test.devicesSecret .Values.demo.enabled) .Values.ingress.service.ports.http }}true{{ end -}}
+{{/* Are there devices for `helm test`, and a port for them to use? Its name, or nothing. */}}
+{{- define "switchboard.test.port" -}}
+{{- if or .Values.test.devicesSecret .Values.demo.enabled -}}
+{{- $offered := include "switchboard.tcpPorts" . | fromYamlArray -}}
+{{- if has "http" $offered -}}http{{- else if has "https" $offered -}}https{{- end -}}
+{{- end -}}
 {{- end -}}
