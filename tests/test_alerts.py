@@ -69,7 +69,9 @@ def test_nobody_from_outside_wakes_anybody():
         "SwitchboardNoAuthorizer",
         "SwitchboardNoRouter",
         "SwitchboardNatsDisconnected",
+        "SwitchboardNatsNoLeader",
         "SwitchboardRegistryStale",
+        "SwitchboardDevicesUnreachable",
         "SwitchboardPoliciesUnread",
         "SwitchboardCertificateExpiresNow",
     }

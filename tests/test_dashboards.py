@@ -14,6 +14,7 @@ from harness.authority import Authority
 from harness.cluster import Cluster
 from harness.collector import Collector
 from harness.everything import Everything
+from harness.nats_exporter import NatsExporter
 from harness.processes import run
 from harness.programs import ROOT
 from harness.prometheus import Prometheus
@@ -31,7 +32,7 @@ def prometheus(tmp_path_factory):
     """Scrapes a cluster in use and traced, whose certificate was then replaced by nonsense."""
     folder = tmp_path_factory.mktemp("monitored")
     certificate, key = Authority(tmp_path_factory.mktemp("authority")).issue("node")
-    collector = Collector()
+    collector, exporter = Collector(), NatsExporter()
     settings = {
         "traces.endpoint": collector.endpoint,
         "tls.certificate_file": str(certificate),
@@ -43,7 +44,7 @@ def prometheus(tmp_path_factory):
     cluster = Cluster(folder, nodes=2, authorizers=2, routers=2, settings=settings)
     try:
         with Everything(cluster):
-            it = Prometheus(cluster, folder / "prometheus")
+            it = Prometheus(cluster, folder / "prometheus", exporter.address)
             certificate.write_text("nonsense")
             try:
                 yield it
@@ -52,10 +53,11 @@ def prometheus(tmp_path_factory):
     finally:
         cluster.stop()
         collector.close()
+        exporter.close()
 
 
 def test_the_files_are_what_the_script_writes():
-    assert len(BOARDS) == 4
+    assert len(BOARDS) == 5
     run(sys.executable, ROOT / "deploy" / "grafana" / "boards.py", "--check").ok()
 
 

@@ -15,6 +15,9 @@ SERVED = share_of(increase("switchboard_calls_total", 'outcome="unavailable"'), 
 ANSWERED = share_of(increase("switchboard_calls_total", MISSED), increase("switchboard_calls_total", REACHED))
 PROMPT = increase("switchboard_offline_seconds_bucket", 'le="0.05"') + " / " + increase("switchboard_offline_seconds_count")
 
+# Alerts of the installations that were chosen; those about NATS have its namespace.
+OURS = 'alertname=~"Switchboard.+",namespace=~"$namespace",release=~"$release"'
+
 HOPS = {
     "caller waits": ("switchboard_call_seconds", 'method="sendMsg"'),
     "authorizer judges": ("switchboard_authorizer_answer_seconds", 'question="call"'),
@@ -27,7 +30,7 @@ PROCESSES = table(
     "Processes",
     "Who runs, as which version, since when. A short uptime is a restart; two versions for longer than a rollout are a rollout that stopped.",
     "(time() - process_start_time_seconds{@}) * on (job, namespace, pod, instance) group_left (version) switchboard_build_info{@}",
-    {"job": "Job", "namespace": "Namespace", "pod": "Pod", "instance": "Instance", "version": "Version", "Value": "Up since"},
+    {"job": "Job", "namespace": "Namespace", "release": "Release", "zone": "Zone", "pod": "Pod", "instance": "Instance", "version": "Version", "Value": "Up since"},
     unit="dtdurations",
     width=24,
 )
@@ -118,8 +121,8 @@ def overview() -> Json:
             "Now": [
                 stat(
                     "Alerts firing",
-                    "Alerts of Switchboard that fire. Which they are stands at the end of this page; what to do, in the runbook.",
-                    Query('count(ALERTS{alertstate="firing",alertname=~"Switchboard.+"}) or vector(0)', instant=True), thresholds={0: GREEN, 1: RED}, width=3,
+                    "Alerts of the chosen installations that fire. Which they are stands at the end of this page; what to do, in the runbook.",
+                    Query(f'count(ALERTS{{alertstate="firing",{OURS}}}) or vector(0)', instant=True), thresholds={0: GREEN, 1: RED}, width=3,
                 ),
                 stat(
                     "Requests", "Requests of devices a second, all methods and outcomes.",
@@ -243,8 +246,9 @@ def overview() -> Json:
                 PROCESSES,
                 table(
                     "Alerts that fire or are about to", "Pending ones have not lasted long enough yet. The runbook has an entry for each.",
-                    'ALERTS{alertname=~"Switchboard.+"}',
-                    {"alertname": "Alert", "alertstate": "State", "severity": "Severity", "job": "Job", "namespace": "Namespace", "instance": "Instance", "limit": "Limit"}, width=24, height=6,
+                    f"ALERTS{{{OURS}}}",
+                    {"alertname": "Alert", "alertstate": "State", "severity": "Severity", "job": "Job", "namespace": "Namespace", "release": "Release",
+                     "zone": "Zone", "instance": "Instance", "limit": "Limit", "stream_name": "Stream"}, width=24, height=6,
                 ),
             ],
         },
@@ -624,7 +628,72 @@ def router() -> Json:
     )  # fmt: skip
 
 
-BOARDS = {"overview": overview, "ingress": ingress, "authorizer": authorizer, "router": router}
+def of_nats(metric: str, matchers: str = "") -> str:
+    """As prometheus-nats-exporter names it, with `-prefix=nats` as NATS' own chart starts it, or without."""
+    return f'{{__name__=~"(nats|gnatsd|jetstream)_{metric}",@{matchers}}}'
+
+
+LED = of_nats("stream_total_messages", ',is_stream_leader="true"')
+
+
+def nats_servers() -> Json:
+    def sum_of_rates(metric: str, name: str) -> Query:
+        return Query(f"sum(rate({of_nats(metric)}[$__rate_interval]))", name)
+
+    stream = "{{account}} {{stream_name}}"
+    return board(
+        "switchboard-nats", "Switchboard: NATS", "The servers in between, as prometheus-nats-exporter shows them (-varz -jsz=all).",
+        '{__name__=~"(nats|gnatsd)_varz_connections"}',
+        {
+            "JetStream": [
+                table(
+                    "Who leads", "The leader of each stream; all copies of claims, devices and keys lean on theirs.",
+                    f"group by (account, stream_name, stream_leader) ({LED})",
+                    {"account": "Account", "stream_name": "Stream", "stream_leader": "Leader"},
+                ),
+                graph(
+                    "Leaders of a stream within 15 minutes", "1 is quiet. More: a rollout of NATS, or a server that is too slow to keep its leadership.",
+                    Query(
+                        "count by (account, stream_name) (group by (account, stream_name, stream_leader) (last_over_time("
+                        f"{LED}[15m])))", stream,
+                    ), thresholds={2: ORANGE},
+                ),
+                graph(
+                    "Replicas behind", "Messages that a stream's replica lacks of the furthest one. A rise that stays: the server's disk or network.",
+                    Query(
+                        f"max by (account, stream_name, server_name) (max by (account, stream_name) ({of_nats('stream_last_seq')})"
+                        f" - on (account, stream_name) group_right () {of_nats('stream_last_seq')})", stream + " {{server_name}}",
+                    ),
+                ),
+                graph(
+                    "Written", "Messages a second by stream: claims follow devices that come and go, devices and policies follow the registry.",
+                    Query(f"sum by (account, stream_name) (max by (account, stream_name) (rate({of_nats('stream_last_seq')}[$__rate_interval])))", stream),
+                    unit="cps", width=12,
+                ),
+                graph(
+                    "Bytes kept", "By stream.",
+                    Query(f"max by (account, stream_name) ({of_nats('stream_total_bytes')})", stream), unit="bytes", width=12,
+                ),
+            ],
+            "Servers": [
+                graph("Connections", "By server. Even is well; a step down is a server that went.", Query(of_nats("varz_connections"), "{{server_id}}"), width=6),
+                graph(
+                    "Messages", "In and out of all servers.",
+                    sum_of_rates("varz_in_msgs", "in"), sum_of_rates("varz_out_msgs", "out"), unit="cps", width=6,
+                ),
+                graph("CPU", "Percent of a core. Calls wait behind a server that has none left.", Query(of_nats("varz_cpu"), "{{server_id}}"), unit="percent", width=6),
+                graph("Memory", "By server.", Query(of_nats("varz_mem"), "{{server_id}}"), unit="bytes", width=6),
+                graph(
+                    "Slow consumers", "Connections that the server cut since they did not read: that process has no CPU, or a queue that is too short.",
+                    Query(f"increase({of_nats('varz_slow_consumers')}[$__rate_interval])", "{{server_id}}"), thresholds={1: RED}, width=12,
+                ),
+                graph("Subscriptions", "By server.", Query(of_nats("varz_subscriptions"), "{{server_id}}"), width=12),
+            ],
+        },
+    )  # fmt: skip
+
+
+BOARDS = {"overview": overview, "ingress": ingress, "authorizer": authorizer, "router": router, "nats": nats_servers}
 
 
 def main() -> int:

@@ -6,12 +6,12 @@ from typing import Any
 
 Json = dict[str, Any]
 
-NAMES = ["overview", "ingress", "authorizer", "router"]
+NAMES = ["overview", "ingress", "authorizer", "router", "nats"]
 # Grafana 11 and 12 read it as it is.
 SCHEMA_VERSION = 41
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 # What the variables chose. A label that is missing everywhere matches too: "All" is `.*`.
-CHOSEN = 'job=~"$job",namespace=~"$namespace",pod=~"$pod",instance=~"$instance"'
+CHOSEN = 'job=~"$job",namespace=~"$namespace",release=~"$release",pod=~"$pod",instance=~"$instance"'
 PROCESS = "{{instance}}"
 
 COLUMNS = 24
@@ -172,7 +172,7 @@ def increase(metric: str, matchers: str = "") -> str:
 
 
 def board(uid: str, title: str, description: str, marker: str, rows: dict[str, list[Panel]]) -> Json:
-    """`marker` is a metric that the services of this board have, and no other."""
+    """`marker` is a metric, or a selector of one, that the services of this board have, and no other."""
     return {
         "uid": uid,
         "title": title,
@@ -184,10 +184,22 @@ def board(uid: str, title: str, description: str, marker: str, rows: dict[str, l
         "refresh": "30s",
         "time": {"from": "now-1h", "to": "now"},
         "timezone": "browser",
-        "annotations": {"list": []},
+        "annotations": {"list": [starts()]},
         "links": [link(name) for name in NAMES if uid != f"switchboard-{name}"],
         "templating": {"list": variables(marker)},
         "panels": list(laid_out(rows)),
+    }
+
+
+def starts() -> Json:
+    """Marks rollouts and crashes in every graph."""
+    return {
+        "name": "Starts",
+        "datasource": DATASOURCE,
+        "enable": True,
+        "iconColor": BLUE,
+        "expr": f"time() - process_start_time_seconds{{{CHOSEN}}} < 60",
+        "titleFormat": "{{instance}} has started",
     }
 
 
@@ -195,7 +207,7 @@ def link(name: str) -> Json:
     return {
         "type": "link",
         "title": name,
-        "url": f"/d/switchboard-{name}?${{datasource:queryparam}}&${{namespace:queryparam}}",
+        "url": f"/d/switchboard-{name}?${{datasource:queryparam}}&${{namespace:queryparam}}&${{release:queryparam}}",
         "keepTime": True,
         "icon": "dashboard",
     }
@@ -203,11 +215,12 @@ def link(name: str) -> Json:
 
 def variables(marker: str) -> Iterable[Json]:
     source = {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
+    of_job = marker.removesuffix("}") + ',job=~"$job"}' if marker.endswith("}") else f'{marker}{{job=~"$job"}}'
     return [
         source,
         # The jobs that are there: another name than usual is found too, and no other process than ours.
         variable("job", f"label_values({marker}, job)", None),
-        *(variable(label, f'label_values({marker}{{job=~"$job"}}, {label})', ".*") for label in ("namespace", "pod", "instance")),
+        *(variable(label, f"label_values({of_job}, {label})", ".*") for label in ("namespace", "release", "pod", "instance")),
     ]
 
 

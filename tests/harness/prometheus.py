@@ -1,6 +1,6 @@
 """What does an operator's Prometheus see? A real one, scraping the services of a cluster once a second.
 
-Routers have the labels that Kubernetes adds, the others have not: boards and rules must do with both.
+Routers have the labels of pods, the others have not: boards and rules must do with both.
 """
 
 import json
@@ -21,9 +21,9 @@ DEPLOY = ROOT / "deploy" / "prometheus"
 
 
 class Prometheus:
-    """Debian's Prometheus, with the project's rules."""
+    """Debian's Prometheus, with the project's rules. It scrapes an exporter of NATS, too, where its address is given."""
 
-    def __init__(self, cluster: Cluster, folder: Path) -> None:
+    def __init__(self, cluster: Cluster, folder: Path, nats_exporter: str | None = None) -> None:
         folder.mkdir()
         for rules in ("recording.yaml", "alerts.yaml"):
             shutil.copy(DEPLOY / rules, folder)
@@ -36,6 +36,9 @@ class Prometheus:
                 for name, group in services.items()
             ],
         }
+        if nats_exporter:
+            labels = {"namespace": "tests", "release": "switchboard"}
+            config["scrape_configs"].append({"job_name": "nats", "static_configs": [{"targets": [nats_exporter], "labels": labels}]})
         # JSON is YAML.
         (folder / "prometheus.yaml").write_text(json.dumps(config))
         (port,) = free_ports(1)
@@ -50,7 +53,7 @@ class Prometheus:
         )
         try:
             until("Prometheus is ready", self._is_ready)
-            until("everybody is scraped", lambda: len(self.query("up == 1")) == len(cluster.services))
+            until("everybody is scraped", lambda: len(self.query('up{job!="nats"} == 1')) == len(cluster.services))
         except BaseException:
             self.stop()
             raise
@@ -94,5 +97,7 @@ class Prometheus:
 
 
 def _target(service: Service) -> dict[str, Any]:
-    labels = {"namespace": "tests", "pod": service.name} if isinstance(service, Router) else {}
+    labels = {"namespace": "tests", "release": "switchboard"}
+    if isinstance(service, Router):
+        labels |= {"pod": service.name, "zone": "here"}
     return {"targets": [service.admin.address], "labels": labels}
