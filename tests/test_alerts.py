@@ -68,6 +68,7 @@ def test_nobody_from_outside_wakes_anybody():
         "SwitchboardNoIngress",
         "SwitchboardNoAuthorizer",
         "SwitchboardNoRouter",
+        "SwitchboardNoIdentity",
         "SwitchboardNatsDisconnected",
         "SwitchboardNatsNoLeader",
         "SwitchboardRegistryStale",

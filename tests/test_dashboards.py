@@ -14,6 +14,8 @@ from harness.authority import Authority
 from harness.cluster import Cluster
 from harness.collector import Collector
 from harness.everything import Everything
+from harness.hardened import new_issuer
+from harness.joining import Joining
 from harness.nats_exporter import NatsExporter
 from harness.processes import run
 from harness.programs import ROOT
@@ -33,7 +35,10 @@ def prometheus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("monitored")
     certificate, key = Authority(tmp_path_factory.mktemp("authority")).issue("node")
     collector, exporter = Collector(), NatsExporter()
+    seed, _ = new_issuer()
     settings = {
+        "identity.issuer_seed": seed,
+        "identity.join_secret": "of nodes",
         "traces.endpoint": collector.endpoint,
         "tls.certificate_file": str(certificate),
         "tls.key_file": str(key),
@@ -41,9 +46,9 @@ def prometheus(tmp_path_factory):
         "ingress.call_burst_per_device": "50",
         "ingress.calls_per_second_per_device": "200",
     }
-    cluster = Cluster(folder, nodes=2, authorizers=2, routers=2, settings=settings)
+    cluster = Cluster(folder, nodes=2, authorizers=2, routers=2, identities=1, settings=settings)
     try:
-        with Everything(cluster):
+        with Everything(cluster), Joining(cluster.nats.url):
             it = Prometheus(cluster, folder / "prometheus", exporter.address)
             certificate.write_text("nonsense")
             try:

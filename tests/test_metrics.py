@@ -1,6 +1,9 @@
 """Can an operator rely on /metrics? Help for everything, few labels, numbers that follow what happened, one call id everywhere."""
 
+import json
 import re
+import signal
+import time
 from collections import defaultdict
 
 import pytest
@@ -92,6 +95,58 @@ def test_visitors_sessions_and_claims_are_gauged(new_cluster, device, kind):
     until("it is callable", lambda: gauges() == (1, 1, 1))
     target.close()
     until("it is gone again", lambda: gauges() == (0, 0, 0), within_s=30)
+
+
+def test_a_stopped_authorizer_is_seen_where_it_is_asked(new_cluster, device):
+    """It does not see that itself: its own clock begins when it takes a question."""
+    cluster = new_cluster()
+    family, node = cluster.accounts.family(), cluster.nodes[0]
+    device(PahoV5, family.b).connect(node).become_callable(answering("1"))
+    caller = device(PahoV5, family.a).connect(node)
+    assert caller.send_msg(family.b, "1").text() == "1"
+
+    def way_seconds():
+        return sum(it.admin.value("switchboard_router_way_seconds_sum") for it in cluster.routers)
+
+    until("the first call is counted", lambda: way_seconds() > 0)
+    before = way_seconds()
+    for authorizer in cluster.authorizers:
+        authorizer.process.signal(signal.SIGSTOP)
+    try:
+        asked_at = time.monotonic()
+        answer = caller.send_msg(family.b, "1")
+        until("it waits", lambda: node.admin.value("switchboard_bus_asks_in_flight") > 0 and time.monotonic() > asked_at + 0.2)
+        waited_s = time.monotonic() - asked_at
+    finally:
+        for authorizer in cluster.authorizers:
+            authorizer.process.signal(signal.SIGCONT)
+    assert answer.text() == "1"
+    # Two processes do not hear a beat at the very same moment.
+    until("the way was long", lambda: way_seconds() - before > 0.9 * waited_s)
+    judged_s = sum(it.admin.value("switchboard_authorizer_answer_seconds_sum", question="call") for it in cluster.authorizers)
+    assert judged_s < 0.1 * waited_s
+
+
+@pytest.mark.parametrize("kind", [PahoV5, HttpDevice, CoapDevice], ids=lambda kind: kind.protocol)
+def test_a_node_says_who_hits_limits_and_comes_in_again(new_cluster, device, kind):
+    cluster = new_cluster(settings={"ingress.calls_per_second_per_device": "1", "ingress.call_burst_per_device": "1"})
+    family, admin = cluster.accounts.family(), cluster.nodes[0].admin
+    caller = device(kind, family.a).connect(cluster.nodes[0])
+    answers = [caller.ask('{"method":"getTime"}').text() for _ in range(4)]
+    refused = answers.count(said.BUSY)
+    assert refused > 0
+
+    def worst(offence):
+        status, text = admin.get("/offenders")
+        assert status == 200
+        return json.loads(text)[offence]
+
+    limits = worst("limits")
+    (it,) = limits["devices"]
+    assert (it["device"], it["times"], it["over"], it["limit"]) == (family.a.id, refused, 0, "call_rate")
+    (customer,) = limits["customers"]
+    assert (customer["customer"], customer["times"]) == (it["customer"], refused)
+    assert [(it["device"], it["times"]) for it in worst("connects")["devices"]] == [(family.a.id, 1)]
 
 
 def test_one_call_id_is_found_on_every_hop(shared_cluster, family, device):

@@ -20,6 +20,7 @@ OURS = 'alertname=~"Switchboard.+",namespace=~"$namespace",release=~"$release"'
 
 HOPS = {
     "caller waits": ("switchboard_call_seconds", 'method="sendMsg"'),
+    "to the router, by way of an authorizer": ("switchboard_router_way_seconds", ""),
     "authorizer judges": ("switchboard_authorizer_answer_seconds", 'question="call"'),
     "router, all of it": ("switchboard_router_call_seconds", ""),
     "router waits for node": ("switchboard_router_deliver_seconds", ""),
@@ -38,7 +39,7 @@ PROCESSES = table(
 
 def hop_latency(share: float) -> Panel:
     title = f"Latency by hop, p{share * 100:g}"
-    text = "The hop whose own line rises is the slow one. Of the calls that got so far: refused and offline ones are quick, and only the caller's and the authorizer's."
+    text = "The hop whose own line rises is the slow one; a way that is long though authorizers judge quickly is their queue, NATS, or a decision point outside. Of the calls that got so far."
     return graph(title, text, *(Query(quantile(share, *hop), name) for name, hop in HOPS.items()), unit="s")
 
 
@@ -97,6 +98,14 @@ def nats() -> list[Panel]:
             Query(rate("switchboard_bus_watch_reloads_total"), "bucket loads"),
             Query(rate("switchboard_bus_dropped_messages_total"), "messages dropped"),
             Query(rate("switchboard_bus_replies_unclaimed_total"), "replies too late"), unit="cps", width=6,
+        ),
+        *(
+            graph(
+                f"Time of questions at their askers, p{share * 100:g}",
+                "Queues and NATS are in it, which whoever is asked does not see. authenticate: authorizers. claim, presence, compare: routers. store: JetStream.",
+                Query(quantile(share, "switchboard_bus_ask_seconds", by="question"), "{{question}}"), unit="s", width=12,
+            )
+            for share in (0.5, 0.99)
         ),
     ]  # fmt: skip
 
@@ -242,6 +251,16 @@ def overview() -> Json:
                     Query(rate("switchboard_authorizer_bounces_total"), "bounces"), unit="cps",
                 ),
             ],
+            "Identities of nodes, where there is switchboard-identity": [
+                graph(
+                    "Nodes that joined, and who was refused", "wrong_secret: a node with an old secret, or somebody who tries. no_key: a node of an older version.",
+                    rates("switchboard_identity_answers_total", "result"), unit="cps", width=12,
+                ),
+                graph(
+                    "Time that NATS waits for it", "A connection is open meanwhile, and given up by NATS after two seconds.",
+                    *quantiles("switchboard_identity_answer_seconds"), unit="s", width=12,
+                ),
+            ],
             "Processes": [
                 PROCESSES,
                 table(
@@ -338,6 +357,10 @@ def ingress() -> Json:
                     rates("switchboard_limits_hit_total", "limit"), unit="cps", width=6,
                 ),
                 connections(),
+                graph(
+                    "Worst offenders", "How often a second the one device or customer that did it most hit limits, or came in, at one node. /offenders on its admin port has names.",
+                    Query("max by (pod, instance, offence, by) (switchboard_offender_per_second{@})", "{{offence}} of a {{by}} at {{instance}}"), unit="cps", width=6,
+                ),
                 graph(
                     "Answers nobody heard", "Answers whose caller had no subscription for them: the caller's fault.",
                     Query(rate("switchboard_answers_unheard_total"), "unheard"), unit="cps", width=6,
@@ -456,7 +479,7 @@ def authorizer() -> Json:
                     Query(quantile(0.99, "switchboard_authorizer_answer_seconds", by="question"), "{{question}}"), unit="s",
                 ),
                 graph(
-                    "Time to judge a call", "Memory alone: it should be at the lowest bucket, 0.5 ms.",
+                    "Time to judge a call", "Memory alone: it should be at the lowest bucket, 0.1 ms.",
                     *quantiles("switchboard_authorizer_answer_seconds", 'question="call"'), unit="s",
                 ),
                 heatmap(
@@ -568,16 +591,20 @@ def router() -> Json:
             ],
             "Time": [
                 graph(
+                    "Time of a call on its way here", "From its caller's node, by way of an authorizer, whose queue is in it.",
+                    *quantiles("switchboard_router_way_seconds"), unit="s", width=6,
+                ),
+                graph(
                     "Time of a call in the router", "The delivery is in it, hence the target's own time.",
-                    *quantiles("switchboard_router_call_seconds"), unit="s",
+                    *quantiles("switchboard_router_call_seconds"), unit="s", width=6,
                 ),
                 graph(
                     "Time of a delivery", "From the question to the target's node until its reply.",
-                    *quantiles("switchboard_router_deliver_seconds"), unit="s",
+                    *quantiles("switchboard_router_deliver_seconds"), unit="s", width=6,
                 ),
                 heatmap(
                     "Deliveries, all of them", "A band at the callers' timeout is targets that never answer.",
-                    "switchboard_router_deliver_seconds",
+                    "switchboard_router_deliver_seconds", width=6,
                 ),
             ],
             "Claims": [
@@ -671,7 +698,7 @@ def nats_servers() -> Json:
                     unit="cps", width=12,
                 ),
                 graph(
-                    "Bytes kept", "By stream.",
+                    "Bytes kept", "By stream. It follows devices; without room a stream takes nothing more.",
                     Query(f"max by (account, stream_name) ({of_nats('stream_total_bytes')})", stream), unit="bytes", width=12,
                 ),
             ],
@@ -682,12 +709,12 @@ def nats_servers() -> Json:
                     sum_of_rates("varz_in_msgs", "in"), sum_of_rates("varz_out_msgs", "out"), unit="cps", width=6,
                 ),
                 graph("CPU", "Percent of a core. Calls wait behind a server that has none left.", Query(of_nats("varz_cpu"), "{{server_id}}"), unit="percent", width=6),
-                graph("Memory", "By server.", Query(of_nats("varz_mem"), "{{server_id}}"), unit="bytes", width=6),
+                graph("Memory", "By server; it follows connections and what waits for them.", Query(of_nats("varz_mem"), "{{server_id}}"), unit="bytes", width=6),
                 graph(
                     "Slow consumers", "Connections that the server cut since they did not read: that process has no CPU, or a queue that is too short.",
                     Query(f"increase({of_nats('varz_slow_consumers')}[$__rate_interval])", "{{server_id}}"), thresholds={1: RED}, width=12,
                 ),
-                graph("Subscriptions", "By server.", Query(of_nats("varz_subscriptions"), "{{server_id}}"), width=12),
+                graph("Subscriptions", "By server; each process has a handful.", Query(of_nats("varz_subscriptions"), "{{server_id}}"), width=12),
             ],
         },
     )  # fmt: skip

@@ -199,7 +199,6 @@ def starts() -> Json:
         "enable": True,
         "iconColor": BLUE,
         "expr": f"time() - process_start_time_seconds{{{CHOSEN}}} < 60",
-        "titleFormat": "{{instance}} has started",
     }
 
 

@@ -132,6 +132,7 @@ async fn start(world: &World, change: impl FnOnce(&mut Settings)) -> Running {
         shutdown: CancellationToken::new(),
         health: Health::new(),
         admin_addr: ([127, 0, 0, 1], 0).into(),
+        pages: boot::admin::Pages::default(),
         traces: boot::Traces::default(),
     };
     let bus = connect(&world.server).await;

@@ -70,6 +70,20 @@ pub enum Refused {
     Key,
 }
 
+impl Refused {
+    pub(crate) const ALL: [Refused; 4] = [Refused::User, Refused::Kind, Refused::Secret, Refused::Key];
+
+    /// As its count is named.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Refused::User => "unknown_user",
+            Refused::Kind => "no_client",
+            Refused::Secret => "wrong_secret",
+            Refused::Key => "no_key",
+        }
+    }
+}
+
 /// An answer for NATS.
 #[derive(Debug)]
 pub struct Answer {

@@ -5,6 +5,7 @@
 
 pub mod join;
 pub mod jwt;
+mod meters;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,6 +16,7 @@ use rpc::Subjects;
 use tokio::time::Instant;
 
 use crate::join::{Answer, Doorkeeper};
+use crate::meters::Meters;
 
 /// Any number of copies share what is asked.
 const QUEUE: &str = "identity";
@@ -26,6 +28,8 @@ const REFUSALS_SAID_EVERY: Duration = Duration::from_secs(1);
 /// # Errors
 /// When a setting that it needs is missing.
 pub async fn serve(context: Context, doorkeeper: Doorkeeper, bus: Bus) -> anyhow::Result<()> {
+    meters::describe();
+    let meters = Meters::new();
     let part = context.health.part("nodes");
     let showing = tokio::spawn(bus.clone().show_connection(context.health.part("nats")));
     let subscribed = tokio::select! {
@@ -42,15 +46,26 @@ pub async fn serve(context: Context, doorkeeper: Doorkeeper, bus: Bus) -> anyhow
                 Ok(answer) => answer,
                 Err(error) => {
                     tracing::error!(%error, "a question of NATS could not be read");
+                    meters.unreadable.increment(1);
                     continue;
                 }
             };
-            if let Err(error) = bus.tell(reply_to, jwt.into()).await {
+            let told = bus.tell(reply_to, jwt.into()).await;
+            meters.seconds.record(request.arrived.elapsed());
+            if let Err(error) = told {
                 tracing::warn!(%error, "an answer could not be given");
+                meters.unsent.increment(1);
+                continue;
             }
             match admitted {
-                Ok((node, host)) => tracing::info!(%node, host, "a node joined"),
-                Err((why, host)) => refusals.say(why, &host),
+                Ok((node, host)) => {
+                    tracing::info!(%node, host, "a node joined");
+                    meters.joined.increment(1);
+                }
+                Err((why, host)) => {
+                    refusals.say(why, &host);
+                    meters.refused(why);
+                }
             }
         }
     }

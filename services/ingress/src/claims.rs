@@ -136,8 +136,19 @@ impl Node {
 
     async fn renew_lease(&self, ends: bool) {
         let renewal = self.holding.lock().renewal(self.id, ends);
-        if let Err(error) = self.bus.tell(self.bus.subjects().lease(), wire::encode(&renewal, b"")).await {
-            tracing::warn!(%error, "the node's lease was not renewed");
+        let told = self.bus.tell(self.bus.subjects().lease(), wire::encode(&renewal, b"")).await;
+        let (mut trouble, now) = (self.lease_trouble.lock(), Instant::now());
+        match told {
+            Ok(()) => {
+                if let Some(after_s) = trouble.over(now) {
+                    tracing::info!(after_s, "the node's lease is renewed again");
+                }
+            }
+            Err(error) => {
+                if let Some(age_s) = trouble.failed(&error.to_string(), now).say_age_s {
+                    tracing::warn!(%error, age_s, "the node's lease was not renewed");
+                }
+            }
         }
     }
 

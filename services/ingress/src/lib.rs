@@ -165,6 +165,12 @@ impl Ingress {
             }
         };
         in_background(Box::pin(node.bus.clone().hear_beats(new_router)));
+        in_background(Box::pin(Arc::clone(&node).tell_offenders()));
+        let shown = Arc::clone(&node);
+        context.pages.add("/offenders", move || {
+            let report = shown.offenders.lock().report(std::time::Instant::now());
+            serde_json::to_string(&report).unwrap_or_default()
+        });
         in_background(Box::pin(claims::mend(Arc::clone(&node), differs)));
         in_background(Box::pin(node::recheck_visitors(Arc::clone(&node), recheck)));
         in_background(Box::pin(node.bus.clone().show_connection(ready.clone())));

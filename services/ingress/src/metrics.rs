@@ -6,6 +6,8 @@ use boot::metrics::{Kind, describe};
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use rpc::{Limit, Method, Outcome, OutcomeName, Protocol, closed_list};
 
+use crate::device::offenders::{Offence, Report};
+
 closed_list! {
     /// How a connection attempt went: the values of the label `result`.
     pub enum ConnectResult {
@@ -96,6 +98,11 @@ const METRICS: &[(Kind, &str, &str)] = &[
         REVOCATIONS,
         "Sessions ended because their device was removed, reassigned or given another token.",
     ),
+    (
+        Kind::Gauge,
+        OFFENDERS,
+        "How often a second the one device, or customer, that did it most lately hit limits, or came in; by offence.",
+    ),
     (Kind::Counter, UPLINKS, "Telemetry and attributes messages, by whether NATS took them."),
 ];
 
@@ -117,6 +124,7 @@ const CLAIMS_DELAYED: &str = "switchboard_claims_delayed_total";
 const ANSWERS_UNHEARD: &str = "switchboard_answers_unheard_total";
 const TAKEOVERS: &str = "switchboard_takeovers_total";
 const REVOCATIONS: &str = "switchboard_revocations_total";
+const OFFENDERS: &str = "switchboard_offender_per_second";
 const UPLINKS: &str = "switchboard_uplinks_total";
 
 /// How often each limit was reached. Those of one node count together, whoever has them.
@@ -162,6 +170,7 @@ pub struct Metrics {
     pub takeovers: Counter,
     /// Sessions ended because the registry changed.
     pub revocations: Counter,
+    offenders: [Gauge; 4],
     uplinks: Counter,
     uplinks_failed: Counter,
 }
@@ -194,6 +203,13 @@ impl Metrics {
             answers_unheard: counter!(ANSWERS_UNHEARD),
             takeovers: counter!(TAKEOVERS),
             revocations: counter!(REVOCATIONS),
+            offenders: [
+                ("limits", "device"),
+                ("limits", "customer"),
+                ("connects", "device"),
+                ("connects", "customer"),
+            ]
+            .map(|(offence, by)| gauge!(OFFENDERS, "offence" => offence, "by" => by)),
             uplinks: counter!(UPLINKS, "result" => "taken"),
             uplinks_failed: counter!(UPLINKS, "result" => "failed"),
         }
@@ -224,6 +240,17 @@ impl Metrics {
     pub fn connect(&self, result: ConnectResult) {
         if let Some(counter) = self.connects.get(result as usize) {
             counter.increment(1);
+        }
+    }
+
+    /// So often the worst offenders did it lately.
+    pub fn offenders(&self, report: &Report) {
+        let Report { seconds, limits, connects } = report;
+        let device = |it: &Offence| it.devices.first().map_or(0, |worst| worst.times - worst.over);
+        let customer = |it: &Offence| it.customers.first().map_or(0, |worst| worst.times - worst.over);
+        let worst = [device(limits), customer(limits), device(connects), customer(connects)];
+        for (gauge, times) in self.offenders.iter().zip(worst) {
+            gauge.set(times as f64 / (*seconds).max(1) as f64);
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use boot::Trouble;
 use boot::config::Settings;
 use boot::traces::{Hop, Span, Tracer};
 use bus::{Bus, Connection, Request};
@@ -12,8 +13,8 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use rpc::{
-    Budget, CredentialHash, Delivery, DeliveryReply, DeviceId, DeviceStanding, DeviceState, Limit, NodeId,
-    Outcome, SessionId, Takeover, UplinkKind, wire,
+    Budget, CredentialHash, Delivery, DeliveryReply, DeviceId, DeviceStanding, DeviceState, Limit, Method,
+    NodeId, Outcome, SessionId, Takeover, UplinkKind, wire,
 };
 use tokio::sync::{Notify, RwLock, Semaphore};
 use tokio::time::{Instant as Deadline, MissedTickBehavior, interval, timeout_at};
@@ -23,6 +24,7 @@ use crate::device::caller::TokenBucket;
 use crate::device::guesses::{GuessLimits, Guesses};
 use crate::device::holding::Holding;
 use crate::device::mailbox::{Incoming, Refused, Router};
+use crate::device::offenders::{self, Offender, Offenders, Report};
 use crate::device::sessions::{Sessions, Visitor};
 use crate::device::shares::NodeShares;
 use crate::device::takeovers::Takeovers;
@@ -55,13 +57,20 @@ pub struct Node {
     pub(crate) again: Mutex<TokenBucket>,
     /// Held for as long as claims are mended: who only looks again lets that go first.
     pub(crate) mending: RwLock<()>,
+    /// With its lease, which is tried at times of its own.
+    pub(crate) lease_trouble: Mutex<Trouble>,
     changes: AtomicU64,
     /// Who fights over a device here.
     pub(crate) takeovers: Mutex<Takeovers>,
     /// Who guesses tokens here.
     pub(crate) guesses: Mutex<Guesses>,
+    /// Who hits limits here, and who comes in again and again.
+    pub(crate) offenders: Mutex<Offenders>,
     tracer: Tracer,
 }
+
+/// How often a device must have done it in the time of a report for its name to be told.
+const TOLD_FROM: u64 = 10;
 
 impl Node {
     /// A node without sessions.
@@ -91,10 +100,49 @@ impl Node {
             claim_places,
             again: Mutex::new(TokenBucket::new(Instant::now())),
             mending: RwLock::default(),
+            lease_trouble: Mutex::new(Trouble::new(Duration::ZERO, Duration::ZERO)),
             changes: AtomicU64::new(0),
             takeovers: Mutex::default(),
             guesses,
+            offenders: Mutex::new(Offenders::new(Instant::now())),
             tracer,
+        }
+    }
+
+    /// A device hit a limit: counts it, and who it was.
+    pub fn limit_hit(&self, visitor: &Visitor, limit: Limit) {
+        self.metrics.limit_hit(limit);
+        self.offenders.lock().hit(visitor.who(), limit, Instant::now());
+    }
+
+    /// A request of a device ended so, after so long: counts it, and who it was where it was one too many.
+    pub fn call_ended(&self, visitor: &Visitor, method: Method, outcome: &Outcome, took: Duration) {
+        self.metrics.call_ended(method, outcome, took);
+        if let Outcome::Busy(limit) = outcome {
+            self.offenders.lock().hit(visitor.who(), *limit, Instant::now());
+        }
+    }
+
+    /// Shows the worst offenders to Prometheus and in the log, for as long as it is polled.
+    pub(crate) async fn tell_offenders(self: Arc<Self>) {
+        let mut looks = interval(offenders::WINDOW);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The first comes at once.
+        looks.tick().await;
+        loop {
+            looks.tick().await;
+            let report = self.offenders.lock().report(Instant::now());
+            self.metrics.offenders(&report);
+            let Report { seconds, limits, connects } = report;
+            if let Some(Offender { who, times, limit, .. }) = limits.worst_device(TOLD_FROM) {
+                let (device, customer) = (who.device, who.owner.customer.map(tracing::field::display));
+                let limit = limit.unwrap_or_default();
+                tracing::warn!(%device, customer, times, seconds, limit, "a device hits limits again and again");
+            }
+            if let Some(Offender { who, times, .. }) = connects.worst_device(TOLD_FROM) {
+                let (device, customer) = (who.device, who.owner.customer.map(tracing::field::display));
+                tracing::warn!(%device, customer, times, seconds, "a device comes in again and again");
+            }
         }
     }
 
@@ -143,7 +191,7 @@ impl Node {
         let taken = match self.shares.uplink(visitor.party) {
             Ok(_place) => told && self.bus.confirm(wait).await.is_ok(),
             Err(limit) => {
-                self.metrics.limit_hit(limit);
+                self.limit_hit(visitor, limit);
                 false
             }
         };

@@ -136,6 +136,7 @@ fn context(service: &'static str, settings: &Arc<Settings>) -> Context {
         shutdown: CancellationToken::new(),
         health: Health::new(),
         admin_addr: ([127, 0, 0, 1], 0).into(),
+        pages: boot::admin::Pages::default(),
         traces: boot::Traces::default(),
     }
 }

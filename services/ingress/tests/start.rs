@@ -31,6 +31,7 @@ async fn a_node_that_is_not_ready_lets_nobody_wait() {
         shutdown: CancellationToken::new(),
         health: Health::new(),
         admin_addr: any,
+        pages: boot::admin::Pages::default(),
         traces: boot::Traces::default(),
     };
     let connect = async || {

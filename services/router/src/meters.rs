@@ -33,6 +33,11 @@ pub fn describe() {
         (Gauge, CLAIMS, "Claims in the router's map: callable devices."),
         (Gauge, NODES, "Nodes that have a lease."),
         (Gauge, CLAIMS_AGE, "Seconds since the claim store was last heard; it speaks every second."),
+        (
+            Histogram,
+            WAY,
+            "Time from a call's beginning at its caller's node to its arrival here, by way of an authorizer.",
+        ),
         (Histogram, DELIVER, "Time from a delivery to the target's node until its reply."),
         (Histogram, CALL, "Time a call spends in the router, its delivery included."),
     ]);
@@ -55,6 +60,7 @@ const IN_FLIGHT: &str = "switchboard_router_calls_in_flight";
 const CLAIMS: &str = "switchboard_router_claims";
 const NODES: &str = "switchboard_router_nodes";
 const CLAIMS_AGE: &str = "switchboard_router_claims_age_seconds";
+const WAY: &str = "switchboard_router_way_seconds";
 const DELIVER: &str = "switchboard_router_deliver_seconds";
 const CALL: &str = "switchboard_router_call_seconds";
 
@@ -81,6 +87,7 @@ pub(crate) struct Meters {
     refused: metrics::Counter,
     unavailable: metrics::Counter,
     heard: Mutex<Instant>,
+    pub(crate) way_seconds: metrics::Histogram,
     pub(crate) deliver_seconds: metrics::Histogram,
     pub(crate) call_seconds: metrics::Histogram,
 }
@@ -113,6 +120,7 @@ impl Meters {
             refused: claims("refused"),
             unavailable: claims("unavailable"),
             heard: Mutex::new(Instant::now()),
+            way_seconds: histogram!(WAY),
             deliver_seconds: histogram!(DELIVER),
             call_seconds: histogram!(CALL),
         }

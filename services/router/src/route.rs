@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use rpc::{
     Budget, Deadline, Delivery, DeliveryReply, JudgeReply, JudgeRequest, Limit, NoPlace, Outcome, Party,
-    Place, Routed, TenantId, wire,
+    Place, Routed, TenantId, Until, wire,
 };
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -73,6 +73,9 @@ impl Router {
         let starting = |budget: Budget| budget.min(longest).starting(arrived);
         let deadline = self.0.bus.ends(routed.call.until.as_ref(), starting(routed.call.budget_ms));
         let deadlines = (deadline, starting(routed.call.connect_budget_ms));
+        if let Some(underway) = self.0.bus.underway(routed.call.until.as_ref(), arrived) {
+            self.0.meters.way_seconds.record(underway);
+        }
         let verdict = routed.verdict_ms.map(starting);
         let mut span = self.0.tracer.follow("route", Hop::Taken, &mut routed.call.traceparent);
         span.note("switchboard.call", routed.call.call);
@@ -126,6 +129,8 @@ impl Router {
         let head = &mut call.payload.routed.call;
         head.budget_ms = call.deadline.remaining(now);
         head.connect_budget_ms = call.connect_deadline.remaining(now);
+        // How long it was on its way has been counted.
+        head.until = head.until.map(|until| Until { asked_us: None, ..until });
         // It has waited: the router that takes it over has it judged again.
         call.payload.routed.verdict_ms = call.payload.verdict.map(|_| Budget::from_ms(0));
         let message = wire::encode(&call.payload.routed, &call.payload.body);

@@ -90,6 +90,7 @@ async fn start_router(settings: Settings) -> (Context, JoinHandle<anyhow::Result
         shutdown: CancellationToken::new(),
         health: Health::new(),
         admin_addr: ([127, 0, 0, 1], 0).into(),
+        pages: boot::admin::Pages::default(),
         traces: boot::Traces::default(),
     };
     let bus = Bus::connect_for(&context).await.unwrap();

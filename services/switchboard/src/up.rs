@@ -189,6 +189,7 @@ async fn up(own: OwnArgs, mut settings: Settings, uses_other_nats: bool) -> anyh
         shutdown: shutdown.clone(),
         health: health.clone(),
         admin_addr: admin.local_addr(),
+        pages: admin.pages(),
         traces,
     };
     let closing = CancellationToken::new();

@@ -1,17 +1,20 @@
 //! What can an operator ask this process? `/livez`, `/readyz` and `/metrics`, over HTTP/1.1.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::{StatusCode, header};
+use axum::http::{StatusCode, Uri, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
@@ -37,7 +40,8 @@ const UPKEEP_EVERY: Duration = Duration::from_secs(1);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 const HINT: &str = "There is nothing here. Ask for one of:\n  /livez    is the process alive?\n  \
-                    /readyz   is it ready for work, and if not, why?\n  /metrics  what it counted, for Prometheus\n";
+                    /readyz   is it ready for work, and if not, why?\n  /metrics  what it counted, for Prometheus\n  \
+                    /offenders  of a node: who hits limits, and who comes in again and again?\n";
 
 /// The address of the admin endpoint could not be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +56,30 @@ pub struct BindError {
 pub struct Admin {
     listener: TcpListener,
     address: SocketAddr,
+    pages: Pages,
+}
+
+/// What a service shows of itself besides, as JSON: a text for each path. Clones share them.
+#[derive(Clone, Default)]
+pub struct Pages(Arc<Mutex<BTreeMap<&'static str, Page>>>);
+
+type Page = Arc<dyn Fn() -> String + Send + Sync>;
+
+impl Pages {
+    /// Shows what `page` returns at `path`.
+    pub fn add(&self, path: &'static str, page: impl Fn() -> String + Send + Sync + 'static) {
+        self.0.lock().insert(path, Arc::new(page));
+    }
+
+    fn find(&self, path: &str) -> Option<Page> {
+        self.0.lock().get(path).cloned()
+    }
+}
+
+impl fmt::Debug for Pages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.lock().keys()).finish()
+    }
 }
 
 /// Takes the address, so that a process whose port is in use ends before it begins.
@@ -62,7 +90,7 @@ pub async fn bind(address: SocketAddr) -> Result<Admin, BindError> {
     let bound = async {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        Ok(Admin { listener, address })
+        Ok(Admin { listener, address, pages: Pages::default() })
     };
     bound.await.map_err(|source| BindError { address, source })
 }
@@ -73,10 +101,15 @@ impl Admin {
         self.address
     }
 
+    /// Where a service adds what it shows.
+    pub fn pages(&self) -> Pages {
+        self.pages.clone()
+    }
+
     /// Answers until `until` is cancelled, and keeps up `metrics`. Keep it going while the process drains: that is
     /// when `/readyz` is asked.
     pub async fn serve(self, health: Health, metrics: Metrics, until: CancellationToken) {
-        let router = router(health, metrics.clone());
+        let router = router(health, metrics.clone(), self.pages);
         let (connections, mut open) = (TaskTracker::new(), VecDeque::<AbortHandle>::new());
         let mut upkeep = tokio::time::interval(UPKEEP_EVERY);
         loop {
@@ -124,7 +157,7 @@ async fn answer(stream: TcpStream, router: Router, until: CancellationToken) {
     let _ = tokio::time::timeout(CLOSE_TIMEOUT, connection).await;
 }
 
-fn router(health: Health, metrics: Metrics) -> Router {
+fn router(health: Health, metrics: Metrics, pages: Pages) -> Router {
     let ready = health.clone();
     let readyz = async move || {
         let status = if health.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -136,7 +169,10 @@ fn router(health: Health, metrics: Metrics) -> Router {
         .route("/livez", get(async || (plain(), "alive\n")))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
-        .fallback(async || (StatusCode::NOT_FOUND, plain(), HINT).into_response())
+        .fallback(async move |uri: Uri| match pages.find(uri.path()) {
+            Some(page) => ([(header::CONTENT_TYPE, "application/json")], page()).into_response(),
+            None => (StatusCode::NOT_FOUND, plain(), HINT).into_response(),
+        })
 }
 
 fn plain() -> [(header::HeaderName, &'static str); 1] {

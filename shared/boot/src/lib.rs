@@ -59,6 +59,8 @@ pub struct Context {
     pub health: Health,
     /// Where `/readyz` and `/metrics` are served.
     pub admin_addr: SocketAddr,
+    /// What else the admin endpoint shows.
+    pub pages: admin::Pages,
     /// What the process traces; a service records its hops through a tracer of its own.
     pub traces: Traces,
 }
@@ -145,7 +147,8 @@ where
     let admin_addr = admin.local_addr();
     tracing::info!(service, version = args::version(), admin = %admin_addr, "starting");
     let (traces, exporter) = traces::start(&settings.traces);
-    let context = Context { service, settings, shutdown, health: Health::new(), admin_addr, traces };
+    let (health, pages) = (Health::new(), admin.pages());
+    let context = Context { service, settings, shutdown, health, admin_addr, pages, traces };
 
     let closing = CancellationToken::new();
     let serving = tokio::spawn(admin.serve(context.health.clone(), metrics, closing.clone()));

@@ -12,6 +12,7 @@ use async_nats::{Client, HeaderMap, Message, Subject};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::StreamExt;
+use metrics::Histogram;
 use parking_lot::Mutex;
 use rpc::{Beats, Deadline, NodeId, NodeKey, Subjects, Until};
 use tokio::sync::{Notify, watch};
@@ -246,7 +247,13 @@ impl Bus {
         let Question { subject, message, wait, asked } = question;
         let handler = {
             let meters = Arc::clone(meters);
-            move |reply| then(meters.counted(reply).map(|reply| reply.payload))
+            let timed = self.seconds_of(&subject).map(|seconds| (seconds.clone(), Instant::now()));
+            move |reply| {
+                if let Some((seconds, started)) = timed {
+                    seconds.record(started.elapsed());
+                }
+                then(meters.counted(reply).map(|reply| reply.payload));
+            }
         };
         let number = match pending.open_handled(Instant::now() + wait, asked, Box::new(handler)) {
             Ok(number) => number,
@@ -320,6 +327,13 @@ impl Bus {
     pub fn ends(&self, until: Option<&Until>, deadline: Deadline) -> Deadline {
         let end = until.and_then(|until| self.inner.beats.lock().end(until));
         end.map_or(deadline, |end| deadline.min(Deadline::at(end)))
+    }
+
+    /// How long ago something was asked that arrived at `arrived`, wherever it was meanwhile; none where its asker did
+    /// not say so, or heard another router's beat than this process.
+    pub fn underway(&self, until: Option<&Until>, arrived: std::time::Instant) -> Option<Duration> {
+        let asked = self.inner.beats.lock().asked(until?)?;
+        Some(arrived.saturating_duration_since(asked))
     }
 
     pub(crate) fn beats(&self) -> &Mutex<Beats> {
@@ -440,7 +454,8 @@ impl Bus {
         wait: Duration,
     ) -> Result<Message, AskError> {
         let Inner { pending, meters, send_timeout, .. } = &*self.inner;
-        let deadline = Instant::now() + wait;
+        let (started, seconds) = (Instant::now(), self.seconds_of(&subject));
+        let deadline = started + wait;
         let Some((ticket, arrival)) = pending.open() else {
             return meters.counted(Err(NoReply::Full));
         };
@@ -457,7 +472,14 @@ impl Bus {
             Ok(_) => ticket.answered(),
             Err(_) => ticket.given_up(),
         }
+        if let Some(seconds) = seconds {
+            seconds.record(started.elapsed());
+        }
         meters.counted(reply)
+    }
+
+    fn seconds_of(&self, subject: &Subject) -> Option<&Histogram> {
+        self.inner.meters.seconds(self.inner.subjects.prefix(), subject)
     }
 
     async fn publish(

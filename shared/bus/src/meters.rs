@@ -1,7 +1,12 @@
 //! What does the bus count? Every handle is looked up once, when the bus connects.
 
+use std::sync::OnceLock;
+
 use async_nats::{Message, StatusCode};
-use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
+use metrics::{
+    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge,
+    histogram,
+};
 
 use crate::errors::AskError;
 use crate::pending::NoReply;
@@ -12,6 +17,10 @@ pub fn describe() {
     describe_counter!("switchboard_bus_reconnects_total", "Times the connection to NATS came back.");
     describe_gauge!("switchboard_bus_asks_in_flight", "Questions that wait for their reply.");
     describe_counter!("switchboard_bus_asks_total", "Questions asked over NATS, by how they ended.");
+    describe_histogram!(
+        ASK_SECONDS,
+        "Time from a question to its reply, or to the end of the wait, at its asker; calls and deliveries have others."
+    );
     describe_counter!(
         "switchboard_bus_replies_unclaimed_total",
         "Replies that came when nobody waited any more."
@@ -26,7 +35,17 @@ pub fn describe() {
     );
 }
 
+const ASK_SECONDS: &str = "switchboard_bus_ask_seconds";
+/// What is asked of JetStream.
+const STORE: &str = "store";
+/// What is timed where it is asked, by the first token behind the prefix. Calls, deliveries and external decisions are
+/// not: whoever asks these has metrics of its own.
+const QUESTIONS: [&str; 9] =
+    ["authenticate", "list", "judge", "presence", "claim", "compare", "handover", "answer", STORE];
+
 pub(crate) struct Meters {
+    /// Looked up at the first question of its kind: no process asks all of them.
+    seconds: [OnceLock<Histogram>; QUESTIONS.len()],
     pub(crate) connected: Gauge,
     pub(crate) reconnects: Counter,
     pub(crate) asks_in_flight: Gauge,
@@ -60,6 +79,7 @@ impl Meters {
         describe();
         let asks = |result: &'static str| counter!("switchboard_bus_asks_total", "result" => result);
         Meters {
+            seconds: Default::default(),
             connected,
             reconnects: counter!("switchboard_bus_reconnects_total"),
             asks_in_flight,
@@ -77,6 +97,17 @@ impl Meters {
         }
     }
 
+    /// Where the time of a question to `subject` goes, if it is one that is timed here.
+    pub(crate) fn seconds(&self, prefix: &str, subject: &str) -> Option<&Histogram> {
+        let name = match subject.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('.')) {
+            Some(rest) => rest.split('.').next().map(|first| if first == "js" { STORE } else { first })?,
+            None => STORE,
+        };
+        let place = QUESTIONS.iter().position(|question| *question == name)?;
+        let (question, handle) = (QUESTIONS.get(place)?, self.seconds.get(place)?);
+        Some(handle.get_or_init(|| histogram!(ASK_SECONDS, "question" => *question)))
+    }
+
     /// Counts how a question ended.
     pub(crate) fn counted(&self, reply: Result<Message, NoReply>) -> Result<Message, AskError> {
         let (counter, ended) = match reply {
@@ -92,5 +123,30 @@ impl Meters {
         };
         counter.increment(1);
         ended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_with_every_call_is_not_timed_twice() {
+        let meters = Meters::new();
+        let place = |subject| {
+            let seconds = meters.seconds("a.b", subject)?;
+            meters.seconds.iter().position(|it| it.get().is_some_and(|it| std::ptr::eq(it, seconds)))
+        };
+        let questions = [
+            "a.b.authenticate",
+            "a.b.presence",
+            "a.b.answer.x",
+            "a.b.js.STREAM.INFO.x",
+            "$JS.API.x",
+            "$KV.x",
+        ];
+        let named = questions.map(|subject| place(subject).map(|place| QUESTIONS[place]));
+        assert_eq!(named.map(Option::unwrap), ["authenticate", "presence", "answer", STORE, STORE, STORE]);
+        assert_eq!(["a.b.call", "a.b.node.0123", "a.b.decide.x.y"].map(place), [None; 3]);
     }
 }

@@ -52,6 +52,9 @@ pub struct Until {
     /// How long after, in milliseconds.
     #[n(2)]
     pub ms: u32,
+    /// How long after that beat it was asked, in microseconds; none from a process that does not tell it.
+    #[n(3)]
+    pub asked_us: Option<u32>,
 }
 
 /// The beats that were heard.
@@ -91,8 +94,17 @@ impl Beats {
             return None;
         }
         let ms = end.saturating_duration_since(heard_at).as_millis();
+        let asked_us = u32::try_from(now.saturating_duration_since(heard_at).as_micros()).ok();
         let Beat { of, number: beat, .. } = beat;
-        Some(Until { of, beat, ms: u32::try_from(ms).unwrap_or(u32::MAX) })
+        Some(Until { of, beat, ms: u32::try_from(ms).unwrap_or(u32::MAX), asked_us })
+    }
+
+    /// When that was asked, as exactly as two processes hear a beat at the same time; none where that beat was missed.
+    pub fn asked(&self, until: &Until) -> Option<Instant> {
+        let line = self.heard.get(&until.of)?;
+        let heard_at = line.binary_search_by_key(&until.beat, |(number, _)| *number).ok();
+        let (_, heard_at) = line.get(heard_at?)?;
+        Some(*heard_at + Duration::from_micros(until.asked_us?.into()))
     }
 
     /// When that is over here at the latest; none where it cannot be said.
@@ -129,19 +141,22 @@ mod tests {
         router.heard(beat(7), start + Duration::from_millis(3));
         let until =
             node.until(start + Duration::from_millis(5_400), start + Duration::from_millis(400)).unwrap();
-        assert_eq!(until, Until { of: NodeId(1), beat: 7, ms: 5_400 });
+        assert_eq!(until, Until { of: NodeId(1), beat: 7, ms: 5_400, asked_us: Some(400_000) });
         for number in 8..80 {
             router.heard(beat(number), start + Duration::from_secs(number - 7));
         }
         let over = start + Duration::from_millis(5_403) + SLACK;
         assert_eq!(router.end(&until), Some(over));
+        assert_eq!(router.asked(&until), Some(start + Duration::from_millis(403)));
+        assert_eq!(router.asked(&Until { beat: 6, ..until }), None, "that beat was missed");
+        assert_eq!(router.asked(&Until { asked_us: None, ..until }), None);
     }
 
     #[test]
     fn nothing_is_said_of_beats_that_were_not_heard() {
         let start = Instant::now();
         let mut beats = Beats::default();
-        let until = |beat| Until { of: NodeId(1), beat, ms: 0 };
+        let until = |beat| Until { of: NodeId(1), beat, ms: 0, asked_us: None };
         assert_eq!(beats.end(&until(1)), None);
         assert!(beats.heard(beat(1), start) && !beats.heard(beat(3), start + BEAT_EVERY));
         assert_eq!(beats.end(&until(2)), Some(start + BEAT_EVERY + SLACK), "it came before the third");
@@ -149,7 +164,7 @@ mod tests {
         assert!(!beats.heard(beat(2), start + BEAT_EVERY), "late ones say nothing");
         let later = start + KEPT_FOR + BEAT_EVERY;
         assert_eq!(beats.until(later, later), None, "no router has been heard for long");
-        let gone = |beat| Until { of: NodeId(2), beat, ms: 0 };
+        let gone = |beat| Until { of: NodeId(2), beat, ms: 0, asked_us: None };
         assert_eq!(beats.end(&gone(IS_NEW)), None, "it may have begun just now");
         assert_eq!(beats.end(&gone(40)), Some(start + BEAT_EVERY * 2 + SLACK), "it was gone before");
         beats.heard(beat(90), later);

@@ -87,7 +87,7 @@ mod tests {
     fn a_head_is_short() {
         let whole = Call {
             caller_name: "Test Device A1".into(),
-            until: Some(Until { of: NodeId(7 << 60), beat: 123_456, ms: 5_400 }),
+            until: Some(Until { of: NodeId(7 << 60), beat: 123_456, ms: 5_400, asked_us: Some(999_999) }),
             ..call(None)
         };
         assert!(encode(&whole, b"").len() < 120);

@@ -58,8 +58,8 @@ pub enum Effect {
     Conclude(Conclusion<Router>),
     /// A request was refused here and has been answered: to be counted.
     Refused(Method, Outcome),
-    /// A limit was hit: to be counted.
-    LimitHit(Limit),
+    /// A limit was hit, by whom, where it is known: to be counted.
+    LimitHit(Limit, Option<Key>),
 }
 
 /// What a confirmable message was sent for.

@@ -132,7 +132,7 @@ enum Reader {
 /// What was being done for the endpoint is done.
 enum Done {
     Admitted(Key, Result<Arc<Visitor>, NotAdmitted>),
-    Asked(RequestId, Method, Ended, Instant),
+    Asked(RequestId, Method, Ended),
     Uplinked(RequestId, bool),
     Claimed(ObserverKey, Option<Arc<Session>>),
     Ended(ObserverKey),
@@ -234,7 +234,8 @@ impl Loop {
                     let (node, started, method) = (Arc::clone(&self.node), Instant::now(), asked.method());
                     self.job(async move {
                         let ended = node.calls.perform(&visitor, asked, None).await;
-                        Done::Asked(request, method, ended, started)
+                        node.call_ended(&visitor, method, &ended.outcome, started.elapsed());
+                        Done::Asked(request, method, ended)
                     });
                 }
                 Effect::Uplink(request, key, kind, payload) => {
@@ -264,7 +265,10 @@ impl Loop {
                 Effect::Refused(method, outcome) => {
                     self.node.metrics.call_ended(method, &outcome, Duration::ZERO);
                 }
-                Effect::LimitHit(limit) => self.node.metrics.limit_hit(limit),
+                Effect::LimitHit(limit, key) => match key.and_then(|key| who(&self.visitors, &key)) {
+                    Some(visitor) => self.node.limit_hit(&visitor, limit),
+                    None => self.node.metrics.limit_hit(limit),
+                },
             }
         }
         let tally = self.endpoint.take_tally();
@@ -286,8 +290,7 @@ impl Loop {
                 });
                 self.endpoint.admitted(key, caller, now);
             }
-            Done::Asked(request, method, Ended { outcome, body, .. }, started) => {
-                self.node.metrics.call_ended(method, &outcome, started.elapsed());
+            Done::Asked(request, method, Ended { outcome, body, .. }) => {
                 self.endpoint.answered(request, method, &outcome, body, now);
             }
             Done::Uplinked(request, taken) => self.endpoint.uplinked(request, taken, now),

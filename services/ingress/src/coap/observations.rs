@@ -83,14 +83,14 @@ impl Observations {
             return;
         }
         if self.observers.len() >= requests.limits.coap.max_observers {
-            requests.link.effect(Effect::LimitHit(Limit::Observers));
+            requests.link.effect(Effect::LimitHit(Limit::Observers, Some(visitor)));
             return requests.respond(&origin, Some(visitor), reply::full(), now);
         }
         let Some(caller) = requests.caller(visitor) else { return };
         // A claim costs as much as a call: it counts as one.
         let admitted = caller.lock().admit(&requests.limits.device, now);
         if let Err(limit) = admitted {
-            requests.link.effect(Effect::LimitHit(limit));
+            requests.link.effect(Effect::LimitHit(limit, Some(visitor)));
             return requests.respond(&origin, Some(visitor), reply::too_often(), now);
         }
         caller.lock().ended();

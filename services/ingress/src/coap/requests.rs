@@ -183,12 +183,12 @@ impl Requests {
         if self.unauthenticated >= self.limits.coap.max_unauthenticated
             || self.unauthenticated_bytes + bytes > MAX_UNAUTHENTICATED_BYTES
         {
-            return self.link.effect(Effect::LimitHit(Limit::Unauthenticated));
+            return self.link.effect(Effect::LimitHit(Limit::Unauthenticated, None));
         }
         let asked_about = self.visitors.find(&credential);
         let visit = Visit { who: Who::Checking(Vec::new()), observers: Vec::new() };
         let Some(visitor) = asked_about.or_else(|| self.visitors.add(credential, visit, now)) else {
-            self.link.effect(Effect::LimitHit(Limit::Sessions));
+            self.link.effect(Effect::LimitHit(Limit::Sessions, None));
             return self.respond(&origin, None, reply::full(), now);
         };
         let begun = self.begin(origin, visitor, Doing::Checking(message), now);
@@ -270,7 +270,7 @@ impl Requests {
             Upload::Incomplete => Response::new(Code::INCOMPLETE),
             Upload::Malformed => Response::new(Code::BAD_REQUEST),
             Upload::TooLarge => {
-                self.link.effect(Effect::LimitHit(Limit::PacketBytes));
+                self.link.effect(Effect::LimitHit(Limit::PacketBytes, Some(visitor)));
                 let size1 = u32::try_from(max_body_bytes).ok();
                 Response { size1, ..Response::new(Code::TOO_LARGE) }
             }
@@ -291,7 +291,7 @@ impl Requests {
             Err(refused) => {
                 self.respond(&origin, Some(visitor), reply::refused_request(&refused), now);
                 if let Outcome::Busy(limit) = refused.outcome {
-                    self.link.effect(Effect::LimitHit(limit));
+                    self.link.effect(Effect::LimitHit(limit, Some(visitor)));
                 }
                 self.link.effect(Effect::Refused(refused.method, refused.outcome));
             }
@@ -313,7 +313,7 @@ impl Requests {
                 self.respond(&origin, Some(visitor), why, now);
             }
             Err(RefusedUplink::TooOften(limit)) => {
-                self.link.effect(Effect::LimitHit(limit));
+                self.link.effect(Effect::LimitHit(limit, Some(visitor)));
                 self.respond(&origin, Some(visitor), reply::too_often(), now);
             }
         }
@@ -350,7 +350,7 @@ impl Requests {
         if origin.request.is_none() {
             self.last_request += 1;
             if !self.link.messages.begin(origin.datagram, self.last_request) {
-                self.link.effect(Effect::LimitHit(Limit::Exchanges));
+                self.link.effect(Effect::LimitHit(Limit::Exchanges, visitor));
                 self.respond(origin, visitor, reply::full(), now);
                 return None;
             }

@@ -223,7 +223,7 @@ impl World {
                     }
                 }
                 Effect::Conclude(conclusion) => self.conclusions.push(conclusion),
-                Effect::LimitHit(limit) => self.hit.push(limit),
+                Effect::LimitHit(limit, _) => self.hit.push(limit),
                 Effect::Refused(..) => {}
             }
         }

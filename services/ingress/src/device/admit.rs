@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::guesses::{NoTurn, Source};
 use super::mailbox::{EndReason, Mail};
+use super::offenders::{Owner, Who};
 use super::sessions::{CredentialDigest, Session, Visitor};
 use crate::calls::now_ms;
 use crate::metrics::ConnectResult;
@@ -103,13 +104,21 @@ impl Node {
         let visit = self.sessions.next_visit();
         let identity = self.identify(credential, visit).await?;
         let party = Party::of(identity.tenant, identity.customer);
-        let place = self.shares.visitor(party, protocol).map_err(NotAdmitted::Busy)?;
+        let who = Who {
+            device: identity.device,
+            owner: Owner { tenant: identity.tenant, customer: identity.customer },
+        };
+        self.offenders.lock().came(who, Instant::now());
+        let place = self.shares.visitor(party, protocol).map_err(|limit| {
+            self.offenders.lock().hit(who, limit, Instant::now());
+            NotAdmitted::Busy(limit)
+        })?;
         let visitor = self.sessions.enter(visit, identity, credential, protocol, place, Instant::now());
         self.metrics.visitors(protocol).increment(1);
         if let Some(oldest) =
             self.sessions.one_too_many(&visitor, self.settings.ingress.max_connections_per_device)
         {
-            self.metrics.limit_hit(Limit::DeviceConnections);
+            self.limit_hit(&visitor, Limit::DeviceConnections);
             oldest.mailbox.tell(Mail::End(EndReason::TakenOver));
         }
         if self.changes() == changes {

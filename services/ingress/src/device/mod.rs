@@ -2,8 +2,8 @@
 //! which they write.
 //!
 //! A *visitor* is a device that this node knows: it has shown its access token, and may call. A *session* makes a
-//! visitor callable: a claim stands for it. `target`, `caller`, `guesses`, `holding`, `limits`, `takeovers`
-//! and `visitors` are pure.
+//! visitor callable: a claim stands for it. `target`, `caller`, `guesses`, `holding`, `limits`,
+//! `offenders`, `takeovers` and `visitors` are pure.
 
 pub mod admit;
 pub mod caller;
@@ -11,6 +11,7 @@ pub mod guesses;
 pub mod holding;
 pub mod limits;
 pub mod mailbox;
+pub mod offenders;
 pub mod sessions;
 pub mod shares;
 pub mod takeovers;

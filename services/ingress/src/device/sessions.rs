@@ -14,6 +14,7 @@ use rpc::{
 
 use super::caller::CallerLimits;
 use super::mailbox::{EndReason, Incoming, Mail, Mailbox, Refused};
+use super::offenders::{Owner, Who};
 use super::shares::NodeShares;
 use super::target::TargetLimits;
 
@@ -62,6 +63,11 @@ impl Visitor {
     /// Whether half of the ticket's time is over.
     pub fn is_ticket_old(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.ticket.lock().1).as_secs() >= u64::from(TICKET_LASTS_S / 2)
+    }
+
+    /// Who it is where offenders are counted.
+    pub fn who(&self) -> Who {
+        Who { device: self.device, owner: Owner { tenant: self.tenant, customer: self.customer } }
     }
 
     /// Whether it is still what an authorizer says of its token.

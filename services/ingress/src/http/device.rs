@@ -312,7 +312,7 @@ impl Device {
                     }
                 }
                 Effect::Conclude(conclusion) => node.conclude(conclusion).await,
-                Effect::LimitHit(limit) => node.metrics.limit_hit(limit),
+                Effect::LimitHit(limit) => node.limit_hit(&self.visitor, limit),
             }
         }
     }

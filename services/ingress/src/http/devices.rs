@@ -210,7 +210,7 @@ impl Devices {
         device: Arc<Device>,
     ) -> Result<Visit, NotLetIn> {
         let place = self.node.shares.request(device.visitor.party).map_err(|limit| {
-            self.node.metrics.limit_hit(limit);
+            self.node.limit_hit(&device.visitor, limit);
             NotLetIn::Busy
         })?;
         known.hold(key);

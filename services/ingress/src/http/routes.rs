@@ -157,7 +157,7 @@ async fn call(
     let started = Instant::now();
     let refuse = |refused: RefusedRequest| {
         if let Outcome::Busy(limit) = &refused.outcome {
-            node.metrics.limit_hit(*limit);
+            node.limit_hit(&visit.device.visitor, *limit);
         }
         node.metrics.call_ended(refused.method, &refused.outcome, Duration::ZERO);
         reply::refused(refused)
@@ -179,7 +179,7 @@ async fn call(
         ended = node.calls.perform(&visit.device.visitor, request, traceparent) => ended,
         why = visit.device.broken_off() => return Err(reply::broken_off(why)),
     };
-    node.metrics.call_ended(method, &ended.outcome, started.elapsed());
+    node.call_ended(&visit.device.visitor, method, &ended.outcome, started.elapsed());
     Ok(reply::ended(method, ended))
 }
 

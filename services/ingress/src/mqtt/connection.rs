@@ -188,7 +188,7 @@ where
             }
             Wake::Done(Done::Asked(Answered { ticket, ended, .. })) => {
                 let told = session.answered(&ticket, ended);
-                node.metrics.call_ended(ticket.method, &told, ticket.started.elapsed());
+                node.call_ended(&visitor, ticket.method, &told, ticket.started.elapsed());
             }
             Wake::Done(Done::Uplinked(packet_id, taken)) => {
                 session.uplinked(packet_id, taken, Instant::now());
@@ -344,7 +344,7 @@ async fn perform(
                 session.received(inbound, max_packet_bytes, Instant::now());
             }
             Effect::Refused(method, outcome) => node.metrics.call_ended(method, &outcome, Duration::ZERO),
-            Effect::LimitHit(limit) => node.metrics.limit_hit(limit),
+            Effect::LimitHit(limit) => node.limit_hit(visitor, limit),
             Effect::Dropped(reason, topic) => {
                 node.metrics.message_dropped(reason);
                 if let Some(topic) = topic {
