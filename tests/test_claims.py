@@ -207,6 +207,7 @@ def test_a_node_that_slept_too_long_claims_again(new_cluster, device):
     sleeping.process.signal(signal.SIGCONT)
     until("it is reachable again", lambda: caller.send_msg(family.b, "2", timeout=2000).text() == "2")
     assert caller.send_msg(family.c, "3").text() == '"here"'
+    assert sleeping.admin.value("switchboard_claims_lacking_total") > 0
     assert not target.ended.is_set()
 
 
@@ -248,6 +249,24 @@ def test_nats_loses_its_memory(new_cluster, device, end):
     newer.close()
     # Nobody is offline for a router until it has heard what each node holds.
     until("it is offline", lambda: caller.send_msg(family.b, "5").text() == said.OFFLINE)
+
+
+def test_a_lease_that_is_not_renewed_is_said_once(new_cluster):
+    cluster = new_cluster(settings={"ingress.lease_ms": "1000"})
+    node = cluster.nodes[0]
+
+    def said_so(text):
+        return [line for line in node.process.log_lines() if line["message"] == text]
+
+    cluster.nats.stop()
+    until("it is said", lambda: said_so("the node's lease was not renewed"))
+    failed_at = time.monotonic()
+    # Meanwhile it is tried three times a second.
+    until("it has been tried again and again", lambda: time.monotonic() > failed_at + 2)
+    cluster.nats.start()
+    (again,) = until("it is over", lambda: said_so("the node's lease is renewed again"))
+    assert again["after_s"] >= 2
+    assert len(said_so("the node's lease was not renewed")) == 1
 
 
 def test_a_session_that_ended_while_nats_was_away_is_offline_afterwards(new_cluster, device):

@@ -347,8 +347,9 @@ def ingress() -> Json:
                     *quantiles("switchboard_claim_seconds"), unit="s", thresholds={1: RED},
                 ),
                 graph(
-                    "Claims not written", "Devices that could not become callable. Above 0: JetStream has no leader, or is slow.",
-                    Query(rate("switchboard_claims_failed_total"), "failed"), unit="cps",
+                    "Claims not written", "Devices that could not become callable, above 0: JetStream has no leader, or is slow. lacked: a router did not know them, and they are written again, as after an outage.",
+                    Query(rate("switchboard_claims_failed_total"), "failed"),
+                    Query(rate("switchboard_claims_lacking_total", "pod, instance"), "a router lacked, {{instance}}"), unit="cps",
                 ),
             ],
             "Limits": [

@@ -168,6 +168,7 @@ impl Node {
                 }
             };
             let mend = self.holding.lock().compared(&request.held, &reply);
+            self.metrics.claims_lacking.increment(mend.claim.len() as u64);
             all &= self.mend(mend).await;
         }
         all

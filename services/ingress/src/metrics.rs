@@ -84,6 +84,11 @@ const METRICS: &[(Kind, &str, &str)] = &[
     (Kind::Counter, CLAIMS_FAILED, "Claims that the store did not take."),
     (
         Kind::Counter,
+        CLAIMS_LACKING,
+        "Claims that stood for this node, and that a router was found not to know: written again.",
+    ),
+    (
+        Kind::Counter,
         CLAIMS_DELAYED,
         "Devices that became callable later, since clients take them over from each other again and again.",
     ),
@@ -120,6 +125,7 @@ const CONNECTIONS_MAX: &str = "switchboard_connections_max";
 const CLAIMS_HELD: &str = "switchboard_claims_held";
 const CLAIM_SECONDS: &str = "switchboard_claim_seconds";
 const CLAIMS_FAILED: &str = "switchboard_claims_failed_total";
+const CLAIMS_LACKING: &str = "switchboard_claims_lacking_total";
 const CLAIMS_DELAYED: &str = "switchboard_claims_delayed_total";
 const ANSWERS_UNHEARD: &str = "switchboard_answers_unheard_total";
 const TAKEOVERS: &str = "switchboard_takeovers_total";
@@ -162,6 +168,8 @@ pub struct Metrics {
     pub claims: Gauge,
     claim_seconds: Histogram,
     claims_failed: Counter,
+    /// Claims that a router did not know.
+    pub claims_lacking: Counter,
     /// Sessions that began later because clients fight over their device.
     pub claims_delayed: Counter,
     /// Answers to calls that had ended or never were.
@@ -199,6 +207,7 @@ impl Metrics {
             claims: gauge!(CLAIMS_HELD),
             claim_seconds: histogram!(CLAIM_SECONDS),
             claims_failed: counter!(CLAIMS_FAILED),
+            claims_lacking: counter!(CLAIMS_LACKING),
             claims_delayed: counter!(CLAIMS_DELAYED),
             answers_unheard: counter!(ANSWERS_UNHEARD),
             takeovers: counter!(TAKEOVERS),
