@@ -3,8 +3,9 @@
 //!
 //! Driving it: hand [`received`](Session::received) the bytes that came whenever there are new ones, and again after
 //! [`claimed`](Session::claimed), [`released`](Session::released), [`uplinked`](Session::uplinked),
-//! [`tick`](Session::tick) and whatever was performed, for it leaves unread what has to wait; perform every
-//! [`next_effect`](Session::next_effect) in order; read from the socket only while it [`wants_input`](Session::wants_input).
+//! [`tick`](Session::tick) and where it [`left_off`](Session::left_off), for it leaves unread what has to wait; perform
+//! every [`next_effect`](Session::next_effect) in order; read from the socket only while it
+//! [`wants_input`](Session::wants_input).
 
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU16;
