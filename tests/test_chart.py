@@ -210,6 +210,7 @@ def test_a_setting_shakes_those_who_read_it_and_nobody_else():
         **BASE,
         "nats": {"url": "nats://n:4222", "passwordsSecret": "users"},
         "identity": {"enabled": True, "issuerSecret": "issuer"},
+        "api": {"enabled": True},
     }
     before = render(base)
     sections = json.loads((CHART / "values.schema.json").read_text())["properties"]["config"]["properties"]
@@ -217,7 +218,7 @@ def test_a_setting_shakes_those_who_read_it_and_nobody_else():
     for section, schema in sections.items():
         for name, kind in schema["properties"].items():
             readers = known[f"{section}.{name}"]["readers"]
-            assert set(readers) <= {*SERVICES, "identity"} and readers
+            assert set(readers) <= set(services(before)) and readers
             after = render({**base, "config": {section: {name: another_value(kind, settings(before, readers[0]).get(section, {}).get(name))}}})
             is_reloaded = known[f"{section}.{name}"]["reloaded"]
             # How long its pods may take to end follows from it as well.
@@ -419,7 +420,7 @@ def test_tls_opens_its_ports_and_null_closes_one():
 
 def test_replicas_are_left_to_whoever_scales(everything):
     replicas = {name: it["spec"].get("replicas", "left out") for name, it in everything.all("Deployment").items()}
-    assert replicas == {"fleet-ingress": "left out", "fleet-authorizer": "left out", "fleet-router": 2}
+    assert replicas == {"fleet-ingress": "left out", "fleet-authorizer": "left out", "fleet-router": 2, "fleet-api": "left out"}
     # Not at once: without an owner they would be 1.
     assert "router is scaled, and has router.replicas=2" in everything.notes
     assert "ingress is scaled" not in everything.notes
@@ -529,7 +530,7 @@ def test_metrics_come_under_the_jobs_that_the_rules_know(everything):
     (endpoint,) = everything.one("PodMonitor")["spec"]["podMetricsEndpoints"]
     (job,) = (it["replacement"] for it in endpoint["relabelings"] if it["targetLabel"] == "job")
     scraped = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yaml").read_text())["scrape_configs"]
-    assert {job.replace("$1", service) for service in SERVICES} == {it["job_name"] for it in scraped}
+    assert {job.replace("$1", service) for service in [*SERVICES, "api"]} == {it["job_name"] for it in scraped}
 
 
 def test_the_readmes_values_for_nats_have_every_password():
@@ -608,7 +609,7 @@ def call_as_helm_test_does(rendered: Rendered, system: ChartSystem, folder: Path
 
 
 def services(rendered: Rendered) -> list[str]:
-    return [it for it in (*SERVICES, "identity") if it in rendered.pods()]
+    return [it for it in (*SERVICES, "api", "identity") if it in rendered.pods()]
 
 
 def settings_text(rendered: Rendered, service: str) -> str:

@@ -19,7 +19,7 @@ README = (FOLDER / "README.md").read_text()
 EXAMPLES = ROOT / "tests" / "examples"
 MQTTJS = ROOT / "tests" / "clients" / "mqttjs" / "node_modules"
 SERVERS = ["nats-1", "nats-2", "nats-3"]
-SERVICES = ["ingress-1", "ingress-2", "authorizer-1", "authorizer-2", "router-1", "router-2"]
+SERVICES = ["ingress-1", "ingress-2", "authorizer-1", "authorizer-2", "router-1", "router-2", "api-1", "api-2"]
 RUN = [*SERVERS, *SERVICES, "prometheus"]
 # The linter's rules that are not followed.
 EXCEPTIONS = {

@@ -30,7 +30,7 @@ from harness.waiting import until
 pytestmark = pytest.mark.timeout(600)
 
 IMAGE = "localhost/switchboard:test"
-PROGRAMS = ["switchboard", "switchboard-ingress", "switchboard-authorizer", "switchboard-router", "switchboard-identity"]
+PROGRAMS = ["switchboard", "switchboard-ingress", "switchboard-authorizer", "switchboard-router", "switchboard-identity", "switchboard-api"]
 VERSION = re.search(r'^version = "(.+)"', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)[1]
 # What a router says once it has read the buckets of its NATS.
 CONNECTED = "the claims are loaded"

@@ -13,7 +13,7 @@ from harness.devices import CoapDevice, HttpDevice, PahoV5
 from harness.devices.device import answering
 from harness.waiting import until
 
-SERVICES = pytest.mark.parametrize("service", ["nodes", "authorizers", "routers"])
+SERVICES = pytest.mark.parametrize("service", ["nodes", "authorizers", "routers", "apis"])
 # Every value that a label may have is known beforehand; `le` and `quantile` are Prometheus' own.
 MAX_VALUES_OF_A_LABEL = 40
 

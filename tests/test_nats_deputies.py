@@ -12,7 +12,7 @@ from harness.waiting import until
 # Of nobody: what is heard there is a thief's work.
 NODE, DEVICE = "fedcba9876543210", "11111111-2222-3333-4444-555555555555"
 ACCOUNT_OF = {
-    **{"ingress": "NODES", "authorizer": "CORE", "router": "CORE", "operator": "OPERATORS", "listener": "LISTENERS"},
+    **{"ingress": "NODES", "authorizer": "CORE", "router": "CORE", "api": "APIS", "operator": "OPERATORS", "listener": "LISTENERS"},
     **{"authorizer-store": "AUTHORIZERS", "router-store": "ROUTERS"},
 }
 BUCKETS = {"REGISTRY": "KV_swb_devices", "POLICIES": "KV_swb_policies", "AUDIT": "swb_audit", "CLAIMS": "KV_swb_claims", "KEYS": "KV_swb_keys"}
@@ -61,6 +61,7 @@ def asked(user: str) -> list[tuple[str, str]]:
     answered = {
         "ingress": [*device_asks, ("swb.compare", compare), ("swb.claim", claim)],
         "authorizer": [("swb.presence", head([]))],
+        "api": [("swb.app", head("00" * 32, [0, []])), ("swb.appcall", "{}")],
         "operator": [*device_asks, *api],
     }
     return answered.get(user, api)
@@ -68,7 +69,7 @@ def asked(user: str) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def hardened(tmp_path_factory):
-    hardened = Hardened(tmp_path_factory.mktemp("cluster"))
+    hardened = Hardened(tmp_path_factory.mktemp("cluster"), apis=1)
     hardened.cluster.accounts.family()
     yield hardened
     hardened.cluster.stop()

@@ -5,9 +5,11 @@ import time
 
 import pytest
 from harness import said
+from harness.apps import add_app, call
 from harness.devices import CoapDevice, HttpDevice, PahoV5
 from harness.devices.device import echo
 from harness.hardened import USERS, Hardened
+from harness.raw_http import RawHttp
 from harness.raw_nats import RawNats
 from harness.waiting import until
 
@@ -20,7 +22,7 @@ DEVICE = "aa435e80-9fce-11e6-8080-808080808080"
 
 @pytest.fixture(scope="module")
 def hardened(tmp_path_factory):
-    hardened = Hardened(tmp_path_factory.mktemp("cluster"), nodes=2, authorizers=2, routers=2)
+    hardened = Hardened(tmp_path_factory.mktemp("cluster"), nodes=2, authorizers=2, routers=2, apis=1)
     yield hardened
     hardened.cluster.stop()
 
@@ -62,6 +64,13 @@ def test_the_services_need_no_more(hardened, device):
     number = json.loads(poller.request("GET", "rpc")[1])["id"]
     assert answers.request("POST", f"rpc/{number}", '"there"')[0] == 200
     assert answer.text() == '"there"'
+
+    # An application's call.
+    app = add_app(cluster.accounts)
+    with RawHttp(cluster.apis[0].port) as http:
+        target = device(PahoV5, family.c).connect(there).become_callable(echo)
+        assert call(http, app, family.c.id, {"params": 1}).body == "1"
+        target.close()
 
     # A newer session on another node, and a call by the command.
     older = device(PahoV5, family.b).connect(here).become_callable(echo)
@@ -138,7 +147,7 @@ PUBLISH = {
         ],
         # A stolen node: no call without the authorizer's word, no word in another's name, no look at the registry.
         [
-            *["swb.route", "swb.presence", NODE, f"swb.bounce.1.{INBOX}", *NO_STORE],
+            *["swb.route", "swb.presence", NODE, f"swb.bounce.1.{INBOX}", "swb.app", "swb.appcall", *NO_STORE],
             *[f"swb.event.device.{DEVICE}", "swb.event.directory", "swb.handover", "swb.beat", "swb.judge"],
             # Who is told of claims is theirs to say who write them.
             *["swb.event.takeover.0123456789abcdef", "swb.event.claims.0123456789abcdef"],
@@ -157,6 +166,14 @@ PUBLISH = {
             *[NODE, INBOX, BETWEEN, "swb.call", "swb.route", "swb.event.directory", f"$KV.swb_devices.device.{DEVICE}"],
             *[f"$KV.swb_claims.{DEVICE}", "$KV.swb_keys.other", "$JS.API.STREAM.DELETE.KV_swb_devices"],
             *[f"swb.audit.{DEVICE}.operator", f"swb.audit.{DEVICE}"],
+        ],
+    ),
+    "api": (
+        ["swb.app", "swb.appcall", "swb.reply.0123456789abcdef.echo.1"],
+        # No call as a device, none that nobody has judged, and no answer in another's name.
+        [
+            *["swb.call", "swb.list", "swb.authenticate", "swb.route", "swb.presence", "swb.judge", "swb.handover", NODE],
+            *[INBOX, BETWEEN, "swb.claim", "swb.beat", "swb.answer.7", f"swb.event.device.{DEVICE}", *NO_STORE],
         ],
     ),
     "router": (
@@ -213,6 +230,13 @@ SUBSCRIBE = {
         ],
     ),
     "authorizer-store": ([("swb.feed.0123456789abcdef.>", "")], [("swb.call", "authorizer"), ("swb.route", "router"), (NODE, "")]),
+    "api": (
+        [("swb.reply.0123456789abcdef.>", ""), ("swb.beat", "")],
+        [
+            *[("swb.app", "authorizer"), ("swb.app", ""), ("swb.appcall", "authorizer"), ("swb.appcall", "")],
+            *[("swb.call", ""), ("swb.route", "router"), (NODE, ""), ("swb.uplink.>", ""), ("swb.event.session.>", "")],
+        ],
+    ),
     "router": (
         [
             *[("swb.route", "router"), ("swb.presence", "router")],

@@ -42,7 +42,12 @@ pub(crate) fn device_api(data: &[u8]) {
             assert!(device_api::answer_is_json(&body));
             let beside = Beside { caller: Some((target, "\"")), expires: timeout };
             for (number, beside) in [(None, None), (Some(1), Some(&beside))] {
-                assert!(device_api::answer_is_json(&device_api::on_msg(number, &body, beside)));
+                assert!(device_api::answer_is_json(&device_api::on_msg(
+                    number,
+                    rpc::DEFAULT_METHOD,
+                    &body,
+                    beside
+                )));
             }
         }
         Ok(Request::GetDevices { .. } | Request::GetSessionLimits | Request::GetTime) => {}

@@ -75,8 +75,12 @@ class Accounts:
             lines.append(f"{it.tenant},{it.customer},{it.id},{it.name},{it.token}")
         file.write_text("\n".join(lines) + "\n")
         self.cli("device", "import", "--create", str(file)).ok()
-        # One more behind them: who has heard of it has heard of all that was written before.
-        self.cli("device", "add", f"Last of {file.stem}", "--tenant", identities[-1].tenant).ok()
+        self.wait_heard(identities[-1].tenant)
+
+    def wait_heard(self, tenant: str = TENANT) -> None:
+        """Waits until every authorizer has heard of all that was written before."""
+        # One more behind it: who has heard of this one has heard of all that.
+        self.cli("device", "add", f"Last of {uuid.uuid4()}", "--tenant", tenant).ok()
         self._wait_heard(len(json.loads(self.cli("device", "list", "--json").ok().out)))
 
     def _import_batch(self) -> None:

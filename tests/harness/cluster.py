@@ -125,6 +125,16 @@ class Router(Service):
     program = "switchboard-router"
 
 
+class Api(Service):
+    """A process that applications call devices through."""
+
+    program = "switchboard-api"
+
+    @property
+    def port(self) -> int:
+        return int(self.process.wait_for_message("the API serves applications")["http"].rsplit(":", 1)[1])
+
+
 class Identity(Service):
     """A process that NATS asks who a node is."""
 
@@ -142,6 +152,7 @@ class Cluster:
         authorizers: int = 1,
         routers: int = 1,
         identities: int = 0,
+        apis: int = 0,
         settings: dict[str, str] | None = None,
         nats: Callable[[Path, Path], NatsServer | NatsCluster] = NatsServer,
         launch: Launch = lambda program: [built(program)],
@@ -159,6 +170,7 @@ class Cluster:
             self.authorizers = [self._made(Authorizer, number) for number in range(1, authorizers + 1)]
             self.routers = [self._made(Router, number) for number in range(1, routers + 1)]
             self.nodes = [self._made(Ingress, number) for number in range(1, nodes + 1)]
+            self.apis = [self._made(Api, number) for number in range(1, apis + 1)]
             for service in self._services:
                 service.wait_ready()
         except BaseException:

@@ -13,7 +13,7 @@ from harness.programs import built
 from harness.raw_nats import RawNats
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy/nats"
-ROLES = ["ingress", "authorizer", "router", "operator", "listener"]
+ROLES = ["ingress", "authorizer", "router", "api", "operator", "listener"]
 # Known to NATS where it asks about nodes.
 IDENTITY = "identity"
 # Who reaches JetStream as another user than the rest of NATS.

@@ -50,6 +50,10 @@ class Up:
         return int(self.addresses["services"][0]["coap"].rsplit(":", 1)[1])
 
     @property
+    def api_port(self) -> int:
+        return int(self.addresses["services"][0]["api"].rsplit(":", 1)[1])
+
+    @property
     def admin(self) -> Admin:
         return Admin(self.addresses["services"][0]["admin"])
 

@@ -1,4 +1,4 @@
-//! What is asked of the authorizer, and what does it answer? Four subjects, a loop each, nothing kept in between.
+//! What is asked of the authorizer, and what does it answer? Six subjects, a loop each, nothing kept in between.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -10,9 +10,10 @@ use bus::policies::External;
 use bus::{Bus, BusError, Keyring, Request, Requests, Subject};
 use bytes::Bytes;
 use rpc::{
-    AuthenticateReply, AuthenticateRequest, Budget, Call, Deadline, Holder, Identity, JudgeReply,
-    JudgeRequest, ListRequest, Outcome, Place, PresenceReply, PresenceRequest, Routed, Shares, Stamp,
-    TenantId, Ticket, TicketError, wire,
+    AppAsk, AppCall, AppCaller, AppIdentity, AppReply, AppRequest, AuthenticateReply, AuthenticateRequest,
+    Budget, Call, CredentialHash, CustomerId, Deadline, DeviceId, Holder, Identity, JudgeReply, JudgeRequest,
+    ListRequest, Outcome, Party, Place, PresenceReply, PresenceRequest, Routed, Shares, Stamp, TenantId,
+    Ticket, TicketError, wire,
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -71,6 +72,13 @@ pub(crate) struct Judged {
     pub(crate) percent_per_tenant: u16,
 }
 
+/// Who makes the calls of a subscription.
+#[derive(Debug, Clone, Copy)]
+enum By {
+    Device,
+    App,
+}
+
 /// A call that is being judged.
 struct Judging {
     call: Call,
@@ -107,6 +115,8 @@ struct AskedList {
 /// The subscriptions.
 pub(crate) struct Questions {
     calls: Requests,
+    app_calls: Requests,
+    apps: Requests,
     judgements: Requests,
     lists: Requests,
     credentials: Requests,
@@ -123,6 +133,8 @@ impl Questions {
             credentials: bus.serve(subjects.authenticate(), Some(QUEUE)).await?,
             lists: bus.serve(subjects.list(), Some(QUEUE)).await?,
             judgements: bus.serve(subjects.judge(), Some(QUEUE)).await?,
+            apps: bus.serve(subjects.app(), Some(QUEUE)).await?,
+            app_calls: bus.serve(subjects.app_call(), Some(QUEUE)).await?,
             calls: bus.serve(subjects.call(), Some(QUEUE)).await?,
         })
     }
@@ -161,9 +173,11 @@ impl Answers {
 
     /// Answers until `stop`, then what is still asked until other authorizers have taken over.
     pub(crate) async fn all(self: Arc<Self>, questions: Questions, stop: CancellationToken) {
-        let Questions { calls, judgements, lists, credentials, bounces } = questions;
+        let Questions { calls, app_calls, apps, judgements, lists, credentials, bounces } = questions;
         let mut loops = JoinSet::new();
-        loops.spawn(Arc::clone(&self).answer_calls(calls, stop.clone()));
+        loops.spawn(Arc::clone(&self).answer_calls(calls, By::Device, stop.clone()));
+        loops.spawn(Arc::clone(&self).answer_calls(app_calls, By::App, stop.clone()));
+        loops.spawn(Arc::clone(&self).answer_apps(apps, stop.clone()));
         loops.spawn(Arc::clone(&self).answer_judgements(judgements, stop.clone()));
         loops.spawn(Arc::clone(&self).answer_lists(lists, stop.clone()));
         loops.spawn(Arc::clone(&self).answer_credentials(credentials, stop));
@@ -176,7 +190,7 @@ impl Answers {
         hearing.join_next().await;
     }
 
-    async fn answer_calls(self: Arc<Self>, mut requests: Requests, stop: CancellationToken) {
+    async fn answer_calls(self: Arc<Self>, mut requests: Requests, by: By, stop: CancellationToken) {
         // Calls that wait for the registry, or for an external decision point; all others wait for none of them.
         let (mut held, mut waiting) = (JoinSet::new(), JoinSet::new());
         while let Some(request) = requests.next_until(&stop).await {
@@ -185,11 +199,11 @@ impl Answers {
             // Those behind it are read meanwhile: what is not, nobody can say how old it is.
             if !self.kept.looks_fresh() && held.len() < MAX_HELD_CALLS {
                 held.spawn(async move {
-                    if let Some(asking) = answers.take_call(request).await {
+                    if let Some(asking) = answers.take_call(request, by).await {
                         answers.ask_external(asking).await;
                     }
                 });
-            } else if let Some(asking) = self.take_call(request).await {
+            } else if let Some(asking) = self.take_call(request, by).await {
                 waiting.spawn(async move { answers.ask_external(asking).await });
             }
         }
@@ -197,9 +211,13 @@ impl Answers {
     }
 
     /// Returns what is to be asked elsewhere first; without that the call is done with.
-    async fn take_call(&self, request: Request) -> Option<Asking> {
+    async fn take_call(&self, request: Request, by: By) -> Option<Asking> {
         let taken = Instant::now();
-        let asking = match self.admit(request).await {
+        let admitted = match by {
+            By::Device => self.admit(request).await,
+            By::App => self.admit_app(request).await,
+        };
+        let asking = match admitted {
             Some(judging) => self.judge(judging).await,
             None => None,
         };
@@ -221,6 +239,8 @@ impl Answers {
                 return None;
             }
         };
+        // A node knows devices alone.
+        call.app = None;
         let mut span = self.tracer.follow("decide", Hop::Taken, &mut call.traceparent);
         span.note("switchboard.call", call.call);
         let longest = Budget::from_ms(self.judged.max_timeout_ms);
@@ -247,6 +267,92 @@ impl Answers {
         }
         let stamp = ticket.map(|ticket| ticket.stamp());
         Some(Judging { call, body, inbox, span, stamp, deadline, connect_deadline })
+    }
+
+    /// The same for an application's call: its key stands in it, and in place of a device's the application's id.
+    async fn admit_app(&self, request: Request) -> Option<Judging> {
+        let arrived = request.arrived;
+        let inbox = request.reply_to?;
+        let meters = &self.meters.calls;
+        let Ok((head, body)) = wire::decode::<AppCall>(&request.message) else {
+            tracing::warn!("an application's call cannot be read");
+            meters.unreadable.increment(1);
+            self.say(inbox, &Outcome::Unavailable, &[]).await;
+            return None;
+        };
+        let AppCall { call, credential, target, method, until, oneway, mut traceparent, .. } = head;
+        let mut span = self.tracer.follow("decide", Hop::Taken, &mut traceparent);
+        span.note("switchboard.call", call);
+        let longest = Budget::from_ms(self.judged.max_timeout_ms);
+        let deadline = head.budget_ms.min(longest).starting(arrived);
+        let connect_deadline = head.connect_budget_ms.min(longest).starting(arrived);
+        let is_fresh = self.kept.is_fresh().await;
+        if deadline.has_passed(Instant::now()) {
+            span.end_as("expired", false);
+            meters.expired.increment(1);
+            return None;
+        }
+        let refused = match self.kept.directory.app_of(&credential, unix_s()) {
+            _ if !is_fresh => {
+                meters.stale.increment(1);
+                Outcome::Unavailable
+            }
+            Some((app, key, known)) => {
+                let call = Call {
+                    call,
+                    caller: DeviceId(app.0),
+                    caller_name: known.name.clone(),
+                    visit: 0,
+                    ticket: None,
+                    target: self.kept.directory.target(known.tenant, &target),
+                    budget_ms: head.budget_ms,
+                    until,
+                    connect_budget_ms: head.connect_budget_ms,
+                    protocol: None,
+                    oneway,
+                    traceparent,
+                    app: Some(AppCaller { app, key, method }),
+                };
+                return Some(Judging { call, body, inbox, span, stamp: None, deadline, connect_deadline });
+            }
+            None => {
+                meters.refused(Refusal::UnknownCaller).increment(1);
+                Outcome::Denied
+            }
+        };
+        span.end(&refused);
+        self.say(inbox, &refused, &[]).await;
+        None
+    }
+
+    /// Tells applications who they are.
+    async fn answer_apps(self: Arc<Self>, mut requests: Requests, stop: CancellationToken) {
+        while let Some(request) = requests.next_until(&stop).await {
+            let Some(inbox) = request.reply_to else { continue };
+            let Ok((AppRequest { credential, ask: AppAsk::Who }, _)) = wire::decode(&request.message) else {
+                // No reply, as for a credential: it is for an authorizer of another version.
+                tracing::warn!("an application's question cannot be read");
+                self.meters.authentications.unreadable.increment(1);
+                continue;
+            };
+            let is_fresh = self.kept.is_fresh().await;
+            let (reply, counter) = self.identify_app(&credential, is_fresh);
+            counter.increment(1);
+            self.say(inbox, &reply, &[]).await;
+        }
+    }
+
+    fn identify_app(&self, credential: &CredentialHash, is_fresh: bool) -> (AppReply, &metrics::Counter) {
+        let meters = &self.meters.authentications;
+        if !is_fresh {
+            return (AppReply::Unavailable, &meters.stale);
+        }
+        let found = self.kept.directory.app_of(credential, unix_s());
+        let Some((app, key, known)) = found else { return (AppReply::Refused, &meters.refused) };
+        let expires_s = known.keys.get(&key).map_or(0, |it| it.expires_s);
+        let (tenant, name, role) = (known.tenant, known.name.clone(), known.role);
+        let identity = AppIdentity { app, key, tenant, name, role, expires_s };
+        (AppReply::Identity(identity), &meters.identified)
     }
 
     /// Forwards an allowed call and answers a refused one, unless somebody else has to be asked.
@@ -329,7 +435,12 @@ impl Answers {
         };
         let id = call.call;
         let verdict_ms = Some(VERDICT_HOLDS);
-        let party = self.kept.directory.party_of(call.caller);
+        let directory = &self.kept.directory;
+        let party = match &call.app {
+            None => directory.party_of(call.caller),
+            // An application has a share of its own.
+            Some(by) => directory.app(by.app).map(|app| Party::of(app.tenant, Some(CustomerId(by.app.0)))),
+        };
         let routed = Routed { call, verdict_ms, party, reply_to: inbox.as_str().to_owned() };
         match self.bus.forward(self.route.clone(), bounce, wire::encode(&routed, &body)).await {
             Ok(()) => {
@@ -347,13 +458,22 @@ impl Answers {
 
     /// Decides over a call, and records a refusal. `counts` says whether the caller's ticket does.
     fn decide(&self, asked: &JudgeRequest, counts: impl FnOnce(Stamp) -> bool) -> Decision {
+        if let Some(by) = &asked.app {
+            let decision = self.kept.directory.decide_app(by, asked.target, unix_s());
+            let tenant = self.kept.directory.app(by.app).map(|app| app.tenant);
+            return self.decided(asked, tenant, decision);
+        }
         let (caller, target) = self.kept.directory.standings(asked.caller, asked.target);
         let caller = caller.filter(|(_, stamp)| counts(*stamp)).map(|(caller, _)| caller);
         let context = |utc_offset_min| context(asked, utc_offset_min);
         let decision = self.kept.judges.decide(caller.as_ref(), target.as_ref(), self.judged.rules, context);
+        self.decided(asked, caller.map(|caller| caller.tenant), decision)
+    }
+
+    fn decided(&self, asked: &JudgeRequest, tenant: Option<TenantId>, decision: Decision) -> Decision {
         if let Decision::Refuse(refusal) = decision {
             self.meters.calls.refused(refusal).increment(1);
-            self.record_denied_call(asked, caller.map(|caller| caller.tenant), refusal.as_str().into());
+            self.record_denied_call(asked, tenant, refusal.as_str().into());
         }
         decision
     }
@@ -659,6 +779,7 @@ impl Judging {
             size_bytes: u32::try_from(self.body.len()).unwrap_or(u32::MAX),
             protocol: self.call.protocol,
             oneway: self.call.oneway,
+            app: self.call.app.clone(),
         }
     }
 }

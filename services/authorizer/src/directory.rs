@@ -6,12 +6,17 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use bus::registry::{Change, Device};
+use bus::registry::{App, Change, Device};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use rpc::{CredentialHash, CustomerId, DeviceId, DeviceStanding, DeviceState, Party, Stamp, TenantId};
+use rpc::{
+    AppCaller, AppId, CredentialHash, CustomerId, DeviceId, DeviceStanding, DeviceState, KeyId, Party, Stamp,
+    Target, TenantId,
+};
+
+use uuid::Uuid;
 
 use crate::listing::{Listing, Listings};
-use crate::policy::{Facts, Standing};
+use crate::policy::{Decision, Facts, Standing, decide_app};
 
 /// The SHA-256 of a token, in half the bytes of its text.
 type Digest = [u8; 32];
@@ -156,6 +161,40 @@ impl Directory {
         Ok(listing)
     }
 
+    /// The application that shows this key, if the key lives at `now_s`, in seconds since 1970.
+    pub fn app_of(&self, credential: &CredentialHash, now_s: u64) -> Option<(AppId, KeyId, Arc<App>)> {
+        let digest = digest(credential)?;
+        let maps = self.read();
+        let (id, key) = *maps.keys.get(&digest)?;
+        let (app, _) = maps.apps.get(&id)?;
+        app.has_key(key, now_s).then(|| (id, key, Arc::clone(app)))
+    }
+
+    /// An application.
+    pub fn app(&self, id: AppId) -> Option<Arc<App>> {
+        self.read().apps.get(&id).map(|(app, _)| Arc::clone(app))
+    }
+
+    /// Whom an application of this tenant means. What does not exist has an id all the same, which no device has.
+    pub fn target(&self, tenant: TenantId, target: &Target) -> DeviceId {
+        match target {
+            Target::Id(id) => *id,
+            Target::Name(name) => {
+                let maps = self.read();
+                let named = maps.names.get(&tenant).and_then(|names| names.get(name.as_str()));
+                named.copied().unwrap_or(DeviceId(Uuid::nil()))
+            }
+        }
+    }
+
+    /// Decides over an application's call, by what holds at one moment.
+    pub fn decide_app(&self, caller: &AppCaller, target: DeviceId, now_s: u64) -> Decision {
+        let maps = self.read();
+        let target = maps.standing(target).zip(maps.devices.get(&target));
+        let target = target.as_ref().map(|(standing, entry)| (standing, &entry.labels));
+        decide_app(maps.apps.get(&caller.app).map(|(app, _)| &**app), caller, target, now_s)
+    }
+
     /// The tenant of a device.
     pub fn tenant_of(&self, device: DeviceId) -> Option<TenantId> {
         self.read().devices.get(&device).map(|entry| entry.tenant)
@@ -224,6 +263,11 @@ struct Maps {
     /// The types of all devices.
     kinds: HashSet<Arc<str>>,
     customers: HashMap<CustomerId, Load>,
+    apps: HashMap<AppId, (Arc<App>, Load)>,
+    /// Whose each application's key is.
+    keys: HashMap<Digest, (AppId, KeyId)>,
+    /// The devices of each tenant by name; names are shared with `devices`.
+    names: HashMap<TenantId, HashMap<Arc<str>, DeviceId>>,
     tenants: HashMap<TenantId, Load>,
     load: Load,
     is_loaded: bool,
@@ -262,6 +306,7 @@ impl Maps {
                     seen(&mut self.holders, digest, now.map(|device| (device, load)));
                 }
             }
+            Change::App(id, now) => self.put_app(id, now),
             Change::Device(id, Some(device)) => self.put(id, device, touched),
             Change::Device(id, None) => self.remove(id, touched),
             Change::Loaded => self.sweep(touched),
@@ -295,7 +340,20 @@ impl Maps {
             self.listings.get_mut().forget(&(tenant, customer));
             self.groups.entry((tenant, customer)).or_default().insert((name.clone(), id));
         }
+        self.names.entry(tenant).or_default().insert(name.clone(), id);
         self.devices.insert(id, Entry { tenant, customer, credential, name, kind, labels, load: self.load });
+    }
+
+    fn put_app(&mut self, id: AppId, now: Option<App>) {
+        if let Some((before, _)) = self.apps.remove(&id) {
+            for digest in before.keys.values().filter_map(|key| digest(&key.hash)) {
+                self.keys.remove(&digest);
+            }
+        }
+        let Some(app) = now else { return };
+        let digests = app.keys.iter().filter_map(|(key, record)| Some((digest(&record.hash)?, (id, *key))));
+        self.keys.extend(digests);
+        self.apps.insert(id, (Arc::new(app), self.load));
     }
 
     fn kind(&mut self, named: &str) -> Arc<str> {
@@ -321,6 +379,15 @@ impl Maps {
         let Some(entry) = self.devices.remove(&id) else {
             return false;
         };
+        if let Some(names) = self.names.get_mut(&entry.tenant)
+            // Another may have taken the name meanwhile.
+            && names.get(&entry.name) == Some(&id)
+        {
+            names.remove(&entry.name);
+            if names.is_empty() {
+                self.names.remove(&entry.tenant);
+            }
+        }
         if let Some(customer) = entry.customer {
             let group = (entry.tenant, customer);
             self.listings.get_mut().forget(&group);
@@ -340,6 +407,9 @@ impl Maps {
         self.tenants.retain(|_, seen| *seen == load);
         self.customers.retain(|_, seen| *seen == load);
         self.holders.retain(|_, (_, seen)| *seen == load);
+        let is_old = |(id, (_, seen)): (&AppId, &(Arc<App>, Load))| (*seen != load).then_some(*id);
+        let old: Vec<AppId> = self.apps.iter().filter_map(is_old).collect();
+        old.into_iter().for_each(|id| self.put_app(id, None));
         let is_gone = |(id, entry): (&DeviceId, &Entry)| (entry.load != load).then_some(*id);
         let gone: Vec<DeviceId> = self.devices.iter().filter_map(is_gone).collect();
         for id in gone {
@@ -384,7 +454,6 @@ mod tests {
     use crate::listing::render;
     use bus::registry::{Customer, Tenant};
     use proptest::prelude::*;
-    use uuid::Uuid;
 
     fn device_id(id: u128) -> DeviceId {
         DeviceId(Uuid::from_u128(id))

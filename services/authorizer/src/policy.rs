@@ -1,5 +1,5 @@
-//! May this device call that one? Pure: no clock, no map, no wait. The built-in rule stands here; below it is what
-//! judges by a tenant's own policies.
+//! May this device, or application, call that device? Pure: no clock, no map, no wait. The built-in rule stands here;
+//! below it is what judges by a tenant's own policies.
 
 pub mod explain;
 pub mod facts;
@@ -9,7 +9,10 @@ pub mod set;
 mod sieve;
 pub mod survey;
 
-use rpc::{CustomerId, DeviceId, Outcome, TenantId};
+use std::collections::BTreeMap;
+
+use bus::registry::App;
+use rpc::{AppCaller, CustomerId, DeviceId, Outcome, TenantId};
 
 pub use explain::{Explanation, explain};
 pub use facts::{Action, Context, Facts};
@@ -94,6 +97,27 @@ pub fn decide(caller: Option<&Standing>, target: Option<&Standing>, rules: Rules
     Decision::Refuse(Refusal::NotAllowed)
 }
 
+/// Decides over a call that an application makes by a key of its, which must live at `now_s`, in seconds since 1970.
+/// Its scope says all; a tenant's policies are about devices among themselves. What it may not see is not there.
+pub fn decide_app(
+    app: Option<&App>,
+    caller: &AppCaller,
+    target: Option<(&Standing, &BTreeMap<String, String>)>,
+    now_s: u64,
+) -> Decision {
+    let Some(app) = app.filter(|app| app.has_key(caller.key, now_s)) else {
+        return Decision::Refuse(Refusal::UnknownCaller);
+    };
+    let is_there = |(target, labels): &(&Standing, &BTreeMap<String, String>)| {
+        target.tenant == app.tenant && app.reaches(target.customer, labels)
+    };
+    match target.filter(is_there) {
+        None => Decision::Refuse(Refusal::UnknownTarget),
+        Some(_) if app.may_call(&caller.method) => Decision::Allow,
+        Some(_) => Decision::Refuse(Refusal::NotAllowed),
+    }
+}
+
 /// Caller and target, if they can meet at all: what no policy can change.
 ///
 /// # Errors
@@ -165,6 +189,79 @@ mod tests {
                 };
                 assert_eq!(&decided, expected, "{what}, {rules:?}");
             }
+        }
+    }
+
+    #[test]
+    fn an_application_calls_within_its_scope_alone() {
+        let id = rpc::KeyId(7);
+        let hash = rpc::CredentialHash::from_digest([7; 32]);
+        let key = bus::registry::KeyRecord { hash, made_s: 100, expires_s: 200 };
+        let app = App {
+            tenant: TenantId(Uuid::from_u128(100)),
+            name: "backend".into(),
+            role: rpc::Role::Caller,
+            customers: Some([CustomerId(Uuid::from_u128(10))].into()),
+            labels: BTreeMap::new(),
+            methods: Some(["blink".to_owned()].into()),
+            keys: [(id, key)].into(),
+        };
+        let caller = |key, method: &str| AppCaller {
+            app: rpc::AppId(Uuid::from_u128(1)),
+            key,
+            method: method.to_owned(),
+        };
+        let (labels, blink) = (BTreeMap::new(), caller(id, "blink"));
+        let own = standing(2, 100, Some(10));
+        let refused = |refusal| Decision::Refuse(refusal);
+        for (what, app, by, target, now_s, expected) in [
+            ("its own", Some(&app), &blink, Some(own), 199, Decision::Allow),
+            ("its key is over", Some(&app), &blink, Some(own), 200, refused(Refusal::UnknownCaller)),
+            ("it is gone", None, &blink, Some(own), 199, refused(Refusal::UnknownCaller)),
+            (
+                "another key",
+                Some(&app),
+                &caller(rpc::KeyId(8), "blink"),
+                Some(own),
+                199,
+                refused(Refusal::UnknownCaller),
+            ),
+            (
+                "another method",
+                Some(&app),
+                &caller(id, "onMsg"),
+                Some(own),
+                199,
+                refused(Refusal::NotAllowed),
+            ),
+            ("nobody", Some(&app), &blink, None, 199, refused(Refusal::UnknownTarget)),
+            (
+                "another customer's",
+                Some(&app),
+                &blink,
+                Some(standing(2, 100, Some(11))),
+                199,
+                refused(Refusal::UnknownTarget),
+            ),
+            (
+                "unassigned",
+                Some(&app),
+                &blink,
+                Some(standing(2, 100, None)),
+                199,
+                refused(Refusal::UnknownTarget),
+            ),
+            (
+                "another tenant's",
+                Some(&app),
+                &blink,
+                Some(standing(2, 101, Some(10))),
+                199,
+                refused(Refusal::UnknownTarget),
+            ),
+        ] {
+            let target = target.as_ref().map(|target| (target, &labels));
+            assert_eq!(decide_app(app, by, target, now_s), expected, "{what}");
         }
     }
 

@@ -162,6 +162,7 @@ fn call(caller: DeviceId, target: DeviceId) -> Call {
         protocol: None,
         oneway: false,
         traceparent: None,
+        app: None,
     }
 }
 

@@ -167,6 +167,7 @@ impl Calls {
                     protocol: Some(by.protocol),
                     oneway,
                     traceparent,
+                    app: None,
                 };
                 let wait = timeout.as_duration() + OUTCOME_GRACE;
                 cancel = (connect_timeout.as_ms() > 0).then_some(CancelRequest { call, target });

@@ -239,6 +239,7 @@ impl Node {
             caller: delivery.caller.map(|id| Caller { id, name: delivery.caller_name }),
             oneway: delivery.oneway,
             traceparent: delivery.traceparent,
+            method: delivery.method,
             body,
             deadline,
             verdict: delivery.verdict_ms.map(|verdict| verdict.starting(arrived)),

@@ -175,6 +175,7 @@ impl Router {
             oneway: head.oneway,
             verdict_ms: call.payload.verdict.map(|verdict| verdict.remaining(started)),
             traceparent: head.traceparent.clone(),
+            method: head.app.as_ref().map(|app| app.method.clone()),
         };
         let message = wire::encode(&delivery, &call.payload.body);
         let question = Question {
@@ -233,6 +234,7 @@ impl Router {
             size_bytes: u32::try_from(call.payload.body.len()).unwrap_or(u32::MAX),
             protocol: head.protocol,
             oneway: head.oneway,
+            app: head.app.clone(),
         };
         let (subject, message) = (self.0.bus.subjects().judge().into(), wire::encode(&request, b""));
         let wait = request.budget_ms.as_duration().min(JUDGE_WAIT);

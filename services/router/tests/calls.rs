@@ -127,6 +127,7 @@ fn head(target: DeviceId, budget_ms: u32, connect_budget_ms: u32) -> Call {
         protocol: None,
         oneway: false,
         traceparent: None,
+        app: None,
     }
 }
 

@@ -42,6 +42,9 @@ pub(crate) struct ServiceAddresses {
     /// Of a process that devices connect to.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub(crate) devices: Option<DeviceAddresses>,
+    /// Of a process that applications connect to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) api: Option<SocketAddr>,
 }
 
 /// Where devices connect, by protocol.

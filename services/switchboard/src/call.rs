@@ -128,6 +128,7 @@ pub(crate) async fn run(args: CallArgs) -> anyhow::Result<ExitCode> {
         protocol: None,
         oneway: args.oneway,
         traceparent: None,
+        app: None,
     };
     let message = wire::encode(&call, args.body.as_bytes());
     let started = Instant::now();

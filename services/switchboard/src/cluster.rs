@@ -30,6 +30,8 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const STEADY: Duration = Duration::from_secs(30);
+/// Where a cluster's first API listens unless told.
+const API_PORT: u16 = 8181;
 /// How often a service is asked whether it is ready.
 const ASK_EVERY: Duration = Duration::from_millis(50);
 /// What is read of its answer.
@@ -39,8 +41,8 @@ const MAX_ANSWER_BYTES: u64 = 16 * 1024;
 #[command(
     args_override_self = true,
     after_help = "\
-Ports are counted up from those of one node: MQTT 1883, 1884, …; HTTP 8080, 8081, …; CoAP 5683, 5684, …; admin \
-endpoints 9100, 9101, … Logs of all services \
+Ports are counted up from those of one node: MQTT 1883, 1884, …; HTTP 8080, 8081, …; CoAP 5683, 5684, …; the API \
+8181, 8182, …; admin endpoints 9100, 9101, … Logs of all services \
 come on standard error, each line with the name of its process. A service that dies is started again.
 
 Examples:
@@ -66,14 +68,20 @@ struct Service {
     program: PathBuf,
     admin: SocketAddr,
     devices: Option<DeviceAddresses>,
+    api: Option<SocketAddr>,
     drain: Duration,
 }
 
 pub(crate) fn run(args: ClusterArgs) -> ExitCode {
-    let Asked { settings, uses_other_nats } = match asked(&args.common, &args.listen, &args.own) {
-        Ok(asked) => asked,
-        Err(status) => return status,
-    };
+    let Asked { mut settings, uses_other_nats, says_where_api } =
+        match asked(&args.common, &args.listen, &args.own) {
+            Ok(asked) => asked,
+            Err(status) => return status,
+        };
+    if !says_where_api {
+        // The HTTP of nodes is counted up to where one API would be.
+        settings.api.listen.set_port(API_PORT);
+    }
     let ended = boot::logs::init(&settings.log).map_err(anyhow::Error::from).and_then(|()| {
         let runtime = boot::runtime(0)?;
         let ended = runtime.block_on(cluster(args, settings, uses_other_nats));
@@ -123,14 +131,14 @@ async fn serve(
         bus.close().await;
         loaded?;
     }
-    // Nodes end first: the calls that they still have in flight need the others.
+    // Nodes and APIs end first: the calls that they still have in flight need the others.
     let (stop_nodes, stop_others) = (CancellationToken::new(), CancellationToken::new());
     let (mut nodes, mut others) = (JoinSet::new(), JoinSet::new());
     for service in &services {
         let command = CommandLine { flags: flags(args, settings, service), env: secrets(settings) };
-        match service.devices {
-            Some(_) => nodes.spawn(keep(service.clone(), command, guard.clone(), stop_nodes.clone())),
-            None => others.spawn(keep(service.clone(), command, guard.clone(), stop_others.clone())),
+        match service.devices.is_some() || service.api.is_some() {
+            true => nodes.spawn(keep(service.clone(), command, guard.clone(), stop_nodes.clone())),
+            false => others.spawn(keep(service.clone(), command, guard.clone(), stop_others.clone())),
         };
     }
     let ready = tokio::select! {
@@ -148,7 +156,7 @@ async fn serve(
     Ok(())
 }
 
-/// Nodes, authorizers and routers, with addresses that nobody has yet.
+/// Nodes, authorizers, routers and APIs, with addresses that nobody has yet.
 fn plan(settings: &Settings, copies: u16) -> anyhow::Result<Vec<Service>> {
     let here = std::env::current_exe().context("where this program is cannot be told")?;
     let here = here.parent().unwrap_or(Path::new("."));
@@ -156,6 +164,7 @@ fn plan(settings: &Settings, copies: u16) -> anyhow::Result<Vec<Service>> {
         ("ingress", settings.ingress.drain_ms),
         ("authorizer", settings.authorizer.drain_ms),
         ("router", settings.router.drain_ms),
+        ("api", settings.api.drain_ms),
     ];
     let (mut services, mut held) = (Vec::new(), Held::default());
     let mut admin_offset = 0;
@@ -177,8 +186,15 @@ fn plan(settings: &Settings, copies: u16) -> anyhow::Result<Vec<Service>> {
                 ),
                 _ => None,
             };
+            let api =
+                match kind {
+                    "api" => Some(held.free(settings.api.listen, number - 1).with_context(|| {
+                        format!("where applications reach {name} (--api chooses the first)")
+                    })?),
+                    _ => None,
+                };
             let drain = Duration::from_millis(drain_ms);
-            services.push(Service { name, program: program.clone(), admin, devices, drain });
+            services.push(Service { name, program: program.clone(), admin, devices, api, drain });
         }
     }
     Ok(services)
@@ -256,6 +272,9 @@ fn flags(args: &ClusterArgs, settings: &Settings, service: &Service) -> Vec<Stri
     flag("--log", settings.log.level.clone());
     if let Some(format) = &common.log_format {
         flag("--log-format", format.clone());
+    }
+    if let Some(api) = service.api {
+        flag("--set", format!("api.listen={api}"));
     }
     if let Some(DeviceAddresses { mqtt, http, coap }) = service.devices {
         for (protocol, address) in [("mqtt", mqtt), ("http", http), ("coap", coap)] {
@@ -389,6 +408,7 @@ fn greet(
                 name: service.name.clone(),
                 admin: service.admin,
                 devices: service.devices,
+                api: service.api,
             })
             .collect(),
     };
@@ -398,6 +418,9 @@ fn greet(
         say(format_args!("  {:<13} admin http://{}/readyz", service.name, service.admin));
         if let Some(DeviceAddresses { mqtt, http, coap }) = service.devices {
             say(format_args!("  {:<13} devices mqtt://{mqtt}  http://{http}  coap://{coap}", ""));
+        }
+        if let Some(api) = service.api {
+            say(format_args!("  {:<13} API http://{api}/v1/openapi.json", ""));
         }
     }
     say(format_args!("  {:<13} {}", "NATS", addresses.nats_and_password()));

@@ -545,14 +545,14 @@ async fn presence(bus: &Bus, device: DeviceId) -> Option<(bool, u32)> {
     Some((*online.first()?, takeovers.first().copied().unwrap_or_default()))
 }
 
-fn labels(labels: &BTreeMap<String, String>) -> String {
+pub(crate) fn labels(labels: &BTreeMap<String, String>) -> String {
     if labels.is_empty() {
         return "none".to_owned();
     }
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
 }
 
-fn label(text: &str) -> Result<(String, String), String> {
+pub(crate) fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("a label is KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
 }

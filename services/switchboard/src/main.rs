@@ -2,6 +2,7 @@
 
 mod access;
 mod addresses;
+mod app;
 mod audit;
 mod call;
 mod cluster;
@@ -71,6 +72,11 @@ enum Command {
         #[command(subcommand)]
         verb: tenant::TenantVerb,
     },
+    /// Add, list and end applications and their keys: programs of yours that call devices
+    App {
+        #[command(subcommand)]
+        verb: app::AppVerb,
+    },
     /// Write, check, explain and compare a tenant's policies: who may call whom
     Policy {
         #[command(subcommand)]
@@ -97,6 +103,7 @@ fn main() -> ExitCode {
         Command::Device { verb } => reach::run(device::run(verb)),
         Command::Customer { verb } => reach::run(customer::run(verb)),
         Command::Tenant { verb } => reach::run(tenant::run(verb)),
+        Command::App { verb } => reach::run(app::run(verb)),
         Command::Policy { verb } => reach::run(policy::run(*verb)),
         Command::Audit { verb } => reach::run(audit::run(verb)),
         Command::Call(args) => reach::run(call::run(*args)),

@@ -11,6 +11,7 @@ use boot::config::{Flag, Source};
 use boot::{CommonArgs, Context, Health, Settings};
 use bus::{Bus, BusSettings};
 use clap::Args;
+use switchboard_api::Api;
 use switchboard_ingress::Ingress;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -61,6 +62,9 @@ pub(crate) struct ListenArgs {
     /// Address for devices over CoAP [setting: coap.listen; default: 127.0.0.1:5683]
     #[arg(long, value_name = "ADDR")]
     coap: Option<String>,
+    /// Address for applications [setting: api.listen; default: 127.0.0.1:8081, of a cluster 127.0.0.1:8181]
+    #[arg(long, value_name = "ADDR")]
+    api: Option<String>,
 }
 
 /// Flags of a system with a NATS server of its own.
@@ -94,10 +98,12 @@ pub(crate) struct Asked {
     pub(crate) settings: Settings,
     /// Somebody named a NATS server: none is started.
     pub(crate) uses_other_nats: bool,
+    /// Somebody said where the API listens.
+    pub(crate) says_where_api: bool,
 }
 
 pub(crate) fn run(args: UpArgs) -> ExitCode {
-    let Asked { settings, uses_other_nats } = match asked(&args.common, &args.listen, &args.own) {
+    let Asked { settings, uses_other_nats, .. } = match asked(&args.common, &args.listen, &args.own) {
         Ok(asked) => asked,
         Err(status) => return status,
     };
@@ -119,9 +125,13 @@ pub(crate) fn run(args: UpArgs) -> ExitCode {
 /// The settings in force, or the exit status of one who was told their faults.
 pub(crate) fn asked(common: &CommonArgs, listen: &ListenArgs, own: &OwnArgs) -> Result<Asked, ExitCode> {
     let mut sources = common.sources();
-    let ListenArgs { mqtt, http, coap } = listen;
-    let listen =
-        [("--mqtt", "mqtt.listen", mqtt), ("--http", "http.listen", http), ("--coap", "coap.listen", coap)];
+    let ListenArgs { mqtt, http, coap, api } = listen;
+    let listen = [
+        ("--mqtt", "mqtt.listen", mqtt),
+        ("--http", "http.listen", http),
+        ("--coap", "coap.listen", coap),
+        ("--api", "api.listen", api),
+    ];
     for (name, setting, value) in listen {
         sources.flags.extend(value.clone().map(|value| Flag { name, setting, value }));
     }
@@ -131,6 +141,7 @@ pub(crate) fn asked(common: &CommonArgs, listen: &ListenArgs, own: &OwnArgs) -> 
     })?;
     let is_given = |path| *loaded.source(path) != Source::Default;
     let (uses_other_nats, says_what_to_log) = (is_given("nats.url"), is_given("log.level"));
+    let says_where_api = is_given("api.listen");
     let credentials = ["nats.user", "nats.store_user", "nats.credentials_file", "nats.tls_ca_file"];
     let credentials = credentials.into_iter().find(|setting| is_given(setting));
     let mut settings = loaded.settings;
@@ -157,7 +168,7 @@ pub(crate) fn asked(common: &CommonArgs, listen: &ListenArgs, own: &OwnArgs) -> 
         // The lines of this command itself say what goes on.
         settings.log.level = "warn".to_owned();
     }
-    Ok(Asked { settings, uses_other_nats })
+    Ok(Asked { settings, uses_other_nats, says_where_api })
 }
 
 /// A setting by which devices on other machines are let in, and its address.
@@ -174,6 +185,7 @@ async fn up(own: OwnArgs, mut settings: Settings, uses_other_nats: bool) -> anyh
     // Every port first, so that one that is taken shows before anything is begun.
     let admin = boot::admin::bind(settings.admin.listen).await?;
     let ingress = Ingress::bind(&settings).await?;
+    let api = Api::bind(&settings).await?;
     let (shutdown, guard) = signals()?;
     let nats = match uses_other_nats {
         true => None,
@@ -195,7 +207,7 @@ async fn up(own: OwnArgs, mut settings: Settings, uses_other_nats: bool) -> anyh
     let closing = CancellationToken::new();
     let answering_admin = tokio::spawn(admin.serve(health, metrics, closing.clone()));
     let telling = tokio::spawn(boot::log_limit::keep_telling());
-    let ended = serve(&own, &base, ingress, nats.as_ref().map(|(nats, data)| (nats, data))).await;
+    let ended = serve(&own, &base, (ingress, api), nats.as_ref().map(|(nats, data)| (nats, data))).await;
     exporter.close().await;
     telling.abort();
     boot::log_limit::tell();
@@ -234,7 +246,7 @@ pub(crate) async fn start_nats(
 async fn serve(
     own: &OwnArgs,
     base: &Context,
-    ingress: Ingress,
+    (ingress, api): (Ingress, Api),
     nats: Option<(&Nats, &DataDir)>,
 ) -> anyhow::Result<()> {
     if own.demo && !load_demo(base).await? {
@@ -248,8 +260,9 @@ async fn serve(
             http: ingress.http_address(),
             coap: ingress.coap_address(),
         }),
+        api: Some(api.address()),
     };
-    let mut services = Services::start(base, ingress).await?;
+    let mut services = Services::start(base, ingress, api).await?;
     let started = tokio::select! {
         () = base.health.wait_ready() => Ok(true),
         () = base.shutdown.cancelled() => Ok(false),
@@ -309,9 +322,10 @@ async fn load_demo(base: &Context) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// The three services of this process.
+/// The services of this process.
 struct Services {
     ingress: Running,
+    api: Running,
     authorizer: Running,
     router: Running,
 }
@@ -342,17 +356,18 @@ impl Running {
 }
 
 impl Services {
-    async fn start(base: &Context, ingress: Ingress) -> anyhow::Result<Self> {
+    async fn start(base: &Context, ingress: Ingress, api: Api) -> anyhow::Result<Self> {
         let settings: BusSettings = (&base.settings.nats).into();
         // Each with a token of its own: they end one after another.
         let scope = |name| Context { shutdown: CancellationToken::new(), ..base.for_service(name) };
         let connect = async |name| Bus::connect(&settings, name).await.context("there is no NATS");
-        let contexts = ["authorizer", "router", "ingress"].map(scope);
+        let contexts = ["authorizer", "router", "ingress", "api"].map(scope);
         let buses = (connect("authorizer").await?, connect("router").await?, connect("ingress").await?);
+        let api_bus = connect("api").await?;
         buses.2.admits_bodies(&base.settings)?;
         let stops = contexts.each_ref().map(|context| context.shutdown.clone());
-        let [for_authorizer, for_router, for_ingress] = contexts;
-        let [stop_authorizer, stop_router, stop_ingress] = stops;
+        let [for_authorizer, for_router, for_ingress, for_api] = contexts;
+        let [stop_authorizer, stop_router, stop_ingress, stop_api] = stops;
         let run = |name, stop, task| Running { name, stop, task, is_over: false };
         let ingress = async move {
             let served = ingress.serve(for_ingress, buses.2.clone()).await;
@@ -367,6 +382,7 @@ impl Services {
             ),
             router: run("router", stop_router, tokio::spawn(switchboard_router::serve(for_router, buses.1))),
             ingress: run("ingress", stop_ingress, tokio::spawn(ingress)),
+            api: run("api", stop_api, tokio::spawn(api.serve(for_api, api_bus))),
         })
     }
 
@@ -374,16 +390,17 @@ impl Services {
     async fn first_end(&mut self) -> anyhow::Result<()> {
         tokio::select! {
             ended = self.ingress.ended() => ended,
+            ended = self.api.ended() => ended,
             ended = self.authorizer.ended() => ended,
             ended = self.router.ended() => ended,
         }
     }
 
-    /// Ingress first: the calls that it still has in flight need the other two.
+    /// Ingress and the API first: the calls that they still have in flight need the other two.
     async fn stop(mut self) -> anyhow::Result<()> {
-        let ingress = self.ingress.stop().await;
+        let (ingress, api) = tokio::join!(self.ingress.stop(), self.api.stop());
         let (authorizer, router) = tokio::join!(self.authorizer.stop(), self.router.stop());
-        ingress.and(authorizer).and(router)
+        ingress.and(api).and(authorizer).and(router)
     }
 }
 
@@ -407,6 +424,9 @@ fn greet(addresses: &Addresses, own: &OwnArgs, data: Option<&DataDir>) {
     say(format_args!("Switchboard {}", boot::args::version()));
     if let Some(DeviceAddresses { mqtt, http, coap }) = service.devices {
         say(format_args!("  devices  mqtt://{mqtt}  http://{http}  coap://{coap}"));
+    }
+    if let Some(api) = service.api {
+        say(format_args!("  API      http://{api}/v1/openapi.json"));
     }
     say(format_args!("  admin    http://{}/readyz and /metrics", service.admin));
     say(format_args!("  NATS     {}", addresses.nats_and_password()));

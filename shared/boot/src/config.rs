@@ -349,6 +349,37 @@ declare::settings! {
         max_calls_in_flight: usize = 100_000, 1..=10_000_000;
     }
 
+    /// The API for applications: programs that call devices, over HTTP and with a key (`switchboard app`).
+    [api] Api {
+        /// Address to listen on, in plain text: TLS is the part of a proxy in front. Loopback unless told: 0.0.0.0:8081
+        /// is every IPv4 address of the machine.
+        listen: SocketAddr = loopback(8081), Anything;
+        /// Connections at once; a further one is closed.
+        max_connections: usize = 10_000, 1..=1_000_000;
+        /// Bytes of one request's body; a larger one is refused (413). Stay well below `max_payload` of NATS, 1 MiB
+        /// unless set there.
+        max_body_bytes: usize = 65_536, 1_024..=1_048_576;
+        /// Milliseconds from the accepted connection, or the last answer, to the complete head of the next request;
+        /// then the connection is closed.
+        idle_timeout_ms: u64 = 60_000, 100..=3_600_000;
+        /// Milliseconds a request's body may take to come (408), and a client not to read a byte of its answer; then
+        /// the connection is closed.
+        request_timeout_ms: u64 = 10_000, 100..=600_000;
+        /// Calls that may be in flight at once; a further one is refused (429).
+        max_calls_in_flight: usize = 10_000, 1..=1_000_000;
+        /// Of those, one application's.
+        max_calls_in_flight_per_app: usize = 1_000, 1..=1_000_000;
+        /// Calls that one application may make a second on average (a token bucket); one above is refused (429). 0: no
+        /// limit.
+        calls_per_second_per_app: u32 = 1_000, 0..=1_000_000;
+        /// Calls that one application may make at once after a pause: the depth of that bucket.
+        call_burst_per_app: u32 = 2_000, 1..=1_000_000;
+        /// Milliseconds that calls in flight may take to end when the service stops; the rest is cut off.
+        drain_ms: u64 = 10_000, 0..=600_000;
+        /// Threads of the process; 0: one for each core.
+        worker_threads: u16 = 1, 0..=1_024;
+    }
+
     /// The service that NATS asks who a node is (`deploy/nats`). Only for where it does.
     [identity] Identity {
         /// What a node shows to join, as its `nats.password`; empty: this process is no identity service.

@@ -77,6 +77,7 @@ impl Bus {
             ("mqtt.max_packet_bytes", settings.mqtt.max_packet_bytes as usize),
             ("http.max_body_bytes", settings.http.max_body_bytes),
             ("coap.max_body_bytes", settings.coap.max_body_bytes),
+            ("api.max_body_bytes", settings.api.max_body_bytes),
         ];
         match allowed.into_iter().find(|(_, bytes)| bytes + HEAD_BYTES > max_payload) {
             Some((setting, bytes)) => Err(BusError::BodiesTooLarge { setting, bytes, max_payload }),

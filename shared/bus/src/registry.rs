@@ -8,10 +8,12 @@
 //! | `tenant.<id>` | [`Tenant`] |
 //! | `customer.<id>` | [`Customer`] |
 //! | `device.<id>` | [`Device`], with the hash of its token |
+//! | `app.<id>` | [`App`], with the hashes of its keys |
 //! | `credential.<sha256 of the token>` | the device's id |
 //! | `tenant-name.<sha256 of the name>` | the tenant's id |
 //! | `beat.<0 to 63>` | an authorizer's process and a number, see [`RegistryBeats`] |
 //! | `customer-name.<tenant>.<sha256>`, `device-name.<tenant>.<sha256>` | the customer's or device's id |
+//! | `app-name.<tenant>.<sha256>` | the application's id |
 //!
 //! Each write is a compare-and-set. Several keys are no transaction, so the order of writes keeps a crash in between
 //! harmless: a credential lets a device in only if its key names the device *and* the device's record names that
@@ -19,6 +21,7 @@
 //! credential, lets the record name it, and then removes the old one; removing takes the record away first. An index
 //! key that a crash left behind lets nobody in, and is taken over by the next who wants it, after a minute.
 
+mod app;
 mod bucket;
 mod records;
 mod token;
@@ -27,10 +30,13 @@ mod watch;
 use std::fmt;
 
 use futures::stream::{self, StreamExt};
-use rpc::{CredentialHash, CustomerId, DeviceId, TenantId};
+use rpc::{AppId, CredentialHash, CustomerId, DeviceId, KeyId, TenantId};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
+pub use app::{
+    App, AppKey, DEFAULT_KEY_LASTS_S, KeyRecord, MAX_KEYS, MAX_METHOD_CHARS, NewKey, check_method,
+};
 pub use records::{
     Customer, DEFAULT_TYPE, Device, Invalid, MAX_LABEL_KEY_CHARS, MAX_LABEL_VALUE_CHARS, MAX_LABELS,
     MAX_NAME_CHARS, Snapshot, Tenant, check_labels, check_name, check_type, misleads,
@@ -65,7 +71,7 @@ pub enum RegistryError {
     /// There is none of that id.
     #[error("there is no {kind} {id}")]
     Missing {
-        /// Tenant, customer or device.
+        /// Tenant, customer, device or application.
         kind: Kind,
         /// The id asked for.
         id: Uuid,
@@ -86,6 +92,9 @@ pub enum RegistryError {
     /// Others wrote the same record at the same time, again and again.
     #[error("others are changing the same record at this moment; try again")]
     Contended,
+    /// One more key than an application may have.
+    #[error("it has {MAX_KEYS} keys that live: revoke one first")]
+    KeysFull,
     /// A record that this version does not understand.
     #[error("the record {key} cannot be read: {reason}")]
     Unreadable {
@@ -114,6 +123,8 @@ pub enum Kind {
     Customer,
     /// A device.
     Device,
+    /// An application.
+    App,
 }
 
 impl fmt::Display for Kind {
@@ -122,6 +133,7 @@ impl fmt::Display for Kind {
             Kind::Tenant => "tenant",
             Kind::Customer => "customer",
             Kind::Device => "device",
+            Kind::App => "application",
         })
     }
 }
@@ -184,7 +196,7 @@ impl Registry {
     /// # Errors
     /// When NATS does not answer.
     pub async fn load(&self) -> Result<Snapshot, RegistryError> {
-        watch::load(&self.bucket, &["tenant.*", "customer.*", "device.*"]).await
+        watch::load(&self.bucket, &["tenant.*", "customer.*", "device.*", "app.*"]).await
     }
 
     /// One tenant.
@@ -438,7 +450,7 @@ impl Registry {
         Ok(customer)
     }
 
-    /// Removes a tenant that has neither customers nor devices.
+    /// Removes a tenant that has neither customers nor devices, and its applications with it.
     ///
     /// # Errors
     /// When it does not exist, or still has some.
@@ -449,9 +461,66 @@ impl Registry {
         if devices + customers > 0 {
             return Err(RegistryError::StillUsed { kind: Kind::Tenant, customers, devices });
         }
+        for (app, _) in known.apps.iter().filter(|(_, app)| app.tenant == id) {
+            self.remove_app(*app).await?;
+        }
         let tenant: Tenant = self.bucket.remove(Key::Tenant(id)).await?.ok_or(missing(Kind::Tenant, id.0))?;
         self.bucket.give_up(Key::TenantName(&tenant.name), id.0).await;
         Ok(tenant)
+    }
+
+    /// Adds an application without a key.
+    ///
+    /// # Errors
+    /// When its name or scope is invalid, its name is taken in the tenant, or its tenant or a customer does not exist.
+    pub async fn add_app(&self, id: AppId, app: &App) -> Result<Added, RegistryError> {
+        app.check()?;
+        self.existing_tenant(app.tenant).await?;
+        for customer in app.customers.iter().flatten() {
+            self.existing_customer(*customer, app.tenant).await?;
+        }
+        let index = Key::AppName(app.tenant, &app.name);
+        let is_gone = async |other| {
+            let other: Option<App> = self.bucket.get(Key::App(AppId(other))).await?.map(|it| it.value);
+            Ok(other.is_none_or(|other| (other.tenant, &other.name) != (app.tenant, &app.name)))
+        };
+        let name = self.bucket.take(index, id.0, "name", is_gone).await?;
+        self.add_record(Key::App(id), id.0, app, |it| it == app, (index, name)).await
+    }
+
+    /// Gives an application a key, and forgets those of its that have ended. The application as it is now.
+    ///
+    /// # Errors
+    /// When it does not exist, or has [`MAX_KEYS`] keys already.
+    pub async fn add_key(&self, new: &NewKey) -> Result<App, RegistryError> {
+        let add = |app: &mut App| {
+            app.keys.retain(|_, key| key.expires_s > new.now_s);
+            if app.keys.len() >= MAX_KEYS {
+                return Err(RegistryError::KeysFull);
+            }
+            app.keys.insert(new.key.id(), new.record());
+            Ok(true)
+        };
+        self.bucket.change(Key::App(new.app), add).await?.ok_or(missing(Kind::App, new.app.0))
+    }
+
+    /// Ends one key of an application. The application as it is now.
+    ///
+    /// # Errors
+    /// When the application does not exist.
+    pub async fn revoke_key(&self, id: AppId, key: KeyId) -> Result<App, RegistryError> {
+        let revoke = |app: &mut App| Ok(app.keys.remove(&key).is_some());
+        self.bucket.change(Key::App(id), revoke).await?.ok_or(missing(Kind::App, id.0))
+    }
+
+    /// Removes an application, its keys with it. The application as it was.
+    ///
+    /// # Errors
+    /// When it does not exist.
+    pub async fn remove_app(&self, id: AppId) -> Result<App, RegistryError> {
+        let app: App = self.bucket.remove(Key::App(id)).await?.ok_or(missing(Kind::App, id.0))?;
+        self.bucket.give_up(Key::AppName(app.tenant, &app.name), id.0).await;
+        Ok(app)
     }
 
     /// Name, record, credential: in this order, so that a device is let in only once all of it stands.

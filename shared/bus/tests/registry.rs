@@ -188,6 +188,7 @@ impl Seen {
                     | Change::Loaded
                     | Change::Beat(_)
                     | Change::Confirmed
+                    | Change::App(..)
                     | Change::Lost => {}
                 }
                 if until(self, &change) {

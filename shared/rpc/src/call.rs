@@ -4,8 +4,8 @@ use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Budget, CallId, CustomerId, DeviceId, NodeId, Outcome, Party, Protocol, SessionId, TenantId, Ticket,
-    Until, closed_list,
+    AppCaller, Budget, CallId, CustomerId, DeviceId, NodeId, Outcome, Party, Protocol, SessionId, TenantId,
+    Ticket, Until, closed_list,
 };
 
 /// A `sendMsg` on its way from the caller's node to the authorizer (`swb.call`). Its body follows.
@@ -47,6 +47,9 @@ pub struct Call {
     /// W3C trace context: as the caller gave it, or of the last hop that recorded a span.
     #[n(11)]
     pub traceparent: Option<String>,
+    /// The application that calls, where it is one: an authorizer alone says so.
+    #[n(12)]
+    pub app: Option<AppCaller>,
 }
 
 /// An allowed call on its way from the authorizer to a router (`swb.route`). The body follows.
@@ -100,6 +103,9 @@ pub struct Delivery {
     /// As in [`Call`].
     #[n(9)]
     pub traceparent: Option<String>,
+    /// What the target reads as `method`; none: `onMsg`.
+    #[n(10)]
+    pub method: Option<String>,
 }
 
 /// What the target's node says to the router's delivery.
@@ -140,6 +146,9 @@ pub struct JudgeRequest {
     /// As in [`Call`].
     #[n(6)]
     pub oneway: bool,
+    /// As in [`Call`].
+    #[n(7)]
+    pub app: Option<AppCaller>,
 }
 
 /// What an authorizer says to a [`JudgeRequest`].

@@ -76,6 +76,11 @@ uuid_id!(
     CustomerId, "customer id"
 );
 
+uuid_id!(
+    /// An application: a program of a tenant's that calls devices.
+    AppId, "application id"
+);
+
 macro_rules! hex_id {
     ($(#[$doc:meta])* $name:ident, $kind:literal) => {
         $(#[$doc])*
@@ -166,6 +171,10 @@ impl<T: FromStr<Err = ParseIdError>> de::Visitor<'_> for Text<T> {
     }
 }
 
+hex_id!(
+    /// One of an application's keys. Says nothing of its secret.
+    KeyId, "key id"
+);
 hex_id!(
     /// One running ingress process. Chosen at random for each start, so a restarted node is a new one.
     NodeId, "node id"

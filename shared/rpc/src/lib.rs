@@ -2,6 +2,7 @@
 //!
 //! Everything here is pure: no clock is read and nothing is awaited. Times are handed in.
 
+mod app;
 mod beat;
 mod budget;
 mod call;
@@ -18,6 +19,7 @@ mod ticket;
 mod trace;
 pub mod wire;
 
+pub use app::{AppAsk, AppCall, AppCaller, AppIdentity, AppReply, AppRequest, DEFAULT_METHOD, Role, Target};
 pub use beat::{BEAT_EVERY, Beat, Beats, Until};
 pub use budget::{Budget, Deadline};
 pub use call::{
@@ -32,9 +34,11 @@ pub use directory::{
     AuthenticateReply, AuthenticateRequest, CredentialHash, DeviceStanding, DeviceState, Identity,
     ListRequest, PresenceReply, PresenceRequest,
 };
-pub use ids::{CallId, CustomerId, DeviceId, NODE_TAG_BITS, NodeId, ParseIdError, SessionId, TenantId};
+pub use ids::{
+    AppId, CallId, CustomerId, DeviceId, KeyId, NODE_TAG_BITS, NodeId, ParseIdError, SessionId, TenantId,
+};
 pub use node_key::NodeKey;
-pub use outcome::{Limit, Method, Outcome, OutcomeName};
+pub use outcome::{Limit, Method, Outcome, OutcomeName, Seen};
 pub use share::{NoPlace, Party, Place, Shares, percent_of};
 pub use subjects::{Subjects, UplinkKind};
 pub use ticket::{Holder, Stamp, TICKET_LASTS_S, Ticket, TicketError, TicketKeys};

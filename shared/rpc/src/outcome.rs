@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use minicbor::{Decode, Encode};
+use serde::Serialize;
 
 use crate::closed_list;
 
@@ -124,6 +125,15 @@ closed_list! {
         /// Those of one customer.
         #[n(29)]
         CustomerLists = "customer_lists",
+        /// `api.max_connections`.
+        #[n(36)]
+        ApiConnections = "api_connections",
+        /// `api.max_calls_in_flight_per_app`.
+        #[n(37)]
+        AppInFlight = "app_in_flight",
+        /// `api.calls_per_second_per_app`.
+        #[n(38)]
+        AppCallRate = "app_call_rate",
     }
 }
 
@@ -216,9 +226,39 @@ impl Outcome {
         }
     }
 
+    /// May the target have executed the call? A promise: of those that say never, it has not.
+    pub const fn seen(&self) -> Seen {
+        match self {
+            Outcome::Answered | Outcome::Delivered | Outcome::AnswerTooLarge | Outcome::AnswerInvalid => {
+                Seen::Yes
+            }
+            Outcome::TimedOut | Outcome::Lost | Outcome::Unavailable => Seen::Maybe,
+            Outcome::Denied
+            | Outcome::UnknownDevice
+            | Outcome::Offline
+            | Outcome::Busy(_)
+            | Outcome::TooLargeForTarget
+            | Outcome::Malformed(_) => Seen::Never,
+        }
+    }
+
     /// Its name, for devices, metrics and logs.
     pub const fn as_str(&self) -> &'static str {
         self.name().as_str()
+    }
+}
+
+closed_list! {
+    /// Whether a call's target saw it.
+    #[derive(Serialize)]
+    #[serde(rename_all = "lowercase")]
+    pub enum Seen {
+        /// It did not, and will not: the call may be made again.
+        Never = "never",
+        /// Nobody can say.
+        Maybe = "maybe",
+        /// It did.
+        Yes = "yes",
     }
 }
 

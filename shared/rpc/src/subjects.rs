@@ -56,6 +56,16 @@ impl Subjects {
         self.under("call")
     }
 
+    /// Api → authorizer: an application's call to be judged. Apart from devices': old copies would take it for one.
+    pub fn app_call(&self) -> String {
+        self.under("appcall")
+    }
+
+    /// Api → authorizer: what an application wants to know.
+    pub fn app(&self) -> String {
+        self.under("app")
+    }
+
     /// Authorizer → router: an allowed call.
     pub fn route(&self) -> String {
         self.under("route")

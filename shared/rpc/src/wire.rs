@@ -71,15 +71,16 @@ mod tests {
             protocol: None,
             oneway: false,
             traceparent,
+            app: None,
         }
     }
 
     #[test]
     fn fields_that_a_copy_does_not_know_of_are_skipped() {
         let known = encode(&call(None), b"");
-        // An array of eleven: the twelfth, a `traceparent`, is none. Then one of thirteen, with a text for the last.
+        // An array of eleven: the two behind it are none. Then one of fourteen, with a text for the last.
         assert_eq!(known[0], 0x8b);
-        let longer = [&[0x8d], &known[1..], &[0xf6, 0x63, b'n', b'e', b'w'], b"{}"].concat();
+        let longer = [&[0x8e], &known[1..], &[0xf6, 0xf6, 0x63, b'n', b'e', b'w'], b"{}"].concat();
         assert_eq!(decode::<Call>(&longer.into()).unwrap(), (call(None), Bytes::from_static(b"{}")));
     }
 

@@ -478,6 +478,7 @@ impl Node {
             caller: None,
             oneway: delivery.oneway,
             traceparent: None,
+            method: None,
             body,
             deadline,
             verdict: None,
@@ -537,6 +538,7 @@ impl Node {
             protocol: None,
             oneway: false,
             traceparent: None,
+            app: None,
         };
         let cancel = (connect_ms > 0).then_some(CancelRequest { call: id, target });
         let payload = Payload::Call(Box::new(head), call.to_string().into());

@@ -156,6 +156,7 @@ impl Router {
             oneway: head.oneway,
             verdict_ms: None,
             traceparent: None,
+            method: None,
         };
         let payload = Payload::Delivery(Box::new(delivery), call.payload.body.clone());
         let wait = Micros::from(budget_ms.as_ms()) * 1_000;

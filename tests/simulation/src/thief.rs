@@ -75,6 +75,7 @@ impl Service for Thief {
                     protocol: Some(Protocol::Mqtt),
                     oneway: false,
                     traceparent: None,
+                    app: None,
                 };
                 let body = Bytes::from(call.to_string());
                 let _ =

@@ -54,7 +54,7 @@ labels:
 
 {{/* The services, as YAML. */}}
 {{- define "switchboard.components" -}}
-[ingress, authorizer, router{{ if .Values.identity.enabled }}, identity{{ end }}]
+[ingress, authorizer, router{{ if .Values.api.enabled }}, api{{ end }}{{ if .Values.identity.enabled }}, identity{{ end }}]
 {{- end -}}
 
 {{- define "switchboard.serviceAccountName" -}}

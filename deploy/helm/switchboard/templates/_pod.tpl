@@ -42,6 +42,10 @@ spec:
         {{- if eq $component "ingress" }}
         {{- include "switchboard.devicePorts" $ | nindent 8 }}
         {{- end }}
+        {{- if eq $component "api" }}
+        - name: api
+          containerPort: 8081
+        {{- end }}
         - name: admin
           containerPort: 9100
       startupProbe:

@@ -9,6 +9,7 @@
   "mqtt" (dict "listen" (printf "%s:1883" $listen) "tls_listen" (printf "%s:8883" $listen))
   "http" (dict "listen" (printf "%s:8080" $listen) "tls_listen" (printf "%s:8443" $listen))
   "coap" (dict "listen" (printf "%s:5683" $listen))
+  "api" (dict "listen" (printf "%s:8081" $listen))
   "admin" (dict "listen" (printf "%s:9100" $listen))
 -}}
 {{- if .Values.nats.credentialsSecret -}}

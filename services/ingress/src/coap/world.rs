@@ -282,6 +282,7 @@ impl World {
             caller: None,
             oneway,
             traceparent: None,
+            method: None,
             body: Bytes::copy_from_slice(body.as_bytes()),
             deadline: Budget::from_ms(budget_ms).starting(self.now),
             verdict: None,

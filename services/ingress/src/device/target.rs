@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use bytes::Bytes;
-use rpc::{CallId, Deadline, DeliveryReply, DeviceId, Limit, Outcome};
+use rpc::{CallId, DEFAULT_METHOD, Deadline, DeliveryReply, DeviceId, Limit, Outcome};
 
 use crate::device_api::{self, Beside};
 
@@ -41,6 +41,8 @@ pub struct Incoming<R> {
     pub oneway: bool,
     /// W3C trace context.
     pub traceparent: Option<String>,
+    /// What the device reads as `method`; none: `onMsg`.
+    pub method: Option<String>,
     /// Its body, as the caller wrote it.
     pub body: Bytes,
     /// When its budget ends.
@@ -62,7 +64,7 @@ impl TargetLimits {
 impl<R> Incoming<R> {
     /// How much memory it takes, about.
     pub fn bytes(&self) -> usize {
-        size_of::<Self>() + self.body.len()
+        size_of::<Self>() + self.body.len() + self.method.as_ref().map_or(0, String::len)
     }
 
     /// What the device reads, with the call's number where nothing else carries it. `tells_caller`: it names who calls,
@@ -72,7 +74,8 @@ impl<R> Incoming<R> {
             caller: self.caller.as_ref().map(|caller| (caller.id, caller.name.as_str())),
             expires: self.deadline.remaining(now),
         });
-        device_api::on_msg(number, &self.body, beside.as_ref())
+        let method = self.method.as_deref().unwrap_or(DEFAULT_METHOD);
+        device_api::on_msg(number, method, &self.body, beside.as_ref())
     }
 }
 

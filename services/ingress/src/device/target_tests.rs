@@ -17,6 +17,7 @@ pub(crate) fn call(serial: u64, budget_ms: u32, oneway: bool, now: Instant) -> B
         caller: None,
         oneway,
         traceparent: None,
+        method: None,
         body: serial.to_string().into(),
         deadline: Budget::from_ms(budget_ms).starting(now),
         verdict: None,

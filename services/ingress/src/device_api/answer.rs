@@ -1,7 +1,7 @@
 //! What does the device read? The texts of answers and of `onMsg`, to the byte.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use rpc::{Budget, DeviceId, Method, Outcome};
+use rpc::{Budget, DEFAULT_METHOD, DeviceId, Method, Outcome};
 use serde::Serialize;
 
 /// What a caller reads for an outcome; `body` is the answer's own text, handed on untouched.
@@ -36,10 +36,14 @@ pub struct Beside<'a> {
 }
 
 /// What a target reads: `{"method":"onMsg","params":<body>}`, in front of it `"id"`, the call's number, where no topic
-/// carries it (HTTP, CoAP), and behind it `"caller":{"id","name"}` and `"expiresMs"` where they are to be told.
-pub fn on_msg(number: Option<u32>, body: &[u8], beside: Option<&Beside<'_>>) -> Bytes {
+/// carries it (HTTP, CoAP), and behind it `"caller":{"id","name"}` and `"expiresMs"` where they are to be told. A
+/// device calls by `onMsg` alone, an application by whatever its devices know.
+pub fn on_msg(number: Option<u32>, method: &str, body: &[u8], beside: Option<&Beside<'_>>) -> Bytes {
     let id = number.map(|number| format!(r#""id":{number},"#)).unwrap_or_default();
-    let front = format!(r#"{{{id}"method":"onMsg","params":"#);
+    let front = match method {
+        DEFAULT_METHOD => format!(r#"{{{id}"method":"onMsg","params":"#),
+        other => format!(r#"{{{id}"method":{},"params":"#, serde_json::Value::from(other)),
+    };
     let behind = beside.map(Beside::members).unwrap_or_default();
     let mut text = BytesMut::with_capacity(front.len() + body.len() + behind.len() + 1);
     text.put_slice(front.as_bytes());
@@ -165,23 +169,30 @@ mod tests {
     #[test]
     fn calls_read_as_the_contract_says() {
         let body = br#"{"param1":"value1"}"#;
-        assert_eq!(on_msg(None, body, None), r#"{"method":"onMsg","params":{"param1":"value1"}}"#);
-        assert_eq!(on_msg(Some(1), b"null", None), r#"{"id":1,"method":"onMsg","params":null}"#);
+        assert_eq!(
+            on_msg(None, DEFAULT_METHOD, body, None),
+            r#"{"method":"onMsg","params":{"param1":"value1"}}"#
+        );
+        assert_eq!(on_msg(None, "set \"x\"", b"1", None), r#"{"method":"set \"x\"","params":1}"#);
+        assert_eq!(
+            on_msg(Some(1), DEFAULT_METHOD, b"null", None),
+            r#"{"id":1,"method":"onMsg","params":null}"#
+        );
         let id: DeviceId = "aa435e80-9fce-11e6-8080-808080808080".parse().unwrap();
         let beside = |caller| Some(Beside { caller, expires: Budget::from_ms(1875) });
         assert_eq!(
-            on_msg(Some(1), b"[]", beside(Some((id, "Door \"1\""))).as_ref()),
+            on_msg(Some(1), DEFAULT_METHOD, b"[]", beside(Some((id, "Door \"1\""))).as_ref()),
             concat!(
                 r#"{"id":1,"method":"onMsg","params":[],"#,
                 r#""caller":{"id":"aa435e80-9fce-11e6-8080-808080808080","name":"Door \"1\""},"expiresMs":1875}"#
             )
         );
         assert_eq!(
-            on_msg(None, b"1", beside(Some((id, ""))).as_ref()),
+            on_msg(None, DEFAULT_METHOD, b"1", beside(Some((id, ""))).as_ref()),
             r#"{"method":"onMsg","params":1,"caller":{"id":"aa435e80-9fce-11e6-8080-808080808080"},"expiresMs":1875}"#
         );
         assert_eq!(
-            on_msg(None, b"1", beside(None).as_ref()),
+            on_msg(None, DEFAULT_METHOD, b"1", beside(None).as_ref()),
             r#"{"method":"onMsg","params":1,"expiresMs":1875}"#
         );
         assert_eq!(get_time(1_480_000_000_000), r#"{"time":1480000000000}"#);

@@ -3,6 +3,7 @@
 const INGRESS: &str = "ingress";
 const AUTHORIZER: &str = "authorizer";
 const ROUTER: &str = "router";
+const API: &str = "api";
 const IDENTITY: &str = "identity";
 
 /// The services that read the setting of this path, as `mqtt.listen`. What is checked together has the same readers, so
@@ -27,8 +28,9 @@ pub(super) fn of_section(section: &str) -> &'static [&'static str] {
         "device_api" | "shares" | "ingress" | "mqtt" | "http" | "tls" | "coap" => &[INGRESS],
         "authorizer" | "audit" => &[AUTHORIZER],
         "router" => &[ROUTER],
+        "api" => &[API],
         "identity" => &[IDENTITY],
-        _ => &[INGRESS, AUTHORIZER, ROUTER, IDENTITY],
+        _ => &[INGRESS, AUTHORIZER, ROUTER, API, IDENTITY],
     }
 }
 
@@ -71,7 +73,7 @@ mod tests {
         let source = |folder: &str| code(&root.join(folder).join("src"));
         let shared = [source("shared/boot"), source("shared/bus")].concat();
         let mut faults = Vec::new();
-        for service in [INGRESS, AUTHORIZER, ROUTER, IDENTITY] {
+        for service in [INGRESS, AUTHORIZER, ROUTER, API, IDENTITY] {
             let own = source(&format!("services/{service}"));
             for path in Settings::PATHS {
                 let (section, name) = path.split_once('.').unwrap();

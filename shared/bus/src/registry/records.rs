@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 
-use rpc::{CredentialHash, CustomerId, DeviceId, TenantId};
+use rpc::{AppId, CredentialHash, CustomerId, DeviceId, TenantId};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use super::app::App;
 
 /// The longest name, in characters (as in ThingsBoard).
 pub const MAX_NAME_CHARS: usize = 255;
@@ -74,6 +76,8 @@ pub struct Snapshot {
     pub customers: HashMap<CustomerId, Customer>,
     /// All devices.
     pub devices: HashMap<DeviceId, Device>,
+    /// All applications.
+    pub apps: HashMap<AppId, App>,
 }
 
 /// What is wrong with a given value.
@@ -143,6 +147,7 @@ pub(super) enum Key<'a> {
     Tenant(TenantId),
     Customer(CustomerId),
     Device(DeviceId),
+    App(AppId),
     /// Makes a token unique: holds the device's id.
     Credential(&'a CredentialHash),
     /// Makes a tenant's name unique: holds the tenant's id.
@@ -151,6 +156,8 @@ pub(super) enum Key<'a> {
     CustomerName(TenantId, &'a str),
     /// Makes a device's name unique in its tenant: holds the device's id.
     DeviceName(TenantId, &'a str),
+    /// Makes an application's name unique in its tenant: holds the application's id.
+    AppName(TenantId, &'a str),
 }
 
 impl Key<'_> {
@@ -159,10 +166,12 @@ impl Key<'_> {
             Key::Tenant(id) => format!("tenant.{id}"),
             Key::Customer(id) => format!("customer.{id}"),
             Key::Device(id) => format!("device.{id}"),
+            Key::App(id) => format!("app.{id}"),
             Key::Credential(hash) => format!("credential.{}", hash.as_str()),
             Key::TenantName(name) => format!("tenant-name.{}", hex_sha256(name)),
             Key::CustomerName(tenant, name) => format!("customer-name.{tenant}.{}", hex_sha256(name)),
             Key::DeviceName(tenant, name) => format!("device-name.{tenant}.{}", hex_sha256(name)),
+            Key::AppName(tenant, name) => format!("app-name.{tenant}.{}", hex_sha256(name)),
         }
     }
 }
@@ -205,6 +214,8 @@ mod tests {
             Key::TenantName("* > . é"),
             Key::CustomerName(tenant, "* > . é"),
             Key::DeviceName(tenant, "* > . é"),
+            Key::App(AppId(Uuid::from_u128(4))),
+            Key::AppName(tenant, "* > . é"),
         ] {
             let text = key.text();
             assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte)), "{text}");

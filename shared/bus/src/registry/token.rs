@@ -16,7 +16,7 @@ pub const MIN_STRONG_CHARS: usize = 16;
 /// Characters of a generated token: 24 of 62 kinds are 142 bits.
 const GENERATED_CHARS: usize = 24;
 /// Letters and digits alone: nothing to escape in a shell, a URL or a CSV file, and no leading `-`.
-const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+pub(super) const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 
 /// A device's access token: its user name in MQTT, a segment of its path in HTTP (percent-encoded, RFC 3986 §2.1) and
 /// CoAP (its bytes as they are).
@@ -31,17 +31,7 @@ impl Token {
     /// # Errors
     /// When the operating system gives none.
     pub fn generate() -> Result<Self, RegistryError> {
-        let mut token = String::with_capacity(GENERATED_CHARS);
-        let mut random = [0; 2 * GENERATED_CHARS];
-        while token.len() < GENERATED_CHARS {
-            getrandom::fill(&mut random).map_err(|error| RegistryError::Randomness(error.to_string()))?;
-            // Bytes from 4 × 62 on are thrown away: taking them modulo 62 would favour some characters.
-            let fair = random.iter().filter_map(|&byte| {
-                (byte < 248).then(|| ALPHABET.get(usize::from(byte % 62)).copied().map(char::from))?
-            });
-            token.extend(fair.take(GENERATED_CHARS - token.len()));
-        }
-        Ok(Token(token))
+        random_text(GENERATED_CHARS).map(Token)
     }
 
     /// A token that somebody chose: fleets bring theirs along.
@@ -103,6 +93,21 @@ impl fmt::Debug for Token {
 /// The hash under which the registry knows an access token; also of texts that cannot be one, which nobody holds.
 pub fn credential_of(token: &[u8]) -> CredentialHash {
     CredentialHash::from_digest(Sha256::digest(token).into())
+}
+
+/// So many letters and digits out of the operating system's randomness.
+pub(super) fn random_text(chars: usize) -> Result<String, RegistryError> {
+    let mut text = String::with_capacity(chars);
+    let mut random = [0; 64];
+    while text.len() < chars {
+        getrandom::fill(&mut random).map_err(|error| RegistryError::Randomness(error.to_string()))?;
+        // Bytes from 4 × 62 on are thrown away: taking them modulo 62 would favour some characters.
+        let fair = random.iter().filter_map(|&byte| {
+            (byte < 248).then(|| ALPHABET.get(usize::from(byte % 62)).copied().map(char::from))?
+        });
+        text.extend(fair.take(chars - text.len()));
+    }
+    Ok(text)
 }
 
 #[cfg(test)]

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use rpc::{CredentialHash, CustomerId, DeviceId, NodeId, TenantId};
+use rpc::{AppId, CredentialHash, CustomerId, DeviceId, NodeId, TenantId};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::bucket::Bucket;
-use super::{Customer, Device, RegistryError, Snapshot, Tenant};
+use super::{App, Customer, Device, RegistryError, Snapshot, Tenant};
 use crate::connection::{Bus, Question};
 use crate::errors::StoreError;
 use crate::jetstream::acknowledged;
@@ -36,6 +36,8 @@ pub enum Change {
     Customer(CustomerId, Option<Customer>),
     /// A device.
     Device(DeviceId, Option<Device>),
+    /// An application.
+    App(AppId, Option<App>),
     /// Which device a credential was made for. It is that device's only if its record bears the same hash.
     Credential(CredentialHash, Option<DeviceId>),
     /// The load is complete.
@@ -166,7 +168,7 @@ fn own_beat(event: &WatchEvent, process: NodeId) -> Option<u64> {
 }
 
 /// The keys that a watch needs; the indexes of names serve only those who write.
-const KINDS: [&str; 5] = ["tenant.*", "customer.*", "device.*", "credential.*", "beat.*"];
+const KINDS: [&str; 6] = ["tenant.*", "customer.*", "device.*", "app.*", "credential.*", "beat.*"];
 
 /// Loads what stands in the bucket under `kinds` of keys.
 pub(super) async fn load(bucket: &Bucket, kinds: &[&'static str]) -> Result<Snapshot, RegistryError> {
@@ -181,6 +183,7 @@ pub(super) async fn load(bucket: &Bucket, kinds: &[&'static str]) -> Result<Snap
             Some(Change::Tenant(id, now)) => put(&mut snapshot.tenants, id, now),
             Some(Change::Customer(id, now)) => put(&mut snapshot.customers, id, now),
             Some(Change::Device(id, now)) => put(&mut snapshot.devices, id, now),
+            Some(Change::App(id, now)) => put(&mut snapshot.apps, id, now),
             Some(Change::Loading) => snapshot = Snapshot::default(),
             Some(Change::Loaded) => return Ok(snapshot),
             Some(Change::Credential(..) | Change::Beat(_) | Change::Confirmed | Change::Lost) | None => {}
@@ -226,6 +229,7 @@ fn change(key: &str, value: Option<&Bytes>) -> Option<Option<Change>> {
         "tenant" => Change::Tenant(rest.parse().ok()?, record(value)?),
         "customer" => Change::Customer(rest.parse().ok()?, record(value)?),
         "device" => Change::Device(rest.parse().ok()?, record(value)?),
+        "app" => Change::App(rest.parse().ok()?, record(value)?),
         "credential" => {
             let device = match value {
                 Some(value) => Some(std::str::from_utf8(value).ok()?.parse().ok()?),

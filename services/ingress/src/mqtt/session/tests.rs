@@ -95,6 +95,7 @@ fn incoming(oneway: bool, budget_ms: u32, now: Instant) -> Box<Incoming> {
         caller: None,
         oneway,
         traceparent: Some("00-1-2-01".into()),
+        method: None,
         body: Bytes::from_static(br#"{"x":1}"#),
         deadline: Budget::from_ms(budget_ms).starting(now),
         verdict: None,

@@ -1,0 +1,192 @@
+//! Whose key is this, and may its application call now? An authorizer says the one, once a minute for each key; limits
+//! the other.
+//!
+//! What is remembered here decides nothing but limits and words: each call bears its key's hash, and the authorizer
+//! that judges it looks for itself. So a key that was ended ends with the registry's feed, whatever stands here.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use boot::config;
+use bus::registry::AppKey;
+use bus::{AskError, Bus};
+use parking_lot::Mutex;
+use rpc::{
+    AppAsk, AppId, AppIdentity, AppReply, AppRequest, CredentialHash, Limit, NoPlace, Place, Shares, wire,
+};
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+use crate::metrics::Meters;
+
+/// How long an authorizer's word on a key is not asked for again.
+const KNOWN_FOR: Duration = Duration::from_secs(60);
+/// Keys, and applications, that are kept in mind at once: beyond it those that are not in use are forgotten.
+const MAX_KNOWN: usize = 10_000;
+/// Keys that may be asked about at a time: whoever makes keys up waits for himself.
+const MAX_ASKED: usize = 64;
+/// How long an authorizer may take to say whom a key is for.
+const WHO_WAIT: Duration = Duration::from_secs(5);
+
+/// What an application may do at a time, on one copy.
+pub(crate) struct Keys {
+    bus: Bus,
+    known: Mutex<HashMap<CredentialHash, Known>>,
+    asking: Semaphore,
+    in_flight: Shares<AppId>,
+    rates: Mutex<HashMap<AppId, Instant>>,
+    rate: Rate,
+    meters: Meters,
+}
+
+/// So many a second on average, so many at once; 0 a second: no limit.
+#[derive(Debug, Clone, Copy)]
+struct Rate {
+    per_second: u32,
+    burst: u32,
+}
+
+struct Known {
+    caller: Arc<Caller>,
+    asked: Instant,
+}
+
+/// An application that has shown its key.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    pub(crate) credential: CredentialHash,
+    pub(crate) identity: AppIdentity,
+}
+
+/// Why nobody is let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotLetIn {
+    /// No key was shown, or what is none.
+    NoKey,
+    /// Nobody has that key, or not any more.
+    Unknown,
+    /// No authorizer says whose it is.
+    Unavailable,
+}
+
+impl Keys {
+    pub(crate) fn new(bus: Bus, settings: &config::Api) -> Self {
+        Keys {
+            bus,
+            known: Mutex::default(),
+            asking: Semaphore::new(MAX_ASKED),
+            in_flight: Shares::new(settings.max_calls_in_flight, settings.max_calls_in_flight_per_app),
+            rates: Mutex::default(),
+            rate: Rate { per_second: settings.calls_per_second_per_app, burst: settings.call_burst_per_app },
+            meters: Meters::new(),
+        }
+    }
+
+    pub(crate) fn meters(&self) -> &Meters {
+        &self.meters
+    }
+
+    /// Whose key that is.
+    pub(crate) async fn caller(&self, shown: Option<&str>) -> Result<Arc<Caller>, NotLetIn> {
+        let key = shown.and_then(AppKey::parse).ok_or(NotLetIn::NoKey)?;
+        let credential = key.credential();
+        let known = self
+            .known
+            .lock()
+            .get(&credential)
+            .filter(|it| it.asked.elapsed() < KNOWN_FOR)
+            .map(|it| Arc::clone(&it.caller));
+        match known {
+            Some(caller) => Ok(caller),
+            None => self.ask(credential).await,
+        }
+    }
+
+    /// Asks about a key again: an authorizer has refused it, or something else.
+    pub(crate) async fn still(&self, caller: &Caller) -> Result<(), NotLetIn> {
+        self.ask(caller.credential.clone()).await.map(|_| ())
+    }
+
+    async fn ask(&self, credential: CredentialHash) -> Result<Arc<Caller>, NotLetIn> {
+        let question = wire::encode(&AppRequest { credential: credential.clone(), ask: AppAsk::Who }, b"");
+        let asked = tokio::time::timeout(WHO_WAIT, async {
+            // Closed by nobody.
+            let _one = self.asking.acquire().await;
+            self.bus.ask(self.bus.subjects().app(), question, WHO_WAIT).await
+        });
+        let reply = asked.await.unwrap_or(Err(AskError::Expired)).map_err(|error| {
+            tracing::warn!(%error, "no authorizer says whose a key is");
+            NotLetIn::Unavailable
+        })?;
+        match wire::decode::<AppReply>(&reply) {
+            Ok((AppReply::Identity(identity), _)) => {
+                let caller = Arc::new(Caller { credential: credential.clone(), identity });
+                let mut known = self.known.lock();
+                if known.len() >= MAX_KNOWN {
+                    known.retain(|_, it| it.asked.elapsed() < KNOWN_FOR);
+                    if known.len() >= MAX_KNOWN {
+                        known.clear();
+                    }
+                }
+                known.insert(credential, Known { caller: Arc::clone(&caller), asked: Instant::now() });
+                Ok(caller)
+            }
+            Ok((AppReply::Refused, _)) => {
+                self.known.lock().remove(&credential);
+                Err(NotLetIn::Unknown)
+            }
+            Ok((AppReply::Unavailable, _)) | Err(_) => Err(NotLetIn::Unavailable),
+        }
+    }
+
+    /// A place for one call of an application, until it is dropped.
+    pub(crate) fn place(&self, app: AppId, now: Instant) -> Result<Place<AppId>, Limit> {
+        let place = self.in_flight.take(app).map_err(|full| match full {
+            NoPlace::Part => Limit::AppInFlight,
+            NoPlace::Any => Limit::PendingAsks,
+        });
+        let place = place.and_then(|place| match self.rate.take(&mut self.rates.lock(), app, now) {
+            true => Ok(place),
+            false => Err(Limit::AppCallRate),
+        });
+        place.inspect_err(|limit| self.meters.limit_hit(*limit))
+    }
+}
+
+impl Rate {
+    /// Takes a token of an application's bucket, which stands there as the time when it is full.
+    fn take(self, full_at: &mut HashMap<AppId, Instant>, app: AppId, now: Instant) -> bool {
+        let Some(token) = Duration::from_secs(1).checked_div(self.per_second) else { return true };
+        if full_at.len() >= MAX_KNOWN {
+            full_at.retain(|_, at| *at > now);
+        }
+        let at = full_at.entry(app).or_insert(now);
+        let next = (*at).max(now) + token;
+        let has_one = next <= now + token * self.burst.max(1);
+        if has_one {
+            *at = next;
+        }
+        has_one
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    #[test]
+    fn an_application_has_its_rate_and_takes_nobody_elses() {
+        let (now, app) = (Instant::now(), |id| AppId(Uuid::from_u128(id)));
+        let (rate, mut buckets) = (Rate { per_second: 100, burst: 3 }, HashMap::new());
+        for _ in 0..3 {
+            assert!(rate.take(&mut buckets, app(1), now));
+        }
+        assert!(!rate.take(&mut buckets, app(1), now));
+        assert!(rate.take(&mut buckets, app(2), now));
+        assert!(rate.take(&mut buckets, app(1), now + Duration::from_millis(10)));
+        assert!(!rate.take(&mut buckets, app(1), now + Duration::from_millis(10)));
+        let none = Rate { per_second: 0, burst: 1 };
+        assert!((0..100).all(|_| none.take(&mut buckets, app(1), now)));
+    }
+}

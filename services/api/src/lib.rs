@@ -1,0 +1,112 @@
+//! How do programs that are no devices call one? Over HTTP, with a key; README.md beside this is the contract.
+//!
+//! [`door`] lets clients in and cuts off who is slow; [`routes`] and [`thingsboard`] are the two faces of one handler,
+//! `calls`, which asks the authorizers; `keys` knows whom a key is for, and what each application has taken of its
+//! limits; [`request`] and [`answer`] are pure. Any number of copies, and none keeps anything that another needs.
+
+pub mod answer;
+mod calls;
+mod door;
+mod keys;
+mod metrics;
+pub mod openapi;
+pub mod request;
+mod routes;
+mod thingsboard;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use boot::Settings;
+use bus::Bus;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::calls::Calls;
+use crate::keys::Keys;
+pub use crate::metrics::describe;
+use crate::request::CallLimits;
+
+/// What all requests share.
+pub(crate) struct Server {
+    keys: Keys,
+    calls: Calls,
+    limits: CallLimits,
+    max_body_bytes: usize,
+    body_timeout: Duration,
+}
+
+/// The API with its port bound. Nothing is answered until it is served.
+#[derive(Debug)]
+pub struct Api {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Api {
+    /// Binds the port, so that one that is taken shows before anything else is begun.
+    ///
+    /// # Errors
+    /// When it cannot be bound; the error names the setting.
+    pub async fn bind(settings: &Settings) -> anyhow::Result<Self> {
+        let listen = settings.api.listen;
+        let listener = TcpListener::bind(listen).await;
+        let listener =
+            listener.with_context(|| format!("the API cannot listen on {listen} (setting api.listen)"))?;
+        let address = listener.local_addr()?;
+        Ok(Api { listener, address })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves applications until the context says stop, lets calls in flight finish within `api.drain_ms`, and closes
+    /// the bus.
+    ///
+    /// # Errors
+    /// When NATS takes no messages of the sizes that the settings allow.
+    pub async fn serve(self, context: boot::Context, bus: Bus) -> anyhow::Result<()> {
+        bus::describe();
+        describe();
+        let settings = Arc::clone(&context.settings);
+        bus.admits_bodies(&settings)?;
+        let part = context.health.part("api");
+        let tracer = context.traces.tracer(context.service, bus.process());
+        let server = Arc::new(Server {
+            keys: Keys::new(bus.clone(), &settings.api),
+            calls: Calls::new(bus.clone(), tracer),
+            limits: CallLimits::from(&settings.device_api),
+            max_body_bytes: settings.api.max_body_bytes,
+            body_timeout: Duration::from_millis(settings.api.request_timeout_ms),
+        });
+        let stop_background = CancellationToken::new();
+        let background = TaskTracker::new();
+        let stop = stop_background.clone();
+        background.spawn(stop.run_until_cancelled_owned(bus.clone().hear_beats(|_, _| {})));
+        let stop = stop_background.clone();
+        background.spawn(stop.run_until_cancelled_owned(bus.clone().show_connection(part.clone())));
+
+        tracing::info!(http = %self.address, "the API serves applications");
+        let router = routes::router(Arc::clone(&server));
+        let connections = TaskTracker::new();
+        let closing = context.shutdown.clone();
+        door::serve(self.listener, router, &settings.api, connections.clone(), closing).await;
+
+        part.not_ready("shutting down");
+        connections.close();
+        let drain = Duration::from_millis(settings.api.drain_ms);
+        if tokio::time::timeout(drain, connections.wait()).await.is_err() {
+            tracing::warn!("the time to drain is over: calls in flight are cut off");
+        }
+        stop_background.cancel();
+        background.close();
+        background.wait().await;
+        bus.close().await;
+        Ok(())
+    }
+}

@@ -1,0 +1,60 @@
+//! What does the API tell Prometheus? Calls by outcome, how long they took, who was not let in, and limits.
+
+use std::time::Duration;
+
+use boot::metrics::Kind::{Counter, Gauge, Histogram};
+use metrics::{counter, gauge, histogram};
+use rpc::{Limit, Outcome, OutcomeName};
+
+const CALLS: &str = "switchboard_api_calls_total";
+const CALL_SECONDS: &str = "switchboard_api_call_seconds";
+const REFUSED: &str = "switchboard_api_keys_refused_total";
+const LIMITS: &str = "switchboard_api_limits_hit_total";
+const CONNECTIONS: &str = "switchboard_api_connections";
+
+/// Gives every metric of the API its help text.
+pub fn describe() {
+    boot::metrics::describe(&[
+        (Counter, CALLS, "Calls of applications, by outcome."),
+        (Histogram, CALL_SECONDS, "Time from an application's call to its outcome."),
+        (Counter, REFUSED, "Requests of applications that were not let in: no key, or none that lives."),
+        (Counter, LIMITS, "Requests of applications refused because a limit was reached, by limit."),
+        (Gauge, CONNECTIONS, "Connections of applications."),
+    ]);
+}
+
+/// The handles.
+#[derive(Clone)]
+pub(crate) struct Meters {
+    calls: [metrics::Counter; OutcomeName::ALL.len()],
+    call_seconds: metrics::Histogram,
+    pub(crate) refused: metrics::Counter,
+    limits: [(Limit, metrics::Counter); 4],
+    pub(crate) connections: metrics::Gauge,
+}
+
+impl Meters {
+    pub(crate) fn new() -> Self {
+        Meters {
+            calls: OutcomeName::ALL.map(|it| counter!(CALLS, "outcome" => it.as_str())),
+            call_seconds: histogram!(CALL_SECONDS),
+            refused: counter!(REFUSED),
+            limits: [Limit::ApiConnections, Limit::AppInFlight, Limit::AppCallRate, Limit::PendingAsks]
+                .map(|it| (it, counter!(LIMITS, "limit" => it.as_str()))),
+            connections: gauge!(CONNECTIONS),
+        }
+    }
+
+    pub(crate) fn ended(&self, outcome: &Outcome, took: Duration) {
+        if let Some(counter) = self.calls.get(outcome.name() as usize) {
+            counter.increment(1);
+        }
+        self.call_seconds.record(took);
+    }
+
+    pub(crate) fn limit_hit(&self, limit: Limit) {
+        if let Some((_, counter)) = self.limits.iter().find(|(it, _)| *it == limit) {
+            counter.increment(1);
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! What can be asked, and how is it read? Our own face, and what both have in common: keys, bodies, limits.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use rpc::{MAX_TRACEPARENT_BYTES, Outcome, Target};
+use serde::Deserialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::answer::{self, End, Problem};
+use crate::calls::Ended;
+use crate::keys::{Caller, NotLetIn};
+use crate::request::{self, Wanted};
+use crate::{Server, openapi, thingsboard};
+
+/// The longest path segment that names a device, in bytes: a name of 255 characters.
+const MAX_DEVICE_BYTES: usize = 1_020;
+
+/// The routes.
+pub(crate) fn router(server: Arc<Server>) -> Router {
+    let (router, document) = described().split_for_parts();
+    let document = Bytes::from(openapi::text(&document));
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    let describe = move || async move { (json, document) };
+    router
+        .route("/v1/openapi.json", axum::routing::get(describe))
+        .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no_such_path", "There is no such path"))
+        .method_not_allowed_fallback(async || {
+            let status = StatusCode::METHOD_NOT_ALLOWED;
+            Problem::new(status, "method_not_allowed", "The path does not take this method")
+        })
+        .with_state(server)
+}
+
+/// The routes, with their description.
+pub(crate) fn described() -> OpenApiRouter<Arc<Server>> {
+    OpenApiRouter::with_openapi(openapi::frame()).routes(routes!(call)).merge(thingsboard::routes())
+}
+
+/// A call.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(dead_code, reason = "it describes what `request` reads")]
+pub(crate) struct CallBody {
+    /// What the device reads as `method`; `onMsg` when not given.
+    #[schema(min_length = 1, max_length = 255)]
+    method: Option<String>,
+    /// What it reads as `params`, byte for byte.
+    params: Option<Value>,
+    /// Milliseconds that the call may take.
+    #[schema(minimum = 1, maximum = 60000)]
+    timeout: Option<u32>,
+    /// Milliseconds that a device which is not connected may be waited for; at most `timeout`.
+    #[schema(minimum = 0, maximum = 60000)]
+    connect_timeout: Option<u32>,
+    /// No answer is wanted: the call ends when the device's connection has taken it.
+    oneway: Option<bool>,
+}
+
+/// Call a device
+#[utoipa::path(
+    post,
+    path = "/v1/devices/{device}/calls",
+    tag = "calls",
+    params(("device" = String, Path, description = "The device's id, or its name in the application's tenant")),
+    request_body(content = CallBody, content_type = "application/json"),
+    responses(
+        (status = 200, description = "The device's answer, byte for byte",
+            body = Value, content_type = "application/json"),
+        (status = 204, description = "`oneway`: the device's connection has taken the call"),
+        (status = 400, description = "The body is not a JSON object",
+            body = Problem, content_type = "application/problem+json"),
+        (status = 401, description = "No key, or none that lives",
+            body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The application may not make this call",
+            body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such device, for this application",
+            body = Problem, content_type = "application/problem+json"),
+        (status = 408, description = "The body did not come in time",
+            body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The device is not connected",
+            body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is too large, or is for the device",
+            body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "The body is not said to be JSON",
+            body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "A member of the body is not what it must be",
+            body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "A limit is reached",
+            body = Problem, content_type = "application/problem+json"),
+        (status = 502, description = "The device's connection ended, or its answer is none",
+            body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "A service is missing, or failed",
+            body = Problem, content_type = "application/problem+json"),
+        (status = 504, description = "The device did not answer in time",
+            body = Problem, content_type = "application/problem+json"),
+    ),
+    security(("key" = [])),
+)]
+async fn call(
+    State(server): State<Arc<Server>>,
+    Path(device): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let caller = match server.let_in(&headers).await {
+        Ok(caller) => caller,
+        Err(problem) => return problem.into_response(),
+    };
+    match read_call(&server, &device, &headers, body).await {
+        Ok((target, wanted)) => {
+            let Ended { outcome, body, call, seen } = server.perform(&caller, target, wanted, &headers).await;
+            if outcome == Outcome::Denied
+                && let Err(problem) = server.still(&caller).await
+            {
+                return problem.into_response();
+            }
+            answer::ended(End { outcome: &outcome, call, seen }, body)
+        }
+        Err(problem) => problem.into_response(),
+    }
+}
+
+async fn read_call(
+    server: &Server,
+    device: &str,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(Target, Wanted), Problem> {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    if !kind.eq_ignore_ascii_case("application/json") {
+        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        let problem = Problem::new(status, "unsupported_media_type", "The body is not said to be JSON");
+        return Err(problem.expected("Content-Type: application/json"));
+    }
+    let body = server.read(body).await?;
+    let wanted = request::call(&body, &server.limits)?;
+    Ok((target(device)?, wanted))
+}
+
+/// Whom a path means.
+pub(crate) fn target(device: &str) -> Result<Target, Problem> {
+    match device.len() <= MAX_DEVICE_BYTES {
+        true => Ok(Target::parse(device)),
+        false => Err(Problem::new(StatusCode::NOT_FOUND, "unknown_device", "There is no such device")),
+    }
+}
+
+impl Server {
+    /// Whose key a request shows.
+    pub(crate) async fn let_in(&self, headers: &HeaderMap) -> Result<Arc<Caller>, Problem> {
+        self.keys.caller(shown_key(headers)).await.map_err(|why| self.not_let_in(why))
+    }
+
+    /// An authorizer has denied a call: for what the key may not, or since it is over?
+    pub(crate) async fn still(&self, caller: &Caller) -> Result<(), Problem> {
+        match self.keys.still(caller).await {
+            Err(NotLetIn::Unknown) => Err(self.not_let_in(NotLetIn::Unknown)),
+            Ok(()) | Err(NotLetIn::NoKey | NotLetIn::Unavailable) => Ok(()),
+        }
+    }
+
+    fn not_let_in(&self, why: NotLetIn) -> Problem {
+        match why {
+            NotLetIn::NoKey | NotLetIn::Unknown => {
+                self.keys.meters().refused.increment(1);
+                let title = match why {
+                    NotLetIn::NoKey => "No application's key was shown",
+                    NotLetIn::Unknown | NotLetIn::Unavailable => "The key has ended, or nobody has it",
+                };
+                let problem = Problem::new(StatusCode::UNAUTHORIZED, "unauthenticated", title);
+                problem.expected("Authorization: Bearer swbk_…")
+            }
+            NotLetIn::Unavailable => {
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                Problem::new(
+                    status,
+                    "unavailable",
+                    "Nobody can say whose key it is: a service is missing, or failed",
+                )
+            }
+        }
+    }
+
+    /// A request's body, within its limits of size and time.
+    pub(crate) async fn read(&self, body: Body) -> Result<Bytes, Problem> {
+        let read = Limited::new(body, self.max_body_bytes).collect();
+        let Ok(read) = tokio::time::timeout(self.body_timeout, read).await else {
+            let problem = Problem::new(StatusCode::REQUEST_TIMEOUT, "slow", "The body did not come in time");
+            return Err(problem.expected(format!("all of it within {} ms", self.body_timeout.as_millis())));
+        };
+        match read {
+            Ok(read) => Ok(read.to_bytes()),
+            Err(error) if error.is::<LengthLimitError>() => {
+                let problem =
+                    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "The body is too large");
+                Err(problem.expected(format!("at most {} bytes", self.max_body_bytes)))
+            }
+            Err(_) => Err(Problem::new(StatusCode::BAD_REQUEST, "broken", "The body ended before its end")),
+        }
+    }
+
+    /// Makes a call within the application's limits.
+    pub(crate) async fn perform(
+        &self,
+        caller: &Caller,
+        target: Target,
+        wanted: Wanted,
+        headers: &HeaderMap,
+    ) -> Ended {
+        let begun = Instant::now();
+        let ended = match self.keys.place(caller.identity.app, begun) {
+            Ok(_place) => {
+                let traceparent = headers.get("traceparent").and_then(|it| it.to_str().ok());
+                let traceparent =
+                    traceparent.filter(|it| it.len() <= MAX_TRACEPARENT_BYTES).map(str::to_owned);
+                self.calls.call(caller, target, wanted, traceparent).await
+            }
+            Err(limit) => Ended::here(Outcome::Busy(limit)),
+        };
+        self.keys.meters().ended(&ended.outcome, begun.elapsed());
+        ended
+    }
+}
+
+/// The key that a request shows: `Authorization: Bearer …`, or as ThingsBoard has it.
+fn shown_key(headers: &HeaderMap) -> Option<&str> {
+    let named = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let shown = named("authorization").or_else(|| named("x-authorization"))?;
+    let (scheme, key) = shown.split_once(' ')?;
+    let is_known = ["bearer", "apikey"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
+    is_known.then_some(key.trim())
+}

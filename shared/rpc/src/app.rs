@@ -1,0 +1,151 @@
+//! Who calls that is no device? An application, which shows a key. What it asks, and what it is told.
+
+use minicbor::{Decode, Encode};
+use serde::{Deserialize, Serialize};
+
+use crate::{AppId, Budget, CallId, CredentialHash, DeviceId, KeyId, TenantId, Until, closed_list};
+
+/// The method that a device reads of a call which names none.
+pub const DEFAULT_METHOD: &str = "onMsg";
+
+closed_list! {
+    /// What an application may do. Each may all that those before it may.
+    #[derive(PartialOrd, Ord, Serialize, Deserialize, Encode, Decode)]
+    #[serde(rename_all = "lowercase")]
+    #[cbor(index_only)]
+    pub enum Role {
+        /// Call devices, list them, and see whether they are there.
+        #[n(0)]
+        Caller = "caller",
+        /// Hear of events, too, and read the audit.
+        #[n(1)]
+        Observer = "observer",
+        /// Keep devices and their credentials, too.
+        #[n(2)]
+        Operator = "operator",
+        /// Keep policies, keys and customers, too.
+        #[n(3)]
+        Admin = "admin",
+    }
+}
+
+/// As whom a call goes on that an application made. Beside it, `caller` of [`Call`](crate::Call) is the application's
+/// id, which no device has.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct AppCaller {
+    /// The application.
+    #[n(0)]
+    pub app: AppId,
+    /// By which of its keys: with the key its calls end.
+    #[n(1)]
+    pub key: KeyId,
+    /// What the target reads as `method`.
+    #[n(2)]
+    pub method: String,
+}
+
+/// An application's call on its way from the API to the authorizer (`swb.appcall`). Its body, the params, follows.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct AppCall {
+    /// As in [`Call`](crate::Call).
+    #[n(0)]
+    pub call: CallId,
+    /// The hash of the key that it showed.
+    #[n(1)]
+    pub credential: CredentialHash,
+    /// Who is called.
+    #[n(2)]
+    pub target: Target,
+    /// What the target reads as `method`.
+    #[n(3)]
+    pub method: String,
+    /// As in [`Call`](crate::Call).
+    #[n(4)]
+    pub budget_ms: Budget,
+    /// As in [`Call`](crate::Call).
+    #[n(5)]
+    pub until: Option<Until>,
+    /// As in [`Call`](crate::Call).
+    #[n(6)]
+    pub connect_budget_ms: Budget,
+    /// As in [`Call`](crate::Call).
+    #[n(7)]
+    pub oneway: bool,
+    /// As in [`Call`](crate::Call).
+    #[n(8)]
+    pub traceparent: Option<String>,
+}
+
+/// Which device an application means.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Target {
+    /// The one of this id.
+    #[n(0)]
+    Id(#[n(0)] DeviceId),
+    /// The one of this name in the application's tenant.
+    #[n(1)]
+    Name(#[n(0)] String),
+}
+
+impl Target {
+    /// What a person or program has written: an id where it reads as one.
+    pub fn parse(text: &str) -> Self {
+        text.parse().map_or_else(|_| Target::Name(text.to_owned()), Target::Id)
+    }
+}
+
+/// Who is this application, and what does it want to know (`swb.app`)?
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct AppRequest {
+    /// The hash of the key that it showed.
+    #[n(0)]
+    pub credential: CredentialHash,
+    /// What it asks.
+    #[n(1)]
+    pub ask: AppAsk,
+}
+
+/// What an application may ask of an authorizer.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum AppAsk {
+    /// Whom the key is for.
+    #[n(0)]
+    Who,
+}
+
+/// The authorizer's answer to an [`AppRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum AppReply {
+    /// The key is this application's.
+    #[n(0)]
+    Identity(#[n(0)] AppIdentity),
+    /// No such key, or not any more.
+    #[n(1)]
+    Refused,
+    /// The authorizer does not know how things are now.
+    #[n(2)]
+    Unavailable,
+}
+
+/// Whom a key is for.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct AppIdentity {
+    /// The application.
+    #[n(0)]
+    pub app: AppId,
+    /// The key.
+    #[n(1)]
+    pub key: KeyId,
+    /// The application's tenant.
+    #[n(2)]
+    pub tenant: TenantId,
+    /// Its name, unique in its tenant.
+    #[n(3)]
+    pub name: String,
+    /// What it may do.
+    #[n(4)]
+    pub role: Role,
+    /// When the key ends, in seconds since 1970.
+    #[n(5)]
+    pub expires_s: u64,
+}

@@ -1,0 +1,325 @@
+"""How do applications call devices? Over HTTP with a key, to devices of every protocol."""
+
+import json
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from harness.accounts import TOKENS
+from harness.apps import App, add_app, add_key, call
+from harness.devices import PROTOCOLS, PahoV5
+from harness.processes import run
+from harness.programs import built
+from harness.raw_http import RawHttp
+from harness.waiting import PATIENCE_S, until
+
+ROOT = Path(__file__).parents[1]
+NOBODY = "aa435e80-9fce-11e6-8080-000000000000"
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def app(shared_cluster) -> App:
+    # With a family its tenant is there.
+    shared_cluster.accounts.family()
+    return add_app(shared_cluster.accounts)
+
+
+@pytest.fixture
+def api(shared_cluster):
+    with RawHttp(shared_cluster.apis[0].port) as connection:
+        yield connection
+
+
+def problem(response) -> tuple[int, str, str]:
+    """Status, name of the problem, and whether the device may have seen the call."""
+    assert response.headers["content-type"] == "application/problem+json", response
+    assert response.json["status"] == response.status
+    return response.status, response.json["type"].removeprefix("urn:switchboard:problem:"), response.json["seen"]
+
+
+@pytest.mark.parametrize("kind", PROTOCOLS)
+def test_a_device_of_each_protocol_is_called_by_its_own_method(kind, app, api, node, family, device):
+    target = device(kind, family.a).connect(node).become_callable()
+    with ThreadPoolExecutor() as pool:
+        called = pool.submit(call, api, app, family.a.id, '{"method": "blink \\"x\\"", "params": {"a" : 1.50} }')
+        taken = target.next_call()
+        assert json.loads(taken.text)["method"] == 'blink "x"'
+        assert '"params":{"a" : 1.50}' in taken.text
+        taken.answer('{"b" : 2.50}')
+        response = called.result()
+    assert (response.status, response.body) == (200, '{"b" : 2.50}'), "byte for byte"
+    assert response.headers["content-type"] == "application/json"
+    assert (response.headers["switchboard-outcome"], response.headers["switchboard-seen"]) == ("answered", "yes")
+
+
+def test_a_device_is_called_by_name_from_any_copy_and_reads_on_msg(shared_cluster, app, family, device):
+    here, there = shared_cluster.nodes
+    target = device(PahoV5, family.a).connect(here).become_callable(lambda call: call.answer(json.dumps(call.text)))
+    for copy in shared_cluster.apis:
+        with RawHttp(copy.port) as http:
+            response = call(http, app, quote(family.a.name, safe=""), {"params": [1]})
+            assert response.json == '{"method":"onMsg","params":[1]}'
+            assert call(http, app, family.a.id).json == '{"method":"onMsg","params":null}'
+    target.close()
+
+
+def test_oneway_ends_when_the_device_has_it(app, api, node, family, device):
+    target = device(PahoV5, family.a).connect(node).become_callable()
+    response = call(api, app, family.a.id, {"method": "blink", "oneway": True})
+    assert (response.status, response.body) == (204, "")
+    assert response.headers["switchboard-seen"] == "yes"
+    assert target.next_call().text == '{"method":"blink","params":null}'
+
+
+def test_each_error_says_whether_the_device_may_have_seen_the_call(app, api, node, family, device):
+    assert problem(call(api, app, family.a.id)) == (409, "offline", "never")
+    assert problem(call(api, app, NOBODY)) == (404, "unknown_device", "never")
+    assert problem(call(api, app, "Nobody%20of%20that%20name")) == (404, "unknown_device", "never")
+    target = device(PahoV5, family.a).connect(node).become_callable()
+    late = call(api, app, family.a.id, {"timeout": 200})
+    assert problem(late) == (504, "timed_out", "maybe")
+    assert late.json["callId"] == late.headers["switchboard-call"]
+    with ThreadPoolExecutor() as pool:
+        called = pool.submit(call, api, app, family.a.id)
+        target.next_call()
+        target.next_call()
+        target.vanish()
+        assert problem(called.result()) == (502, "lost", "maybe")
+    begun = time.monotonic()
+    assert problem(call(api, app, family.b.id, {"timeout": 700, "connectTimeout": 300})) == (409, "offline", "never")
+    assert 0.3 <= time.monotonic() - begun < PATIENCE_S
+
+
+def test_a_device_that_connects_in_time_is_called(app, api, node, family, device):
+    with ThreadPoolExecutor() as pool:
+        called = pool.submit(call, api, app, family.a.id, {"connectTimeout": 10_000})
+        device(PahoV5, family.a).connect(node).become_callable(lambda call: call.answer("1"))
+        assert called.result().body == "1"
+
+
+def test_an_application_reaches_its_scope_and_nothing_else_is_there(shared_cluster, api, node, family, device):
+    accounts, other = shared_cluster.accounts, shared_cluster.accounts.family()
+    for it in (family.a, other.a):
+        device(PahoV5, it).connect(node).become_callable(lambda call: call.answer("1"))
+    of_customer = add_app(accounts, "--customer", family.customer, "--method", "blink")
+    assert call(api, of_customer, family.a.id, {"method": "blink"}).body == "1"
+    assert problem(call(api, of_customer, family.a.id)) == (403, "denied", "never")
+    for named in (other.a.id, quote(other.a.name)):
+        assert problem(call(api, of_customer, named, {"method": "blink"})) == (404, "unknown_device", "never")
+    labelled = add_app(accounts, "--label", "zone=north")
+    assert problem(call(api, labelled, family.a.id)) == (404, "unknown_device", "never")
+    accounts.cli("device", "label", "set", family.a.id, "zone=north").ok()
+    until("the label counts", lambda: call(api, labelled, family.a.id).status == 200)
+    accounts.cli("tenant", "add", f"Others of {family.customer}").ok()
+    foreign = add_app(accounts, "--tenant", f"Others of {family.customer}")
+    assert problem(call(api, foreign, family.a.id)) == (404, "unknown_device", "never")
+
+
+def test_who_shows_no_key_that_lives_is_nobody(app, api, family):
+    path = f"/v1/devices/{family.a.id}/calls"
+    wrong_check = app.key[:-1] + ("A" if app.key[-1] != "A" else "B")
+    for headers in (
+        {},
+        {"Authorization": app.key},
+        {"Authorization": f"Basic {app.key}"},
+        {"Authorization": "Bearer "},
+        {"Authorization": f"Bearer {family.a.token}"},
+        {"Authorization": f"Bearer {wrong_check}"},
+        {"X-Authorization": f"ApiKey {app.key[:-2]}"},
+    ):
+        response = api.ask("POST", path, "{}", **JSON, **headers)
+        assert problem(response) == (401, "unauthenticated", "never"), headers
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert app.key not in response.body
+
+
+def test_a_key_ends_within_a_second_and_its_successor_goes_on(shared_cluster, node, family, device):
+    accounts = shared_cluster.accounts
+    device(PahoV5, family.a).connect(node).become_callable(lambda call: call.answer("1"))
+    first = add_app(accounts, "--days", "1")
+    second = add_key(accounts, first)
+    refused = accounts.cli("app", "key", first.id)
+    assert refused.code == 1 and "2 keys that live" in refused.err
+    with RawHttp(shared_cluster.apis[0].port) as here, RawHttp(shared_cluster.apis[1].port) as there:
+        assert {call(http, key, family.a.id).status for http in (here, there) for key in (first, second)} == {200}
+        accounts.cli("app", "revoke", first.id, "--key", first.key_id, "--yes").ok()
+        begun = time.monotonic()
+        for http in (here, there):
+            until("the key has ended", lambda http=http: call(http, first, family.a.id).status == 401)
+        assert time.monotonic() - begun < 1
+        assert {call(http, second, family.a.id).status for http in (here, there)} == {200}
+        accounts.cli("app", "remove", first.id, "--yes").ok()
+        until("all its keys have ended", lambda: {call(http, second, family.a.id).status for http in (here, there)} == {401})
+    TOKENS.add(first.key)
+
+
+def test_bad_input_is_told_what_was_expected(app, api, family):
+    for body, expected in (
+        ("", (400, "not_json", "never")),
+        ("[]", (400, "not_json", "never")),
+        ('{"timeout":0}', (422, "invalid_member", "never")),
+        ('{"timeout":60001}', (422, "invalid_member", "never")),
+        ('{"timeout":100,"connectTimeout":101}', (422, "invalid_member", "never")),
+        ('{"method":""}', (422, "invalid_member", "never")),
+        ('{"parms":1}', (422, "invalid_member", "never")),
+        (json.dumps({"params": "x" * 65_536}), (413, "too_large", "never")),
+    ):
+        with RawHttp(api.socket.getpeername()[1]) as http:
+            response = call(http, app, family.a.id, body)
+            assert problem(response) == expected, body[:80]
+            if expected[0] == 422:
+                assert response.json["field"] in body or response.json["field"] == "connectTimeout"
+                assert response.json["detail"]
+    for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
+        assert problem(call(api, app, family.a.id, Content_Type=kind)) == (415, "unsupported_media_type", "never")
+    assert call(api, app, family.a.id, Content_Type="Application/JSON; charset=utf-8").status == 409
+    path = f"/v1/devices/{family.a.id}/calls"
+    assert problem(api.ask("GET", path, Authorization=app.bearer)) == (405, "method_not_allowed", "never")
+    assert problem(api.ask("POST", "/v1/nothing", "{}", Authorization=app.bearer)) == (404, "no_such_path", "never")
+    assert problem(call(api, app, "x" * 2_000)) == (404, "unknown_device", "never")
+
+
+def test_a_large_head_and_garbage_end_in_an_answer_and_not_in_the_service(shared_cluster):
+    port = shared_cluster.apis[0].port
+    with RawHttp(port) as http:
+        http.send(f"GET / HTTP/1.1\nHost: x\nX: {'y' * 20_000}\n\n")
+        assert http.response().status == 431
+    with RawHttp(port) as http:
+        http.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n")
+        assert b"400" in http.expect_closed()[:20]
+    with RawHttp(port) as http:
+        assert http.ask("GET", "/v1/openapi.json").status == 200
+
+
+def test_what_is_served_is_the_description_beside_the_code(api):
+    served = api.ask("GET", "/v1/openapi.json")
+    assert served.headers["content-type"] == "application/json"
+    assert served.body == (ROOT / "services/api/openapi.json").read_text()
+    assert served.json["openapi"].startswith("3.1")
+
+
+def test_who_is_slow_is_cut_off_and_who_calls_too_often_is_told(new_cluster, device):
+    settings = {"api.request_timeout_ms": "300", "api.idle_timeout_ms": "500"}
+    settings |= {"api.calls_per_second_per_app": "1", "api.call_burst_per_app": "2", "api.max_calls_in_flight_per_app": "3"}
+    cluster = new_cluster(apis=1, settings=settings)
+    family = cluster.accounts.family()
+    app, other = add_app(cluster.accounts), add_app(cluster.accounts)
+    with RawHttp(cluster.apis[0].port) as http:
+        assert [call(http, app, family.a.id).status for _ in range(3)] == [409, 409, 429]
+        limited = call(http, app, family.a.id)
+        assert problem(limited) == (429, "busy", "never")
+        assert (limited.json["limit"], limited.headers["retry-after"]) == ("app_call_rate", "1")
+        assert call(http, other, family.a.id).status == 409, "nobody else notices"
+    with RawHttp(cluster.apis[0].port) as http:
+        head = f"POST /v1/devices/x/calls HTTP/1.1\nHost: x\nAuthorization: {other.bearer}\nContent-Type: application/json\n"
+        http.send(f"{head}Content-Length: 100\n\n")
+        assert problem(http.response("POST")) == (408, "slow", "never")
+    with RawHttp(cluster.apis[0].port) as http:
+        http.send("POST /v1/dev")
+        http.expect_closed()
+    with RawHttp(cluster.apis[0].port) as http:
+        assert http.ask("GET", "/v1/openapi.json").status == 200
+        http.expect_closed()
+
+
+def test_more_calls_at_once_than_an_application_may_have(new_cluster, device):
+    cluster = new_cluster(apis=1, settings={"api.max_calls_in_flight_per_app": "1"})
+    family, app = cluster.accounts.family(), add_app(cluster.accounts)
+    target = device(PahoV5, family.a).connect(cluster.nodes[0]).become_callable()
+    with RawHttp(cluster.apis[0].port) as first, RawHttp(cluster.apis[0].port) as second, ThreadPoolExecutor() as pool:
+        called = pool.submit(call, first, app, family.a.id)
+        taken = target.next_call()
+        busy = call(second, app, family.a.id)
+        assert (problem(busy), busy.json["limit"]) == ((429, "busy", "never"), "app_in_flight")
+        taken.answer("1")
+        assert called.result().body == "1"
+        until("its place is free", lambda: call(second, app, family.b.id).status == 409)
+    # A client that goes gives its place back.
+    gone = RawHttp(cluster.apis[0].port)
+    body = "{}"
+    head = f"POST /v1/devices/{family.a.id}/calls HTTP/1.1\nHost: x\nAuthorization: {app.bearer}\n"
+    gone.send(f"{head}Content-Type: application/json\nContent-Length: {len(body)}\n\n{body}")
+    target.next_call()
+    gone.socket.shutdown(socket.SHUT_RDWR)
+    gone.close()
+    with RawHttp(cluster.apis[0].port) as http:
+        until("its place is free", lambda: call(http, app, family.b.id).status == 409)
+
+
+def test_calls_in_flight_end_before_the_service_does(new_cluster, device):
+    cluster = new_cluster(apis=1)
+    family, app = cluster.accounts.family(), add_app(cluster.accounts)
+    target = device(PahoV5, family.a).connect(cluster.nodes[0]).become_callable()
+    with RawHttp(cluster.apis[0].port) as http, ThreadPoolExecutor() as pool:
+        called = pool.submit(call, http, app, family.a.id)
+        taken = target.next_call()
+        cluster.apis[0].process.term()
+        until("it accepts nobody", lambda: not listens(cluster.apis[0].port))
+        taken.answer("1")
+        assert called.result().body == "1"
+        http.expect_closed()
+    assert cluster.apis[0].process.wait() == 0
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("face", "offline", "late"), [("/api/rpc", 504, 504), ("/api/plugins/rpc", 409, 408)])
+def test_thingsboards_paths_bodies_and_statuses(face, offline, late, app, api, node, family, device):
+    key = {"X-Authorization": f"ApiKey {app.key}"}
+
+    def ask(way, body, named=family.a.id):
+        return api.ask("POST", f"{face}/{way}/{named}", json.dumps(body), **key)
+
+    assert (ask("twoway", {"method": "x"}).status, ask("twoway", {"method": "x"}).body) == (offline, "")
+    assert ask("oneway", {"method": "x", "timeout": 100}).status == offline
+    target = device(PahoV5, family.a).connect(node).become_callable()
+    assert (ask("twoway", {"method": "x", "timeout": 100}).status) == late
+    target.next_call()
+    assert (ask("oneway", {"method": "x", "params": {"a": 1}}).status) == 200
+    assert target.next_call().text == '{"method":"x","params":{"a": 1}}'
+    with ThreadPoolExecutor() as pool:
+        called = pool.submit(ask, "twoway", {"method": "getValue", "params": {}, "persistent": False, "retries": 2})
+        target.next_call().answer('{"value":1}')
+        answered = called.result()
+    assert (answered.status, answered.body) == (200, '{"value":1}')
+    for body, named, status, code in (
+        ({"params": 1}, family.a.id, 400, 31),
+        ({"method": "x", "persistent": True}, family.a.id, 400, 31),
+        ({"method": "x", "expirationTime": 1}, family.a.id, 400, 31),
+        ({"method": "x"}, "no-uuid", 400, 31),
+        ({"method": "x"}, NOBODY, 404, 32),
+    ):
+        refused = ask("twoway", body, named)
+        assert (refused.status, refused.json["status"], refused.json["errorCode"]) == (status, status, code), body
+    key = {"X-Authorization": "Bearer nonsense"}
+    assert (ask("twoway", {"method": "x"}).status, ask("twoway", {"method": "x"}).json["errorCode"]) == (401, 10)
+
+
+def test_the_command_shows_applications_and_keeps_keys_to_itself(shared_cluster, app):
+    cli = shared_cluster.accounts.cli
+    listed = cli("app", "list").ok().out
+    assert app.name in listed and app.key_id in listed and app.key not in listed
+    shown = next(it for it in json.loads(cli("app", "list", "--json").ok().out) if it["id"] == app.id)
+    assert (shown["role"], [key["id"] for key in shown["keys"]], "key" in shown) == ("caller", [app.key_id], False)
+    taken = cli("app", "add", app.name, "--tenant", "Test Tenant")
+    assert taken.code == 1 and "this name is taken" in taken.err
+    assert "app.add" in cli("audit", "query", "--json").ok().out
+
+
+def test_a_whole_system_lets_an_application_in(demo, device):
+    made = run(built("switchboard"), "app", "add", "backend", "--nats", demo.nats_url, "--json").ok()
+    app = App(json.loads(made.out)["id"], "backend", json.loads(made.out)["key"])
+    TOKENS.add(app.key)
+    assert f"http://127.0.0.1:{demo.api_port}/v1/openapi.json" in demo.process.out
+    with RawHttp(demo.api_port) as http:
+        until("it is known", lambda: call(http, app, "Test%20Device%20A1").status == 409)
