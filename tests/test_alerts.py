@@ -91,3 +91,10 @@ def test_the_runbook_quotes_what_callers_read():
     said = (ROOT / "tests" / "harness" / "said.py").read_text()
     quoted = set(re.findall(r"`([A-Z][^`]+!)`", RUNBOOK))
     assert quoted and all(text in said for text in quoted), quoted
+
+
+def test_the_runbook_quotes_what_logs_say():
+    code = "".join(file.read_text() for folder in ("services", "shared") for file in (ROOT / folder).glob("*/src/**/*.rs"))
+    quoted = set(re.findall(r"`((?:the|an?) [a-z' ]+)`", RUNBOOK))
+    assert len(quoted) > 5
+    assert {text for text in quoted if text not in code} == set()

@@ -18,13 +18,14 @@ use rpc::{
 };
 use tokio::sync::{Notify, RwLock, Semaphore};
 use tokio::time::{Instant as Deadline, MissedTickBehavior, interval, timeout_at};
+use tracing::field::display;
 
 use crate::calls::Calls;
 use crate::device::caller::TokenBucket;
 use crate::device::guesses::{GuessLimits, Guesses};
 use crate::device::holding::Holding;
 use crate::device::mailbox::{Incoming, Refused, Router};
-use crate::device::offenders::{self, Offender, Offenders, Report};
+use crate::device::offenders::{self, Offender, Offenders, Owner, Report, Who};
 use crate::device::sessions::{Sessions, Visitor};
 use crate::device::shares::NodeShares;
 use crate::device::takeovers::Takeovers;
@@ -134,13 +135,18 @@ impl Node {
             let report = self.offenders.lock().report(Instant::now());
             self.metrics.offenders(&report);
             let Report { seconds, limits, connects } = report;
-            if let Some(Offender { who, times, limit, .. }) = limits.worst_device(TOLD_FROM) {
-                let (device, customer) = (who.device, who.owner.customer.map(tracing::field::display));
-                let limit = limit.unwrap_or_default();
+            let (device, customer) = (limits.worst_device(TOLD_FROM), limits.worst_customer(TOLD_FROM));
+            if let Some(Offender { who: Who { device, owner }, times, limit, .. }) = device {
+                let (customer, limit) = (owner.customer.map(display), limit.unwrap_or_default());
                 tracing::warn!(%device, customer, times, seconds, limit, "a device hits limits again and again");
             }
-            if let Some(Offender { who, times, .. }) = connects.worst_device(TOLD_FROM) {
-                let (device, customer) = (who.device, who.owner.customer.map(tracing::field::display));
+            if let Some(Offender { who: Owner { tenant, customer }, times, limit, .. }) = customer {
+                let (customer, limit) = (customer.map(display), limit.unwrap_or_default());
+                tracing::warn!(%tenant, customer, times, seconds, limit, "a customer hits limits again and again");
+            }
+            if let Some(Offender { who: Who { device, owner }, times, .. }) = connects.worst_device(TOLD_FROM)
+            {
+                let customer = owner.customer.map(display);
                 tracing::warn!(%device, customer, times, seconds, "a device comes in again and again");
             }
         }

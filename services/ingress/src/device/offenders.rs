@@ -67,6 +67,11 @@ impl Offence {
     pub fn worst_device(&self, times: u64) -> Option<&Offender<Who>> {
         self.devices.first().filter(|it| it.times - it.over >= times)
     }
+
+    /// The worst customer, if its devices did it so often.
+    pub fn worst_customer(&self, times: u64) -> Option<&Offender<Owner>> {
+        self.customers.first().filter(|it| it.times - it.over >= times)
+    }
 }
 
 /// What a node shows of its offenders.
