@@ -331,7 +331,7 @@ def ingress() -> Json:
                     Query(total("switchboard_visitors", "pod, instance"), PROCESS), stacked=True, width=6,
                 ),
                 graph(
-                    "Connection attempts", "MQTT, by result. unavailable: no authorizer or no NATS. malformed: no MQTT, or too slow.",
+                    "Connection attempts", "By result; over HTTP and CoAP, a device that was not known any more. unavailable: no authorizer or no NATS. malformed: no MQTT, or too slow.",
                     rates("switchboard_connects_total", "result"), unit="cps", width=6,
                 ),
                 graph(
