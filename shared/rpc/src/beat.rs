@@ -13,7 +13,7 @@ use minicbor::{Decode, Encode};
 use crate::faults::{Fault, is};
 use crate::{Generation, NodeId};
 
-/// Between two beats of a router.
+/// Between two beats of a router, at least.
 pub const BEAT_EVERY: Duration = Duration::from_secs(1);
 /// For so long is remembered when a beat was heard: longer than the longest call.
 const KEPT_FOR: Duration = Duration::from_secs(90);
@@ -113,8 +113,12 @@ impl Beats {
             return None;
         }
         let heard_at = match self.heard.get(&until.of) {
-            // One that was missed came before the next one.
-            Some(line) => line.get(line.partition_point(|(number, _)| *number < until.beat))?.1,
+            // One that was missed came so long before the next that was heard: never are two closer to one another.
+            Some(line) => {
+                let (number, at) = line.get(line.partition_point(|(number, _)| *number < until.beat))?;
+                let missed = u32::try_from(number - until.beat).unwrap_or(u32::MAX);
+                at.checked_sub(BEAT_EVERY.saturating_mul(missed))?
+            }
             None if until.beat <= IS_NEW => return None,
             // Its router was gone when this process began to hear routers.
             None => self.since? + BEAT_EVERY * 2,
@@ -158,17 +162,18 @@ mod tests {
         let mut beats = Beats::default();
         let until = |beat| Until { of: NodeId(1), beat, ms: 0, asked_us: None };
         assert_eq!(beats.end(&until(1)), None);
-        assert!(beats.heard(beat(1), start) && !beats.heard(beat(3), start + BEAT_EVERY));
-        assert_eq!(beats.end(&until(2)), Some(start + BEAT_EVERY + SLACK), "it came before the third");
+        assert!(beats.heard(beat(1), start) && !beats.heard(beat(3), start + BEAT_EVERY * 3));
+        assert_eq!(beats.end(&until(2)), Some(start + BEAT_EVERY * 2 + SLACK), "a second before the third");
         assert_eq!(beats.end(&until(4)), None, "it is still to come");
         assert!(!beats.heard(beat(2), start + BEAT_EVERY), "late ones say nothing");
-        let later = start + KEPT_FOR + BEAT_EVERY;
+        let later = start + KEPT_FOR + BEAT_EVERY * 3;
         assert_eq!(beats.until(later, later), None, "no router has been heard for long");
         let gone = |beat| Until { of: NodeId(2), beat, ms: 0, asked_us: None };
         assert_eq!(beats.end(&gone(IS_NEW)), None, "it may have begun just now");
         assert_eq!(beats.end(&gone(40)), Some(start + BEAT_EVERY * 2 + SLACK), "it was gone before");
         beats.heard(beat(90), later);
-        assert_eq!(beats.end(&until(1)), Some(later + SLACK), "before the first that is remembered");
+        let first = later - BEAT_EVERY * (90 - 1);
+        assert_eq!(beats.end(&until(1)), Some(first + SLACK), "before the first that is remembered");
     }
 
     #[test]
