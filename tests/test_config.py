@@ -101,3 +101,22 @@ def test_a_service_refuses_a_faulty_configuration(program, tmp_path):
 def test_help_and_version(program):
     assert "--help" in run(built(program), "--help").ok().out
     assert run(built(program), "--version").ok().out.startswith(program)
+
+
+def test_a_change_is_said_by_who_takes_it_over_and_who_has_to_be_started_again(tmp_path):
+    old, new = tmp_path / "old.toml", tmp_path / "new.toml"
+    old.write_text("[router]\ndrain_ms = 1\n")
+    new.write_text(
+        "[router]\ndrain_ms = 2\n[ingress]\nlease_ms = 4000\ncall_burst_per_device = 5\n[mqtt]\nmax_packet_bytes = 4096\n"
+    )
+    said = config("check", "--config", new, "--against", old).ok().out.splitlines()
+    assert said == [
+        "The configuration is sound.",
+        "ingress has to be started again for: ingress.lease_ms, mqtt.max_packet_bytes",
+        "ingress takes over: ingress.call_burst_per_device",
+        "router has to be started again for: ingress.lease_ms",
+        "router takes over: router.drain_ms",
+    ]
+    assert config("check", "--config", new, "--against", new).ok().out.splitlines()[1:] == ["Nothing has changed."]
+    new.write_text("[router]\ndrain_ms = 2\n[mqtt]\nmax_packet_bytes = 1\n")
+    assert config("check", "--config", new, "--against", old).code == 2

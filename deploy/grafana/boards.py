@@ -33,8 +33,15 @@ PROCESSES = table(
     "(time() - process_start_time_seconds{@}) * on (job, namespace, pod, instance) group_left (version) switchboard_build_info{@}",
     {"job": "Job", "namespace": "Namespace", "release": "Release", "zone": "Zone", "pod": "Pod", "instance": "Instance", "version": "Version", "Value": "Up since"},
     unit="dtdurations",
-    width=24,
+    width=18,
 )
+
+SETTINGS = graph(
+    "Settings",
+    "restart needed: settings that have changed in the file and wait for a restart of the process, named in its log. refused: a faulty file, which changes nothing.",
+    Query("switchboard_config_restart_needed{@}", f"restart needed: {PROCESS}"),
+    Query(rate("switchboard_config_reloads_total", "result"), "reload {{result}}"), width=6,
+)  # fmt: skip
 
 
 def hop_latency(share: float) -> Panel:
@@ -263,6 +270,7 @@ def overview() -> Json:
             ],
             "Processes": [
                 PROCESSES,
+                SETTINGS,
                 table(
                     "Alerts that fire or are about to", "Pending ones have not lasted long enough yet. The runbook has an entry for each.",
                     f"ALERTS{{{OURS}}}",
@@ -443,7 +451,7 @@ def ingress() -> Json:
             ],
             "NATS": nats(),
             "Traces": traces(),
-            "Processes": [*resources(), PROCESSES],
+            "Processes": [*resources(), PROCESSES, SETTINGS],
         },
     )  # fmt: skip
 
@@ -556,7 +564,7 @@ def authorizer() -> Json:
             ],
             "NATS": nats(),
             "Traces": traces(),
-            "Processes": [*resources(), PROCESSES],
+            "Processes": [*resources(), PROCESSES, SETTINGS],
         },
     )  # fmt: skip
 
@@ -651,7 +659,7 @@ def router() -> Json:
             ],
             "NATS": nats(),
             "Traces": traces(),
-            "Processes": [*resources(), PROCESSES],
+            "Processes": [*resources(), PROCESSES, SETTINGS],
         },
     )  # fmt: skip
 

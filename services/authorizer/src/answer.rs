@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use boot::Settings;
 use boot::traces::{Hop, Span, Tracer};
 use bus::policies::External;
 use bus::{Bus, BusError, Keyring, Request, Requests, Subject};
 use bytes::Bytes;
+use parking_lot::RwLock;
 use rpc::{
     AppAsk, AppCall, AppCaller, AppIdentity, AppReply, AppRequest, AuthenticateReply, AuthenticateRequest,
     Budget, Call, CredentialHash, CustomerId, Deadline, DeviceId, Holder, Identity, JudgeReply, JudgeRequest,
@@ -39,12 +41,12 @@ const LIST_WAIT: Duration = Duration::from_secs(5);
 /// Calls that may wait at a time for the directory to be fresh; further ones are not read until one is.
 const MAX_HELD_CALLS: usize = 4_096;
 
-/// Everything that answers need. Nothing in it changes while questions are answered, but the directory.
+/// Everything that answers need. Nothing in it changes while questions are answered, but the directory and settings.
 pub(crate) struct Answers {
     bus: Bus,
     kept: Arc<Kept>,
     keys: Keyring,
-    judged: Judged,
+    judged: RwLock<Judged>,
     denials: Denials,
     externals: Externals,
     external_questions: Shares<TenantId>,
@@ -70,6 +72,27 @@ pub(crate) struct Judged {
     pub(crate) max_external_questions: usize,
     /// Of those, one tenant's.
     pub(crate) percent_per_tenant: u16,
+}
+
+impl From<&Settings> for Judged {
+    fn from(settings: &Settings) -> Self {
+        let Settings { device_api, authorizer, shares, .. } = settings;
+        Judged {
+            rules: Rules { conceal_foreign_devices: device_api.conceal_foreign_devices },
+            max_devices_per_list: device_api.max_devices_per_customer,
+            max_devices_per_page: device_api.max_devices_per_page,
+            max_timeout_ms: device_api.max_timeout_ms,
+            max_external_questions: authorizer.max_external_questions,
+            percent_per_tenant: shares.per_customer_percent,
+            list_bytes_per_second: authorizer.list_bytes_per_second_per_customer,
+        }
+    }
+}
+
+impl Judged {
+    fn external_questions(&self) -> Shares<TenantId> {
+        Shares::percent(self.max_external_questions, self.percent_per_tenant)
+    }
 }
 
 /// Who makes the calls of a subscription.
@@ -153,13 +176,13 @@ impl Answers {
         let route = bus.subjects().route().into();
         let bounce_prefix = bus.subjects().bounce(bus.process(), "");
         let meters = Meters::new();
-        let external_questions = Shares::percent(judged.max_external_questions, judged.percent_per_tenant);
+        let external_questions = judged.external_questions();
         let turns = Turns::new(judged.list_bytes_per_second);
         Answers {
             bus,
             kept,
             keys,
-            judged,
+            judged: RwLock::new(judged),
             denials,
             externals,
             external_questions,
@@ -169,6 +192,19 @@ impl Answers {
             route,
             bounce_prefix,
         }
+    }
+
+    /// The settings have changed.
+    pub(crate) fn settings_changed(&self, settings: &Settings) {
+        let judged = Judged::from(settings);
+        self.external_questions.resize_as(&judged.external_questions());
+        self.turns.change(judged.list_bytes_per_second);
+        self.denials.change(settings.audit.denials_per_second);
+        *self.judged.write() = judged;
+    }
+
+    fn judged(&self) -> Judged {
+        *self.judged.read()
     }
 
     /// Answers until `stop`, then what is still asked until other authorizers have taken over.
@@ -243,7 +279,7 @@ impl Answers {
         call.app = None;
         let mut span = self.tracer.follow("decide", Hop::Taken, &mut call.traceparent);
         span.note("switchboard.call", call.call);
-        let longest = Budget::from_ms(self.judged.max_timeout_ms);
+        let longest = Budget::from_ms(self.judged().max_timeout_ms);
         let deadline = call.budget_ms.min(longest).starting(arrived);
         let connect_deadline = call.connect_budget_ms.min(longest).starting(arrived);
         let is_fresh = self.kept.is_fresh().await;
@@ -283,7 +319,7 @@ impl Answers {
         let AppCall { call, credential, target, method, until, oneway, mut traceparent, .. } = head;
         let mut span = self.tracer.follow("decide", Hop::Taken, &mut traceparent);
         span.note("switchboard.call", call);
-        let longest = Budget::from_ms(self.judged.max_timeout_ms);
+        let longest = Budget::from_ms(self.judged().max_timeout_ms);
         let deadline = head.budget_ms.min(longest).starting(arrived);
         let connect_deadline = head.connect_budget_ms.min(longest).starting(arrived);
         let is_fresh = self.kept.is_fresh().await;
@@ -466,7 +502,8 @@ impl Answers {
         let (caller, target) = self.kept.directory.standings(asked.caller, asked.target);
         let caller = caller.filter(|(_, stamp)| counts(*stamp)).map(|(caller, _)| caller);
         let context = |utc_offset_min| context(asked, utc_offset_min);
-        let decision = self.kept.judges.decide(caller.as_ref(), target.as_ref(), self.judged.rules, context);
+        let decision =
+            self.kept.judges.decide(caller.as_ref(), target.as_ref(), self.judged().rules, context);
         self.decided(asked, caller.map(|caller| caller.tenant), decision)
     }
 
@@ -654,7 +691,7 @@ impl Answers {
         if self.kept.directory.stamp(list.caller) != list.ticket.map(|ticket| ticket.stamp()) {
             return Err(Outcome::Denied);
         }
-        let Judged { max_devices_per_list, max_devices_per_page, .. } = self.judged;
+        let Judged { max_devices_per_list, max_devices_per_page, .. } = self.judged();
         let unsaid = if list.after.is_some() { max_devices_per_page } else { max_devices_per_list };
         Ok(list.limit.map_or(unsaid, |limit| limit as usize).min(max_devices_per_list))
     }
@@ -671,7 +708,7 @@ impl Answers {
     fn list(&self, list: &ListRequest) -> Result<Vec<u8>, Outcome> {
         let limit = self.limit_of(list)?;
         // The caller, left out, makes room for one more.
-        let most = self.judged.max_devices_per_list.saturating_add(1);
+        let most = self.judged().max_devices_per_list.saturating_add(1);
         let listing = match self.judge_of(list) {
             Some((judge, context)) => judge.listing(list.caller, most, &context),
             None => self.kept.directory.listing(list.caller, most).map_err(|_| Outcome::Denied)?,

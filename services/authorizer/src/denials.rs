@@ -99,6 +99,11 @@ impl Denials {
         (denials, tokio::spawn(writer.run(stop)))
     }
 
+    /// So many of one tenant are recorded a second from now on.
+    pub(crate) fn change(&self, per_second: u32) {
+        self.tally.lock().per_second = per_second;
+    }
+
     /// Records it, or counts it. Never waits.
     pub(crate) fn tell(&self, denial: Denial) {
         let tenant = denial.tenant.unwrap_or(NO_TENANT);

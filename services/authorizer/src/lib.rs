@@ -29,7 +29,6 @@ use denials::Denials;
 use external::Externals;
 use keep::Kept;
 pub use meters::describe;
-use policy::Rules;
 
 /// Serves until the context's shutdown, then answers what was already asked and closes the bus.
 ///
@@ -40,8 +39,6 @@ use policy::Rules;
 pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
     bus::describe();
     describe();
-    let device_api = &context.settings.device_api;
-    let rules = Rules { conceal_foreign_devices: device_api.conceal_foreign_devices };
     let subscribed = context.health.part("questions");
     let kept = Arc::new(Kept::new());
     let keys = Keyring::follow(&bus);
@@ -83,21 +80,18 @@ pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
         subscribed.ready();
         asked.send_replace(true);
         let tracer = context.traces.tracer(context.service, bus.process());
-        let judged = Judged {
-            rules,
-            max_devices_per_list: device_api.max_devices_per_customer,
-            max_devices_per_page: device_api.max_devices_per_page,
-            max_timeout_ms: device_api.max_timeout_ms,
-            max_external_questions: context.settings.authorizer.max_external_questions,
-            percent_per_tenant: context.settings.shares.per_customer_percent,
-            list_bytes_per_second: context.settings.authorizer.list_bytes_per_second_per_customer,
-        };
+        let judged = Judged::from(&*context.in_force.now());
         let externals = Externals::new(&bus, &context.settings.authorizer);
         let (denials, writer) = Denials::start(&bus, &context.settings, answered.clone());
         recording = Some(writer);
         let answers = Answers::new(bus.clone(), kept, keys.clone(), judged, denials, externals, tracer);
-        let answering = tokio::spawn(Arc::new(answers).all(questions, context.shutdown.clone()));
+        let answers = Arc::new(answers);
+        let changing = Arc::clone(&answers);
+        let following = context.in_force.clone().each(move |settings| changing.settings_changed(settings));
+        let following = tokio::spawn(following);
+        let answering = tokio::spawn(answers.all(questions, context.shutdown.clone()));
         finish(answering, &context).await?;
+        following.abort();
     }
     answered.cancel();
     keeper.await.context("the task that follows the registry failed")?;
@@ -111,10 +105,10 @@ pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
 
 /// Waits for the shutdown, and then for the last answer, at most `drain_ms`.
 async fn finish(mut answering: tokio::task::JoinHandle<()>, context: &boot::Context) -> anyhow::Result<()> {
-    let drain = Duration::from_millis(context.settings.authorizer.drain_ms);
     let time_is_up = async {
         context.shutdown.cancelled().await;
-        tokio::time::sleep(drain).await;
+        let drain_ms = context.in_force.now().authorizer.drain_ms;
+        tokio::time::sleep(Duration::from_millis(drain_ms)).await;
     };
     tokio::select! {
         ended = &mut answering => ended.context("a task that answers failed"),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -23,7 +24,7 @@ pub(crate) struct Turns {
     places: Shares<Party>,
     queues: Arc<ByParty>,
     /// Of one customer; 0: no limit.
-    bytes_per_second: u32,
+    bytes_per_second: AtomicU32,
 }
 
 /// A list that waits in its customer's queue.
@@ -44,7 +45,12 @@ pub(crate) struct Turn {
 impl Turns {
     pub(crate) fn new(bytes_per_second: u32) -> Self {
         let places = Shares::new(MAX_WAITING, MAX_WAITING_OF_ONE);
-        Turns { places, queues: Arc::default(), bytes_per_second }
+        Turns { places, queues: Arc::default(), bytes_per_second: bytes_per_second.into() }
+    }
+
+    /// Whoever joins a queue from now on is paced by this.
+    pub(crate) fn change(&self, bytes_per_second: u32) {
+        self.bytes_per_second.store(bytes_per_second, Ordering::Relaxed);
     }
 
     /// Joins the queue of `party`, behind those that are in it.
@@ -54,7 +60,8 @@ impl Turns {
             NoPlace::Any => Limit::Lists,
         })?;
         let queue = Some(Arc::clone(self.queues.lock().entry(party).or_default()));
-        let (queues, bytes_per_second) = (Arc::clone(&self.queues), self.bytes_per_second);
+        let bytes_per_second = self.bytes_per_second.load(Ordering::Relaxed);
+        let queues = Arc::clone(&self.queues);
         Ok(Queued { party, queues, queue, bytes_per_second, _place: place })
     }
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use boot::{Context, Health, Settings};
+use boot::{Context, Health, InForce, Settings};
 use bus::audit::{AuditLog, Bounds, Chain, From, NO_TENANT, Record};
 use bus::policies::{External, Policies, StoredSet};
 use bus::registry::{Customer, NewDevice, Registry, Tenant, Token};
@@ -126,9 +126,11 @@ struct Running {
 async fn start(world: &World, change: impl FnOnce(&mut Settings)) -> Running {
     let mut settings = Settings::default();
     change(&mut settings);
+    let settings = Arc::new(settings);
     let context = Context {
         service: "authorizer",
-        settings: Arc::new(settings),
+        in_force: InForce::fixed(Arc::clone(&settings)),
+        settings,
         shutdown: CancellationToken::new(),
         health: Health::new(),
         admin_addr: ([127, 0, 0, 1], 0).into(),

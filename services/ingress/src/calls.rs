@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use boot::traces::{Hop, Span, Tracer};
+use boot::{InForce, Settings};
 use bus::{AskError, Bus, Question, Subject};
 use bytes::Bytes;
 use metrics::{Histogram, histogram};
@@ -14,6 +15,7 @@ use rpc::{
 };
 use tokio::sync::oneshot;
 
+use crate::device::limits::DeviceLimits;
 use crate::device::sessions::Visitor;
 use crate::device::shares::{NodeShares, NotHis};
 use crate::device_api::{self, Request};
@@ -65,7 +67,7 @@ pub struct Calls {
     call: Subject,
     list: Subject,
     authenticate: Subject,
-    session_limits: [Bytes; Protocol::ALL.len()],
+    in_force: InForce,
     offline_seconds: Histogram,
     limits_hit: LimitsHit,
     tracer: Tracer,
@@ -74,14 +76,8 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// For the devices of `node`; `session_limits` are the answers to `getSessionLimits`, by protocol.
-    pub fn new(
-        bus: Bus,
-        node: NodeId,
-        session_limits: [Bytes; Protocol::ALL.len()],
-        tracer: Tracer,
-        shares: NodeShares,
-    ) -> Self {
+    /// For the devices of `node`.
+    pub fn new(bus: Bus, node: NodeId, in_force: InForce, tracer: Tracer, shares: NodeShares) -> Self {
         let (call, list, authenticate) = {
             let subjects = bus.subjects();
             (subjects.call(), subjects.list(), subjects.authenticate())
@@ -93,7 +89,7 @@ impl Calls {
             call: call.into(),
             list: list.into(),
             authenticate: authenticate.into(),
-            session_limits,
+            in_force,
             offline_seconds: histogram!(OFFLINE_SECONDS),
             limits_hit: LimitsHit::register(),
             tracer,
@@ -131,8 +127,7 @@ impl Calls {
                 return None;
             }
             Request::GetSessionLimits => {
-                let limits = self.session_limits.get(by.protocol as usize).cloned().unwrap_or_default();
-                then(Ended::here(Outcome::Answered, limits));
+                then(Ended::here(Outcome::Answered, announced_limits(&self.in_force.now(), by.protocol)));
                 return None;
             }
             Request::GetDevices { limit, after, online } => {
@@ -263,6 +258,18 @@ impl Calls {
             }
         }
     }
+}
+
+/// What a device is told of its limits: its own protocol's.
+fn announced_limits(settings: &Settings, protocol: Protocol) -> Bytes {
+    let device = DeviceLimits::from(settings);
+    let max_bytes = match protocol {
+        Protocol::Mqtt => settings.mqtt.max_packet_bytes as usize,
+        Protocol::Http => settings.http.max_body_bytes,
+        Protocol::Coap => settings.coap.max_body_bytes,
+    };
+    let (calls, uplinks) = (device.call_rate.per_second, device.uplink_rate.per_second);
+    device_api::session_limits(max_bytes, device.max_calls_per_caller, calls, uplinks)
 }
 
 /// Milliseconds since 1970 on this machine's clock.

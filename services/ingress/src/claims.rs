@@ -193,7 +193,7 @@ impl Node {
             }
         };
         // The other half is for those that come meanwhile.
-        let at_a_time = (self.settings.ingress.max_claims_in_flight / 2).max(1);
+        let at_a_time = (self.settings().ingress.max_claims_in_flight / 2).max(1);
         let mended = stream::iter(claim).map(mend).buffer_unordered(at_a_time);
         mended.fold(true, async |all, is_mended| all & is_mended).await
     }
@@ -218,7 +218,7 @@ impl Node {
 
     /// Waits for a turn of those that are `reclaim_per_second`.
     pub(crate) async fn turn_again(&self) {
-        let per_second = self.settings.ingress.reclaim_per_second;
+        let per_second = self.settings().ingress.reclaim_per_second;
         let rate = Rate { per_second, burst: per_second / BURSTS_PER_SECOND };
         let wait = self.again.lock().turn(rate, Instant::now());
         if !wait.is_zero() {
@@ -227,7 +227,7 @@ impl Node {
     }
 
     fn claim_timeout(&self) -> Duration {
-        Duration::from_millis(self.settings.ingress.claim_timeout_ms)
+        Duration::from_millis(self.settings().ingress.claim_timeout_ms)
     }
 
     async fn ask<R: wire::Head>(
@@ -273,7 +273,7 @@ pub async fn mend(node: Arc<Node>, differs: Arc<Notify>) {
 /// Renews the node's lease for as long as it runs: routers take a node without one for dead. With each renewal goes
 /// what the node holds. A router that is new (`introduce`) hears so at once.
 pub async fn keep(node: Arc<Node>, introduce: Arc<Notify>) {
-    let mut renewals = interval(Duration::from_millis(node.settings.ingress.lease_ms / 3));
+    let mut renewals = interval(Duration::from_millis(node.settings().ingress.lease_ms / 3));
     renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut connection = node.bus.connection();
     loop {

@@ -23,18 +23,14 @@ use std::time::Duration;
 
 use boot::config::Settings;
 use bus::Bus;
-use rpc::Protocol;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::field::display;
 
 use crate::calls::Calls;
-use crate::coap::endpoint::EndpointLimits;
-use crate::device::limits::DeviceLimits;
 use crate::device::mailbox::{EndReason, Mail};
 use crate::device::shares::NodeShares;
-use crate::mqtt::session::SessionLimits;
 use crate::node::{Inlets, Node};
 use crate::tls::Tls;
 
@@ -141,14 +137,11 @@ impl Ingress {
             () = context.shutdown.cancelled() => return Ok(()),
             never = self.coap.refuse_all() => match never {},
         };
-        let device_limits = DeviceLimits::from(&*settings);
-        let limits = Arc::new(session_limits(&settings, device_limits));
         let tracer = context.traces.tracer(context.service, bus.process());
-        let announced = announced_limits(&settings, &device_limits);
         let shares = NodeShares::new(&settings, self.max_connections);
-        let calls = Calls::new(bus.clone(), bus.process(), announced, tracer.clone(), shares);
+        let calls = Calls::new(bus.clone(), bus.process(), context.in_force.clone(), tracer.clone(), shares);
         let node =
-            Arc::new(Node::new(Arc::clone(&settings), bus.clone(), calls, tracer, self.max_connections));
+            Arc::new(Node::new(context.in_force.clone(), bus.clone(), calls, tracer, self.max_connections));
 
         let (recheck, differs) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let introduce = Arc::new(Notify::new());
@@ -174,6 +167,8 @@ impl Ingress {
         in_background(Box::pin(claims::mend(Arc::clone(&node), differs)));
         in_background(Box::pin(node::recheck_visitors(Arc::clone(&node), recheck)));
         in_background(Box::pin(node.bus.clone().show_connection(ready.clone())));
+        let changing = Arc::clone(&node);
+        in_background(Box::pin(context.in_force.each(move |settings| changing.settings_changed(settings))));
         let (mqtt, http, coap) = (self.mqtt.address(), self.http.address(), self.coap.address());
         let (mqtts, https) = (self.mqtts_address().map(display), self.https_address().map(display));
         let doors = self.http.listen()?;
@@ -183,13 +178,12 @@ impl Ingress {
         if let Some(tls) = self.tls {
             in_background(Box::pin(tls.keep_fresh()));
         }
-        let coap_limits = EndpointLimits { device: device_limits, coap: settings.coap.clone() };
-        connections.spawn(self.coap.serve(Arc::clone(&node), coap_limits, stop_accepting.clone()));
+        connections.spawn(self.coap.serve(Arc::clone(&node), stop_accepting.clone()));
         let (tracked, stop) = (connections.clone(), stop_accepting.clone());
-        in_background(Box::pin(doors.serve(Arc::clone(&node), Arc::clone(&limits), tracked, stop)));
+        in_background(Box::pin(doors.serve(Arc::clone(&node), tracked, stop)));
         for acceptor in acceptors {
             let (tracked, stop) = (connections.clone(), stop_accepting.clone());
-            background.spawn(acceptor.serve(Arc::clone(&node), Arc::clone(&limits), tracked, stop));
+            background.spawn(acceptor.serve(Arc::clone(&node), tracked, stop));
         }
 
         context.shutdown.cancelled().await;
@@ -220,7 +214,7 @@ async fn drain(node: &Node, connections: &TaskTracker) {
     tracing::info!(node = %node.id, visitors, "draining");
     connections.close();
     node.sessions.tell_all(|| Mail::Drain);
-    let patience = Duration::from_millis(node.settings.ingress.drain_ms);
+    let patience = Duration::from_millis(node.settings().ingress.drain_ms);
     if tokio::time::timeout(patience, connections.wait()).await.is_err() {
         let visitors = node.sessions.visitors().len();
         tracing::warn!(node = %node.id, visitors, "the time to drain is over: cutting off what is still in flight");
@@ -233,33 +227,6 @@ async fn drain(node: &Node, connections: &TaskTracker) {
 
 /// How long the sessions that were cut off may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
-
-fn session_limits(settings: &Settings, device: DeviceLimits) -> SessionLimits {
-    let mqtt = &settings.mqtt;
-    SessionLimits {
-        device,
-        max_subscriptions: mqtt.max_subscriptions,
-        receive_maximum: mqtt.receive_maximum,
-        topic_alias_maximum: mqtt.topic_alias_maximum,
-    }
-}
-
-/// What each device is told of its limits: its own protocol's.
-fn announced_limits(settings: &Settings, device: &DeviceLimits) -> [bytes::Bytes; Protocol::ALL.len()] {
-    Protocol::ALL.map(|protocol| {
-        let max_bytes = match protocol {
-            Protocol::Mqtt => settings.mqtt.max_packet_bytes as usize,
-            Protocol::Http => settings.http.max_body_bytes,
-            Protocol::Coap => settings.coap.max_body_bytes,
-        };
-        device_api::session_limits(
-            max_bytes,
-            device.max_calls_per_caller,
-            device.call_rate.per_second,
-            device.uplink_rate.per_second,
-        )
-    })
-}
 
 #[cfg(test)]
 mod tests {

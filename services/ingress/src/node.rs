@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use boot::Trouble;
 use boot::config::Settings;
 use boot::traces::{Hop, Span, Tracer};
+use boot::{InForce, Trouble};
 use bus::{Bus, Connection, Request};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -16,7 +16,7 @@ use rpc::{
     Budget, CredentialHash, Delivery, DeliveryReply, DeviceId, DeviceStanding, DeviceState, Limit, Method,
     NodeId, Outcome, SessionId, Takeover, UplinkKind, wire,
 };
-use tokio::sync::{Notify, RwLock, Semaphore};
+use tokio::sync::{Notify, RwLock, Semaphore, watch};
 use tokio::time::{Instant as Deadline, MissedTickBehavior, interval, timeout_at};
 use tracing::field::display;
 
@@ -29,16 +29,19 @@ use crate::device::offenders::{self, Offender, Offenders, Owner, Report, Who};
 use crate::device::sessions::{Sessions, Visitor};
 use crate::device::shares::NodeShares;
 use crate::device::takeovers::Takeovers;
-use crate::device::target::{Caller, Conclusion, TargetLimits};
+use crate::device::target::{Caller, Conclusion};
 use crate::metrics::Metrics;
+use crate::mqtt::session::SessionLimits;
 use crate::port::Places;
 
 /// One running ingress process: what all of its sessions share.
 pub struct Node {
     /// Its name in claims and subjects.
     pub id: NodeId,
-    /// The settings in force.
-    pub settings: Arc<Settings>,
+    in_force: InForce,
+    /// What its sessions are held to, as it follows from the settings.
+    pub(crate) limits: watch::Sender<Arc<SessionLimits>>,
+    max_connections: usize,
     /// To the other services.
     pub bus: Bus,
     /// Its visitors and their sessions.
@@ -75,14 +78,8 @@ const TOLD_FROM: u64 = 10;
 
 impl Node {
     /// A node without sessions.
-    pub fn new(
-        settings: Arc<Settings>,
-        bus: Bus,
-        calls: Calls,
-        tracer: Tracer,
-        max_connections: usize,
-    ) -> Self {
-        let id = bus.process();
+    pub fn new(in_force: InForce, bus: Bus, calls: Calls, tracer: Tracer, max_connections: usize) -> Self {
+        let (id, settings) = (bus.process(), in_force.now());
         let places = Places::new(max_connections);
         let claim_places = Semaphore::new(settings.ingress.max_claims_in_flight);
         let (sessions, metrics) = (Sessions::default(), Metrics::register());
@@ -90,7 +87,9 @@ impl Node {
         let shares = Arc::clone(&calls.shares);
         Node {
             id,
-            settings,
+            limits: watch::Sender::new(Arc::new(SessionLimits::from(&*settings))),
+            in_force,
+            max_connections,
             bus,
             sessions,
             calls,
@@ -152,6 +151,23 @@ impl Node {
         }
     }
 
+    /// The settings in force.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.in_force.now()
+    }
+
+    /// What its sessions are held to from now on.
+    pub fn limits(&self) -> Arc<SessionLimits> {
+        Arc::clone(&self.limits.borrow())
+    }
+
+    /// The settings have changed: hands on what is not looked up at each use.
+    pub fn settings_changed(&self, settings: &Settings) {
+        self.limits.send_replace(Arc::new(SessionLimits::from(settings)));
+        self.guesses.lock().change(GuessLimits::from(settings));
+        self.shares.change(settings, self.max_connections);
+    }
+
     /// A call is over at its device: counts it, and tells the router what is to be told.
     pub async fn conclude(&self, conclusion: Conclusion<Router>) {
         let Conclusion { reply_to, reply, body } = conclusion;
@@ -193,7 +209,7 @@ impl Node {
 
     /// Waits until NATS has what was told. False when it did not take it, or too much of the customer's waits already.
     pub async fn confirm_uplink(&self, visitor: &Visitor, told: bool) -> bool {
-        let wait = Duration::from_millis(self.settings.ingress.uplink_timeout_ms);
+        let wait = Duration::from_millis(self.settings().ingress.uplink_timeout_ms);
         let taken = match self.shares.uplink(visitor.party) {
             Ok(_place) => told && self.bus.confirm(wait).await.is_ok(),
             Err(limit) => {
@@ -231,7 +247,7 @@ impl Node {
         span.note("switchboard.call", call);
         span.note("switchboard.target", delivery.target);
         span.unless_told(Outcome::TimedOut.as_str());
-        let longest = Budget::from_ms(self.settings.device_api.max_timeout_ms);
+        let longest = Budget::from_ms(self.settings().device_api.max_timeout_ms);
         let deadline = delivery.budget_ms.min(longest).starting(arrived);
         let deadline = self.bus.ends(delivery.until.as_ref(), deadline);
         if deadline.has_passed(Instant::now()) {
@@ -251,7 +267,7 @@ impl Node {
             verdict: delivery.verdict_ms.map(|verdict| verdict.starting(arrived)),
             reply_to: Router { inbox, arrived, span, place: None },
         });
-        let limits = TargetLimits::from(&self.settings.ingress);
+        let limits = self.limits.borrow().device.target;
         let Err((refused, incoming)) =
             self.sessions.deliver(delivery.target, delivery.session, incoming, &limits, &self.shares)
         else {
@@ -268,7 +284,7 @@ impl Node {
     /// Asks an authorizer again who a visitor is: he gets another ticket, or his end.
     pub(crate) async fn reauthenticate(&self, visitor: &Visitor) {
         let credential = CredentialHash::from_digest(visitor.credential);
-        let wait = Duration::from_millis(self.settings.ingress.authenticate_timeout_ms);
+        let wait = Duration::from_millis(self.settings().ingress.authenticate_timeout_ms);
         match self.calls.authenticate(credential.clone(), visitor.id, wait).await {
             Ok(Some(it)) if it.device == visitor.device => {
                 visitor.renew_ticket(it.ticket, Instant::now());

@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use boot::{Context, Health, Settings};
+use boot::{Context, Health, InForce, Settings};
 use bus::registry::{Customer, NewDevice, Registry, Tenant, Token};
 use bus::server::{NatsServer, ServerOptions, find_binary};
 use bus::{Bus, BusSettings};
@@ -133,6 +133,7 @@ fn context(service: &'static str, settings: &Arc<Settings>) -> Context {
     Context {
         service,
         settings: Arc::clone(settings),
+        in_force: InForce::fixed(Arc::clone(settings)),
         shutdown: CancellationToken::new(),
         health: Health::new(),
         admin_addr: ([127, 0, 0, 1], 0).into(),

@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use boot::{Context, Health, Settings};
+use boot::{Context, Health, InForce, Settings};
 use bus::server::{NatsServer, ServerOptions, find_binary};
 use bus::{Bus, BusSettings};
 use coap_lite::{CoapOption, MessageClass, MessageType, Packet, RequestType, ResponseType};
@@ -28,6 +28,7 @@ async fn a_node_that_is_not_ready_lets_nobody_wait() {
     let context = |service| Context {
         service,
         settings: Arc::clone(&settings),
+        in_force: InForce::fixed(Arc::clone(&settings)),
         shutdown: CancellationToken::new(),
         health: Health::new(),
         admin_addr: any,

@@ -17,7 +17,7 @@ use anyhow::Context as _;
 use boot::Context;
 use bus::claims::ClaimStore;
 use bus::{Bus, BusError, Keyring, Request, Requests};
-use rpc::{BEAT_EVERY, Beat, Shares, percent_of, wire};
+use rpc::{BEAT_EVERY, Beat, wire};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -83,18 +83,7 @@ struct Asked {
 
 /// A router that knows all claims, kept so by tasks of `keeping`.
 async fn open(context: &Context, bus: &Bus, keeping: &mut JoinSet<()>) -> Router {
-    let settings = &context.settings;
-    let (max, shares) = (settings.router.max_calls_in_flight, &settings.shares);
-    // Each is a question to a node at some time.
-    let part = percent_of(max.min(settings.nats.max_pending_asks), shares.per_customer_percent);
-    let waiting = |places| percent_of(places, shares.waiting_percent);
-    let limits = Limits {
-        calls: Shares::new(max, part),
-        waits: Shares::new(waiting(max), waiting(part)),
-        max_timeout_ms: settings.device_api.max_timeout_ms,
-        claim_timeout: Duration::from_millis(settings.ingress.claim_timeout_ms),
-        lease: Duration::from_millis(settings.ingress.lease_ms),
-    };
+    let limits = Limits::from(&*context.in_force.now());
     let store = bus.again("open the claims", || ClaimStore::open(bus)).await;
     let keys = Keyring::follow(bus);
     keys.wait_ready().await;
@@ -127,6 +116,10 @@ async fn open(context: &Context, bus: &Bus, keeping: &mut JoinSet<()>) -> Router
     keeping.spawn({
         let router = router.clone();
         async move { router.watch_nodes().await }
+    });
+    keeping.spawn({
+        let limits = router.0.limits.clone();
+        context.in_force.clone().each(move |settings| limits.change(settings))
     });
     keeping.spawn(count(router.clone()));
     keeping.spawn({
@@ -178,7 +171,6 @@ async fn run(context: &Context, router: &Router, asked: Asked) -> anyhow::Result
     take(compares, Router::answer_compare);
     take(presence, Router::answer_presence);
 
-    let drain = Duration::from_millis(context.settings.router.drain_ms);
     let finishing = async {
         while let Some(ended) = taking.join_next().await {
             ended.context("a task that takes messages failed")?;
@@ -188,7 +180,8 @@ async fn run(context: &Context, router: &Router, asked: Asked) -> anyhow::Result
     };
     let time_is_up = async {
         shutdown.cancelled().await;
-        sleep(drain).await;
+        let drain_ms = context.in_force.now().router.drain_ms;
+        sleep(Duration::from_millis(drain_ms)).await;
     };
     tokio::select! {
         finished = finishing => finished?,

@@ -3,6 +3,7 @@
 //! A call whose target is on the map costs no task: it waits in the bus's table of questions, and goes on where its
 //! reply comes in. Only what has to look a claim up is a task of its own.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use boot::traces::{Hop, Span};
@@ -69,7 +70,7 @@ impl Router {
             Err(NoPlace::Part) => (None, Some(Limit::CustomerCalls)),
             Err(NoPlace::Any) => (None, Some(Limit::RouterInFlight)),
         };
-        let longest = Budget::from_ms(self.0.limits.max_timeout_ms);
+        let longest = Budget::from_ms(self.0.limits.max_timeout_ms.load(Ordering::Relaxed));
         let starting = |budget: Budget| budget.min(longest).starting(arrived);
         let deadline = self.0.bus.ends(routed.call.until.as_ref(), starting(routed.call.budget_ms));
         let deadlines = (deadline, starting(routed.call.connect_budget_ms));

@@ -1,13 +1,15 @@
 //! How is done what the core decides? One lock around it, and for each of its actions what performs that.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use boot::Settings;
 use boot::traces::Tracer;
 use bus::claims::{ClaimEvent, ClaimStore};
 use bus::{Bus, Connection, Keyring, Subject};
 use parking_lot::Mutex;
-use rpc::{NodeId, Outcome, Party, Shares};
+use rpc::{NodeId, Outcome, Party, Shares, percent_of};
 use tokio::sync::Notify;
 use tokio::time::{sleep_until, timeout_at};
 use tokio_util::task::TaskTracker;
@@ -46,9 +48,36 @@ pub(crate) struct Limits {
     /// For calls that wait for their target to come.
     pub(crate) waits: Shares<Party>,
     /// `device_api.max_timeout_ms`: no hop believes in more.
-    pub(crate) max_timeout_ms: u32,
+    pub(crate) max_timeout_ms: Arc<AtomicU32>,
     pub(crate) claim_timeout: Duration,
     pub(crate) lease: Duration,
+}
+
+impl From<&Settings> for Limits {
+    fn from(settings: &Settings) -> Self {
+        let Settings { router, nats, shares, device_api, ingress, .. } = settings;
+        let max = router.max_calls_in_flight;
+        // Each is a question to a node at some time.
+        let part = percent_of(max.min(nats.max_pending_asks), shares.per_customer_percent);
+        let waiting = |places| percent_of(places, shares.waiting_percent);
+        Limits {
+            calls: Shares::new(max, part),
+            waits: Shares::new(waiting(max), waiting(part)),
+            max_timeout_ms: Arc::new(device_api.max_timeout_ms.into()),
+            claim_timeout: Duration::from_millis(ingress.claim_timeout_ms),
+            lease: Duration::from_millis(ingress.lease_ms),
+        }
+    }
+}
+
+impl Limits {
+    /// The settings have changed.
+    pub(crate) fn change(&self, settings: &Settings) {
+        let new = Limits::from(settings);
+        self.calls.resize_as(&new.calls);
+        self.waits.resize_as(&new.waits);
+        self.max_timeout_ms.store(settings.device_api.max_timeout_ms, Ordering::Relaxed);
+    }
 }
 
 type RouterCore = Core<Box<Carried>, Subject>;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use boot::{Context, Health, Settings};
+use boot::{Context, Health, InForce, Settings};
 use bus::claims::{ClaimStore, Expected};
 use bus::server::{NatsServer, ServerOptions, find_binary};
 use bus::{Bus, BusSettings, Request};
@@ -84,9 +84,11 @@ async fn connect(nats: &NatsServer) -> Bus {
 }
 
 async fn start_router(settings: Settings) -> (Context, JoinHandle<anyhow::Result<()>>) {
+    let settings = Arc::new(settings);
     let context = Context {
         service: "router",
-        settings: Arc::new(settings),
+        in_force: InForce::fixed(Arc::clone(&settings)),
+        settings,
         shutdown: CancellationToken::new(),
         health: Health::new(),
         admin_addr: ([127, 0, 0, 1], 0).into(),

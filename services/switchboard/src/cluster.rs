@@ -82,7 +82,7 @@ pub(crate) fn run(args: ClusterArgs) -> ExitCode {
         // The HTTP of nodes is counted up to where one API would be.
         settings.api.listen.set_port(API_PORT);
     }
-    let ended = boot::logs::init(&settings.log).map_err(anyhow::Error::from).and_then(|()| {
+    let ended = boot::logs::init(&settings.log).map_err(anyhow::Error::from).and_then(|_| {
         let runtime = boot::runtime(0)?;
         let ended = runtime.block_on(cluster(args, settings, uses_other_nats));
         runtime.shutdown_timeout(Duration::from_secs(2));

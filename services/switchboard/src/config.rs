@@ -1,10 +1,11 @@
 //! Is the configuration sound, and which settings are in force?
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use boot::config::{self, Softened};
+use boot::config::{self, Softened, Sources};
 use boot::{CommonArgs, Settings};
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 
 use crate::output::{note, say};
 use crate::reach::EXIT_USAGE;
@@ -13,7 +14,7 @@ use crate::reach::EXIT_USAGE;
 pub(crate) enum ConfigVerb {
     /// Say every fault of file, environment and flags at once, and each setting that softens what the defaults protect;
     /// exit status 2 if there is a fault
-    Check(CommonArgs),
+    Check(CheckArgs),
     /// Print the settings in force, and where each comes from
     Print(CommonArgs),
     /// Print a sample file: every setting with its documentation and default
@@ -22,10 +23,27 @@ pub(crate) enum ConfigVerb {
     Reference,
 }
 
+#[derive(Args)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    common: CommonArgs,
+    /// Say which services that run with this file take over what has changed, and which have to be started again
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
+}
+
 pub(crate) fn run(verb: ConfigVerb) -> ExitCode {
     match verb {
-        ConfigVerb::Check(args) => with(&args, |loaded| check(&loaded.settings)),
-        ConfigVerb::Print(args) => with(&args, |loaded| say(config::print(loaded).trim_end())),
+        ConfigVerb::Check(args) => with(args.common.load(), |loaded| {
+            check(&loaded.settings);
+            let Some(against) = args.against else { return ExitCode::SUCCESS };
+            let old = Sources { file: Some(against), ..args.common.sources() };
+            with(Settings::load(&old), |old| compare(&old.settings, &loaded.settings))
+        }),
+        ConfigVerb::Print(args) => with(args.load(), |loaded| {
+            say(config::print(&loaded).trim_end());
+            ExitCode::SUCCESS
+        }),
         ConfigVerb::Sample => {
             say(config::sample().trim_end());
             ExitCode::SUCCESS
@@ -48,12 +66,37 @@ fn check(settings: &Settings) {
     }
 }
 
-fn with(args: &CommonArgs, show: impl Fn(&config::Loaded)) -> ExitCode {
-    match args.load() {
-        Ok(loaded) => {
-            show(&loaded);
-            ExitCode::SUCCESS
+/// What a change asks of the services that run.
+fn compare(old: &Settings, new: &Settings) -> ExitCode {
+    let changes = match old.reload(new) {
+        Ok(reload) => reload.changes,
+        Err(faults) => {
+            note(faults);
+            return EXIT_USAGE.into();
         }
+    };
+    if changes.is_empty() {
+        say("Nothing has changed.");
+    }
+    for service in config::SERVICES {
+        for (is_reloaded, what) in [(false, "has to be started again for"), (true, "takes over")] {
+            let named = changes.iter().filter(|it| it.is_reloaded == is_reloaded);
+            let named = named.map(|it| it.setting).filter(|it| config::readers(it).contains(&service));
+            let named: Vec<_> = named.collect();
+            if !named.is_empty() {
+                say(format_args!("{service} {what}: {}", named.join(", ")));
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn with(
+    loaded: Result<config::Loaded, config::Faults>,
+    show: impl FnOnce(config::Loaded) -> ExitCode,
+) -> ExitCode {
+    match loaded {
+        Ok(loaded) => show(loaded),
         Err(faults) => {
             note(faults);
             EXIT_USAGE.into()

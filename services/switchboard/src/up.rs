@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use boot::config::{Flag, Source};
-use boot::{CommonArgs, Context, Health, Settings};
+use boot::{CommonArgs, Context, Health, InForce, Settings};
 use bus::{Bus, BusSettings};
 use clap::Args;
 use switchboard_api::Api;
@@ -107,7 +107,7 @@ pub(crate) fn run(args: UpArgs) -> ExitCode {
         Ok(asked) => asked,
         Err(status) => return status,
     };
-    let ended = boot::logs::init(&settings.log).map_err(anyhow::Error::from).and_then(|()| {
+    let ended = boot::logs::init(&settings.log).map_err(anyhow::Error::from).and_then(|_| {
         let runtime = boot::runtime(0)?;
         let ended = runtime.block_on(up(args.own, settings, uses_other_nats));
         runtime.shutdown_timeout(Duration::from_secs(2));
@@ -195,9 +195,11 @@ async fn up(own: OwnArgs, mut settings: Settings, uses_other_nats: bool) -> anyh
     let metrics = boot::metrics::install("switchboard")?;
     let (traces, exporter) = boot::traces::start(&settings.traces);
     let health = Health::new();
+    let settings = Arc::new(settings);
     let base = Context {
         service: "switchboard",
-        settings: Arc::new(settings),
+        in_force: InForce::fixed(Arc::clone(&settings)),
+        settings,
         shutdown: shutdown.clone(),
         health: health.clone(),
         admin_addr: admin.local_addr(),

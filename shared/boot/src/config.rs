@@ -9,13 +9,15 @@ mod limit;
 mod load;
 mod networks;
 mod readers;
+mod reload;
 mod show;
 mod soften;
 mod value;
 
 pub use load::{Fault, Faults, Flag, Loaded, Source, Sources, env_name};
 pub use networks::{Networks, network};
-pub use readers::readers;
+pub use readers::{SERVICES, readers};
+pub use reload::{Change, Reload};
 pub use show::{env_names, print, reference, sample};
 pub use soften::{Softened, softened};
 pub use value::{LogFormat, Secret};
@@ -64,22 +66,22 @@ declare::settings! {
     /// The device API, the same over every protocol.
     [device_api] DeviceApi {
         /// Entries of one `getDevices` answer; further ones are left to the next page.
-        max_devices_per_customer: usize = 1_024, 1..=1_000_000;
+        max_devices_per_customer: usize = 1_024, 1..=1_000_000, reloaded;
         /// Entries of an answer to a `getDevices` that goes on behind a device (`after`) and says no `limit`.
-        max_devices_per_page: usize = 256, 1..=1_000_000;
+        max_devices_per_page: usize = 256, 1..=1_000_000, reloaded;
         /// Milliseconds a call has when it names no timeout. At most `max_timeout_ms`.
-        default_timeout_ms: u32 = 20_000, 1..=3_600_000;
+        default_timeout_ms: u32 = 20_000, 1..=3_600_000, reloaded;
         /// Milliseconds a call may ask for; more is refused ("Timeout is too large!").
-        max_timeout_ms: u32 = 60_000, 1..=3_600_000;
+        max_timeout_ms: u32 = 60_000, 1..=3_600_000, reloaded;
         /// Milliseconds a call waits for an offline target to connect, when it does not say; 0: not at all.
         /// At most `max_timeout_ms`.
-        default_connect_timeout_ms: u32 = 0, 0..=3_600_000;
+        default_connect_timeout_ms: u32 = 0, 0..=3_600_000, reloaded;
         /// Whether a device of another customer reads as "Target device not found!" instead of "not allowed".
-        conceal_foreign_devices: bool = false, Anything;
+        conceal_foreign_devices: bool = false, Anything, reloaded;
         /// Whether the message that a target reads names who calls and how long an answer is of use, as the members
         /// `caller` and `expiresMs`. Firmware that takes no further members must not be sent them; over MQTT 5 and HTTP
         /// properties and headers say the same in any case.
-        tell_caller_in_body: bool = false, Anything;
+        tell_caller_in_body: bool = false, Anything, reloaded;
     }
 
     /// What one customer may take of what all share.
@@ -87,10 +89,10 @@ declare::settings! {
         /// Percent of a node's or a router's places that one customer may hold, and at least one of each: calls in
         /// flight, calls for its devices, connections, devices that are kept in mind. A further one ends as "Too many
         /// requests!", or is refused (MQTT 3 / 0x9F). 100: as many as there are.
-        per_customer_percent: u16 = 10, 1..=100;
+        per_customer_percent: u16 = 10, 1..=100, reloaded;
         /// Percent of the places for calls that those may hold which wait for their target to connect
         /// (`connectTimeout`): of a customer's places, and of all together.
-        waiting_percent: u16 = 50, 1..=100;
+        waiting_percent: u16 = 50, 1..=100, reloaded;
     }
 
     /// The node that devices connect to.
@@ -101,60 +103,60 @@ declare::settings! {
         max_connections: usize = 0, 0..=10_000_000;
         /// MQTT connections that one device may have to this node; one more ends the oldest that only calls (MQTT 5:
         /// 0x8E).
-        max_connections_per_device: usize = 32, 1..=65_535;
+        max_connections_per_device: usize = 32, 1..=65_535, reloaded;
         /// Connections that one address may have to this node, an IPv6 one with its whole /64; a further one is closed.
         /// 0: no limit. Behind a balancer, all of them come from its address.
         max_connections_per_address: usize = 0, 0..=10_000_000;
         /// Packets or requests that one connection may send a second, and at once after a pause; what is too fast is
         /// read later. 0: no limit.
-        requests_per_second_per_connection: u32 = 1_000, 0..=1_000_000;
+        requests_per_second_per_connection: u32 = 1_000, 0..=1_000_000, reloaded;
         /// Milliseconds from the accepted connection to its complete CONNECT; then it is closed.
-        connect_timeout_ms: u64 = 10_000, 100..=600_000;
+        connect_timeout_ms: u64 = 10_000, 100..=600_000, reloaded;
         /// Milliseconds the authorizer may take over a device's credentials; then the device is refused (MQTT 3 /
         /// 0x88).
-        authenticate_timeout_ms: u64 = 5_000, 10..=600_000;
+        authenticate_timeout_ms: u64 = 5_000, 10..=600_000, reloaded;
         /// Access tokens that nobody has, a second on average, from one source: an IPv4 address, or the /64 of an IPv6
         /// one (a token bucket; CoAP's, whose senders can be forged, is one of its own). Further ones wait up to 2 s
         /// for their turn, then they are refused (MQTT 3 / 0x9F, HTTP 429, CoAP 4.29). Tokens that were let in by this
         /// node lately pass. 0: no limit, where all devices come from one address: name the proxies that say from
         /// which (`mqtt.trusted_proxies`, `http.trusted_proxies`) if there are any.
-        guesses_per_second_per_source: u32 = 1, 0..=1_000_000;
+        guesses_per_second_per_source: u32 = 1, 0..=1_000_000, reloaded;
         /// Access tokens that nobody has, at once from one source after a pause: the depth of that bucket.
-        guess_burst_per_source: u32 = 60, 1..=1_000_000;
+        guess_burst_per_source: u32 = 60, 1..=1_000_000, reloaded;
         /// Access tokens that nobody has, a second on average, from all sources together. Where it is reached, sources
         /// that have sent one within a minute are refused, and tokens from others wait for their turn. 0: no limit.
-        guesses_per_second: u32 = 100, 0..=1_000_000;
+        guesses_per_second: u32 = 100, 0..=1_000_000, reloaded;
         /// Access tokens that nobody has, at once from all sources after a pause: the depth of that bucket.
-        guess_burst: u32 = 1_000, 1..=1_000_000;
+        guess_burst: u32 = 1_000, 1..=1_000_000, reloaded;
         /// Milliseconds for which the node remembers that nobody has an access token, and does not ask again. When a
         /// device changes it forgets that at once. 0: not at all.
-        unknown_token_cache_ms: u64 = 2_000, 0..=60_000;
+        unknown_token_cache_ms: u64 = 2_000, 0..=60_000, reloaded;
         /// Calls that one device may have open as caller on one node, over all its sessions; a further one ends as
         /// "Too many requests!".
-        max_calls_in_flight_per_caller: usize = 100, 1..=65_535;
+        max_calls_in_flight_per_caller: usize = 100, 1..=65_535, reloaded;
         /// Calls that one session may have open as target; a further one ends as "Too many requests!".
-        max_calls_in_flight_per_target: usize = 100, 1..=65_535;
+        max_calls_in_flight_per_target: usize = 100, 1..=65_535, reloaded;
         /// Calls a second that one device may make on average on one node (a token bucket); one above ends as
         /// "Too many requests!". 0: no limit.
-        calls_per_second_per_device: u32 = 100, 0..=1_000_000;
+        calls_per_second_per_device: u32 = 100, 0..=1_000_000, reloaded;
         /// Calls that one device may make at once after a pause: the depth of that bucket.
-        call_burst_per_device: u32 = 200, 1..=1_000_000;
+        call_burst_per_device: u32 = 200, 1..=1_000_000, reloaded;
         /// Calls and lists a second that all devices of a customer may ask for on one node, and at once after a pause;
         /// one above ends as "Too many requests!". 0: as often as a hundred devices may call.
-        calls_per_second_per_customer: u32 = 0, 0..=100_000_000;
+        calls_per_second_per_customer: u32 = 0, 0..=100_000_000, reloaded;
         /// Telemetry and attributes messages a second that one device may send on average on one node (a token
         /// bucket); one above is refused (MQTT 5: 0x97, or left out at QoS 0). 0: no limit.
-        uplinks_per_second_per_device: u32 = 100, 0..=1_000_000;
+        uplinks_per_second_per_device: u32 = 100, 0..=1_000_000, reloaded;
         /// Telemetry and attributes messages that one device may send at once after a pause.
-        uplink_burst_per_device: u32 = 200, 1..=1_000_000;
+        uplink_burst_per_device: u32 = 200, 1..=1_000_000, reloaded;
         /// Milliseconds that NATS may take to take over telemetry or attributes; then the device is told that it was
         /// not taken, or not acknowledged.
-        uplink_timeout_ms: u64 = 5_000, 10..=600_000;
+        uplink_timeout_ms: u64 = 5_000, 10..=600_000, reloaded;
         /// Calls that may wait at a session to be written to its device; a further one ends as "Too many requests!".
-        max_mailbox_calls: usize = 64, 1..=65_535;
+        max_mailbox_calls: usize = 64, 1..=65_535, reloaded;
         /// Calls that may wait at this node's sessions, and be open there, at once; a further one ends as "Too many
         /// requests!".
-        max_deliveries: usize = 65_536, 1..=10_000_000;
+        max_deliveries: usize = 65_536, 1..=10_000_000, reloaded;
         /// Bytes that may wait for one device to read them; a device that lets more pile up is disconnected. Also of
         /// the calls that wait at a session, beyond which one ends as "Too many requests!". At least
         /// `mqtt.max_packet_bytes`.
@@ -168,9 +170,9 @@ declare::settings! {
         /// third.
         lease_ms: u64 = 15_000, 1_000..=600_000;
         /// Milliseconds that calls in flight may take to end when the node stops; the rest is cut off.
-        drain_ms: u64 = 10_000, 0..=600_000;
+        drain_ms: u64 = 10_000, 0..=600_000, reloaded;
         /// Claims written again a second after NATS came back or lost its memory.
-        reclaim_per_second: u32 = 5_000, 1..=1_000_000;
+        reclaim_per_second: u32 = 5_000, 1..=1_000_000, reloaded;
         /// Threads of the process; 0: one for each core. One thread spends the least CPU on a call, and further
         /// processes share the work as well as further threads do.
         worker_threads: u16 = 1, 0..=1_024;
@@ -184,7 +186,7 @@ declare::settings! {
         tls_listen: SocketAddr = loopback(8883), Anything;
         /// Proxies in front of MQTT, by their addresses. Each of their connections must begin with the PROXY protocol,
         /// version 1 or 2, which says who is behind it; else it is closed. From anybody else it is no MQTT.
-        trusted_proxies: Networks = Networks::default(), Anything;
+        trusted_proxies: Networks = Networks::default(), Anything, reloaded;
         /// Bytes of one packet; a larger one closes the connection (v5: 0x95). Stay well below `max_payload` of NATS,
         /// 1 MiB unless set there: it carries a call's body in a message of its own.
         max_packet_bytes: u32 = 65_536, 1_024..=1_048_576;
@@ -193,13 +195,13 @@ declare::settings! {
         max_packet_bytes_before_authentication: u32 = 4_096, 256..=65_536;
         /// Seconds of keep-alive that a device may ask for; 0 ("none") and larger ones are brought down to it
         /// (v5: told so). A device silent for 1.5 times its keep-alive is disconnected.
-        max_keep_alive_s: u16 = 1_200, 5..=43_690;
+        max_keep_alive_s: u16 = 1_200, 5..=43_690, reloaded;
         /// QoS 1 messages in flight to the server that a v5 device may have open (Receive Maximum); more closes (0x93).
         receive_maximum: u16 = 100, 1..=65_535;
         /// Topic aliases that a v5 device may set up (Topic Alias Maximum); 0: none. A higher one closes (0x94).
         topic_alias_maximum: u16 = 16, 0..=1_024;
         /// Filters that one session may be subscribed to; a further one is refused in the SUBACK (0x80, v5: 0x97).
-        max_subscriptions: usize = 16, 1..=1_024;
+        max_subscriptions: usize = 16, 1..=1_024, reloaded;
     }
 
     /// HTTP/1.1: requests, long polls and their answers, and MQTT over WebSocket at `/mqtt`.
@@ -210,7 +212,7 @@ declare::settings! {
         tls_listen: SocketAddr = loopback(8443), Anything;
         /// Proxies in front of HTTP, by their addresses. `X-Forwarded-For` is believed as far as they wrote it; anybody
         /// else's counts for nothing.
-        trusted_proxies: Networks = Networks::default(), Anything;
+        trusted_proxies: Networks = Networks::default(), Anything, reloaded;
         /// Whether each connection of `http.trusted_proxies` must begin with the PROXY protocol, version 1 or 2, before
         /// TLS and HTTP.
         proxy_protocol: bool = false, Anything;
@@ -218,22 +220,22 @@ declare::settings! {
         /// unless set there.
         max_body_bytes: usize = 65_536, 1_024..=1_048_576;
         /// Milliseconds a poll waits for a call when it does not say. At most `max_poll_timeout_ms`.
-        poll_timeout_ms: u64 = 60_000, 1..=3_600_000;
+        poll_timeout_ms: u64 = 60_000, 1..=3_600_000, reloaded;
         /// Milliseconds a poll may ask for; more is refused (400).
-        max_poll_timeout_ms: u64 = 300_000, 1..=3_600_000;
+        max_poll_timeout_ms: u64 = 300_000, 1..=3_600_000, reloaded;
         /// Milliseconds a device stays callable after its last poll: a call that comes meanwhile waits for the next.
-        poll_grace_ms: u64 = 5_000, 0..=3_600_000;
+        poll_grace_ms: u64 = 5_000, 0..=3_600_000, reloaded;
         /// Polls of one device that may wait on one node; a further one is refused (429).
-        max_polls_per_device: usize = 16, 1..=65_535;
+        max_polls_per_device: usize = 16, 1..=65_535, reloaded;
         /// Milliseconds from the accepted connection, or the first byte of a further request, to a request's complete
         /// head; then the connection is closed.
-        header_timeout_ms: u64 = 10_000, 100..=3_600_000;
+        header_timeout_ms: u64 = 10_000, 100..=3_600_000, reloaded;
         /// Milliseconds a connection is kept after an answer for a further request to begin, once a device has shown
         /// its token there; before that, `header_timeout_ms`.
-        idle_timeout_ms: u64 = 60_000, 100..=3_600_000;
+        idle_timeout_ms: u64 = 60_000, 100..=3_600_000, reloaded;
         /// Milliseconds a request's body may take to come (408), and a client not to read a byte of its answer; then
         /// the connection is closed.
-        request_timeout_ms: u64 = 10_000, 100..=600_000;
+        request_timeout_ms: u64 = 10_000, 100..=600_000, reloaded;
         /// Devices that this node keeps in mind at once; a request of a further one is refused (503).
         max_sessions: usize = 100_000, 1..=10_000_000;
         /// Milliseconds for which a device is kept in mind after its last request, so that its next one needs no
@@ -276,14 +278,14 @@ declare::settings! {
         /// it the oldest that have been answered are forgotten early; when none has, a request is refused (5.03).
         max_exchanges: usize = 100_000, 100..=10_000_000;
         /// Milliseconds an answer may take to come with the acknowledgement; later it comes as a separate response.
-        separate_after_ms: u64 = 200, 0..=2_000;
+        separate_after_ms: u64 = 200, 0..=2_000, reloaded;
         /// Devices that this node keeps in mind at once; a request of a further one is refused (5.03).
         max_sessions: usize = 100_000, 1..=10_000_000;
         /// Milliseconds for which a device is kept in mind after its last request, so that its next one needs no
         /// question to the authorizer. One that changes in the registry is forgotten at once.
         session_idle_ms: u64 = 60_000, 100..=3_600_000;
         /// Devices that observe their calls on this node; a further one is refused (5.03).
-        max_observers: usize = 50_000, 1..=10_000_000;
+        max_observers: usize = 50_000, 1..=10_000_000, reloaded;
         /// Milliseconds after which a device that observes, and to which nothing was sent meanwhile, is pinged; when it
         /// does not answer, it is dropped. 0: never.
         observe_check_ms: u64 = 600_000, 0..=86_400_000;
@@ -294,12 +296,12 @@ declare::settings! {
         block_timeout_ms: u64 = 60_000, 100..=600_000;
         /// Requests that may wait for the authorizer to say who sent them; a further one is dropped unanswered, and its
         /// device sends it again.
-        max_unauthenticated: usize = 1_024, 1..=1_000_000;
+        max_unauthenticated: usize = 1_024, 1..=1_000_000, reloaded;
         /// How many times the bytes of its request an answer may have while its sender has shown no access token:
         /// whoever forges a sender's address must not multiply traffic (RFC 7252 §11.3). Longer ones come in blocks.
-        max_amplification: u16 = 3, 1..=100;
+        max_amplification: u16 = 3, 1..=100, reloaded;
         /// Whether a target's answer `{"response":…}` is taken as its inner value, for devices that wrap it so.
-        coap_unwrap_response: bool = false, Anything;
+        coap_unwrap_response: bool = false, Anything, reloaded;
     }
 
     /// The service that knows devices, and says which call is allowed.
@@ -308,16 +310,16 @@ declare::settings! {
         /// processes share the work as well as further threads do.
         worker_threads: u16 = 1, 0..=1_024;
         /// Milliseconds that questions already received may take to be answered when the service stops.
-        drain_ms: u64 = 5_000, 0..=600_000;
+        drain_ms: u64 = 5_000, 0..=600_000, reloaded;
         /// Of a call's remaining time, how many percent a tenant's external decision point may take; also at most what
         /// the tenant's set says.
         external_share_percent: u16 = 20, 1..=90;
         /// Calls that may wait for external decision points at once; a further one is denied. One tenant's have
         /// `shares.per_customer_percent` of that.
-        max_external_questions: usize = 1_024, 1..=65_535;
+        max_external_questions: usize = 1_024, 1..=65_535, reloaded;
         /// Bytes of `getDevices` answers that an authorizer sends one customer a second; further lists wait their turn,
         /// up to 256 of them. 0: no limit.
-        list_bytes_per_second_per_customer: u32 = 4_194_304, 0..=1_073_741_824;
+        list_bytes_per_second_per_customer: u32 = 4_194_304, 0..=1_073_741_824, reloaded;
         /// Origins of external decision points over HTTP that tenants' sets may name, as http://opa:8181, several after
         /// commas; `*`: all. In plain text: TLS is the part of a proxy nearby. Empty: none, over NATS alone.
         external_origins: Option<String> = None, Origins;
@@ -333,7 +335,7 @@ declare::settings! {
         max_bytes: u64 = 268_435_456, 1_048_576..=1_099_511_627_776;
         /// Denials of one tenant that one authorizer records a second; further ones are counted in the next record.
         /// 0: they are only counted, in a record every ten seconds.
-        denials_per_second: u32 = 10, 0..=1_000;
+        denials_per_second: u32 = 10, 0..=1_000, reloaded;
         /// Records that may wait in an authorizer to be written; a further one is counted in the tenant's next record.
         max_queued_records: usize = 1_024, 1..=1_000_000;
     }
@@ -344,9 +346,9 @@ declare::settings! {
         /// processes share the work as well as further threads do.
         worker_threads: u16 = 1, 0..=1_024;
         /// Milliseconds that calls in flight may take to end when the service stops; the rest is cut off.
-        drain_ms: u64 = 10_000, 0..=600_000;
+        drain_ms: u64 = 10_000, 0..=600_000, reloaded;
         /// Calls that may wait for their target at once; a further one ends as "Too many requests!".
-        max_calls_in_flight: usize = 100_000, 1..=10_000_000;
+        max_calls_in_flight: usize = 100_000, 1..=10_000_000, reloaded;
     }
 
     /// The API for applications: programs that call devices, over HTTP and with a key (`switchboard app`).
@@ -392,17 +394,19 @@ declare::settings! {
         lifetime_s: u32 = 86_400, 10..=31_536_000;
     }
 
-    /// The endpoint for operators: /livez, /readyz and /metrics over HTTP. It asks for no password.
+    /// For operators: /livez, /readyz and /metrics over HTTP, where no password is asked for, and changes of settings.
     [admin] Admin {
         /// Address to listen on. Several services on one machine need one each.
         listen: SocketAddr = loopback(9100), Anything;
+        /// Milliseconds between two looks at whether the settings' file has changed; SIGHUP has it looked at at once.
+        reload_check_ms: u64 = 10_000, 100..=86_400_000, reloaded;
     }
 
     /// What is written to standard error. RUST_LOG is not read. From `info` up one place in the code writes at most 30
     /// lines at once, then one a second; how many more there were is said every ten seconds.
     [log] Log {
         /// What is logged: a level, and other levels for named targets after commas, as in `info,async_nats=warn`.
-        level: String = "info".to_owned(), LogFilter;
+        level: String = "info".to_owned(), LogFilter, reloaded;
         /// How a line is written: auto is pretty on a terminal and json otherwise.
         format: LogFormat = LogFormat::Auto, Anything;
     }

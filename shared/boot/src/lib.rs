@@ -9,6 +9,7 @@ pub mod admin;
 pub mod args;
 pub mod config;
 pub mod health;
+mod in_force;
 pub mod log_limit;
 pub mod logs;
 pub mod metrics;
@@ -27,11 +28,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+use config::Sources;
+use in_force::Keeper;
+use logs::Level;
 
 pub use args::CommonArgs;
 pub use config::Settings;
 pub use health::{Health, Part};
+pub use in_force::InForce;
 pub use process::max_open_files;
 pub use traces::Traces;
 pub use trouble::{Failed, Trouble};
@@ -51,8 +58,10 @@ const RUNTIME_SHUTDOWN: Duration = Duration::from_secs(2);
 pub struct Context {
     /// Name of the service: `ingress`, `authorizer`, `router`.
     pub service: &'static str,
-    /// The settings in force.
+    /// The settings of the start: what is not taken over later.
     pub settings: Arc<Settings>,
+    /// The settings as they are now.
+    pub in_force: InForce,
     /// Cancelled when the process is to end: stop accepting, let work finish, return.
     pub shutdown: CancellationToken,
     /// Where the service says what it waits for.
@@ -87,16 +96,17 @@ where
     F: FnOnce(Context) -> Served,
     Served: Future<Output = anyhow::Result<()>>,
 {
-    let settings = match args.load() {
+    let sources = args.sources();
+    let settings = match Settings::load(&sources) {
         Ok(loaded) => Arc::new(loaded.settings),
         Err(faults) => {
             complain(&format!("{service}: {faults}"));
             return EXIT_CONFIGURATION.into();
         }
     };
-    let ended = logs::init(&settings.log).map_err(anyhow::Error::from).and_then(|()| {
+    let ended = logs::init(&settings.log).map_err(anyhow::Error::from).and_then(|level| {
         let runtime = runtime(worker_threads(&settings))?;
-        let ended = runtime.block_on(attend(service, Arc::clone(&settings), serve));
+        let ended = runtime.block_on(attend(service, Arc::clone(&settings), sources, level, serve));
         runtime.shutdown_timeout(RUNTIME_SHUTDOWN);
         ended
     });
@@ -136,19 +146,28 @@ pub fn report(service: &str, settings: &Settings, error: &anyhow::Error) {
     complain(&format!("{service}: {error}{}", causes.collect::<String>()));
 }
 
-async fn attend<F, Served>(service: &'static str, settings: Arc<Settings>, serve: F) -> anyhow::Result<()>
+async fn attend<F, Served>(
+    service: &'static str,
+    settings: Arc<Settings>,
+    sources: Sources,
+    level: Level,
+    serve: F,
+) -> anyhow::Result<()>
 where
     F: FnOnce(Context) -> Served,
     Served: Future<Output = anyhow::Result<()>>,
 {
     let shutdown = shutdown::signals().context("cannot listen for SIGTERM and SIGINT")?;
+    let hangups = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
     let metrics = metrics::install(service)?;
     let admin = admin::bind(settings.admin.listen).await?;
     let admin_addr = admin.local_addr();
     tracing::info!(service, version = args::version(), admin = %admin_addr, "starting");
     let (traces, exporter) = traces::start(&settings.traces);
+    let (keeper, in_force) = Keeper::new(service, Arc::clone(&settings), sources, level);
+    let keeping = tokio::spawn(keeper.keep(hangups));
     let (health, pages) = (Health::new(), admin.pages());
-    let context = Context { service, settings, shutdown, health, admin_addr, pages, traces };
+    let context = Context { service, settings, in_force, shutdown, health, admin_addr, pages, traces };
 
     let closing = CancellationToken::new();
     let serving = tokio::spawn(admin.serve(context.health.clone(), metrics, closing.clone()));
@@ -163,6 +182,7 @@ where
     let ended = serve(context).await;
     exporter.close().await;
     unready.abort();
+    keeping.abort();
     telling.abort();
     log_limit::tell();
     closing.cancel();

@@ -9,6 +9,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::reload::Handle;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Log, LogFormat};
@@ -31,35 +32,50 @@ pub enum LogError {
     Twice,
 }
 
+/// Changes what is logged, to a `log.level` of loaded settings.
+pub type Level = Box<dyn Fn(&str) + Send + Sync>;
+
 /// Sets up the logs of this process, panics included, which end it from now on ([`panics`]). What is logged comes from
 /// the settings alone, not from `RUST_LOG`.
 ///
 /// # Errors
 /// When the process has logs already.
-pub fn init(settings: &Log) -> Result<(), LogError> {
-    let filter = EnvFilter::builder()
-        .parse(with_quiet_libraries(&settings.level))
-        .map_err(|source| LogError::Level { level: settings.level.clone(), source })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
+pub fn init(settings: &Log) -> Result<Level, LogError> {
+    let builder = tracing_subscriber::fmt().with_env_filter(filter(&settings.level)?).with_writer(stderr);
+    let level: Level;
     let set = if is_json(settings) {
         // Without the module, whose key would be `target`, like the field for the device that is called.
-        builder
+        let builder = builder
             .json()
             .with_target(false)
             .flatten_event(true)
             .with_current_span(true)
             .with_span_list(false)
-            .finish()
-            .with(LineLimit)
-            .try_init()
+            .with_filter_reloading();
+        level = relevel(builder.reload_handle());
+        builder.finish().with(LineLimit).try_init()
     } else {
         let builder = builder.compact().with_timer(UtcClock).with_ansi(stderr().is_terminal());
+        let builder = builder.with_filter_reloading();
+        level = relevel(builder.reload_handle());
         builder.finish().with(LineLimit).try_init()
     };
     set.map_err(|_| LogError::Twice)?;
     let as_a_line: fn(&PanicHookInfo<'_>) = |panic| tracing::error!(panic = %panic, "a thread panicked");
     panics::end_the_process(is_json(settings).then_some(as_a_line));
-    Ok(())
+    Ok(level)
+}
+
+fn relevel<S: 'static>(handle: Handle<EnvFilter, S>) -> Level {
+    Box::new(move |level| match filter(level).map(|filter| handle.reload(filter)) {
+        Ok(Ok(())) => {}
+        failed => tracing::error!(?failed, "what is logged could not be changed"),
+    })
+}
+
+fn filter(level: &str) -> Result<EnvFilter, LogError> {
+    let parsed = EnvFilter::builder().parse(with_quiet_libraries(level));
+    parsed.map_err(|source| LogError::Level { level: level.to_owned(), source })
 }
 
 /// Libraries that say at `info` and below what only their own developers want to know.

@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         ("a_failure_is_said_once", a_failure_is_said_once),
         ("a_taken_admin_address_is_named", a_taken_admin_address_is_named),
         ("the_version_is_told", the_version_is_told),
+        ("what_is_logged_changes_with_the_file", what_is_logged_changes_with_the_file),
         ("a_task_that_panics_ends_its_process", a_task_that_panics_ends_its_process),
     ];
     for (name, case) in cases {
@@ -213,6 +214,29 @@ fn the_version_is_told() {
     let output =
         Command::new(std::env::current_exe().unwrap()).env(ROLE, "x").arg("--version").output().unwrap();
     assert!(String::from_utf8(output.stdout).unwrap().contains(boot::args::version()));
+}
+
+fn what_is_logged_changes_with_the_file() {
+    const TAKEN: &str = "switchboard_config_reloads_total{result=\"taken\"} 1";
+    let file = std::env::temp_dir().join(format!("switchboard-levels-{}.toml", std::process::id()));
+    let write = |level: &str| std::fs::write(&file, format!("[log]\nlevel = \"{level}\"\n")).unwrap();
+    write("info");
+    let path = file.to_str().unwrap();
+    let mut service = Service::start("serve", &["--config", path, "--log-format", "json"], &[]);
+    let admin = service.admin();
+    service.until("serving");
+    write("warn");
+    service.signal("HUP");
+    while !get(admin, "/metrics").contains(TAKEN) {}
+    write("noise");
+    service.signal("HUP");
+    let next = service.until("the settings");
+    assert_eq!(next["message"], "the settings stay as they were", "what was taken over is below warnings");
+    assert!(next["faults"].as_str().unwrap().contains(":2: log.level = \"noise\": expected "), "{next}");
+    write("info");
+    service.signal("HUP");
+    service.until("the settings were read again");
+    std::fs::remove_file(&file).unwrap();
 }
 
 fn a_task_that_panics_ends_its_process() {

@@ -48,13 +48,13 @@ pub struct Shares<K: Eq + Hash + Copy>(Arc<Places<K>>);
 
 #[derive(Debug)]
 struct Places<K> {
-    max: usize,
-    part: usize,
     taken: Mutex<Taken<K>>,
 }
 
 #[derive(Debug)]
 struct Taken<K> {
+    max: usize,
+    part: usize,
     all: usize,
     by: HashMap<K, usize>,
 }
@@ -74,8 +74,18 @@ impl<K: Eq + Hash + Copy> Shares<K> {
 
     /// `max` places, of which one may hold `part`.
     pub fn new(max: usize, part: usize) -> Self {
-        let taken = Mutex::new(Taken { all: 0, by: HashMap::new() });
-        Shares(Arc::new(Places { max, part, taken }))
+        let taken = Mutex::new(Taken { max, part, all: 0, by: HashMap::new() });
+        Shares(Arc::new(Places { taken }))
+    }
+
+    /// From now on there are as many places as there, and one may hold as many. Who holds more keeps them.
+    pub fn resize_as(&self, other: &Shares<K>) {
+        let (max, part) = {
+            let other = other.0.taken.lock();
+            (other.max, other.part)
+        };
+        let mut taken = self.0.taken.lock();
+        (taken.max, taken.part) = (max, part);
     }
 
     /// Takes a place for `holder`.
@@ -83,15 +93,15 @@ impl<K: Eq + Hash + Copy> Shares<K> {
     /// # Errors
     /// When he has his part, or all are taken.
     pub fn take(&self, holder: K) -> Result<Place<K>, NoPlace> {
-        let Places { max, part, taken } = &*self.0;
-        let mut taken = taken.lock();
+        let mut taken = self.0.taken.lock();
         // Where a part is all there is, nobody has had more than his.
-        if taken.all >= *max {
+        if taken.all >= taken.max {
             return Err(NoPlace::Any);
         }
+        let part = taken.part;
         match taken.by.entry(holder) {
-            Entry::Occupied(mut held) if held.get() < part => *held.get_mut() += 1,
-            Entry::Vacant(none) if *part > 0 => {
+            Entry::Occupied(mut held) if *held.get() < part => *held.get_mut() += 1,
+            Entry::Vacant(none) if part > 0 => {
                 none.insert(1);
             }
             Entry::Occupied(_) | Entry::Vacant(_) => return Err(NoPlace::Part),
@@ -154,6 +164,18 @@ mod tests {
         assert_eq!(shares.taken(), 0);
         assert!(shares.0.taken.lock().by.is_empty());
         assert!(shares.take("greedy").is_ok());
+    }
+
+    #[test]
+    fn who_has_more_than_his_new_part_keeps_it() {
+        let shares = Shares::new(4, 2);
+        let held: Vec<_> = (0..2).map(|_| shares.take("a").unwrap()).collect();
+        shares.resize_as(&Shares::new(3, 1));
+        assert_eq!(shares.take("a").unwrap_err(), NoPlace::Part);
+        let _b = shares.take("b").unwrap();
+        assert_eq!(shares.take("c").unwrap_err(), NoPlace::Any);
+        drop(held);
+        assert!(shares.take("a").is_ok());
     }
 
     #[test]

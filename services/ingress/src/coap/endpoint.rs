@@ -39,6 +39,12 @@ impl Endpoint {
         Endpoint { requests: Requests::new(limits, seed), observations: Observations::default() }
     }
 
+    /// The limits have changed.
+    pub fn change_limits(&mut self, limits: EndpointLimits) {
+        self.observations.change_limits(limits.device.target);
+        self.requests.limits = limits;
+    }
+
     /// What is to be done, in order.
     pub fn next_effect(&mut self) -> Option<Effect> {
         self.requests.link.next_effect()

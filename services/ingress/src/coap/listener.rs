@@ -98,11 +98,11 @@ impl Listener {
     }
 
     /// Serves until `stop`, and then until nothing is in flight.
-    pub(crate) async fn serve(self, node: Arc<Node>, limits: EndpointLimits, stop: CancellationToken) {
+    pub(crate) async fn serve(self, node: Arc<Node>, stop: CancellationToken) {
         // Keyed at random by the operating system.
         let seed = RandomState::new().hash_one(node.id);
         let mut endpoint_loop = Loop {
-            endpoint: Endpoint::new(limits, seed),
+            endpoint: Endpoint::new(limits(&node), seed),
             metrics: CoapMetrics::register(),
             socket: self.socket,
             node,
@@ -159,6 +159,8 @@ impl Loop {
         let mut buffer = vec![0; MAX_DATAGRAM_BYTES];
         let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
         let mut stopping = false;
+        let mut changed = self.node.limits.subscribe();
+        changed.mark_changed();
         loop {
             self.perform();
             self.send_unsent();
@@ -182,6 +184,8 @@ impl Loop {
                         tokio::time::sleep(RECEIVE_PAUSE).await;
                     }
                 }
+                // The sender is the node's.
+                _ = changed.changed() => self.endpoint.change_limits(limits(&self.node)),
                 _ = self.socket.writable(), if !self.unsent.is_empty() => {}
                 Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.done(done),
                 Some((reader, mail)) = self.mail.next(), if !self.mail.is_empty() => self.read(reader, mail),
@@ -384,6 +388,10 @@ impl Loop {
     fn job(&self, job: impl Future<Output = Done> + Send + 'static) {
         self.jobs.push(Box::pin(job));
     }
+}
+
+fn limits(node: &Node) -> EndpointLimits {
+    EndpointLimits { device: node.limits.borrow().device, coap: node.settings().coap.clone() }
 }
 
 fn who<K: Eq + Hash, T>(read: &HashMap<K, Read<T>>, key: &K) -> Option<Arc<T>> {

@@ -17,7 +17,7 @@ use super::request::Resource;
 use super::requests::{Doing, LARGEST_BLOCK, Origin, Requests};
 use super::tally::Event;
 use crate::device::mailbox::Incoming;
-use crate::device::target::{AnswerTaken, Numbers, Target};
+use crate::device::target::{AnswerTaken, Numbers, Target, TargetLimits};
 use crate::device::visitors::Key;
 
 /// What to look at when its time has come; whether there is anything to do is seen then.
@@ -53,6 +53,11 @@ impl Observations {
     /// True when nothing is observed, and no claim left.
     pub fn is_empty(&self) -> bool {
         self.observers.is_empty() && self.ending.is_empty()
+    }
+
+    /// The limits of calls to a device have changed.
+    pub fn change_limits(&mut self, limits: TargetLimits) {
+        self.observers.values_mut().for_each(|observer| observer.target.change_limits(limits));
     }
 
     /// Observe 0 of attributes: granted, and there is never anything to tell.

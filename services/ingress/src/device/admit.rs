@@ -116,7 +116,7 @@ impl Node {
         let visitor = self.sessions.enter(visit, identity, credential, protocol, place, Instant::now());
         self.metrics.visitors(protocol).increment(1);
         if let Some(oldest) =
-            self.sessions.one_too_many(&visitor, self.settings.ingress.max_connections_per_device)
+            self.sessions.one_too_many(&visitor, self.settings().ingress.max_connections_per_device)
         {
             self.limit_hit(&visitor, Limit::DeviceConnections);
             oldest.mailbox.tell(Mail::End(EndReason::TakenOver));
@@ -136,7 +136,7 @@ impl Node {
     }
 
     async fn identify(&self, credential: CredentialDigest, visit: u64) -> Result<Identity, NotAdmitted> {
-        let wait = Duration::from_millis(self.settings.ingress.authenticate_timeout_ms);
+        let wait = Duration::from_millis(self.settings().ingress.authenticate_timeout_ms);
         match self.calls.authenticate(CredentialHash::from_digest(credential), visit, wait).await {
             Ok(identity) => identity.ok_or(NotAdmitted::Unknown),
             Err(error) => {

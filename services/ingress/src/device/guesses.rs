@@ -130,6 +130,11 @@ impl Guesses {
         }
     }
 
+    /// From now on so much may be guessed.
+    pub fn change(&mut self, limits: GuessLimits) {
+        self.limits = limits;
+    }
+
     /// May it be asked whose token this is? Then [`found`](Self::found) or [`not_found`](Self::not_found) is to follow,
     /// or [`unanswered`](Self::unanswered).
     ///

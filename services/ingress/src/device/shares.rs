@@ -56,7 +56,7 @@ const MAX_PACE: Duration = Duration::from_secs(2);
 /// How often each customer's devices may do something. In memory stand those that did it lately.
 #[derive(Debug)]
 struct CustomerRates {
-    rate: Rate,
+    rate: Mutex<Rate>,
     buckets: Mutex<HashMap<Party, TokenBucket>>,
 }
 
@@ -65,18 +65,20 @@ const KEPT_BUCKETS: usize = 1_024;
 
 impl CustomerRates {
     fn new(per_second: u32) -> Self {
-        CustomerRates { rate: Rate { per_second, burst: per_second }, buckets: Mutex::default() }
+        CustomerRates { rate: Mutex::new(Rate { per_second, burst: per_second }), buckets: Mutex::default() }
     }
 
     fn take(&self, party: Party, now: Instant) -> bool {
-        self.rate.per_second == 0 || self.of(party, now, |bucket| bucket.take(self.rate, now))
+        let rate = *self.rate.lock();
+        rate.per_second == 0 || self.of(party, now, |bucket| bucket.take(rate, now))
     }
 
     /// Takes what there may not be yet, and says when there is.
     fn take_later(&self, party: Party, max_wait: Duration, now: Instant) -> Option<Instant> {
+        let rate = *self.rate.lock();
         self.of(party, now, |bucket| {
-            let then = bucket.next(self.rate, now);
-            bucket.spend(self.rate, max_wait, now);
+            let then = bucket.next(rate, now);
+            bucket.spend(rate, max_wait, now);
             then
         })
     }
@@ -120,6 +122,22 @@ impl NodeShares {
                 max => Some(Shares::new(usize::MAX, max)),
             },
         }
+    }
+
+    /// The settings have changed: who has more than he may now keeps it.
+    pub fn change(&self, settings: &Settings, max_connections: usize) {
+        let new = NodeShares::new(settings, max_connections);
+        let pairs = [
+            (&self.calls, &new.calls),
+            (&self.waits, &new.waits),
+            (&self.deliveries, &new.deliveries),
+            (&self.uplinks, &new.uplinks),
+            (&self.connections, &new.connections),
+            (&self.http, &new.http),
+            (&self.coap, &new.coap),
+        ];
+        pairs.into_iter().for_each(|(shares, new)| shares.resize_as(new));
+        *self.rates.rate.lock() = *new.rates.rate.lock();
     }
 
     /// For a call of a device; `waits` when it may wait for its target to connect.

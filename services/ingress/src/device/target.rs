@@ -176,6 +176,11 @@ impl<R> Target<R> {
         }
     }
 
+    /// The limits have changed: what goes beyond the new ones already stays.
+    pub fn change_limits(&mut self, limits: TargetLimits) {
+        self.limits = limits;
+    }
+
     /// What routers are to be told, in order.
     pub fn next_conclusion(&mut self) -> Option<Conclusion<R>> {
         let next = self.conclusions.pop_front();

@@ -33,7 +33,7 @@ pub(super) async fn serve<S: Transport>(
     router: Router,
     closing: CancellationToken,
 ) {
-    let http = &server.node.settings.http;
+    let http = &server.node.settings().http;
     let patience = Patience {
         head: Duration::from_millis(http.header_timeout_ms),
         idle: Duration::from_millis(http.idle_timeout_ms),

@@ -13,7 +13,6 @@ use tokio_util::task::TaskTracker;
 use super::device::Device;
 use super::lease::LeaseLimits;
 use crate::device::admit::{NotAdmitted, digest};
-use crate::device::limits::DeviceLimits;
 use crate::device::mailbox::EndReason;
 use crate::device::sessions::Visitor;
 use crate::device::visitors::{Key, Visitors};
@@ -39,7 +38,6 @@ pub(super) enum NotLetIn {
 /// The devices that speak HTTP with this node.
 pub(super) struct Devices {
     node: Arc<Node>,
-    limits: LeaseLimits,
     idle: Duration,
     known: Mutex<Visitors<Arc<Device>>>,
     /// Everything of the node that is waited for when it shuts down; `loops` are those of devices alone.
@@ -67,22 +65,26 @@ impl Drop for Visit {
 
 impl Devices {
     pub(super) fn new(node: Arc<Node>, tasks: TaskTracker) -> Self {
-        let (http, device) = (&node.settings.http, DeviceLimits::from(&*node.settings));
-        let limits = LeaseLimits {
-            max_polls: http.max_polls_per_device,
-            target: device.target,
-            grace: Duration::from_millis(http.poll_grace_ms),
-            tells_caller: device.tells_caller,
-        };
+        let http = &node.settings().http;
         let idle = Duration::from_millis(http.session_idle_ms);
         Devices {
-            limits,
             idle,
             known: Mutex::new(Visitors::new(http.max_sessions, idle)),
             node,
             tasks,
             loops: TaskTracker::new(),
             draining: CancellationToken::new(),
+        }
+    }
+
+    /// What holds for a device that comes now, for as long as it is kept in mind.
+    fn limits(&self) -> LeaseLimits {
+        let (http, device) = (&self.node.settings().http, self.node.limits.borrow().device);
+        LeaseLimits {
+            max_polls: http.max_polls_per_device,
+            target: device.target,
+            grace: Duration::from_millis(http.poll_grace_ms),
+            tells_caller: device.tells_caller,
         }
     }
 
@@ -100,7 +102,7 @@ impl Devices {
             if self.is_draining() {
                 return Err(NotLetIn::ShuttingDown);
             }
-            if known.len() >= self.node.settings.http.max_sessions {
+            if known.len() >= self.node.settings().http.max_sessions {
                 return Err(self.full());
             }
         }
@@ -184,7 +186,7 @@ impl Devices {
         }
         let now = Instant::now();
         let tag = self.node.id.tag();
-        let device = Arc::new(Device::new(Arc::clone(&visitor), self.limits, tag, now));
+        let device = Arc::new(Device::new(Arc::clone(&visitor), self.limits(), tag, now));
         let Some(key) = known.add(credential, Arc::clone(&device), now) else {
             self.node.leave(&visitor);
             return Err(self.full());

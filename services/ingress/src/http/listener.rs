@@ -19,7 +19,6 @@ use super::metrics::HttpMetrics;
 use super::relay;
 use super::routes::router;
 use super::server::Server;
-use crate::mqtt::session::SessionLimits;
 use crate::node::Node;
 use crate::port::{Door, Place, PlaceOfAddress, Port, REFUSAL_TIMEOUT, linger};
 use crate::proxied;
@@ -83,17 +82,11 @@ pub(crate) struct Doors {
 impl Doors {
     /// Accepts until `stop`, and then for as long as a device may still answer a call that it has taken: its answer
     /// comes on a connection of its own. Connections and devices run on in `tasks`.
-    pub(crate) async fn serve(
-        self,
-        node: Arc<Node>,
-        limits: Arc<SessionLimits>,
-        tasks: TaskTracker,
-        stop: CancellationToken,
-    ) {
+    pub(crate) async fn serve(self, node: Arc<Node>, tasks: TaskTracker, stop: CancellationToken) {
         let devices = Arc::new(Devices::new(Arc::clone(&node), tasks.clone()));
         let metrics = HttpMetrics::register();
-        let cors = Cors::new(node.settings.http.cors_origins.as_deref());
-        let server = Arc::new(Server { node, limits, devices: Arc::clone(&devices), metrics, cors });
+        let cors = Cors::new(node.settings().http.cors_origins.as_deref());
+        let server = Arc::new(Server { node, devices: Arc::clone(&devices), metrics, cors });
         let acceptor = Acceptor {
             router: router(Arc::clone(&server)),
             server,
@@ -181,7 +174,7 @@ async fn peer(
     address: IpAddr,
     server: &Server,
 ) -> io::Result<(IpAddr, PlaceOfAddress)> {
-    let http = &server.node.settings.http;
+    let http = &server.node.settings().http;
     if !http.proxy_protocol {
         return server.node.take_place_of(address);
     }

@@ -64,7 +64,7 @@ async fn observe(
     request: Request,
     next: Next,
 ) -> Response {
-    if let Some(until) = exchange.paced_until(server.limits.device.request_rate, Instant::now()) {
+    if let Some(until) = exchange.paced_until(server.limits().request_rate, Instant::now()) {
         server.node.metrics.limit_hit(Limit::RequestRate);
         tokio::time::sleep_until(until.into()).await;
     }
@@ -79,7 +79,7 @@ async fn observe(
     } else {
         reply::error(StatusCode::BAD_REQUEST, "There must be one Host header that names a host!")
     };
-    let max_bytes = if holds_back { 0 } else { server.node.settings.http.max_body_bytes };
+    let max_bytes = if holds_back { 0 } else { server.node.settings().http.max_body_bytes };
     let at_end = exchange.discard_body(max_bytes, DISCARD_TIMEOUT).await;
     exchange.answered();
     server.metrics.answered(route, response.status());
@@ -138,7 +138,7 @@ impl FromRequestParts<Arc<Server>> for PollTimeout {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, server: &Arc<Server>) -> Result<Self, Response> {
-        let http = &server.node.settings.http;
+        let http = &server.node.settings().http;
         poll_timeout(parts.uri.query(), http).map(PollTimeout).ok_or_else(|| {
             let text = format!("timeout must be whole milliseconds from 0 to {}!", http.max_poll_timeout_ms);
             reply::error(StatusCode::BAD_REQUEST, &text)
@@ -153,7 +153,7 @@ async fn call(
     From { visit, .. }: From,
     headers: HeaderMap,
 ) -> Result<Response, Response> {
-    let (node, limits) = (&server.node, &server.limits);
+    let (node, limits) = (&server.node, server.limits());
     let started = Instant::now();
     let refuse = |refused: RefusedRequest| {
         if let Outcome::Busy(limit) = &refused.outcome {
@@ -163,11 +163,11 @@ async fn call(
         reply::refused(refused)
     };
     // Before the body, which is not read for who may not call.
-    let admitted = caller(&visit.device.visitor, |it| it.admit(&limits.device, started));
+    let admitted = caller(&visit.device.visitor, |it| it.admit(&limits, started));
     admitted.map_err(|limit| refuse(RefusedRequest::busy(Method::Other, limit)))?;
     let _admitted = Admitted(Arc::clone(&visit.device.visitor));
     let body = read(&server, &exchange).await?;
-    let request = device_api::parse(&body, &limits.device.api).map_err(|it| refuse(it.into()))?;
+    let request = device_api::parse(&body, &limits.api).map_err(|it| refuse(it.into()))?;
     drop(body);
     let (method, started) = (request.method(), Instant::now());
     let traceparent = headers
@@ -242,7 +242,7 @@ async fn answer_elsewhere(
     body: &Bytes,
 ) -> Result<AnswerTaken, Response> {
     let visitor = &visit.device.visitor;
-    let admitted = caller(visitor, |it| it.admit(&server.limits.device, Instant::now()));
+    let admitted = caller(visitor, |it| it.admit(&server.limits(), Instant::now()));
     admitted.map_err(|limit| too_many(server, limit))?;
     let _admitted = Admitted(Arc::clone(visitor));
     relay::hand_on(&server.node, visitor, number, body).await.ok_or_else(reply::unavailable)
@@ -291,7 +291,7 @@ async fn uplink(
     kind: UplinkKind,
     exchange: &Exchange,
 ) -> Result<Response, Response> {
-    let admitted = caller(&visit.device.visitor, |it| it.admit_uplink(&server.limits.device, Instant::now()));
+    let admitted = caller(&visit.device.visitor, |it| it.admit_uplink(&server.limits(), Instant::now()));
     admitted.map_err(|limit| too_many(server, limit))?;
     let body = read(server, exchange).await?;
     if !device_api::answer_is_json(&body) {
@@ -305,7 +305,7 @@ async fn uplink(
 
 /// A whole body.
 async fn read(server: &Server, exchange: &Exchange) -> Result<Bytes, Response> {
-    let http = &server.node.settings.http;
+    let http = &server.node.settings().http;
     let read = exchange.read_body(http.max_body_bytes, Duration::from_millis(http.request_timeout_ms)).await;
     read.map_err(|fault| {
         let response = match fault {

@@ -9,21 +9,25 @@ use super::cors::Cors;
 use super::devices::Devices;
 use super::exchange::Exchange;
 use super::metrics::HttpMetrics;
-use crate::mqtt::session::SessionLimits;
+use crate::device::limits::DeviceLimits;
 use crate::node::Node;
 use crate::proxied;
 
 pub(super) struct Server {
     pub(super) node: Arc<Node>,
-    pub(super) limits: Arc<SessionLimits>,
     pub(super) devices: Arc<Devices>,
     pub(super) metrics: HttpMetrics,
     pub(super) cors: Cors,
 }
 
 impl Server {
+    /// What every device is held to.
+    pub(super) fn limits(&self) -> DeviceLimits {
+        self.node.limits.borrow().device
+    }
+
     /// From whom a request comes, be it through a proxy.
     pub(super) fn sender(&self, exchange: &Exchange, headers: &HeaderMap) -> IpAddr {
-        proxied::sender(exchange.peer, headers, &self.node.settings.http.trusted_proxies)
+        proxied::sender(exchange.peer, headers, &self.node.settings().http.trusted_proxies)
     }
 }

@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Sleep;
 
 use super::handshake::{Connected, shake_hands};
-use super::session::{Effect, Ended, Session, SessionLimits, Ticket};
+use super::session::{Effect, Ended, Session, Ticket};
 use crate::calls::{self, Asked};
 use crate::device::admit::digest;
 use crate::device::mailbox::Mail;
@@ -34,12 +34,12 @@ use crate::port::{LINGER, linger};
 const READ_BYTES: usize = 8192;
 
 /// Serves one client, who has connected from `peer`, from its first byte to its last.
-pub(crate) async fn serve<S>(mut stream: S, peer: IpAddr, node: Arc<Node>, limits: Arc<SessionLimits>)
+pub(crate) async fn serve<S>(mut stream: S, peer: IpAddr, node: Arc<Node>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     // Boxed: the handshake is long over when a connection is counted in kilobytes.
-    if let Some(connected) = Box::pin(shake_hands(&mut stream, peer, &node, &limits, false)).await {
+    if let Some(connected) = Box::pin(shake_hands(&mut stream, peer, &node, false)).await {
         let visitor = Arc::clone(&connected.visitor);
         if set_apart(run(&mut stream, connected, &node)).await.is_err() {
             Box::pin(node.clear_away(&visitor)).await;
@@ -50,11 +50,11 @@ where
 }
 
 /// Tells a client that the node has as many connections as it may.
-pub(crate) async fn refuse<S>(mut stream: S, peer: IpAddr, node: &Node, limits: &Arc<SessionLimits>)
+pub(crate) async fn refuse<S>(mut stream: S, peer: IpAddr, node: &Node)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    shake_hands(&mut stream, peer, node, limits, true).await;
+    shake_hands(&mut stream, peer, node, true).await;
     linger(stream).await;
 }
 
@@ -139,12 +139,15 @@ where
     let Connected { visitor, mut session, mut inbound } = connected;
     // While the device can be called.
     let mut callable: Option<Arc<sessions::Session>> = None;
-    let max_packet_bytes = node.settings.mqtt.max_packet_bytes;
-    let max_outbound_bytes = node.settings.ingress.max_outbound_bytes;
+    let max_packet_bytes = node.settings().mqtt.max_packet_bytes;
+    let max_outbound_bytes = node.settings().ingress.max_outbound_bytes;
     // Made with the first request: a device that is only called never has one.
     let mut in_hand: Option<Box<InHand>> = None;
     let mut timer = pin!(tokio::time::sleep_until(session.next_tick().into()));
     let mut mail_first = true;
+    let mut limits = node.limits.subscribe();
+    // They may have changed since the CONNECT.
+    session.change_limits(Arc::clone(&limits.borrow_and_update()));
 
     session.received(&mut inbound, max_packet_bytes, Instant::now());
     let ended = loop {
@@ -177,7 +180,12 @@ where
             let out = session.out();
             poll_wake(cx, mail, &mut in_hand, timer.as_mut(), stream, &mut inbound, out, reads, mail_first)
         });
-        match wake.await {
+        let wake = wake.await;
+        // Nobody is woken for it: they hold for what comes next.
+        if limits.has_changed().is_ok_and(|it| it) {
+            session.change_limits(Arc::clone(&limits.borrow_and_update()));
+        }
+        match wake {
             Wake::Mail(Mail::Deliver(call)) => session.deliver(call, Instant::now()),
             Wake::Mail(Mail::End(reason)) => session.end_by_node(reason),
             Wake::Mail(Mail::Drain) => {
@@ -302,7 +310,7 @@ async fn perform(
     node: &Arc<Node>,
     in_hand: &mut Option<Box<InHand>>,
 ) -> Option<Ended> {
-    let max_packet_bytes = node.settings.mqtt.max_packet_bytes;
+    let max_packet_bytes = node.settings().mqtt.max_packet_bytes;
     while let Some(effect) = session.next_effect() {
         match effect {
             Effect::Ask(ticket, request, traceparent) => {
@@ -435,7 +443,7 @@ mod tests {
     /// What an idle connection keeps of its loop. It grows when something rare is awaited without a box.
     #[test]
     fn an_idle_connection_is_small() {
-        fn size_of_future<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
+        fn size_of_future<A, B, C, F>(_: fn(A, B, C) -> F) -> usize {
             size_of::<F>()
         }
         let bytes = size_of_future(serve::<tokio::net::TcpStream>);

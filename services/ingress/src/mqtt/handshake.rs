@@ -28,17 +28,11 @@ pub(super) struct Connected {
 /// Reads CONNECT, asks who that is, answers CONNACK. None when the connection is to be closed.
 ///
 /// With `full`, every device is refused: the node has as many connections as it may.
-pub(super) async fn shake_hands<S>(
-    stream: &mut S,
-    peer: IpAddr,
-    node: &Node,
-    limits: &Arc<SessionLimits>,
-    full: bool,
-) -> Option<Connected>
+pub(super) async fn shake_hands<S>(stream: &mut S, peer: IpAddr, node: &Node, full: bool) -> Option<Connected>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let wait = Duration::from_millis(node.settings.ingress.connect_timeout_ms);
+    let wait = Duration::from_millis(node.settings().ingress.connect_timeout_ms);
     let mut inbound = BytesMut::new();
     let opening = tokio::time::timeout(wait, read_connect(stream, &mut inbound, node)).await;
     let (connect, codec) = match opening {
@@ -72,8 +66,9 @@ where
     };
     match admitted {
         Ok((visitor, will)) => {
+            let limits = node.limits();
             let keep_alive_s = keep_alive_in_force(&connect, node);
-            let ack = acceptance(&connect, keep_alive_s, limits, node);
+            let ack = acceptance(&connect, keep_alive_s, &limits, node);
             let mut out = BytesMut::new();
             if !codec.connack(ack, &mut out) {
                 // §3.2: nothing may be sent before it.
@@ -84,7 +79,7 @@ where
             if connect.will.is_some() && will.is_none() {
                 node.metrics.message_dropped(Dropped::Will);
             }
-            let (caller, limits, now) = (Arc::clone(&visitor.caller), Arc::clone(limits), Instant::now());
+            let (caller, now) = (Arc::clone(&visitor.caller), Instant::now());
             let receive_maximum = connect.receive_maximum;
             let mut session = Session::new(codec, limits, caller, keep_alive_s, receive_maximum, will, now);
             *session.out() = out;
@@ -105,7 +100,7 @@ where
     S: AsyncRead + Unpin,
 {
     loop {
-        match codec::open(inbound, node.settings.mqtt.max_packet_bytes_before_authentication) {
+        match codec::open(inbound, node.settings().mqtt.max_packet_bytes_before_authentication) {
             Opening::Incomplete => {}
             opening => return Ok(opening),
         }
@@ -149,7 +144,7 @@ async fn admit(connect: &Connect, peer: IpAddr, node: &Node, full: bool) -> Resu
 
 /// 0 and everything longer are capped (§3.2.2.3.14).
 fn keep_alive_in_force(connect: &Connect, node: &Node) -> u16 {
-    let cap = node.settings.mqtt.max_keep_alive_s;
+    let cap = node.settings().mqtt.max_keep_alive_s;
     match connect.keep_alive_s {
         0 => cap,
         keep_alive_s => keep_alive_s.min(cap),
@@ -163,7 +158,7 @@ fn acceptance(connect: &Connect, keep_alive_s: u16, limits: &SessionLimits, node
         session_expiry_interval_secs: connect.wants_session.then_some(0),
         receive_max: std::num::NonZeroU16::new(limits.receive_maximum).unwrap_or(std::num::NonZeroU16::MIN),
         max_qos: QoS::AtLeastOnce,
-        max_packet_size: Some(node.settings.mqtt.max_packet_bytes),
+        max_packet_size: Some(node.settings().mqtt.max_packet_bytes),
         assigned_client_id: connect.client_id.is_empty().then(assigned),
         topic_alias_max: limits.topic_alias_maximum,
         retain_available: false,

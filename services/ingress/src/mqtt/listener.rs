@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection;
-use super::session::SessionLimits;
 use crate::node::Node;
 use crate::port::{Door, Place, PlaceOfAddress, Port, REFUSAL_TIMEOUT};
 use crate::proxied;
@@ -56,21 +55,15 @@ pub(crate) struct Acceptor {
 
 impl Acceptor {
     /// Accepts until `stop`; the connections run on in `connections`.
-    pub(crate) async fn serve(
-        self,
-        node: Arc<Node>,
-        limits: Arc<SessionLimits>,
-        connections: TaskTracker,
-        stop: CancellationToken,
-    ) {
+    pub(crate) async fn serve(self, node: Arc<Node>, connections: TaskTracker, stop: CancellationToken) {
         while let Some((mut stream, address)) = stop.run_until_cancelled(self.door.next()).await {
             let Some(place) = node.take_place(rpc::Protocol::Mqtt, address) else { continue };
-            let (node, limits) = (Arc::clone(&node), Arc::clone(&limits));
+            let node = Arc::clone(&node);
             // A task of its own kind each: one is not to be as large as another.
             match (place, self.tls.clone()) {
                 (Place::Served(place), None) => connections.spawn(set_apart(async move {
                     if let Ok((peer, of_address)) = peer(&mut stream, address, &node).await {
-                        connection::serve(stream, peer, node, limits).await;
+                        connection::serve(stream, peer, node).await;
                         drop(of_address);
                     }
                     drop(place);
@@ -79,7 +72,7 @@ impl Acceptor {
                     if let Ok((peer, of_address)) = peer(&mut stream, address, &node).await
                         && let Some(stream) = tls.accept(stream).await
                     {
-                        connection::serve(stream, peer, node, limits).await;
+                        connection::serve(stream, peer, node).await;
                         drop(of_address);
                     }
                     drop(place);
@@ -88,10 +81,10 @@ impl Acceptor {
                     let refused = async {
                         let Ok((peer, _of_address)) = peer(&mut stream, address, &node).await else { return };
                         match tls {
-                            None => connection::refuse(stream, peer, &node, &limits).await,
+                            None => connection::refuse(stream, peer, &node).await,
                             Some(tls) => {
                                 if let Some(stream) = tls.accept(stream).await {
-                                    connection::refuse(stream, peer, &node, &limits).await;
+                                    connection::refuse(stream, peer, &node).await;
                                 }
                             }
                         }
@@ -107,7 +100,7 @@ impl Acceptor {
 
 /// Who has connected, be it through a proxy, with a place among the connections of that address.
 async fn peer(stream: &mut TcpStream, address: IpAddr, node: &Node) -> io::Result<(IpAddr, PlaceOfAddress)> {
-    let wait = Duration::from_millis(node.settings.ingress.connect_timeout_ms);
-    let peer = proxied::peer(stream, address, &node.settings.mqtt.trusted_proxies, wait).await?;
+    let wait = Duration::from_millis(node.settings().ingress.connect_timeout_ms);
+    let peer = proxied::peer(stream, address, &node.settings().mqtt.trusted_proxies, wait).await?;
     node.take_place_of(peer)
 }

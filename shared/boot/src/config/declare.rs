@@ -1,14 +1,15 @@
 //! How one declaration of a setting becomes its field, its reader and its documentation.
 
-/// Declares sections and their settings: `name: type = default, limit;` below its doc comment.
+/// Declares sections and their settings: `name: type = default, limit;` below its doc comment, or `name: type =
+/// default, limit, reloaded;` where a running process takes a change over.
 ///
 /// Makes a struct for each section, `Settings` with all of them, their defaults, `Settings::read` for the
-/// loader and `Settings::entries` for whatever shows settings to people.
+/// loader, `Settings::entries` for whatever shows settings to people, and `Settings::take_over` for a change.
 macro_rules! settings {
     ($(
         $(#[doc = $section_doc:literal])+
         [$section:ident] $Section:ident {
-            $( $(#[doc = $doc:literal])+ $name:ident: $kind:ty = $default:expr, $limit:expr; )+
+            $( $(#[doc = $doc:literal])+ $name:ident: $kind:ty = $default:expr, $limit:expr $(, $reloaded:ident)?; )+
         }
     )+) => {
         $(
@@ -39,7 +40,19 @@ macro_rules! settings {
                 fn entries(&self, entries: &mut Vec<$crate::config::show::Entry>) {
                     $( entries.push($crate::config::show::Entry::of::<$kind>(
                         stringify!($section), stringify!($name), &[$($doc),+], &$default, &self.$name, &$limit,
+                        $crate::config::declare::is_reloaded!($($reloaded)?),
                     )); )+
+                }
+
+                fn take_over(&mut self, new: &Self, changes: &mut Vec<$crate::config::Change>) {
+                    $( if self.$name != new.$name {
+                        let is_reloaded = $crate::config::declare::is_reloaded!($($reloaded)?);
+                        if is_reloaded {
+                            self.$name.clone_from(&new.$name);
+                        }
+                        let setting = concat!(stringify!($section), ".", stringify!($name));
+                        changes.push($crate::config::Change { setting, is_reloaded });
+                    } )+
                 }
             }
         )+
@@ -67,7 +80,25 @@ macro_rules! settings {
                 $( self.$section.entries(&mut entries); )+
                 entries
             }
+
+            /// Takes over what a running process can take over of `new`. Every setting that differs from it.
+            fn take_over(&mut self, new: &Self) -> Vec<$crate::config::Change> {
+                let mut changes = Vec::new();
+                $( self.$section.take_over(&new.$section, &mut changes); )+
+                changes
+            }
         }
     };
 }
 pub(super) use settings;
+
+/// What stands behind a setting's limit.
+macro_rules! is_reloaded {
+    (reloaded) => {
+        true
+    };
+    () => {
+        false
+    };
+}
+pub(super) use is_reloaded;

@@ -159,7 +159,7 @@ impl Settings {
 
         let settings = Settings::read(&mut reader);
         let Reader { mut faults, sources, faulty, .. } = reader;
-        check_together(&settings, &mut Checks { sources: &sources, faulty: &faulty, faults: &mut faults });
+        check_together(&settings, &mut Checks::new(&sources, &faulty, &mut faults));
         if faults.is_empty() {
             return Ok(Loaded { settings, sources });
         }
@@ -350,7 +350,15 @@ pub(super) struct Checks<'r> {
     faults: &'r mut Vec<Fault>,
 }
 
-impl Checks<'_> {
+impl<'r> Checks<'r> {
+    pub(super) fn new(
+        sources: &'r BTreeMap<String, Source>,
+        faulty: &'r BTreeSet<&'static str>,
+        faults: &'r mut Vec<Fault>,
+    ) -> Self {
+        Checks { sources, faulty, faults }
+    }
+
     pub(super) fn at_most<N: Into<u64>>(
         &mut self,
         (lower, value): (&'static str, N),

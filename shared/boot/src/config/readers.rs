@@ -6,6 +6,9 @@ const ROUTER: &str = "router";
 const API: &str = "api";
 const IDENTITY: &str = "identity";
 
+/// Every service.
+pub const SERVICES: [&str; 5] = [INGRESS, AUTHORIZER, ROUTER, API, IDENTITY];
+
 /// The services that read the setting of this path, as `mqtt.listen`. What is checked together has the same readers, so
 /// that a file with a service's own settings alone is judged as one with all of them.
 pub fn readers(path: &str) -> &'static [&'static str] {
@@ -30,7 +33,7 @@ pub(super) fn of_section(section: &str) -> &'static [&'static str] {
         "router" => &[ROUTER],
         "api" => &[API],
         "identity" => &[IDENTITY],
-        _ => &[INGRESS, AUTHORIZER, ROUTER, API, IDENTITY],
+        _ => &SERVICES,
     }
 }
 
@@ -73,7 +76,7 @@ mod tests {
         let source = |folder: &str| code(&root.join(folder).join("src"));
         let shared = [source("shared/boot"), source("shared/bus")].concat();
         let mut faults = Vec::new();
-        for service in [INGRESS, AUTHORIZER, ROUTER, API, IDENTITY] {
+        for service in SERVICES {
             let own = source(&format!("services/{service}"));
             for path in Settings::PATHS {
                 let (section, name) = path.split_once('.').unwrap();

@@ -13,6 +13,10 @@ const SAMPLE_HEAD: &str = "\
 # Stronger than this file is the environment (SWITCHBOARD_MQTT__LISTEN=127.0.0.1:1884), stronger still are
 # flags (--set mqtt.listen=127.0.0.1:1884). Unknown settings are refused. `switchboard config check` reports
 # everything that is wrong at once; `switchboard config print` shows what is in force, and where it came from.
+#
+# Services look at this file again every admin.reload_check_ms and at SIGHUP, and take over what says so; what else has
+# changed waits for their next start, and `switchboard config check --against OLD` names it. A faulty file changes
+# nothing.
 ";
 
 /// Widest line of a comment in the sample.
@@ -26,6 +30,7 @@ pub(super) struct Entry {
     expected: String,
     default: Option<String>,
     value: Option<String>,
+    is_reloaded: bool,
 }
 
 impl Entry {
@@ -36,6 +41,7 @@ impl Entry {
         default: &T,
         value: &T,
         limit: &impl Limit<T>,
+        is_reloaded: bool,
     ) -> Self {
         Self {
             section,
@@ -44,6 +50,7 @@ impl Entry {
             expected: limit.expected(),
             default: default.to_toml(),
             value: value.to_toml(),
+            is_reloaded,
         }
     }
 
@@ -79,7 +86,8 @@ pub fn sample() -> String {
         for entry in entries.iter().filter(|entry| entry.section == *section) {
             out.push('\n');
             comment(&mut out, &entry.doc);
-            comment(&mut out, &format!("Expects {}.", entry.expected));
+            let reloaded = if entry.is_reloaded { " Taken over while running." } else { "" };
+            comment(&mut out, &format!("Expects {}.{reloaded}", entry.expected));
             let own = readers(&entry.path());
             if own != of_section(section) {
                 comment(&mut out, &format!("Read by {}.", in_words(own)));

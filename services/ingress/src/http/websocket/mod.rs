@@ -63,8 +63,7 @@ where
 {
     let stream = WebSocket::new(stream, &read_ahead);
     drop(read_ahead);
-    let (node, limits) = (Arc::clone(&server.node), Arc::clone(&server.limits));
-    crate::mqtt::connection::serve(stream, sender, node, limits).await;
+    crate::mqtt::connection::serve(stream, sender, Arc::clone(&server.node)).await;
 }
 
 /// Why a request does not make a WebSocket.

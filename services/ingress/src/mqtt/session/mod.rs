@@ -12,6 +12,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use boot::Settings;
 use bytes::{Bytes, BytesMut};
 use bytestring::ByteString;
 use parking_lot::Mutex;
@@ -47,6 +48,18 @@ pub struct SessionLimits {
     pub receive_maximum: u16,
     /// Topic aliases that the client may set.
     pub topic_alias_maximum: u16,
+}
+
+impl From<&Settings> for SessionLimits {
+    fn from(settings: &Settings) -> Self {
+        let mqtt = &settings.mqtt;
+        SessionLimits {
+            device: DeviceLimits::from(settings),
+            max_subscriptions: mqtt.max_subscriptions,
+            receive_maximum: mqtt.receive_maximum,
+            topic_alias_maximum: mqtt.topic_alias_maximum,
+        }
+    }
 }
 
 /// What the loop is to do.
@@ -202,6 +215,12 @@ impl Session {
             out: BytesMut::new(),
             effects: VecDeque::new(),
         }
+    }
+
+    /// The limits have changed. What the client was told in its CONNACK has not.
+    pub fn change_limits(&mut self, limits: Arc<SessionLimits>) {
+        self.target.change_limits(limits.device.target);
+        self.limits = limits;
     }
 
     /// True while [`next_effect`](Self::next_effect) has something.
