@@ -89,8 +89,9 @@ def test_a_password_that_is_no_longer_good_is_said_too(tmp_path):
         nats._flags = ("--user", "service", "--pass", "second")
         nats.restart()
         refused = until("it says why", lambda: "nats.password" in (text := admin.get("/readyz")[1]) and text)
-        said = [line for line in process.log_lines() if "nats.password" in line.get("cause", "")]
-        assert len(said) == 1 and said[0]["cause"] in refused
+        said = lambda: [line for line in process.log_lines() if "nats.password" in line.get("cause", "")]
+        until("it is in the log", said)
+        assert len(said()) == 1 and said()[0]["cause"] in refused
     finally:
         process.stop()
         nats.stop()

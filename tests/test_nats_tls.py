@@ -1,5 +1,7 @@
 """Is NATS reached over TLS by one setting, and never without it then?"""
 
+import shutil
+
 import pytest
 from harness.accounts import Accounts
 from harness.authority import Authority
@@ -73,6 +75,31 @@ def test_a_file_of_no_use_is_named(cluster, router, tmp_path, text, why):
     if text:
         file.write_text(text)
     says(router(cluster.nats, {"nats.tls_ca_file": str(file)}), "nats.tls_ca_file", str(file), why)
+
+
+def test_a_new_authority_needs_no_restart(router, tmp_path):
+    """The server's certificate and the file of who vouches for it are replaced, one after the other."""
+    files = [tmp_path / name for name in ("ca.pem", "nats.pem", "nats.key")]
+
+    def of_another(name, files):
+        (tmp_path / name).mkdir()
+        authority = Authority(tmp_path / name)
+        for file, source in zip(files, [authority.certificate, *authority.issue("nats")], strict=False):
+            shutil.copy(source, file)
+        return authority
+
+    of_another("old", files)
+    nats = NatsServer(tmp_path / "nats", tmp_path / "logs", "--tls", f"--tlscert={files[1]}", f"--tlskey={files[2]}")
+    try:
+        it = router(nats, {"nats.tls_ca_file": str(files[0])})
+        it.wait_ready()
+        new = of_another("new", [tmp_path / "unused.pem", *files[1:]])
+        nats.restart()
+        says(it, "NATS is not reachable")
+        shutil.copy(new.certificate, files[0])
+        it.wait_ready()
+    finally:
+        nats.stop()
 
 
 def test_a_server_without_tls_is_none(authority, router, tmp_path):

@@ -40,14 +40,19 @@ declare::settings! {
         user: Option<String> = None, Anything;
         /// Password of the user; empty: none. Never printed or logged. Better given by the environment than by a file.
         password: Option<Secret> = None, Anything;
+        /// File with the password of the user, instead of `password`; empty: none. Read again each time that the
+        /// process connects, so that a new one needs no restart.
+        password_file: Option<PathBuf> = None, Anything;
         /// User name of a further connection, for JetStream alone, with the same password: in a NATS account where the
         /// replies of JetStream reach nothing else (`deploy/nats`), its API under `<prefix>.js`. The same name as
         /// `user`: one connection does for both. Empty: JetStream is in the account of `user`, as NATS has it.
         store_user: Option<String> = None, Anything;
-        /// File with NATS credentials (JWT and seed), instead of user and password; empty: none.
+        /// File with NATS credentials (JWT and seed), instead of user and password; empty: none. Read again each time
+        /// that the process connects.
         credentials_file: Option<PathBuf> = None, Anything;
         /// Certificates (PEM) of who vouches for NATS' servers: they are reached over TLS alone, and nobody else's word
-        /// counts. Empty: TLS where the server asks for it or `url` says `tls://`, with the authorities of the system.
+        /// counts. Read again each time that the process connects. Empty: TLS where the server asks for it or `url`
+        /// says `tls://`, with the authorities of the system.
         tls_ca_file: Option<PathBuf> = None, Anything;
         /// Whether a nats-server below 2.12.12, or of 2.14 below 2.14.3, is taken: it has known security advisories.
         allow_vulnerable_server: bool = false, Anything;
@@ -476,21 +481,32 @@ fn check_together(settings: &Settings, checks: &mut Checks<'_>) {
         tls.key_file.is_none() || tls.certificate_file.is_some(),
         "needs tls.certificate_file beside it",
     );
-    let (user, password) = ("nats.user", "nats.password");
+    let (user, password, file) = ("nats.user", "nats.password", "nats.password_file");
+    let has_password = nats.password.is_some() || nats.password_file.is_some();
     checks.holds(
-        &["nats.store_user", password],
-        nats.store_user.is_none() || nats.password.is_some(),
-        "needs nats.password beside it",
+        &["nats.store_user", password, file],
+        nats.store_user.is_none() || has_password,
+        "needs nats.password or nats.password_file beside it",
     );
     checks.holds(
-        &[user, password],
-        nats.user.is_none() || nats.password.is_some(),
-        "needs nats.password beside it",
+        &[user, password, file],
+        nats.user.is_none() || has_password,
+        "needs nats.password or nats.password_file beside it",
     );
     checks.holds(
         &[password, user],
         nats.password.is_none() || nats.user.is_some(),
         "needs nats.user beside it",
+    );
+    checks.holds(
+        &[file, user],
+        nats.password_file.is_none() || nats.user.is_some(),
+        "needs nats.user beside it",
+    );
+    checks.holds(
+        &[file, password],
+        nats.password_file.is_none() || nats.password.is_none(),
+        "stands in for nats.password: set one or the other",
     );
     checks.holds(
         &["nats.credentials_file", user],

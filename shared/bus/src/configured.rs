@@ -20,6 +20,7 @@ impl From<&Nats> for BusSettings {
             user: nats.user.clone(),
             store_user: nats.store_user.clone(),
             password: nats.password.as_ref().map(|password| password.expose().to_owned()),
+            password_file: nats.password_file.clone(),
             credentials_file: nats.credentials_file.clone(),
             tls_ca_file: nats.tls_ca_file.clone(),
             allow_vulnerable_server: nats.allow_vulnerable_server,

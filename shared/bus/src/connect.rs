@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event};
+use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rpc::NodeKey;
@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
+use crate::credentials::Credentials;
 use crate::errors::BusError;
 use crate::meters::Meters;
 use crate::outage::{Outage, REFUSED};
@@ -42,7 +43,9 @@ pub struct BusSettings {
     pub store_user: Option<String>,
     /// Password, together with `user`.
     pub password: Option<String>,
-    /// A NATS credentials file, instead of user and password.
+    /// The file with the password, read at each attempt to connect, instead of `password`.
+    pub password_file: Option<PathBuf>,
+    /// A NATS credentials file, read at each attempt to connect, instead of user and password.
     pub credentials_file: Option<PathBuf>,
     /// Certificates of who vouches for the servers, which then must speak TLS; none: as the servers ask for.
     pub tls_ca_file: Option<PathBuf>,
@@ -66,6 +69,7 @@ impl Default for BusSettings {
             user: None,
             store_user: None,
             password: None,
+            password_file: None,
             credentials_file: None,
             tls_ca_file: None,
             allow_vulnerable_server: false,
@@ -124,9 +128,11 @@ pub(crate) async fn connect_client(
         .collect::<Result<_, _>>()
         .map_err(|error: std::io::Error| failed(error.to_string()))?;
 
+    let credentials = Credentials::new(settings, key.expose());
     let mut reason = "no answer".to_owned();
     loop {
-        let mut options = ConnectOptions::new()
+        credentials.show(b"").map_err(failed)?;
+        let mut options = ConnectOptions::with_auth_callback(show(&credentials, outage))
             .name(format!("switchboard-{service}"))
             .custom_inbox_prefix(feed)
             .connection_timeout(limit)
@@ -135,14 +141,6 @@ pub(crate) async fn connect_client(
             .ping_interval(Duration::from_secs(20))
             .reconnect_delay_callback(reconnect_delay)
             .event_callback(on_event(meters, happened, outage));
-        if let (Some(user), Some(password)) = (&settings.user, &settings.password) {
-            // The key beside it: where NATS asks who a node is, its rights are for the id that follows from the key.
-            options = options.user_and_password(user.clone(), password.clone()).token(key.expose());
-        }
-        if let Some(file) = &settings.credentials_file {
-            let loaded = options.credentials_file(file).await;
-            options = loaded.map_err(|error| failed(format!("{}: {error}", file.display())))?;
-        }
         if let Some(file) = &settings.tls_ca_file {
             holds_certificates(file).map_err(failed)?;
             options = options.add_root_certificates(file.clone()).require_tls(true);
@@ -164,6 +162,18 @@ pub(crate) async fn connect_client(
         if Instant::now() >= give_up {
             return Err(failed(reason));
         }
+    }
+}
+
+/// For each attempt to connect, the first and all later ones.
+fn show(
+    credentials: &Credentials,
+    outage: &Arc<Outage>,
+) -> impl Fn(Vec<u8>) -> std::future::Ready<Result<Auth, AuthError>> + Send + Sync + 'static {
+    let (credentials, outage) = (credentials.clone(), Arc::clone(outage));
+    move |nonce| {
+        let shown = credentials.show(&nonce).inspect_err(|why| outage.failed(why));
+        std::future::ready(shown.map_err(AuthError::new))
     }
 }
 
@@ -223,7 +233,13 @@ fn on_event(
             }
             Event::ServerError(error) => warn!(%error, "NATS reports an error"),
             // Of an attempt to connect again: the client has no others.
-            Event::ClientError(error) => outage.failed(&error.to_string()),
+            Event::ClientError(error) => {
+                let cause = error.to_string();
+                // What could not be shown has been said, and why.
+                if !cause.ends_with(&ConnectErrorKind::Authentication.to_string()) {
+                    outage.failed(&cause);
+                }
+            }
             Event::LameDuckMode => info!("the NATS server is about to shut down"),
             Event::Draining => {}
         }

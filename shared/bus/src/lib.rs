@@ -12,6 +12,7 @@ pub mod claims;
 mod configured;
 mod connect;
 mod connection;
+mod credentials;
 mod errors;
 mod jetstream;
 mod keys;

@@ -8,8 +8,8 @@ use tokio::sync::watch;
 use tracing::warn;
 
 /// In the place of what NATS says to a wrong password, and to a node for which nobody answers.
-pub(crate) const REFUSED: &str = "NATS refuses this user and password (nats.user, nats.password, or \
-    nats.credentials_file), or asks an identity service, which refuses or is away";
+pub(crate) const REFUSED: &str = "NATS refuses this user and password (nats.user, nats.password, \
+    nats.password_file or nats.credentials_file), or asks an identity service, which refuses or is away";
 
 /// The attempts to reach NATS again. It paces them itself.
 pub(crate) struct Outage {

@@ -173,7 +173,7 @@ fn each_fault_says_where_what_and_what_instead() {
             "file:2: device_api.default_connect_timeout_ms = 90000: expected at most \
              device_api.max_timeout_ms, which is 60000 (default)",
         ),
-        ("[nats]\nuser = \"u\"", "file:2: nats.user: needs nats.password beside it"),
+        ("[nats]\nuser = \"u\"", "file:2: nats.user: needs nats.password or nats.password_file beside it"),
     ];
     for (file, fault) in cases {
         assert_eq!(faults(file, &[], &[]), [*fault], "of {file}");

@@ -4,7 +4,7 @@ use bus::server::{NatsServer, ServerError, ServerOptions};
 use bus::{Bus, BusError, Connection};
 use tokio::time::timeout;
 
-use crate::{PATIENCE, connect, server_options, settings, start_nats};
+use crate::{PATIENCE, connect, eventually, server_options, settings, start_nats};
 
 #[tokio::test]
 async fn a_taken_port_is_an_error_that_names_it() {
@@ -98,4 +98,44 @@ async fn a_server_that_says_nothing_any_more_is_left() {
     assert!(stopped.elapsed().as_secs() < 8, "{:?}", stopped.elapsed());
     signal(rustix::process::Signal::CONT);
     timeout(PATIENCE, connection.wait_for(|now| *now != Connection::Down)).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_new_password_needs_no_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, password_file) = (folder.path().join("nats.conf"), folder.path().join("password"));
+    let lets_in = |password: &str| {
+        let users = format!("authorization {{ users: [{{ user: us, password: {password} }}] }}");
+        std::fs::write(&config, users).unwrap();
+    };
+    lets_in("first");
+    std::fs::write(&password_file, "first\n").unwrap();
+    let options = ServerOptions { config_file: Some(config.clone()), ..server_options() };
+    let nats = NatsServer::start(&options).await.unwrap();
+    let nats_process = rustix::process::Pid::from_raw(i32::try_from(nats.pid().unwrap()).unwrap()).unwrap();
+    let us = bus::BusSettings {
+        user: Some("us".into()),
+        password_file: Some(password_file.clone()),
+        ..settings(&nats)
+    };
+    let bus = Bus::connect(&us, "test").await.unwrap();
+    let (health, mut connection) = (boot::Health::new(), bus.connection());
+    let showing = tokio::spawn(bus.clone().show_connection(health.part("nats")));
+    let says = async |words: &str| {
+        let what = format!("it says {words}");
+        eventually(&what, async || health.to_string().contains(words)).await;
+    };
+
+    // NATS ends the connections of those whose password has changed.
+    lets_in("second");
+    rustix::process::kill_process(nats_process, rustix::process::Signal::HUP).unwrap();
+    says("NATS refuses this user and password").await;
+    std::fs::remove_file(&password_file).unwrap();
+    says("No such file").await;
+    assert!(health.to_string().contains(&format!("nats.password_file {}", password_file.display())));
+    std::fs::write(&password_file, "second").unwrap();
+    timeout(PATIENCE, connection.wait_for(|now| *now == Connection::Up { epoch: 2 })).await.unwrap().unwrap();
+    says("nats: ready").await;
+    bus.tell("swb.anything", bytes::Bytes::new()).await.unwrap();
+    showing.abort();
 }
