@@ -1,5 +1,6 @@
 """Does a service that is asked to end lose anything? SIGTERM at rest, with calls open, and under load."""
 
+import select
 import signal
 import time
 
@@ -50,6 +51,36 @@ def test_a_draining_node_says_goodbye(new_cluster, device, raw):
     assert '"online":true' not in caller.get_devices({"online": True})
     with pytest.raises(OSError):
         raw(port)
+
+
+def test_a_node_that_ends_sends_its_devices_away_at_a_pace(new_cluster, raw):
+    # As many a second as half of drain_ms takes, where the setting says fewer.
+    cluster = new_cluster(settings={"ingress.drain_ms": "4000", "ingress.shed_per_second": "5"})
+    (node,) = cluster.nodes
+    connections = []
+    for family in [cluster.accounts.family() for _ in range(10)]:
+        for identity in (family.a, family.b, family.c):
+            connections.append(raw(node.mqtt_port, 5))
+            connections[-1].connect(identity.token)
+    node.process.term()
+    gone_at = []
+    while connections:
+        readable, _, _ = select.select([it.socket for it in connections], [], [], 10)
+        assert readable
+        for connection in [it for it in connections if it.socket in readable]:
+            connection.expect_disconnect(0x8B)
+            connections.remove(connection)
+            gone_at.append(time.monotonic())
+    assert 1.5 < gone_at[-1] - gone_at[0] < 3
+    assert node.process.wait() == 0
+
+
+def test_a_device_that_is_sent_away_hears_where_to(new_cluster, raw):
+    cluster = new_cluster(settings={"mqtt.server_reference": "mqtt.example.com:1883"})
+    v5 = raw(cluster.nodes[0].mqtt_port, 5)
+    v5.connect(cluster.accounts.family().a.token)
+    cluster.nodes[0].process.term()
+    assert v5.expect_disconnect(0x9C).properties["server_reference"] == "mqtt.example.com:1883"
 
 
 @pytest.mark.parametrize("draining", ["callers", "targets"])
@@ -114,7 +145,8 @@ def test_a_rolling_restart_under_load_loses_no_call(new_cluster, service):
     assert set(load.outcomes) == {"answered"}, load.outcomes
 
 
-def test_a_target_that_moves_to_another_node_is_found_there(new_cluster, device):
+@pytest.mark.parametrize("waits", [{}, {"connectTimeout": 15_000}], ids=["its node sent it away", "the caller waits"])
+def test_a_target_that_moves_to_another_node_is_found_there(new_cluster, device, waits):
     cluster = new_cluster(nodes=2)
     family = cluster.accounts.family()
     target = device(PahoV5, family.b).connect(cluster.nodes[0]).become_callable(echo)
@@ -122,6 +154,6 @@ def test_a_target_that_moves_to_another_node_is_found_there(new_cluster, device)
     assert caller.send_msg(family.b, "1").text() == "1"
     cluster.nodes[0].process.term()
     assert target.ended.wait(10)
-    waiting = caller.send_msg(family.b, "2", connectTimeout=15_000)
+    waiting = caller.send_msg(family.b, "2", **waits)
     device(PahoV5, family.b).connect(cluster.nodes[1]).become_callable(answering('"moved"'))
     assert waiting.text() == '"moved"'

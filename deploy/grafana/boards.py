@@ -349,6 +349,12 @@ def ingress() -> Json:
                     Query(rate("switchboard_claims_delayed_total"), "delayed by a fight"),
                     Query(rate("switchboard_revocations_total"), "revocations"), unit="cps", width=6,
                 ),
+                graph(
+                    "Sent away",
+                    "To other nodes, by why: the node ends, is evacuated, in maintenance, or had more than its part. left: those that have yet to go.",
+                    rates("switchboard_shed_total", "reason"),
+                    Query(total("switchboard_shed_left"), "left"), unit="cps", width=6,
+                ),
                 graph("Claims held", "Callable devices by node.", each("switchboard_claims_held"), stacked=True),
                 graph(
                     "Time to write a claim", "What a device waits for its SUBACK. It is JetStream's time: look at NATS when it rises.",

@@ -216,6 +216,7 @@ fn read(data: &[u8], piece: usize) -> (Vec<u8>, Vec<String>) {
 
 fn limits() -> Arc<SessionLimits> {
     Arc::new(SessionLimits {
+        server_reference: None,
         device: device_limits(),
         max_subscriptions: 16,
         receive_maximum: 100,

@@ -23,6 +23,7 @@ PROPERTIES = {
     0x16: ("authentication_data", "bytes"),
     0x17: ("request_problem_information", "u8"),
     0x18: ("will_delay", "u32"),
+    0x1C: ("server_reference", "text"),
     0x1F: ("reason_string", "text"),
     0x21: ("receive_maximum", "u16"),
     0x22: ("topic_alias_maximum", "u16"),

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use bus::{AskError, Connection};
 use futures::{StreamExt, stream};
 use rpc::{
-    CLAIM_ATTEMPT, ClaimReply, ClaimRequest, CompareReply, CompareRequest, Generation, HeldClaim, Limit,
-    Protocol, ReleaseRequest, wire,
+    CLAIM_ATTEMPT, ClaimReply, ClaimRequest, CompareReply, CompareRequest, Generation, HeldClaim,
+    LeaseRenewal, Limit, Protocol, ReleaseRequest, wire,
 };
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -134,8 +134,9 @@ impl Node {
         }
     }
 
-    async fn renew_lease(&self, ends: bool) {
-        let renewal = self.holding.lock().renewal(self.id, ends);
+    pub(crate) async fn renew_lease(&self, ends: bool) {
+        let sheds = self.sheds();
+        let renewal = LeaseRenewal { sheds, ..self.holding.lock().renewal(self.id, ends) };
         let told = self.bus.tell(self.bus.subjects().lease(), wire::encode(&renewal, b"")).await;
         let (mut trouble, now) = (self.lease_trouble.lock(), Instant::now());
         match told {

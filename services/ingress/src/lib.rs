@@ -10,6 +10,7 @@ pub mod coap;
 pub mod device;
 pub mod device_api;
 pub mod http;
+mod leaving;
 pub mod metrics;
 pub mod mqtt;
 pub mod node;
@@ -31,6 +32,7 @@ use tracing::field::display;
 use crate::calls::Calls;
 use crate::device::mailbox::{EndReason, Mail};
 use crate::device::shares::NodeShares;
+use crate::device::shed::Why;
 use crate::node::{Inlets, Node};
 use crate::tls::Tls;
 
@@ -164,6 +166,7 @@ impl Ingress {
             let report = shown.offenders.lock().report(std::time::Instant::now());
             serde_json::to_string(&report).unwrap_or_default()
         });
+        in_background(Box::pin(leaving::keep(Arc::clone(&node))));
         in_background(Box::pin(claims::mend(Arc::clone(&node), differs)));
         in_background(Box::pin(node::recheck_visitors(Arc::clone(&node), recheck)));
         in_background(Box::pin(node.bus.clone().show_connection(ready.clone())));
@@ -208,14 +211,16 @@ async fn open(bus: &Bus) -> Inlets {
     bus.again("serve devices", open).await
 }
 
-/// Lets calls in flight finish, then cuts off.
+/// Sends everybody away within half of `drain_ms`, lets calls in flight finish, then cuts off.
 async fn drain(node: &Node, connections: &TaskTracker) {
     let visitors = node.sessions.visitors().len();
     tracing::info!(node = %node.id, visitors, "draining");
     connections.close();
-    node.sessions.tell_all(|| Mail::Drain);
     let patience = Duration::from_millis(node.settings().ingress.drain_ms);
-    if tokio::time::timeout(patience, connections.wait()).await.is_err() {
+    let until = tokio::time::Instant::now() + patience;
+    let at_least = (visitors as f64 / (patience / 2).as_secs_f64().max(0.001)).ceil() as u32;
+    node.send_away(Why::ShuttingDown, node.settings().ingress.shed_per_second.max(at_least), None).await;
+    if tokio::time::timeout_at(until, connections.wait()).await.is_err() {
         let visitors = node.sessions.visitors().len();
         tracing::warn!(node = %node.id, visitors, "the time to drain is over: cutting off what is still in flight");
         node.sessions.tell_all(|| Mail::End(EndReason::ShuttingDown));

@@ -7,6 +7,7 @@ use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use rpc::{Limit, Method, Outcome, OutcomeName, Protocol, closed_list};
 
 use crate::device::offenders::{Offence, Report};
+use crate::device::shed::Why;
 
 closed_list! {
     /// How a connection attempt went: the values of the label `result`.
@@ -23,6 +24,8 @@ closed_list! {
         Unavailable = "unavailable",
         /// The node has as many connections as it may.
         Limit = "limit",
+        /// The node sends its devices away.
+        Closed = "closed",
         /// What came was no CONNECT, or not in time, or of another version.
         Malformed = "malformed",
     }
@@ -108,6 +111,12 @@ const METRICS: &[(Kind, &str, &str)] = &[
         OFFENDERS,
         "How often a second the one device, or customer, that did it most lately hit limits, or came in; by offence.",
     ),
+    (
+        Kind::Counter,
+        SHED,
+        "Devices that the node has sent away to others, by why: shutting_down, evacuated, maintenance, rebalanced.",
+    ),
+    (Kind::Gauge, SHED_LEFT, "Devices that the node is to send away and that have yet to go."),
     (Kind::Counter, UPLINKS, "Telemetry and attributes messages, by whether NATS took them."),
 ];
 
@@ -131,6 +140,8 @@ const ANSWERS_UNHEARD: &str = "switchboard_answers_unheard_total";
 const TAKEOVERS: &str = "switchboard_takeovers_total";
 const REVOCATIONS: &str = "switchboard_revocations_total";
 const OFFENDERS: &str = "switchboard_offender_per_second";
+const SHED: &str = "switchboard_shed_total";
+const SHED_LEFT: &str = "switchboard_shed_left";
 const UPLINKS: &str = "switchboard_uplinks_total";
 
 /// How often each limit was reached. Those of one node count together, whoever has them.
@@ -179,6 +190,9 @@ pub struct Metrics {
     /// Sessions ended because the registry changed.
     pub revocations: Counter,
     offenders: [Gauge; 4],
+    shed: [Counter; Why::ALL.len()],
+    /// Devices that are to be sent away and have yet to go.
+    pub shed_left: Gauge,
     uplinks: Counter,
     uplinks_failed: Counter,
 }
@@ -219,6 +233,8 @@ impl Metrics {
                 ("connects", "customer"),
             ]
             .map(|(offence, by)| gauge!(OFFENDERS, "offence" => offence, "by" => by)),
+            shed: Why::ALL.map(|why| counter!(SHED, "reason" => why.as_str())),
+            shed_left: gauge!(SHED_LEFT),
             uplinks: counter!(UPLINKS, "result" => "taken"),
             uplinks_failed: counter!(UPLINKS, "result" => "failed"),
         }
@@ -260,6 +276,13 @@ impl Metrics {
         let worst = [device(limits), customer(limits), device(connects), customer(connects)];
         for (gauge, times) in self.offenders.iter().zip(worst) {
             gauge.set(times as f64 / (*seconds).max(1) as f64);
+        }
+    }
+
+    /// A device was told to go to another node.
+    pub fn shed(&self, why: Why) {
+        if let Some(counter) = self.shed.get(why as usize) {
+            counter.increment(1);
         }
     }
 

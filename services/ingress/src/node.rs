@@ -30,6 +30,7 @@ use crate::device::sessions::{Sessions, Visitor};
 use crate::device::shares::NodeShares;
 use crate::device::takeovers::Takeovers;
 use crate::device::target::{Caller, Conclusion};
+use crate::leaving::Leaving;
 use crate::metrics::Metrics;
 use crate::mqtt::session::SessionLimits;
 use crate::port::Places;
@@ -63,6 +64,8 @@ pub struct Node {
     pub(crate) mending: RwLock<()>,
     /// With its lease, which is tried at times of its own.
     pub(crate) lease_trouble: Mutex<Trouble>,
+    /// Whom it sends away.
+    pub(crate) leaving: Leaving,
     changes: AtomicU64,
     /// Who fights over a device here.
     pub(crate) takeovers: Mutex<Takeovers>,
@@ -101,6 +104,7 @@ impl Node {
             again: Mutex::new(TokenBucket::new(Instant::now())),
             mending: RwLock::default(),
             lease_trouble: Mutex::new(Trouble::new(Duration::ZERO, Duration::ZERO)),
+            leaving: Leaving::default(),
             changes: AtomicU64::new(0),
             takeovers: Mutex::default(),
             guesses,

@@ -163,7 +163,7 @@ impl Router {
                     if removed_at.is_some() {
                         router.0.meters.removed(why);
                     }
-                    router.tell(|core, _, _| core.removed(device, revision, removed_at));
+                    router.tell(|core, now, _| core.removed(device, revision, removed_at, now));
                 }
                 // Found out at the next call, or when its node compares.
                 Err(error) => tracing::debug!(%error, %device, "a stale claim stays for now"),

@@ -51,6 +51,8 @@ pub(crate) struct Limits {
     pub(crate) max_timeout_ms: Arc<AtomicU32>,
     pub(crate) claim_timeout: Duration,
     pub(crate) lease: Duration,
+    /// `ingress.handover_ms`.
+    pub(crate) handover: Duration,
 }
 
 impl From<&Settings> for Limits {
@@ -66,6 +68,7 @@ impl From<&Settings> for Limits {
             max_timeout_ms: Arc::new(device_api.max_timeout_ms.into()),
             claim_timeout: Duration::from_millis(ingress.claim_timeout_ms),
             lease: Duration::from_millis(ingress.lease_ms),
+            handover: Duration::from_millis(ingress.handover_ms),
         }
     }
 }
@@ -101,8 +104,10 @@ impl Router {
     pub(crate) fn new(parts: Parts) -> Self {
         let Parts { bus, store, keys, tracer, limits, room } = parts;
         let now = Instant::now();
-        let state =
-            Mutex::new(State { core: Core::new(limits.lease, limits.waits.clone(), now), sleeps_until: now });
+        let state = Mutex::new(State {
+            core: Core::new(limits.lease, limits.handover, limits.waits.clone(), now),
+            sleeps_until: now,
+        });
         Router(Arc::new(Inner {
             bus,
             store,
@@ -194,7 +199,7 @@ impl Router {
                 ClaimEvent::Put { device, claim, revision } => {
                     core.put(device, Found { claim, revision }, now, actions);
                 }
-                ClaimEvent::Removed { device, revision } => core.gone(device, revision),
+                ClaimEvent::Removed { device, revision } => core.gone(device, revision, now),
                 ClaimEvent::Lost => core.lost(),
                 ClaimEvent::Alive => {}
             });

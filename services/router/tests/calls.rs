@@ -156,8 +156,14 @@ async fn stands(store: &ClaimStore, device: DeviceId) -> bool {
 
 /// Says once that the node is alive.
 async fn renew(bus: &Bus, node: NodeId) -> Result<(), bus::TellError> {
-    let renewal =
-        LeaseRenewal { node, tally: Tally::default(), newest: Generation(0), ends: false, mends: None };
+    let renewal = LeaseRenewal {
+        node,
+        tally: Tally::default(),
+        newest: Generation(0),
+        ends: false,
+        mends: None,
+        sheds: false,
+    };
     bus.tell(bus.subjects().lease(), wire::encode(&renewal, b"")).await
 }
 

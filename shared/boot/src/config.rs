@@ -174,8 +174,15 @@ declare::settings! {
         /// Milliseconds without renewal after which this node counts as dead and its claims as void; renewed at a
         /// third.
         lease_ms: u64 = 15_000, 1_000..=600_000;
-        /// Milliseconds that calls in flight may take to end when the node stops; the rest is cut off.
+        /// Milliseconds that this node may take to end. Its devices are sent away in the first half of them; a call in
+        /// flight may end until they are over, then it is cut off.
         drain_ms: u64 = 10_000, 0..=600_000, reloaded;
+        /// Devices that are sent away a second when the node is evacuated or has more than its part, unless the command
+        /// says another number; when the node stops, as many more as `drain_ms` takes.
+        shed_per_second: u32 = 500, 1..=1_000_000, reloaded;
+        /// Milliseconds that a call waits for a device that its node has sent away, within the call's own time: as long
+        /// as devices take to come back. Then it is offline, unless the caller waits for longer. 0: not at all.
+        handover_ms: u64 = 5_000, 0..=60_000;
         /// Claims written again a second after NATS came back or lost its memory.
         reclaim_per_second: u32 = 5_000, 1..=1_000_000, reloaded;
         /// Threads of the process; 0: one for each core. One thread spends the least CPU on a call, and further
@@ -205,6 +212,9 @@ declare::settings! {
         receive_maximum: u16 = 100, 1..=65_535;
         /// Topic aliases that a v5 device may set up (Topic Alias Maximum); 0: none. A higher one closes (0x94).
         topic_alias_maximum: u16 = 16, 0..=1_024;
+        /// Where a v5 device is to go that this node sends away (Server Reference, 0x9C): host:port, several after
+        /// spaces, such as the balancer's name. Empty: it is told 0x8B, and comes back as it came.
+        server_reference: Option<String> = None, Anything;
         /// Filters that one session may be subscribed to; a further one is refused in the SUBACK (0x80, v5: 0x97).
         max_subscriptions: usize = 16, 1..=1_024, reloaded;
     }

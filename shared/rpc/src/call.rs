@@ -235,5 +235,7 @@ closed_list! {
         Revoked = "revoked",
         /// Its node is shutting down.
         ShuttingDown = "shutting_down",
+        /// Its node sent it to another.
+        Moved = "moved",
     }
 }

@@ -155,6 +155,10 @@ pub struct LeaseRenewal {
     /// It is still about to claim again what a router was found to lack. None: an older node, which does not say.
     #[n(4)]
     pub mends: Option<bool>,
+    /// It sends sessions away: whose claim goes now is expected at another node.
+    #[n(5)]
+    #[cbor(default)]
+    pub sheds: bool,
 }
 
 /// A claim as a node holds it.

@@ -52,11 +52,13 @@ pub enum Fault {
     LackIsOffline,
     /// A store that counts anew is taken for the one before.
     OldRevisionsCount,
+    /// Whom his node has sent away is offline at once.
+    MovingIsOffline,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 23] = [
+    pub const ALL: [Fault; 24] = [
         Fault::LostCompareAndSet,
         Fault::UntoldTakeover,
         Fault::ReleaseOfAnySession,
@@ -80,6 +82,7 @@ impl Fault {
         Fault::BeatsIgnored,
         Fault::LackIsOffline,
         Fault::OldRevisionsCount,
+        Fault::MovingIsOffline,
     ];
 }
 
@@ -108,6 +111,7 @@ impl fmt::Display for Fault {
             Fault::LostStoreStands => "what stood in a lost store taken to stand",
             Fault::LackIsOffline => "offline said by a router that lacks what nodes hold",
             Fault::OldRevisionsCount => "a store that counts anew taken for the one before",
+            Fault::MovingIsOffline => "offline said of whom his node has sent away",
             Fault::BeatsIgnored => "beats ignored, so that what a dead connection held up is young",
         })
     }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::history::{End, Ending, Entry, Event};
 use crate::message::{MS, Micros, SECOND};
-use crate::settings::{LEASE_US, OUTCOME_GRACE};
+use crate::settings::{HANDOVER, LEASE_US, OUTCOME_GRACE};
 
 /// A promise, as the map of the services has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,6 +19,8 @@ pub enum Promise {
     Unseen,
     /// Offline is never a guess.
     OfflineIsTrue,
+    /// Who is on his way from one node to another is waited for.
+    MovingIsAwaited,
     /// Lost is said of sessions that have ended.
     LostIsTrue,
     /// Who may call is not denied.
@@ -303,6 +305,10 @@ impl Known {
                     let what = format!("{about} ends Offline while connection {session} stands");
                     broken(Promise::OfflineIsTrue, ended, what);
                 }
+                if let Some(session) = self.is_moving(*target, (*called, *timeout_ms), ended) {
+                    let what = format!("{about} ends Offline though connection {session} was just sent away");
+                    broken(Promise::MovingIsAwaited, ended, what);
+                }
             }
             Ending::Lost => {
                 if let Some(session) = self.certainly_callable(*target, *called, ended) {
@@ -446,6 +452,23 @@ impl Known {
             .map(|(_, begin, end)| end - begin)
             .sum();
         (is_alone && is_known && is_well && of_node < self.terms.costs_lease()).then_some(*id)
+    }
+
+    /// The connection through which the device was connected last, if its node sent it away so lately that it was still
+    /// to be waited for, and nothing else was wrong.
+    fn is_moving(&self, device: usize, (called, timeout_ms): (Micros, u32), ended: Micros) -> Option<usize> {
+        let of_device = self.sessions.iter().filter(|(_, it)| it.device == device && it.connecting < ended);
+        let (id, last) = of_device.max_by_key(|(_, it)| it.connecting)?;
+        let over = last.over.filter(|_| matches!(last.reason, Some(End::Moved | End::ShuttingDown)))?;
+        // Its device hears of it a little later than its routers.
+        let expected = (HANDOVER.as_micros() as Micros).saturating_sub(SECOND);
+        let had_time = ended + TAKES < called + Micros::from(timeout_ms) * MS;
+        let is_quiet = self.faults.iter().all(|(process, begin, end)| {
+            *process == Some(last.node) && last.reason == Some(End::ShuttingDown)
+                || ended < *begin
+                || end + self.terms.lease + 2 * SECOND < over
+        });
+        (over <= ended && ended < over + expected && had_time && is_quiet).then_some(*id)
     }
 
     fn node_of_newest(&self, device: usize, at: Micros) -> Option<usize> {

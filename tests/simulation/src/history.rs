@@ -192,6 +192,8 @@ pub enum End {
     Revoked,
     /// The node stops.
     ShuttingDown,
+    /// The node sends it to another.
+    Moved,
     /// Anything else.
     Other,
 }
@@ -202,6 +204,7 @@ impl From<SessionEnd> for End {
             SessionEnd::TakenOver => End::TakenOver,
             SessionEnd::Revoked => End::Revoked,
             SessionEnd::ShuttingDown => End::ShuttingDown,
+            SessionEnd::Moved => End::Moved,
             SessionEnd::ByDevice | SessionEnd::Fault => End::Other,
         }
     }

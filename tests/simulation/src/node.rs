@@ -8,8 +8,8 @@ use rpc::faults::{Fault, is};
 use rpc::{
     AuthenticateReply, AuthenticateRequest, Budget, CLAIM_ATTEMPT, Call, CallId, CancelRequest, ClaimReply,
     ClaimRequest, CompareRequest, CredentialHash, CustomerId, DeliveryReply, DeviceId, DeviceStanding,
-    DeviceState, Generation, HeldClaim, Identity, NodeId, Outcome, Protocol, ReleaseRequest, SessionEnd,
-    SessionId, TenantId, Ticket,
+    DeviceState, Generation, HeldClaim, Identity, LeaseRenewal, NodeId, Outcome, Protocol, ReleaseRequest,
+    SessionEnd, SessionId, TenantId, Ticket,
 };
 use switchboard_ingress::device::holding::{Difference, Holding};
 use switchboard_ingress::device::target::{AnswerTaken, Incoming, Numbers, Target, TargetLimits};
@@ -107,6 +107,8 @@ pub struct Node {
     is_rechecking: bool,
     is_recheck_due: bool,
     drains: bool,
+    /// Visits that are to go to another node.
+    shed: BTreeSet<u64>,
 }
 
 impl Node {
@@ -132,6 +134,7 @@ impl Node {
             is_rechecking: false,
             is_recheck_due: false,
             drains: false,
+            shed: BTreeSet::new(),
         }
     }
 
@@ -189,6 +192,7 @@ impl Node {
     /// A visitor leaves, with what he has.
     fn leave(&mut self, visit: u64, told: Option<ToClient>, context: &mut Context<'_>) {
         let Some(visitor) = self.visitors.remove(&visit) else { return };
+        self.shed.remove(&visit);
         if let Some(session) = visitor.session {
             self.end_session(session, context);
         }
@@ -341,7 +345,7 @@ impl Node {
                     let client = session.client;
                     self.holding.hold(claiming.device, id, generation, context.now);
                     context.effects.push(Effect::ToClient(client, ToClient::Accepted));
-                    self.drain_session(id, context);
+                    self.leave_if_idle(id, context);
                 }
                 // It ended while the claim was being written.
                 None => self.tell_release(held, context),
@@ -376,7 +380,8 @@ impl Node {
     }
 
     fn renew_lease(&mut self, ends: bool, context: &mut Context<'_>) {
-        let renewal = self.holding.renewal(self.id, ends);
+        let sheds = self.drains || !self.shed.is_empty();
+        let renewal = LeaseRenewal { sheds, ..self.holding.renewal(self.id, ends) };
         self.wire.tell(Topic::Lease, Payload::Lease(renewal), context);
     }
 
@@ -573,7 +578,7 @@ impl Node {
                 if let Some(session) = self.sessions.get_mut(&id) {
                     let _: AnswerTaken = session.target.answer(number, &body, true, context.now);
                     self.write(id, context);
-                    self.drain_session(id, context);
+                    self.leave_if_idle(id, context);
                 }
             }
         }
@@ -644,26 +649,28 @@ impl Node {
     fn drain(&mut self, context: &mut Context<'_>) {
         self.drains = true;
         context.wait(DRAIN, Timer::DrainEnds);
-        let sessions: Vec<SessionId> = self.sessions.keys().copied().collect();
-        for id in sessions {
-            self.drain_session(id, context);
-        }
+        self.shed(context);
         self.exit_if_drained(context);
     }
 
-    /// While draining: nobody calls the session any more, and it is over once nothing is in flight.
-    fn drain_session(&mut self, id: SessionId, context: &mut Context<'_>) {
-        if !self.drains || self.claiming.get(&id).is_some_and(|claiming| claiming.generation.is_none()) {
-            return;
+    /// Everybody is to go to another node.
+    fn shed(&mut self, context: &mut Context<'_>) {
+        self.shed.extend(self.visitors.keys());
+        self.renew_lease(false, context);
+        let sessions: Vec<SessionId> = self.sessions.keys().copied().collect();
+        for id in sessions {
+            self.leave_if_idle(id, context);
         }
-        self.release(id, context);
-        let Some(mut session) = self.sessions.remove(&id) else { return };
-        session.target.falls_silent();
-        self.conclude(&mut session, context);
-        let (visit, is_idle) = (session.visit, session.target.has_none_open());
-        self.sessions.insert(id, session);
-        if is_idle {
-            self.leave(visit, Some(ToClient::Closed(Some(SessionEnd::ShuttingDown))), context);
+    }
+
+    /// A session of whoever is to go is over once nothing is in flight.
+    fn leave_if_idle(&mut self, id: SessionId, context: &mut Context<'_>) {
+        let is_being_claimed = self.claiming.get(&id).is_some_and(|claiming| claiming.generation.is_none());
+        let Some(session) = self.sessions.get(&id).filter(|_| !is_being_claimed) else { return };
+        let visit = session.visit;
+        if (self.drains || self.shed.contains(&visit)) && session.target.has_none_open() {
+            let why = if self.drains { SessionEnd::ShuttingDown } else { SessionEnd::Moved };
+            self.leave(visit, Some(ToClient::Closed(Some(why))), context);
         }
     }
 
@@ -734,7 +741,7 @@ impl Service for Node {
                     if let Some(session) = self.sessions.get_mut(&id) {
                         session.target.expire(context.now);
                         self.write(id, context);
-                        self.drain_session(id, context);
+                        self.leave_if_idle(id, context);
                     }
                 }
                 Input::Timer(Timer::DrainEnds) => {
@@ -745,6 +752,7 @@ impl Service for Node {
                 }
                 Input::FromClient(client, said) => self.hear(client, said, context),
                 Input::Drain if !self.drains => self.drain(context),
+                Input::Shed => self.shed(context),
                 _ => {}
             },
         }

@@ -16,7 +16,7 @@ use crate::message::{
     Bucket, Feed, Inbox, MS, Message, Micros, Payload, ReplyTo, SECOND, StoreAsk, StoreReply, Topic,
 };
 use crate::service::{Beliefs, Context, Effect, Input, Service, Timer};
-use crate::settings::{CLAIM_TIMEOUT, LEASE, MAX_TIMEOUT_MS};
+use crate::settings::{CLAIM_TIMEOUT, HANDOVER, LEASE, MAX_TIMEOUT_MS};
 use crate::wire::{NoReply, Taken, Wire};
 
 const STORE_WAIT: Micros = 2 * SECOND;
@@ -63,7 +63,7 @@ impl Router {
     /// Knows nothing yet.
     pub fn new(keys: TicketKeys, now: Instant) -> Self {
         Router {
-            core: Core::new(LEASE, Shares::new(usize::MAX, usize::MAX), now),
+            core: Core::new(LEASE, HANDOVER, Shares::new(usize::MAX, usize::MAX), now),
             wire: Wire::new(Some(Bucket::Claims), now),
             keys,
             made: None,
@@ -246,7 +246,7 @@ impl Router {
                     Ok(Payload::Said(StoreReply::Contended)) => None,
                     _ => return,
                 };
-                self.tell(context, |core, _, _| core.removed(device, revision, removed_at));
+                self.tell(context, |core, now, _| core.removed(device, revision, removed_at, now));
             }
             // Otherwise it may have been received.
             Then::HandOver(call) => {
@@ -320,7 +320,7 @@ impl Router {
                 self.tell(context, |core, now, actions| core.put(device, found, now, actions));
             }
             Feed::Unclaimed(device, revision) => {
-                self.tell(context, |core, _, _| core.gone(device, revision));
+                self.tell(context, |core, now, _| core.gone(device, revision, now));
             }
             Feed::Device(..) | Feed::Beat(..) | Feed::Heartbeat => {}
         }

@@ -57,6 +57,8 @@ pub enum Input {
     FromClient(ClientId, FromClient),
     /// It is to stop, gracefully.
     Drain,
+    /// It is to send its devices away.
+    Shed,
 }
 
 /// What it does.

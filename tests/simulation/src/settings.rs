@@ -12,6 +12,8 @@ use crate::message::{MS, Micros, SECOND};
 pub const LEASE: Duration = Duration::from_secs(15);
 /// The same, in virtual time.
 pub const LEASE_US: Micros = 15 * SECOND;
+/// How long a device is expected that its node has sent away.
+pub const HANDOVER: Duration = Duration::from_secs(5);
 /// How long a claim may take.
 pub const CLAIM_TIMEOUT: Micros = 5 * SECOND;
 /// How long an authorizer may take to say who a device is.

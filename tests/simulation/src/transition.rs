@@ -70,6 +70,11 @@ pub enum Transition {
         /// How long after it has ended.
         lasts: Micros,
     },
+    /// A node sends its devices away: they come back, to it or to another.
+    Shed {
+        /// Which one.
+        slot: usize,
+    },
     /// A process's cable is pulled: nobody notices at once.
     Cut {
         /// Which one.
@@ -145,6 +150,7 @@ impl Transition {
             Transition::WatchLags { .. } => Some(2 * SECOND),
             Transition::ClockJumps { .. } | Transition::LosesClaims { .. } => Some(0),
             Transition::Connect { .. }
+            | Transition::Shed { .. }
             | Transition::Close { .. }
             | Transition::Call { .. }
             | Transition::Assign { .. }
@@ -233,6 +239,11 @@ impl Plan {
             let (caller, target) = (rng.usize(..devices), rng.usize(..devices));
             plan.step(at, Transition::Call { caller, target, timeout_ms, connect_ms });
         }
+        // Drawn from numbers of its own: all else stays as it would be without.
+        let mut rng = fastrand::Rng::with_seed(seed ^ 0x5_4ed);
+        for _ in 0..rng.usize(0..=2) {
+            plan.handover(&mut rng, heals_at.max(ends));
+        }
         plan.steps.sort_by_key(|step| step.at);
         plan
     }
@@ -257,6 +268,18 @@ impl Plan {
                 let stops_at = calls_at + rng.u64(100..1_000) * MS;
                 self.step(stops_at, Transition::Drain { slot, lasts: rng.u64(..SECOND) });
             }
+        }
+    }
+
+    /// A node sends its devices away, and somebody is called at that moment.
+    fn handover(&mut self, rng: &mut fastrand::Rng, ends: Micros) {
+        let at = rng.u64(FAULTS_FROM..ends + SECOND);
+        self.step(at, Transition::Shed { slot: rng.usize(..self.nodes) });
+        for _ in 0..rng.usize(1..4) {
+            let (caller, target) = (rng.usize(..self.devices), rng.usize(..self.devices));
+            let timeout_ms = rng.u32(1_000..9_000);
+            let calls_at = at + rng.u64(..2_500) * MS;
+            self.step(calls_at, Transition::Call { caller, target, timeout_ms, connect_ms: 0 });
         }
     }
 
@@ -334,6 +357,7 @@ impl Plan {
             Transition::Drain { slot, lasts } => {
                 format!("{} is told to stop; another starts {} after it has", name(slot), Seconds(lasts))
             }
+            Transition::Shed { slot } => format!("{} sends its devices away", name(slot)),
             Transition::Cut { slot, lasts } => format!("{} is cut off for {}", name(slot), Seconds(lasts)),
             Transition::Reset { slot, lasts } => {
                 format!("{}'s connection is reset, and cannot be made for {}", name(slot), Seconds(lasts))

@@ -1005,6 +1005,11 @@ impl World {
                 }
                 self.tell(pid, Input::Drain);
             }
+            Transition::Shed { slot } => {
+                if let Some(pid) = running(self, slot).filter(|pid| !self.sleeps(*pid)) {
+                    self.tell(pid, Input::Shed);
+                }
+            }
             Transition::Cut { slot, lasts } => {
                 let Some(pid) = running(self, slot) else { return };
                 if let Some(until) = self.net.cut_until.get_mut(pid) {

@@ -177,8 +177,9 @@ impl Endpoint {
         }
         let ends_something = matches!(asked.resource, Resource::Answer(_))
             || asked.method == Code::GET && asked.observe == Some(1);
-        if requests.draining && !ends_something {
-            return requests.respond(&origin, Some(visitor), reply::shutting_down(), now);
+        if requests.leaves(visitor) && !ends_something {
+            let why = if requests.draining { reply::shutting_down() } else { reply::moved() };
+            return requests.respond(&origin, Some(visitor), why, now);
         }
         match (asked.method, asked.resource, asked.observe) {
             (Code::GET, Resource::Attributes, observe) => {
@@ -248,15 +249,25 @@ impl Endpoint {
         requests.forget_visitor(visitor);
     }
 
-    /// The node is shutting down: nothing new is begun, and everyone is forgotten once nothing is in flight.
-    pub fn drain(&mut self, now: Instant) {
-        if std::mem::replace(&mut self.requests.draining, true) {
-            return;
-        }
+    /// The node is shutting down: nothing new is begun, and whoever does not observe is forgotten once nothing is in
+    /// flight. Observers are [sent away](Self::send_away) one by one.
+    pub fn drain(&mut self) {
+        self.requests.draining = true;
         for visitor in self.requests.visitors.unheld() {
             self.requests.forget_visitor(visitor);
         }
-        self.observations.drain(&mut self.requests, now);
+    }
+
+    /// A visitor is to go to another node: its observations end, and it is forgotten, once nothing is in flight. Said
+    /// again: before that nobody finds it here any more.
+    pub fn send_away(&mut self, visitor: Key, reason: EndReason, now: Instant) {
+        let requests = &mut self.requests;
+        let Some(visit) = requests.visitors.get_mut(visitor) else { return };
+        let again = visit.leaves.replace(reason).is_some();
+        self.observations.send_away(visitor, again, requests, now);
+        if !requests.visitors.is_held(visitor) {
+            requests.forget_visitor(visitor);
+        }
     }
 
     /// True when [`drain`](Self::drain) has come to its end.

@@ -49,8 +49,11 @@ fn draining_lets_calls_finish_and_begins_nothing() {
     let sent = world.calls(target, 10_000, false, "1");
     world.says(1, &empty(MessageType::Acknowledgement, sent[0].id));
     world.says(2, &con(1, POST, "api/v1/OTHER/rpc").body(GET_TIME));
-    world.endpoint.drain(world.now);
-    world.settle();
+    world.endpoint.drain();
+    assert_eq!(world.short(1, &con(9, GET, "api/v1/TOKEN/attributes"))[0].split(' ').nth(1), Some("2.05"));
+    world.send_away(EndReason::ShuttingDown);
+    assert_eq!(world.released, []);
+    world.send_away(EndReason::ShuttingDown);
     assert_eq!(world.released, [target]);
     assert!(!world.endpoint.is_drained());
     assert!(world.short(2, &con(2, POST, "api/v1/OTHER/rpc").body(GET_TIME))[0].starts_with("A 5.03"));
@@ -70,7 +73,7 @@ fn what_is_not_over_when_draining_ends_is_cut_off() {
     let target = world.observed(1, 1, b"obs");
     world.calls(target, 10_000, false, "1");
     world.says(2, &con(1, POST, "api/v1/OTHER/rpc").body(GET_TIME));
-    world.endpoint.drain(world.now);
+    world.endpoint.drain();
     for visitor in world.admitted.clone() {
         let said = world.ends_visit(visitor, EndReason::ShuttingDown);
         assert_eq!(said[0].code, "5.03");
@@ -168,7 +171,7 @@ proptest! {
                 }
             }
         }
-        world.endpoint.drain(world.now);
+        world.endpoint.drain();
         for visitor in world.admitted.clone() {
             world.ends_visit(visitor, EndReason::ShuttingDown);
         }

@@ -176,7 +176,7 @@ impl Loop {
             tokio::select! {
                 () = stop.cancelled(), if !stopping => {
                     stopping = true;
-                    self.endpoint.drain(Instant::now());
+                    self.endpoint.drain();
                 }
                 readable = self.socket.readable() => {
                     if let Err(error) = readable.and_then(|()| self.receive(&mut buffer)) {
@@ -216,9 +216,9 @@ impl Loop {
             (Reader::Observer(key), Mail::Deliver(call)) => self.endpoint.deliver(key, call, now),
             (Reader::Observer(key), Mail::End(reason)) => self.endpoint.end_observer(key, reason, now),
             (Reader::Visitor(key), Mail::End(reason)) => self.endpoint.end_visitor(key, reason, now),
-            (_, Mail::Drain) => self.endpoint.drain(now),
-            // Calls are for sessions alone.
-            (Reader::Visitor(_), Mail::Deliver(_)) => {}
+            (Reader::Visitor(key), Mail::Leave(reason)) => self.endpoint.send_away(key, reason, now),
+            // Calls are for sessions, and visitors are sent away.
+            (Reader::Visitor(_), Mail::Deliver(_)) | (Reader::Observer(_), Mail::Leave(_)) => {}
         }
     }
 

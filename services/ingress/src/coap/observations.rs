@@ -135,9 +135,6 @@ impl Observations {
             requests.finish(request, registered.unwrap_or_else(reply::unavailable), now);
         }
         if self.observers.contains_key(&key) {
-            if requests.draining {
-                requests.link.effect(Effect::Release(key));
-            }
             self.schedule_check(key, requests, now);
             self.advance(key, requests, now);
         }
@@ -315,21 +312,21 @@ impl Observations {
         requests.let_go(observer.visitor, now);
     }
 
-    /// The node is shutting down: nobody new finds an observer, which ends once nothing is in flight.
-    pub fn drain(&mut self, requests: &mut Requests, now: Instant) {
-        let mut observers: Vec<ObserverKey> = self.observers.keys().copied().collect();
-        observers.sort_unstable();
-        for key in observers {
-            if self.observers.get(&key).is_some_and(|it| it.live) {
+    /// A visitor is sent away: each observation of its ends once nothing is in flight; said `again`, nobody new finds
+    /// it before that.
+    pub fn send_away(&mut self, visitor: Key, again: bool, requests: &mut Requests, now: Instant) {
+        for key in observers_of(visitor, requests) {
+            if again && self.observers.get(&key).is_some_and(|it| it.live) {
                 requests.link.effect(Effect::Release(key));
-                self.close_when_drained(key, requests, now);
             }
+            self.close_when_drained(key, requests, now);
         }
     }
 
     fn close_when_drained(&mut self, key: ObserverKey, requests: &mut Requests, now: Instant) {
-        if requests.draining && self.observers.get(&key).is_some_and(|it| it.live && it.is_idle()) {
-            self.end(key, SessionEnd::ShuttingDown, requests, now);
+        let Some(observer) = self.observers.get(&key).filter(|it| it.live && it.is_idle()) else { return };
+        if let Some(reason) = requests.visitors.get(observer.visitor).and_then(|it| it.leaves) {
+            self.end(key, reason.into(), requests, now);
         }
     }
 

@@ -283,7 +283,7 @@ fn an_observation_ended_while_it_is_claimed_is_released() {
 #[test]
 fn whoever_listens_hears_why_a_device_is_no_longer_callable() {
     type Act = fn(&mut World, ObserverKey);
-    let acts: [(Act, SessionEnd); 8] = [
+    let acts: [(Act, SessionEnd); 9] = [
         (
             |world, _| drop(world.says(1, &con(9, GET, RPC).token(b"obs").observe(b"\x01"))),
             SessionEnd::ByDevice,
@@ -314,11 +314,12 @@ fn whoever_listens_hears_why_a_device_is_no_longer_callable() {
         ),
         (
             |world, _| {
-                world.endpoint.drain(world.now);
-                world.settle();
+                world.endpoint.drain();
+                world.send_away(EndReason::ShuttingDown);
             },
             SessionEnd::ShuttingDown,
         ),
+        (|world, _| world.send_away(EndReason::Moved), SessionEnd::Moved),
     ];
     for (act, reason) in acts {
         let mut world = World::new();
@@ -343,7 +344,7 @@ fn a_device_that_changes_while_it_is_claimed_is_released() {
         assert_eq!(world.sends(), [], "it never heard that it observes");
         assert_eq!(world.ended.len(), 1);
         world.endpoint.ended(world.claims[0], world.now);
-        world.endpoint.drain(world.now);
+        world.endpoint.drain();
         assert!(world.endpoint.is_drained());
     }
 }
@@ -354,6 +355,7 @@ fn the_node_ends_an_observation_with_a_last_word() {
         (EndReason::TakenOver, "C 4.09"),
         (EndReason::Revoked, "C 4.01"),
         (EndReason::ShuttingDown, "N 5.03"),
+        (EndReason::Moved, "C 5.03"),
     ] {
         let mut world = World::new();
         let key = world.observed(1, 1, b"obs");

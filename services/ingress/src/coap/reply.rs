@@ -62,6 +62,7 @@ pub fn goodbye(end: SessionEnd) -> Option<Response> {
         }
         SessionEnd::Revoked => Some(unknown_token()),
         SessionEnd::ShuttingDown => Some(shutting_down()),
+        SessionEnd::Moved => Some(moved()),
     }
 }
 
@@ -78,6 +79,11 @@ pub fn answer_is_not_json() -> Response {
 /// The response to an access token that nobody has.
 pub fn unknown_token() -> Response {
     refused(Code::UNAUTHORIZED, "No device has this access token!")
+}
+
+/// The response of a node that sends its devices away.
+pub fn moved() -> Response {
+    refused(Code::UNAVAILABLE, "This node sends its devices to others!")
 }
 
 /// The response to a request that comes while the node shuts down.

@@ -18,6 +18,7 @@ use super::request::{Parsed, Resource};
 use super::tally::Event;
 use crate::device::admit::NotAdmitted;
 use crate::device::caller::{CallerLimits, RefusedUplink};
+use crate::device::mailbox::EndReason;
 use crate::device::sessions::CredentialDigest;
 use crate::device::visitors::{Key, Visitors};
 
@@ -86,6 +87,8 @@ pub struct Visit {
     who: Who,
     /// Its observations, the newest last.
     pub(super) observers: Vec<ObserverKey>,
+    /// It is to go to another node, for this reason.
+    pub(super) leaves: Option<EndReason>,
 }
 
 #[derive(Debug)]
@@ -186,7 +189,7 @@ impl Requests {
             return self.link.effect(Effect::LimitHit(Limit::Unauthenticated, None));
         }
         let asked_about = self.visitors.find(&credential);
-        let visit = Visit { who: Who::Checking(Vec::new()), observers: Vec::new() };
+        let visit = Visit { who: Who::Checking(Vec::new()), observers: Vec::new(), leaves: None };
         let Some(visitor) = asked_about.or_else(|| self.visitors.add(credential, visit, now)) else {
             self.link.effect(Effect::LimitHit(Limit::Sessions, None));
             return self.respond(&origin, None, reply::full(), now);
@@ -226,6 +229,7 @@ impl Requests {
             Err(NotAdmitted::TooManyGuesses) => Some(reply::too_often()),
             Err(NotAdmitted::Unavailable) => Some(reply::unavailable()),
             Err(NotAdmitted::Busy(_)) => Some(reply::too_often()),
+            Err(NotAdmitted::Closed) => Some(reply::moved()),
         };
         if refusal.is_some() {
             self.visitors.forget(visitor);
@@ -509,9 +513,15 @@ impl Requests {
 
     /// One thing fewer holds the visitor.
     pub fn let_go(&mut self, visitor: Key, now: Instant) {
-        if self.visitors.let_go(visitor, now) && self.draining {
+        if self.visitors.let_go(visitor, now) && self.leaves(visitor) {
             self.forget_visitor(visitor);
         }
+    }
+
+    /// Whether nothing new is begun for a visitor: it is sent away, or the node shuts down and it does not observe.
+    pub fn leaves(&self, visitor: Key) -> bool {
+        let visit = self.visitors.get(visitor);
+        visit.is_none_or(|it| it.leaves.is_some() || self.draining && it.observers.is_empty())
     }
 
     /// A visitor is known no longer.

@@ -302,6 +302,14 @@ impl World {
         self.sends()
     }
 
+    /// Everybody is sent to another node.
+    pub(super) fn send_away(&mut self, reason: EndReason) {
+        for visitor in self.admitted.clone() {
+            self.endpoint.send_away(visitor, reason, self.now);
+        }
+        self.settle();
+    }
+
     /// What was sent since the last look.
     pub(super) fn sends(&mut self) -> Vec<From> {
         self.settle();

@@ -26,6 +26,8 @@ pub enum NotAdmitted {
     Unavailable,
     /// Its customer has as much of this node as he may.
     Busy(Limit),
+    /// The node sends its devices away.
+    Closed,
 }
 
 /// What everything behind this node knows of an access token.
@@ -44,7 +46,10 @@ impl Node {
         protocol: Protocol,
         address: IpAddr,
     ) -> Result<Arc<Visitor>, NotAdmitted> {
-        let admitted = self.enter_in_turn(credential, protocol, Source::of(address, protocol)).await;
+        let admitted = match self.is_closed() {
+            true => Err(NotAdmitted::Closed),
+            false => self.enter_in_turn(credential, protocol, Source::of(address, protocol)).await,
+        };
         let result = match admitted {
             Ok(_) => ConnectResult::Accepted,
             Err(NotAdmitted::Unknown) => ConnectResult::UnknownToken,
@@ -53,6 +58,7 @@ impl Node {
                 ConnectResult::TooManyGuesses
             }
             Err(NotAdmitted::Unavailable) => ConnectResult::Unavailable,
+            Err(NotAdmitted::Closed) => ConnectResult::Closed,
             Err(NotAdmitted::Busy(limit)) => {
                 self.metrics.limit_hit(limit);
                 ConnectResult::Limit
@@ -90,7 +96,9 @@ impl Node {
                 let is_certain = self.changes() == changes;
                 guesses.not_found(source, &credential, turn, is_certain, now);
             }
-            Err(NotAdmitted::Unavailable | NotAdmitted::TooManyGuesses) => guesses.unanswered(source, turn),
+            Err(NotAdmitted::Unavailable | NotAdmitted::TooManyGuesses | NotAdmitted::Closed) => {
+                guesses.unanswered(source, turn);
+            }
         }
         admitted
     }
@@ -120,6 +128,11 @@ impl Node {
         {
             self.limit_hit(&visitor, Limit::DeviceConnections);
             oldest.mailbox.tell(Mail::End(EndReason::TakenOver));
+        }
+        // From then on, who is sent away is known.
+        if self.is_closed() {
+            self.leave(&visitor);
+            return Err(NotAdmitted::Closed);
         }
         if self.changes() == changes {
             return Ok(visitor);

@@ -78,7 +78,14 @@ impl Holding {
 
     /// What a renewal of the lease says.
     pub fn renewal(&self, node: NodeId, ends: bool) -> LeaseRenewal {
-        LeaseRenewal { node, tally: self.tally, newest: self.newest, ends, mends: Some(self.mends) }
+        LeaseRenewal {
+            node,
+            tally: self.tally,
+            newest: self.newest,
+            ends,
+            mends: Some(self.mends),
+            sheds: false,
+        }
     }
 
     /// A router knows other claims of this node.

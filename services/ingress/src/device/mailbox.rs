@@ -21,8 +21,8 @@ pub enum Mail {
     Deliver(Box<Incoming>),
     /// End the session, for this reason.
     End(EndReason),
-    /// The node is shutting down: end as soon as nothing is in flight.
-    Drain,
+    /// End for this reason as soon as nothing is in flight. Said again: before that no further call is to come.
+    Leave(EndReason),
 }
 
 /// The router that delivered a call, and the delivery as this node knows it.
@@ -45,8 +45,10 @@ pub enum EndReason {
     TakenOver,
     /// The device was removed, reassigned or given another token.
     Revoked,
-    /// The node's time to drain is over.
+    /// The node is shutting down.
     ShuttingDown,
+    /// The node sends it to another.
+    Moved,
 }
 
 impl From<EndReason> for SessionEnd {
@@ -55,6 +57,7 @@ impl From<EndReason> for SessionEnd {
             EndReason::TakenOver => SessionEnd::TakenOver,
             EndReason::Revoked => SessionEnd::Revoked,
             EndReason::ShuttingDown => SessionEnd::ShuttingDown,
+            EndReason::Moved => SessionEnd::Moved,
         }
     }
 }
@@ -140,7 +143,7 @@ impl Mailbox {
         (state.reader, state.bytes) = (None, 0);
         std::mem::take(&mut state.mail).into_iter().filter_map(|mail| match mail {
             Mail::Deliver(call) => Some(call),
-            Mail::End(_) | Mail::Drain => None,
+            Mail::End(_) | Mail::Leave(_) => None,
         })
     }
 

@@ -425,7 +425,7 @@ mod tests {
         sessions.take_over(visitor.device, older.id);
         assert!(matches!(mail(&older.mailbox), Some(Mail::End(EndReason::TakenOver))));
         assert!(mail(&newer.mailbox).is_none() && mail(&visitor.mailbox).is_none());
-        sessions.tell_all(|| Mail::Drain);
-        assert!(matches!(mail(&visitor.mailbox), Some(Mail::Drain)));
+        sessions.tell_all(|| Mail::Leave(EndReason::ShuttingDown));
+        assert!(matches!(mail(&visitor.mailbox), Some(Mail::Leave(EndReason::ShuttingDown))));
     }
 }

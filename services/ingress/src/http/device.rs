@@ -147,6 +147,11 @@ impl Device {
         self.lock().closed
     }
 
+    /// True when it is sent away: no poll waits any more.
+    pub(super) fn leaves(&self) -> bool {
+        self.lock().lease.is_over()
+    }
+
     /// True when forgetting the device would change nothing, but for requests that are being answered.
     pub(super) fn is_at_rest(&self, now: Instant) -> bool {
         self.lock().lease.is_at_rest() && self.visitor.caller.lock().is_at_rest(now)
@@ -204,18 +209,12 @@ impl Device {
         self.state.lock()
     }
 
-    /// Performs what the lease asks for, until the device is forgotten. Once the node drains, `forget` is asked as soon
+    /// Performs what the lease asks for, until the device is forgotten. Once it is sent away, `forget` is asked as soon
     /// as the lease is at rest: false while a request is still being answered.
-    pub(super) async fn run(
-        self: Arc<Self>,
-        node: Arc<Node>,
-        draining: CancellationToken,
-        forget: impl Fn() -> bool,
-    ) {
+    pub(super) async fn run(self: Arc<Self>, node: Arc<Node>, forget: impl Fn() -> bool) {
         let mut session: Option<Arc<Session>> = None;
         let mut ended = SessionEnd::ByDevice;
         let mut timer = pin!(tokio::time::sleep(LONG));
-        let (mut drain, mut drains) = (pin!(draining.cancelled_owned()), false);
         loop {
             // Boxed, here and below: a device that waits is counted in kilobytes.
             if self.lock().lease.has_effects() {
@@ -224,7 +223,7 @@ impl Device {
             let now = Instant::now();
             self.with(|state| state.lease.tick(now));
             let Some(wakes_at) = self.rest(now) else { break };
-            if drains && self.lock().lease.is_at_rest() && forget() {
+            if self.leaves() && self.lock().lease.is_at_rest() && forget() {
                 break;
             }
             timer.as_mut().reset(wakes_at.into());
@@ -236,9 +235,6 @@ impl Device {
                     && let Poll::Ready(mail) = session.mailbox.poll_next(cx)
                 {
                     return Poll::Ready(Some(mail));
-                }
-                if !drains && drain.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(Some(Mail::Drain));
                 }
                 if self.poll_work(cx).is_ready() || timer.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(None);
@@ -261,10 +257,11 @@ impl Device {
                     ended = reason.into();
                     self.end(reason);
                 }
-                Some(Mail::Drain) => {
-                    (ended, drains) = (SessionEnd::ShuttingDown, true);
-                    self.with(|state| state.lease.drain(Instant::now()));
+                Some(Mail::Leave(reason)) => {
+                    ended = reason.into();
+                    self.with(|state| state.lease.leave(reason, Instant::now()));
                 }
+                None if self.leaves() => {}
                 None => ended = SessionEnd::ByDevice,
             }
         }

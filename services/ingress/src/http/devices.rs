@@ -33,6 +33,8 @@ pub(super) enum NotLetIn {
     Busy,
     /// The node is shutting down, and takes in nobody new.
     ShuttingDown,
+    /// The node sends its devices away.
+    Closed,
 }
 
 /// The devices that speak HTTP with this node.
@@ -57,7 +59,7 @@ pub(super) struct Visit {
 impl Drop for Visit {
     fn drop(&mut self) {
         let was_last = self.devices.known().let_go(self.key, Instant::now());
-        if was_last && self.devices.is_draining() {
+        if was_last && self.device.leaves() {
             self.device.nudge();
         }
     }
@@ -111,11 +113,12 @@ impl Devices {
             NotAdmitted::TooManyGuesses => NotLetIn::TooManyGuesses,
             NotAdmitted::Unavailable => NotLetIn::Unavailable,
             NotAdmitted::Busy(_) => NotLetIn::Busy,
+            NotAdmitted::Closed => NotLetIn::Closed,
         })?;
         self.keep(visitor)
     }
 
-    /// From now on nobody new is let in, and devices are forgotten as soon as they are owed nothing.
+    /// From now on nobody new is let in. Those who are there are sent away one by one.
     pub(super) fn drain(&self) {
         let _known = self.known();
         self.draining.cancel();
@@ -192,10 +195,10 @@ impl Devices {
             return Err(self.full());
         };
         let visit = self.visit(&mut known, key, Arc::clone(&device));
-        let (devices, node, draining) = (Arc::clone(self), Arc::clone(&self.node), self.draining.clone());
+        let (devices, node) = (Arc::clone(self), Arc::clone(&self.node));
         // Still under the lock: whoever drains waits for this loop, or was first.
         self.tasks.spawn(self.loops.track_future(async move {
-            device.run(node, draining, || devices.forget_unheld(key)).await;
+            device.run(node, || devices.forget_unheld(key)).await;
             devices.known().forget(key);
         }));
         drop(known);

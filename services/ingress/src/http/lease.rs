@@ -274,11 +274,16 @@ impl<P, R> Lease<P, R> {
         self.target.end();
     }
 
-    /// The node is shutting down: nobody can call any more; what the device has taken it may still answer.
-    pub fn drain(&mut self, now: Instant) {
+    /// The node sends the device away: nobody can call it here any more; what it has taken it may still answer.
+    pub fn leave(&mut self, reason: EndReason, now: Instant) {
         self.over = true;
-        self.end_polls(PollEnd::Ended(EndReason::ShuttingDown), now);
+        self.end_polls(PollEnd::Ended(reason), now);
         self.fall_silent();
+    }
+
+    /// True when it takes no poll any more.
+    pub fn is_over(&self) -> bool {
+        self.over
     }
 
     /// True when forgetting the lease would change nothing.

@@ -307,7 +307,7 @@ fn draining_waits_for_the_answers_to_what_was_taken() {
     let mut bench = Bench::callable();
     bench.poll('b', 60_000);
     assert_eq!(bench.deliver(1), "a hears 1");
-    bench.lease.drain(bench.now);
+    bench.lease.leave(EndReason::ShuttingDown, bench.now);
     assert_eq!(bench.said(), "b Ended(ShuttingDown), release");
     assert_eq!(bench.poll('c', 60_000), "Over; ");
     assert!(!bench.lease.is_at_rest());

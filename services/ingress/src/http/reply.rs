@@ -121,6 +121,7 @@ pub(super) fn not_let_in(why: NotLetIn) -> Response {
         NotLetIn::Full => error(StatusCode::SERVICE_UNAVAILABLE, "This node has as many devices as it may!"),
         NotLetIn::Busy => error(StatusCode::TOO_MANY_REQUESTS, "Too many requests!"),
         NotLetIn::ShuttingDown => shutting_down(),
+        NotLetIn::Closed => closed(),
     }
 }
 
@@ -132,6 +133,7 @@ pub(super) fn broken_off(why: EndReason) -> Response {
         }
         EndReason::Revoked => unknown_token(),
         EndReason::ShuttingDown => shutting_down(),
+        EndReason::Moved => closed(),
     }
 }
 
@@ -182,6 +184,10 @@ fn unknown_token() -> Response {
 
 fn shutting_down() -> Response {
     closing(error(StatusCode::SERVICE_UNAVAILABLE, "This node is shutting down!"))
+}
+
+fn closed() -> Response {
+    closing(error(StatusCode::SERVICE_UNAVAILABLE, "This node sends its devices to others!"))
 }
 
 fn said(status: StatusCode, text: Bytes) -> Response {

@@ -192,7 +192,8 @@ async fn poll(
 ) -> Result<Response, Response> {
     let mut poll = visit.device.poll(Instant::now() + timeout).map_err(|why| match why {
         NotPolled::Full => reply::error(StatusCode::TOO_MANY_REQUESTS, "Too many requests!"),
-        NotPolled::Over => reply::broken_off(EndReason::ShuttingDown),
+        NotPolled::Over if server.devices.is_draining() => reply::broken_off(EndReason::ShuttingDown),
+        NotPolled::Over => reply::broken_off(EndReason::Moved),
     })?;
     let _waiting = Waiting::new(&server);
     let told = tokio::select! {
@@ -205,9 +206,10 @@ async fn poll(
     };
     match told {
         Told::Call(handover) => Ok(reply::call(handover, Arc::clone(&exchange.outbox))),
-        // A node that shuts down has none to wait for: the device asks again, and reaches another.
-        Told::End(PollEnd::TimedOut | PollEnd::Ended(EndReason::ShuttingDown)) => {
-            Ok(reply::empty(StatusCode::REQUEST_TIMEOUT))
+        Told::End(PollEnd::TimedOut) => Ok(reply::empty(StatusCode::REQUEST_TIMEOUT)),
+        // None comes here any more: the device asks again, over a connection that reaches another node.
+        Told::End(PollEnd::Ended(EndReason::ShuttingDown | EndReason::Moved)) => {
+            Ok(reply::closing(reply::empty(StatusCode::REQUEST_TIMEOUT)))
         }
         Told::End(PollEnd::Ended(why)) => Err(reply::broken_off(why)),
         Told::End(PollEnd::Unavailable) => Err(reply::unavailable()),

@@ -188,11 +188,13 @@ where
         match wake {
             Wake::Mail(Mail::Deliver(call)) => session.deliver(call, Instant::now()),
             Wake::Mail(Mail::End(reason)) => session.end_by_node(reason),
-            Wake::Mail(Mail::Drain) => {
-                if let Some(callable) = &callable {
+            Wake::Mail(Mail::Leave(reason)) => {
+                if session.leaves()
+                    && let Some(callable) = &callable
+                {
                     Box::pin(node.release(callable)).await;
                 }
-                session.drain();
+                session.leave(reason);
             }
             Wake::Done(Done::Asked(Answered { ticket, ended, .. })) => {
                 let told = session.answered(&ticket, ended);

@@ -135,6 +135,9 @@ async fn admit(connect: &Connect, peer: IpAddr, node: &Node, full: bool) -> Resu
         NotAdmitted::Unavailable => {
             (ConnectAckReason::ServerUnavailable, "the device could not be authenticated", None)
         }
+        NotAdmitted::Closed => {
+            (ConnectAckReason::ServerUnavailable, "this node sends its devices away", None)
+        }
         NotAdmitted::Busy(_) => {
             let why = "this customer has as many connections to this node as it may";
             (ConnectAckReason::ConnectionRateExceeded, why, None)

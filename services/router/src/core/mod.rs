@@ -8,6 +8,7 @@ mod claims;
 mod doubts;
 mod leases;
 mod map;
+mod moving;
 mod takeovers;
 mod waiting;
 
@@ -24,6 +25,7 @@ pub use claims::{Decision, decide};
 use doubts::Doubts;
 pub use leases::Leases;
 pub use map::{ClaimMap, Found};
+use moving::Moving;
 use takeovers::Takeovers;
 use waiting::WaitingRoom;
 
@@ -197,6 +199,7 @@ pub struct Core<T, R> {
     map: ClaimMap,
     leases: Leases,
     doubts: Doubts,
+    moving: Moving,
     waiting: WaitingRoom<T>,
     /// For those that wait for their target to come.
     places: Shares<Party>,
@@ -211,12 +214,14 @@ pub struct Core<T, R> {
 pub type Actions<T, R> = Vec<Action<T, R>>;
 
 impl<T, R> Core<T, R> {
-    /// Knows nothing yet; `places` are for calls that wait for their target to come.
-    pub fn new(lease: Duration, places: Shares<Party>, now: Instant) -> Self {
+    /// Knows nothing yet; for as long as `handover` a device is expected that its node has sent away; `places` are for
+    /// calls that wait for their target to come.
+    pub fn new(lease: Duration, handover: Duration, places: Shares<Party>, now: Instant) -> Self {
         Core {
             map: ClaimMap::default(),
             leases: Leases::new(lease, now),
             doubts: Doubts::new(now + lease),
+            moving: Moving::new(handover),
             waiting: WaitingRoom::default(),
             places,
             takeovers: Takeovers::default(),
@@ -281,6 +286,7 @@ impl<T, R> Core<T, R> {
             let look_at = (now + pause).min(call.deadline.instant());
             return self.waiting.enter(call, look_at);
         }
+        self.moving.left(call.target, found.claim.node, now);
         call.unheard = None;
         call.refuted.push(found);
         self.call(call, now, actions);
@@ -311,13 +317,15 @@ impl<T, R> Core<T, R> {
         }
     }
 
-    /// Nobody claims the target: waited for, if the caller does.
+    /// Nobody claims the target: waited for, if the caller does, or while it moves from one node to another.
     fn await_arrival(&mut self, mut call: Underway<T>, now: Instant, actions: &mut Actions<T, R>) {
         // It may have arrived while the store was asked.
         if let Some(found) = self.map.get(call.target).filter(|found| !call.has_refuted(*found)) {
             return actions.push(Action::Deliver(call, found));
         }
-        if call.connect_deadline.has_passed(now) {
+        let arrives = self.moving.until(call.target).unwrap_or(now).min(call.deadline.instant());
+        let look_at = call.connect_deadline.instant().max(arrives);
+        if look_at <= now {
             return self.end_not_found(call, now, actions);
         }
         call.place = match self.places.take(call.party) {
@@ -327,7 +335,6 @@ impl<T, R> Core<T, R> {
             }
             Err(NoPlace::Any) => return actions.push(Action::End(call, Outcome::Busy(Limit::Waits))),
         };
-        let look_at = call.connect_deadline.instant();
         self.waiting.enter(call, look_at);
     }
 
@@ -522,7 +529,10 @@ impl<T, R> Core<T, R> {
     }
 
     /// The store has removed that writing, at the revision of the removal; none: it had another.
-    pub fn removed(&mut self, device: DeviceId, revision: u64, removed_at: Option<u64>) {
+    pub fn removed(&mut self, device: DeviceId, revision: u64, removed_at: Option<u64>, now: Instant) {
+        if let Some(before) = self.map.standing(device).filter(|it| it.revision == revision) {
+            self.moving.left(device, before.claim.node, now);
+        }
         match removed_at {
             Some(removed_at) => self.map.remove(device, removed_at),
             None => self.map.forget(device, revision),
@@ -531,6 +541,7 @@ impl<T, R> Core<T, R> {
 
     /// A node says that it is alive, and what it holds.
     pub fn renew(&mut self, renewal: &LeaseRenewal, now: Instant, actions: &mut Actions<T, R>) {
+        self.moving.renewed(renewal, self.leases.lease(), now);
         if renewal.ends {
             return self.leases.end(renewal.node);
         }
@@ -572,6 +583,7 @@ impl<T, R> Core<T, R> {
         if !self.map.put(device, found) {
             return;
         }
+        self.moving.arrived(device);
         for node in before.map(|before| before.claim.node).into_iter().chain([found.claim.node]) {
             self.doubts.learned(node, &self.map);
         }
@@ -597,10 +609,13 @@ impl<T, R> Core<T, R> {
     }
 
     /// A claim was removed, at that revision.
-    pub fn gone(&mut self, device: DeviceId, revision: u64) {
+    pub fn gone(&mut self, device: DeviceId, revision: u64, now: Instant) {
         let before = self.map.standing(device);
         self.map.remove(device, revision);
         if let Some(before) = before {
+            if self.map.standing(device).is_none() {
+                self.moving.left(device, before.claim.node, now);
+            }
             self.doubts.learned(before.claim.node, &self.map);
         }
     }
@@ -643,6 +658,7 @@ impl<T, R> Core<T, R> {
         if !self.doubts(now) {
             self.map.end_doubt(now);
         }
+        self.moving.look(now);
         while let Some(call) = self.waiting.next_due(now) {
             self.look_again(call, now, actions);
         }

@@ -6,6 +6,7 @@ use rpc::{Budget, HeldClaim, Protocol, SessionId, Tally, TenantId};
 use uuid::Uuid;
 
 const LEASE: Duration = Duration::from_secs(12);
+const HANDOVER: Duration = Duration::from_secs(3);
 const TARGET: DeviceId = DeviceId(Uuid::from_u128(1));
 
 fn party(tenant: u128) -> Party {
@@ -23,7 +24,7 @@ type Done = Vec<Action<&'static str, &'static str>>;
 impl Bench {
     fn new() -> Self {
         let now = Instant::now();
-        let mut bench = Bench { core: Core::new(LEASE, Shares::new(4, 2), now), now };
+        let mut bench = Bench { core: Core::new(LEASE, HANDOVER, Shares::new(4, 2), now), now };
         bench.core.hears(true, now);
         bench.core.reset(false, 0);
         bench.core.loaded(now);
@@ -57,8 +58,14 @@ impl Bench {
 
     fn live(&mut self, node: u64) {
         let tally = self.core.map().tally(NodeId(node));
-        let renewal =
-            LeaseRenewal { node: NodeId(node), tally, newest: Generation(0), ends: false, mends: None };
+        let renewal = LeaseRenewal {
+            node: NodeId(node),
+            tally,
+            newest: Generation(0),
+            ends: false,
+            mends: None,
+            sheds: false,
+        };
         assert!(self.told(|core, now, done| core.renew(&renewal, now, done)).is_empty());
     }
 
@@ -217,6 +224,7 @@ fn a_node_whose_lease_ends_meanwhile_is_gone() {
         newest: Generation(0),
         ends: true,
         mends: None,
+        sheds: false,
     };
     assert!(bench.told(|core, now, done| core.renew(&renewal, now, done)).is_empty());
     let call = looked_up(bench.pass_ms(60));
@@ -233,7 +241,7 @@ fn a_call_that_waits_goes_on_when_its_target_comes_and_ends_when_it_does_not() {
     assert_eq!(bench.core.waiting(), 1);
     let found = Found { claim: claim(1, 10), revision: 10 };
     assert_eq!(delivered(bench.told(|core, now, done| core.put(TARGET, found, now, done))).1, found);
-    bench.core.gone(TARGET, 11);
+    bench.core.gone(TARGET, 11, bench.now);
 
     let call = looked_up(bench.call(5_000, 1_000));
     assert!(bench.told(|core, now, done| core.looked_up(call, Ok(None), now, done)).is_empty());
@@ -325,6 +333,7 @@ fn an_empty_store_gives_no_generation_that_was_given_before() {
         newest: Generation(9_000),
         ends: false,
         mends: None,
+        sheds: false,
     };
     bench.told(|core, now, done| core.renew(&renewal, now, done));
     assert_eq!(written(bench.claim(request(1, None))).1.claim.generation, Generation(9_001));
@@ -347,11 +356,18 @@ fn a_write_into_a_store_that_counts_anew_is_made_again_with_a_higher_generation(
 #[test]
 fn nobody_is_offline_for_a_router_that_lacks_what_a_node_holds() {
     let now = Instant::now();
-    let mut bench = Bench { core: Core::new(LEASE, Shares::new(4, 2), now), now };
+    let mut bench = Bench { core: Core::new(LEASE, HANDOVER, Shares::new(4, 2), now), now };
     let [held, gone] = [2, 3].map(|device| DeviceId(Uuid::from_u128(device)));
     let mut tally = Tally::default();
     tally.add(held, SessionId(1), Generation(10));
-    let renewal = LeaseRenewal { node: NodeId(1), tally, newest: Generation(10), ends: false, mends: None };
+    let renewal = LeaseRenewal {
+        node: NodeId(1),
+        tally,
+        newest: Generation(10),
+        ends: false,
+        mends: None,
+        sheds: false,
+    };
     let call = |bench: &mut Bench| {
         let call = looked_up(bench.call(1_000, 0));
         ended(bench.told(|core, now, done| core.looked_up(call, Ok(None), now, done)))
@@ -365,9 +381,9 @@ fn nobody_is_offline_for_a_router_that_lacks_what_a_node_holds() {
     assert_eq!(call(&mut bench), Outcome::Unavailable, "as many are known, and others");
     bench.told(|core, now, done| core.put(held, Found { claim: claim(1, 10), revision: 12 }, now, done));
     assert_eq!(call(&mut bench), Outcome::Unavailable, "more are known");
-    bench.core.gone(gone, 13);
+    bench.core.gone(gone, 13, bench.now);
     assert_eq!(call(&mut bench), Outcome::Offline, "what the node said is known");
-    bench.core.gone(held, 14);
+    bench.core.gone(held, 14, bench.now);
     bench.told(|core, now, done| core.renew(&renewal, now, done));
     assert_eq!(call(&mut bench), Outcome::Offline, "it was known; what differs since is on its way");
     // Lost while it did not look on: the node is to say anew what it holds.
@@ -396,7 +412,14 @@ fn nobody_is_offline_before_a_node_has_claimed_all_again() {
     let renewal = |mends| {
         let mut tally = Tally::default();
         tally.add(remembered, SessionId(1), Generation(10));
-        LeaseRenewal { node: NodeId(1), tally, newest: Generation(10), ends: false, mends: Some(mends) }
+        LeaseRenewal {
+            node: NodeId(1),
+            tally,
+            newest: Generation(10),
+            ends: false,
+            mends: Some(mends),
+            sheds: false,
+        }
     };
     bench.core.reset(true, 0);
     bench.core.loaded(bench.now);
@@ -454,12 +477,82 @@ fn a_release_removes_its_own_claim_alone() {
     assert!(bench.told(|core, _, done| core.release(other, done)).is_empty());
     let done = bench.told(|core, _, done| core.release(release.clone(), done));
     assert!(matches!(one(done), Action::Remove(TARGET, 10, Removal::Released)));
-    bench.core.removed(TARGET, 10, Some(11));
+    bench.core.removed(TARGET, 10, Some(11), bench.now);
     assert!(bench.core.map().is_empty());
     let done = bench.told(|core, _, done| core.release(release.clone(), done));
     assert!(matches!(one(done), Action::ReadForRelease(_)), "the map may lag");
     let done = bench.told(|core, _, done| core.read_for_release(&release, Some(found), done));
     assert!(matches!(one(done), Action::Remove(TARGET, 10, Removal::Released)));
+}
+
+/// Node 1 says that it sends sessions away, or no longer.
+fn sheds(bench: &mut Bench, sheds: bool) {
+    let tally = bench.core.map().tally(NodeId(1));
+    let renewal =
+        LeaseRenewal { node: NodeId(1), tally, newest: Generation(0), ends: false, mends: None, sheds };
+    bench.told(|core, now, done| core.renew(&renewal, now, done));
+}
+
+#[test]
+fn a_call_waits_for_who_was_sent_away_however_that_was_heard() {
+    let ways: [fn(&mut Bench, Found) -> Done; 3] = [
+        |bench, _| {
+            bench.core.gone(TARGET, 11, bench.now);
+            bench.call(10_000, 0)
+        },
+        |bench, _| {
+            bench.core.removed(TARGET, 10, Some(11), bench.now);
+            bench.call(10_000, 0)
+        },
+        // The router has yet to hear that the claim is gone.
+        |bench, _| {
+            let done = bench.call(10_000, 0);
+            bench.refute(done, Refutation::NoSession)
+        },
+    ];
+    for left in ways {
+        for comes_back in [true, false] {
+            let mut bench = Bench::new();
+            let found = bench.stands(1, 10);
+            sheds(&mut bench, true);
+            let call = looked_up(left(&mut bench, found));
+            assert!(bench.told(|core, now, done| core.looked_up(call, Ok(None), now, done)).is_empty());
+            assert!(bench.pass_ms(2_900).is_empty());
+            if comes_back {
+                let there = Found { claim: claim(2, 20), revision: 20 };
+                let done = bench.told(|core, now, done| core.put(TARGET, there, now, done));
+                let (call, found) = delivered(done);
+                assert_eq!((call.has_waited, found), (true, there));
+            } else {
+                assert_eq!(ended(bench.pass_ms(200)), Outcome::Offline);
+            }
+        }
+    }
+}
+
+#[test]
+fn only_who_was_sent_away_is_waited_for_and_no_longer_than_the_call_has() {
+    let mut bench = Bench::new();
+    for (says, ms, waits_ms) in [(false, 10_000, 0), (true, 1_000, 1_000), (true, 10_000, 3_000)] {
+        let revision = bench.core.map().revision() + 1;
+        bench.stands(1, revision);
+        sheds(&mut bench, says);
+        bench.core.gone(TARGET, revision + 1, bench.now);
+        let call = looked_up(bench.call(ms, 0));
+        let mut done = bench.told(|core, now, done| core.looked_up(call, Ok(None), now, done));
+        if waits_ms > 0 {
+            assert!(done.is_empty() && bench.pass_ms(waits_ms - 100).is_empty());
+            done = bench.pass_ms(200);
+        }
+        assert_eq!(ended(done), Outcome::Offline, "after {waits_ms} ms");
+    }
+    // A moment later nobody is expected any more.
+    bench.pass_ms(3_000);
+    let call = looked_up(bench.call(10_000, 0));
+    assert_eq!(
+        ended(bench.told(|core, now, done| core.looked_up(call, Ok(None), now, done))),
+        Outcome::Offline
+    );
 }
 
 #[test]
@@ -472,7 +565,14 @@ fn a_node_that_differs_hears_so_and_in_what() {
         generation: Generation(generation),
     };
     let mut tally = Tally::default();
-    let renewal = LeaseRenewal { node: NodeId(1), tally, newest: Generation(0), ends: false, mends: None };
+    let renewal = LeaseRenewal {
+        node: NodeId(1),
+        tally,
+        newest: Generation(0),
+        ends: false,
+        mends: None,
+        sheds: false,
+    };
     let done = bench.told(|core, now, done| core.renew(&renewal, now, done));
     assert!(matches!(one(done), Action::TellDiffers(NodeId(1))));
     tally.add(TARGET, SessionId(1), Generation(10));
@@ -541,12 +641,12 @@ proptest! {
                     bench.told(|core, now, done| core.put(TARGET, found, now, done))
                 }
                 3 => {
-                    bench.core.gone(TARGET, number);
+                    bench.core.gone(TARGET, number, bench.now);
                     Vec::new()
                 }
                 4 => {
                     let (node, tally, newest) = (NodeId(node), Tally::default(), Generation(0));
-                    let renewal = LeaseRenewal { node, tally, newest, ends: number % 3 == 0, mends: None };
+                    let renewal = LeaseRenewal { node, tally, newest, ends: number % 3 == 0, mends: None, sheds: number % 5 == 0  };
                     bench.told(|core, now, done| core.renew(&renewal, now, done))
                 }
                 5 => bench.pass_ms(number * 40),

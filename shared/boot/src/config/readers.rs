@@ -20,7 +20,10 @@ pub fn readers(path: &str) -> &'static [&'static str] {
         "device_api.max_devices_per_customer"
         | "device_api.max_devices_per_page"
         | "device_api.conceal_foreign_devices" => &[AUTHORIZER],
-        "ingress.claim_timeout_ms" | "ingress.lease_ms" | "shares.waiting_percent" => &[INGRESS, ROUTER],
+        "ingress.claim_timeout_ms"
+        | "ingress.lease_ms"
+        | "ingress.handover_ms"
+        | "shares.waiting_percent" => &[INGRESS, ROUTER],
         _ => of_section(path.split_once('.').map_or(path, |(section, _)| section)),
     }
 }

@@ -379,12 +379,22 @@ impl Codec {
 
     /// DISCONNECT with a reason, which 3.1.1 has not: it is closed without a word.
     pub fn disconnect(&self, reason: Reason, why: &'static str, out: &mut BytesMut) {
+        self.goodbye(v5::Disconnect::new(reason), why, out);
+    }
+
+    /// The same, with another server to go to (v5 §4.11): for now, for this one's address may serve again.
+    pub fn redirect(&self, server_reference: &ByteString, why: &'static str, out: &mut BytesMut) {
+        let mut disconnect = v5::Disconnect::new(Reason::UseAnotherServer);
+        disconnect.server_reference = Some(server_reference.clone());
+        self.goodbye(disconnect, why, out);
+    }
+
+    fn goodbye(&self, brief: v5::Disconnect, why: &'static str, out: &mut BytesMut) {
         if self.version == Version::V5 {
-            let mut disconnect = v5::Disconnect::new(reason);
+            let mut disconnect = brief.clone();
             disconnect.reason_string = reason_string(why);
-            let brief = v5::Packet::Disconnect(v5::Disconnect::new(reason));
             if !self.write(v5::Packet::Disconnect(disconnect), v5::Codec::new(0, 0), out) {
-                self.write(brief, v5::Codec::new(0, 0), out);
+                self.write(v5::Packet::Disconnect(brief), v5::Codec::new(0, 0), out);
             }
         }
     }

@@ -38,7 +38,7 @@ mod tests;
 pub use caller::Ticket;
 
 /// The settings that a session obeys.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct SessionLimits {
     /// Those of every device.
     pub device: DeviceLimits,
@@ -48,6 +48,8 @@ pub struct SessionLimits {
     pub receive_maximum: u16,
     /// Topic aliases that the client may set.
     pub topic_alias_maximum: u16,
+    /// Where clients are sent that this node sends away.
+    pub server_reference: Option<ByteString>,
 }
 
 impl From<&Settings> for SessionLimits {
@@ -58,6 +60,7 @@ impl From<&Settings> for SessionLimits {
             max_subscriptions: mqtt.max_subscriptions,
             receive_maximum: mqtt.receive_maximum,
             topic_alias_maximum: mqtt.topic_alias_maximum,
+            server_reference: mqtt.server_reference.as_deref().map(Into::into),
         }
     }
 }
@@ -168,7 +171,8 @@ pub struct Session {
     told: u8,
     keep_alive: Duration,
     last_packet_at: Instant,
-    draining: bool,
+    /// It ends for this reason once nothing is in flight.
+    leaves: Option<EndReason>,
     closed: bool,
     /// There was too much to do to read on.
     left_off: bool,
@@ -208,7 +212,7 @@ impl Session {
             // §3.1.2.10: one and a half times the keep-alive.
             keep_alive: Duration::from_millis(u64::from(keep_alive_s) * 1500),
             last_packet_at: now,
-            draining: false,
+            leaves: None,
             closed: false,
             left_off: false,
             paused: false,
@@ -434,9 +438,16 @@ impl Session {
                 (Reason::AdministrativeAction, "the device was removed, reassigned or re-keyed")
             }
             EndReason::ShuttingDown => (Reason::ServerShuttingDown, "this node is shutting down"),
+            EndReason::Moved => (Reason::ServerShuttingDown, "this node sends its devices to others"),
         };
         if !self.closed {
-            self.codec.disconnect(code, why, &mut self.out);
+            let elsewhere = self.limits.server_reference.as_ref();
+            match (reason, elsewhere) {
+                (EndReason::ShuttingDown | EndReason::Moved, Some(elsewhere)) => {
+                    self.codec.redirect(elsewhere, why, &mut self.out);
+                }
+                _ => self.codec.disconnect(code, why, &mut self.out),
+            }
             self.close(Ended::ByNode(reason));
         }
     }
@@ -452,17 +463,22 @@ impl Session {
         self.close(Ended::ByClient);
     }
 
-    /// The node is shutting down: ends once nothing is in flight.
-    pub fn drain(&mut self) {
-        self.draining = true;
+    /// The node sends the device away: ends once nothing is in flight.
+    pub fn leave(&mut self, reason: EndReason) {
+        self.leaves = Some(reason);
         self.close_when_drained();
     }
 
-    /// True while the loop should read from the socket. Not while a message waits for room; and a draining session
-    /// that owes the node no answer reads no further: a request read now would have to be broken off.
+    /// Whether it was told to [`leave`](Self::leave).
+    pub fn leaves(&self) -> bool {
+        self.leaves.is_some()
+    }
+
+    /// True while the loop should read from the socket. Not while a message waits for room; and a session that leaves
+    /// and owes the node no answer reads no further: a request read now would have to be broken off.
     pub fn wants_input(&self) -> bool {
         let owes = !self.target.has_none_open() || !self.outbound.has_none_under_way();
-        self.held.is_none() && self.paced_until.is_none() && (!self.draining || owes)
+        self.held.is_none() && self.paced_until.is_none() && (self.leaves.is_none() || owes)
     }
 
     /// True when the input that it wants may be there already: [`received`](Self::received) left it unread.
@@ -481,8 +497,8 @@ impl Session {
     }
 
     fn close_when_drained(&mut self) {
-        if self.draining && !self.closed && self.is_idle() {
-            self.end_by_node(EndReason::ShuttingDown);
+        if let Some(reason) = self.leaves.filter(|_| !self.closed && self.is_idle()) {
+            self.end_by_node(reason);
         }
     }
 

@@ -17,6 +17,7 @@ const MAX: u32 = 65_536;
 fn limits() -> SessionLimits {
     let target = TargetLimits { max_waiting: 4, max_waiting_bytes: 100_000, max_open: 4 };
     SessionLimits {
+        server_reference: None,
         device: DeviceLimits { max_calls_per_caller: 4, target, ..DeviceLimits::for_tests() },
         max_subscriptions: 4,
         receive_maximum: 2,
@@ -358,7 +359,7 @@ fn a_draining_session_ends_when_its_last_call_has() {
     let mut session = session(Version::V3, 10, now);
     callable(&mut session, "v1/devices/me/rpc/request/+", QoS::AtMostOnce, now);
     session.deliver(incoming(false, 1000, now), now);
-    session.drain();
+    session.leave(EndReason::ShuttingDown);
     assert!(effects(&mut session).is_empty() && session.wants_input());
     session.received(&mut v3_bytes([message("v1/devices/me/rpc/response/1", None, "1").into()]), MAX, now);
     let effects = effects(&mut session);
@@ -792,7 +793,7 @@ fn an_uplink_that_nats_does_not_take_is_the_clients_again() {
 /// Draining, and not over yet; `done` ends what was in flight.
 fn drains_until(mut session: Session, done: impl FnOnce(&mut Session)) {
     effects(&mut session);
-    session.drain();
+    session.leave(EndReason::ShuttingDown);
     assert!(effects(&mut session).is_empty() && !session.wants_input());
     done(&mut session);
     let [.., Effect::Close(ended)] = effects(&mut session)[..] else { panic!() };
@@ -832,7 +833,7 @@ fn a_draining_session_lets_each_kind_of_thing_finish_and_reads_nothing_new() {
         with_answer.received(&mut sent(Version::V3, at(QoS::AtMostOnce, REQUEST_7, 0, "{")), MAX, now);
     }
     effects(&mut with_answer);
-    with_answer.drain();
+    with_answer.leave(EndReason::ShuttingDown);
     assert!(effects(&mut with_answer).is_empty() && with_answer.wants_input());
     with_answer.received(&mut v3_bytes([v3::Packet::PublishAck { packet_id: first }]), MAX, now);
     assert!(matches!(effects(&mut with_answer)[..], [Effect::Close(_)]));
