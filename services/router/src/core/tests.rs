@@ -646,7 +646,8 @@ proptest! {
                 }
                 4 => {
                     let (node, tally, newest) = (NodeId(node), Tally::default(), Generation(0));
-                    let renewal = LeaseRenewal { node, tally, newest, ends: number % 3 == 0, mends: None, sheds: number % 5 == 0  };
+                    let (ends, sheds) = (number % 3 == 0, number % 5 == 0);
+                    let renewal = LeaseRenewal { node, tally, newest, ends, mends: None, sheds };
                     bench.told(|core, now, done| core.renew(&renewal, now, done))
                 }
                 5 => bench.pass_ms(number * 40),

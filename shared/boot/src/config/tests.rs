@@ -120,7 +120,7 @@ fn each_fault_says_where_what_and_what_instead() {
         ("[ingress]\ndrain = 1", "file:2: ingress.drain: no such setting; did you mean ingress.drain_ms?"),
         (
             "[ingress]\nlisten = 1",
-            "file:2: ingress.listen: no such setting; did you mean admin.listen or coap.listen?",
+            "file:2: ingress.listen: no such setting; did you mean admin.listen or api.listen?",
         ),
         ("[ingress]\ncolour = 1", "file:2: ingress.colour: no such setting"),
         ("[mqqt]\nx = 1", "file:1: mqqt: no such section; did you mean mqtt?"),
