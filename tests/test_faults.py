@@ -169,6 +169,22 @@ def test_without_nats_nobody_new_is_let_in_nor_waits(new_cluster, raw):
         assert answer[:4] == b"\x60\xa3\x00\x07", answer
 
 
+def test_a_node_with_devices_stays_ready_for_a_short_loss_of_nats(new_cluster, device):
+    cluster = new_cluster(settings={"ingress.ready_without_nats_ms": "3000"})
+    node, family = cluster.nodes[0], cluster.accounts.family()
+    target = device(PahoV5, family.b).connect(node).become_callable(echo)
+    caller = device(PahoV5, family.a).connect(node)
+    cluster.nats.process.kill()
+    until("it says so", lambda: "ingress: ready, though NATS is not reachable" in node.admin.get("/readyz")[1])
+    assert node.admin.is_ready()
+    cluster.nats.start()
+    until("NATS is back", lambda: node.admin.value("switchboard_bus_connected") == 1 and "though" not in node.admin.get("/readyz")[1])
+    until("calls are answered again", lambda: caller.send_msg(family.b, "1", timeout=2_000).text() == "1", within_s=40)
+    cluster.nats.process.kill()
+    until("it is unready when that lasts", lambda: node.admin.get("/readyz")[0] == 503)
+    assert not target.ended.is_set() and not caller.ended.is_set(), "who is connected stays"
+
+
 def test_services_wait_for_nats(new_cluster):
     cluster = new_cluster()
     cluster.nats.process.kill()

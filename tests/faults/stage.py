@@ -230,6 +230,7 @@ class Stage:
     def _watch_readyz(self, service: Service, over: threading.Event) -> None:
         began = time.monotonic()
         admin = service.admin
-        until("it says that it is not ready, or is well again", lambda: over.wait(0.2) or not admin.is_ready(), 600)
+        says = lambda: any(words in admin.get("/readyz")[1] for words in ("not ready", "ready, though"))
+        until("it says that it is not well, or is well again", lambda: over.wait(0.2) or says(), 600)
         if not over.is_set():
             self.unready_after_s[service.name] = time.monotonic() - began

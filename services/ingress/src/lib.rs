@@ -169,7 +169,9 @@ impl Ingress {
         in_background(Box::pin(leaving::keep(Arc::clone(&node))));
         in_background(Box::pin(claims::mend(Arc::clone(&node), differs)));
         in_background(Box::pin(node::recheck_visitors(Arc::clone(&node), recheck)));
-        in_background(Box::pin(node.bus.clone().show_connection(ready.clone())));
+        let bridging = Arc::clone(&node);
+        let bridged = move || bridging.bridges_loss_of_nats();
+        in_background(Box::pin(node.bus.clone().show_lasting_loss(ready.clone(), bridged)));
         let changing = Arc::clone(&node);
         in_background(Box::pin(context.in_force.each(move |settings| changing.settings_changed(settings))));
         let (mqtt, http, coap) = (self.mqtt.address(), self.http.address(), self.coap.address());

@@ -165,6 +165,14 @@ impl Node {
         Arc::clone(&self.limits.borrow())
     }
 
+    /// For how long it stays ready without NATS: for nothing when it has no devices to keep.
+    pub fn bridges_loss_of_nats(&self) -> Duration {
+        match self.sessions.is_empty() {
+            true => Duration::ZERO,
+            false => Duration::from_millis(self.settings().ingress.ready_without_nats_ms),
+        }
+    }
+
     /// The settings have changed: hands on what is not looked up at each use.
     pub fn settings_changed(&self, settings: &Settings) {
         self.limits.send_replace(Arc::new(SessionLimits::from(settings)));

@@ -183,6 +183,10 @@ declare::settings! {
         /// Milliseconds that a call waits for a device that its node has sent away, within the call's own time: as long
         /// as devices take to come back. Then it is offline, unless the caller waits for longer. 0: not at all.
         handover_ms: u64 = 5_000, 0..=60_000;
+        /// Milliseconds for which a node that has devices stays ready while NATS is away (`/readyz` says so): all nodes
+        /// lose it at once, and a balancer that leaves them all may cut what is connected. Meanwhile who is new is
+        /// refused at once. 0: not at all.
+        ready_without_nats_ms: u64 = 20_000, 0..=600_000, reloaded;
         /// Claims written again a second after NATS came back or lost its memory.
         reclaim_per_second: u32 = 5_000, 1..=1_000_000, reloaded;
         /// Threads of the process; 0: one for each core. One thread spends the least CPU on a call, and further

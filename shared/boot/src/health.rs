@@ -32,8 +32,16 @@ pub struct Part {
 struct State {
     draining: bool,
     scopes: BTreeSet<Arc<str>>,
-    /// By full name; why it is not ready, `None` when it is.
-    parts: BTreeMap<Arc<str>, Option<String>>,
+    /// By full name.
+    parts: BTreeMap<Arc<str>, Standing>,
+}
+
+/// How a part is, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Standing {
+    Ready,
+    ReadyThough(String),
+    NotReady(String),
 }
 
 impl Health {
@@ -56,7 +64,7 @@ impl Health {
     pub fn part(&self, name: &str) -> Part {
         let name: Arc<str> = format!("{}{name}", self.scope).into();
         self.state.send_modify(|state| {
-            state.parts.entry(Arc::clone(&name)).or_insert_with(|| Some(STARTING.to_owned()));
+            state.parts.entry(Arc::clone(&name)).or_insert_with(|| Standing::NotReady(STARTING.to_owned()));
         });
         Part { name, state: self.state.clone() }
     }
@@ -95,29 +103,35 @@ impl fmt::Debug for Health {
     }
 }
 
-/// A line for each part: `bus: ready`, `bus: not ready: NATS is gone`.
+/// A line for each part: `bus: ready`, `bus: ready, though NATS is gone`, `bus: not ready: NATS is gone`.
 impl fmt::Display for Health {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.state.borrow();
         for (name, reason) in state.unready(&self.scope) {
             writeln!(f, "{name}: not ready: {reason}")?;
         }
-        state
-            .parts_of(&self.scope)
-            .filter(|(_, why)| why.is_none())
-            .try_for_each(|(name, _)| writeln!(f, "{name}: ready"))
+        state.parts_of(&self.scope).try_for_each(|(name, standing)| match standing {
+            Standing::Ready => writeln!(f, "{name}: ready"),
+            Standing::ReadyThough(why) => writeln!(f, "{name}: ready, though {why}"),
+            Standing::NotReady(_) => Ok(()),
+        })
     }
 }
 
 impl Part {
     /// It works.
     pub fn ready(&self) {
-        self.set(None);
+        self.set(Standing::Ready);
+    }
+
+    /// It works well enough for now, though something is wrong that an operator should read.
+    pub fn ready_though(&self, why: &str) {
+        self.set(Standing::ReadyThough(why.to_owned()));
     }
 
     /// It does not, for a reason that an operator can read.
     pub fn not_ready(&self, why: &str) {
-        self.set(Some(why.to_owned()));
+        self.set(Standing::NotReady(why.to_owned()));
     }
 
     /// It is no part any more: what was waited for has come, and others say how it goes on.
@@ -125,10 +139,10 @@ impl Part {
         self.state.send_if_modified(|state| state.parts.remove(&self.name).is_some());
     }
 
-    fn set(&self, why: Option<String>) {
+    fn set(&self, standing: Standing) {
         self.state.send_if_modified(|state| match state.parts.get_mut(&self.name) {
-            Some(part) if *part != why => {
-                *part = why;
+            Some(part) if *part != standing => {
+                *part = standing;
                 true
             }
             _ => false,
@@ -142,12 +156,21 @@ impl fmt::Debug for Part {
     }
 }
 
+impl Standing {
+    fn why_not(&self) -> Option<&str> {
+        match self {
+            Standing::Ready | Standing::ReadyThough(_) => None,
+            Standing::NotReady(why) => Some(why),
+        }
+    }
+}
+
 impl State {
     fn is_ready(&self, scope: &str) -> bool {
         !self.draining
             && self.parts_of(scope).next().is_some()
             && self.scopes_of(scope).all(|inner| self.parts_of(inner).next().is_some())
-            && self.parts_of(scope).all(|(_, why)| why.is_none())
+            && self.parts_of(scope).all(|(_, standing)| standing.why_not().is_none())
     }
 
     fn unready(&self, scope: &str) -> Vec<(String, String)> {
@@ -157,11 +180,13 @@ impl State {
             .filter(|scope| self.parts_of(scope).next().is_none())
             .map(|scope| if scope.is_empty() { "process" } else { scope.trim_end_matches('/') })
             .map(|scope| (scope.to_owned(), STARTING.to_owned()));
-        let parts = self.parts_of(scope).filter_map(|(name, why)| Some((name.to_string(), why.clone()?)));
+        let parts = self
+            .parts_of(scope)
+            .filter_map(|(name, standing)| Some((name.to_string(), standing.why_not()?.to_owned())));
         draining.into_iter().chain(empty).chain(parts).collect()
     }
 
-    fn parts_of(&self, scope: &str) -> impl Iterator<Item = (&Arc<str>, &Option<String>)> {
+    fn parts_of(&self, scope: &str) -> impl Iterator<Item = (&Arc<str>, &Standing)> {
         self.parts.iter().filter(move |(name, _)| name.starts_with(scope))
     }
 
@@ -192,6 +217,9 @@ mod tests {
         assert_eq!(health.unready(), [("bus".to_owned(), "NATS is gone".to_owned())]);
         health.part("bus").ready();
         assert!(health.is_ready(), "a part of the same name is the same part");
+        bus.ready_though("NATS is gone");
+        assert!(health.is_ready() && health.to_string().contains("bus: ready, though NATS is gone\n"));
+        bus.ready();
     }
 
     #[test]

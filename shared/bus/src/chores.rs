@@ -16,25 +16,50 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 impl Bus {
     /// Shows in a part of the process' health whether NATS is there now, and if not why, as the log has it.
     pub fn show(&self, part: &Part) {
-        match (*self.connection().borrow(), &*self.cause().borrow()) {
-            (Connection::Up { .. }, _) => part.ready(),
-            (Connection::Down, Some(cause)) => part.not_ready(&format!("NATS is not reachable: {cause}")),
-            (Connection::Down, None) => part.not_ready("NATS is not reachable"),
+        match self.why_down() {
+            None => part.ready(),
+            Some(why) => part.not_ready(&why),
         }
     }
 
     /// The same for as long as it is awaited.
     pub async fn show_connection(self, part: Part) {
+        self.show_lasting_loss(part, || Duration::ZERO).await;
+    }
+
+    /// The same, but that the part stays ready until NATS has been away for as long as `bridged` says.
+    pub async fn show_lasting_loss(self, part: Part, bridged: impl Fn() -> Duration) {
         let (mut connection, mut cause) = (self.connection(), self.cause());
+        let mut lost_at = None;
         loop {
-            self.show(&part);
+            let mut left = Duration::ZERO;
+            match self.why_down() {
+                None => {
+                    lost_at = None;
+                    part.ready();
+                }
+                Some(why) => {
+                    let lost_at = *lost_at.get_or_insert_with(Instant::now);
+                    left = bridged().saturating_sub(lost_at.elapsed());
+                    if left.is_zero() { part.not_ready(&why) } else { part.ready_though(&why) }
+                }
+            }
             let changed = tokio::select! {
                 changed = connection.changed() => changed,
                 changed = cause.changed() => changed,
+                () = tokio::time::sleep(left), if !left.is_zero() => Ok(()),
             };
             if changed.is_err() {
                 return;
             }
+        }
+    }
+
+    fn why_down(&self) -> Option<String> {
+        match (*self.connection().borrow(), &*self.cause().borrow()) {
+            (Connection::Up { .. }, _) => None,
+            (Connection::Down, Some(cause)) => Some(format!("NATS is not reachable: {cause}")),
+            (Connection::Down, None) => Some("NATS is not reachable".to_owned()),
         }
     }
 

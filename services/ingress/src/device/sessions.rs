@@ -261,6 +261,11 @@ impl Sessions {
         }
     }
 
+    /// True when no device is here.
+    pub fn is_empty(&self) -> bool {
+        self.devices.lock().is_empty()
+    }
+
     /// Every visitor.
     pub fn visitors(&self) -> Vec<Arc<Visitor>> {
         self.devices.lock().values().flat_map(|it| it.visitors.iter().cloned()).collect()
