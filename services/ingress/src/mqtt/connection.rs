@@ -40,13 +40,21 @@ where
 {
     // Boxed: the handshake is long over when a connection is counted in kilobytes.
     if let Some(connected) = Box::pin(shake_hands(&mut stream, peer, &node, false)).await {
-        let visitor = Arc::clone(&connected.visitor);
-        if set_apart(run(&mut stream, connected, &node)).await.is_err() {
-            Box::pin(node.clear_away(&visitor)).await;
-        }
-        node.leave(&visitor);
+        attend(&mut stream, connected, &node).await;
     }
     Box::pin(linger(stream)).await;
+}
+
+/// Serves a visitor until he leaves, or a fault of the program ends his session.
+async fn attend<S>(stream: &mut S, connected: Connected, node: &Arc<Node>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let visitor = Arc::clone(&connected.visitor);
+    if set_apart(run(stream, connected, node)).await.is_err() {
+        Box::pin(node.clear_away(&visitor)).await;
+    }
+    node.leave(&visitor);
 }
 
 /// Tells a client that the node has as many connections as it may.
@@ -423,7 +431,77 @@ async fn end<S>(
 
 #[cfg(test)]
 mod tests {
+    use boot::{InForce, Settings};
+    use bus::server::{NatsServer, ServerOptions, find_binary};
+    use bus::{Bus, BusSettings};
+    use rpc::{DeviceId, Holder, Identity, NodeId, Protocol, SessionEvent, Stamp, TenantId, TicketKeys};
+    use uuid::Uuid;
+
+    use super::super::codec::{Codec, Version};
     use super::*;
+    use crate::calls::Calls;
+    use crate::device::shares::NodeShares;
+
+    /// A client whose bytes find a fault of the program.
+    struct Faulty;
+
+    impl AsyncRead for Faulty {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            panic!("a fault of the program")
+        }
+    }
+
+    impl AsyncWrite for Faulty {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    fn identity() -> Identity {
+        let device = DeviceId(Uuid::from_u128(1));
+        let holder = Holder { device, node: NodeId(1), visit: 1 };
+        let keys = TicketKeys::default().rotated([0; 32], 0).unwrap();
+        let ticket = keys.sign(holder, Stamp::of_digest(&[7; 32]), 0).unwrap();
+        let tenant = TenantId(Uuid::from_u128(2));
+        Identity { device, tenant, customer: None, name: "A".to_owned(), ticket }
+    }
+
+    #[tokio::test]
+    async fn a_session_that_panics_leaves_nothing_behind() {
+        let binary = find_binary().expect("nats-server is needed: on the PATH or named by NATS_SERVER");
+        let server = NatsServer::start(&ServerOptions { binary, ..Default::default() }).await.unwrap();
+        let settings = BusSettings { url: server.url(), ..BusSettings::default() };
+        let bus = Bus::connect(&settings, "test").await.unwrap();
+        let tracer = boot::Traces::default().tracer("ingress", bus.process());
+        let shares = NodeShares::new(&Settings::default(), 10);
+        let in_force = InForce::fixed(Arc::default());
+        let calls = Calls::new(bus.clone(), bus.process(), in_force.clone(), tracer.clone(), shares);
+        let node = Arc::new(Node::new(in_force, bus.clone(), calls, tracer, 10));
+
+        let (identity, now) = (identity(), Instant::now());
+        let down = bus.subjects().session_event(identity.device, "down");
+        let mut ended = bus.serve(down, None).await.unwrap();
+        let party = rpc::Party::of(identity.tenant, identity.customer);
+        let place = node.shares.visitor(party, Protocol::Mqtt).unwrap();
+        let visitor = node.sessions.enter(1, identity, [7; 32], Protocol::Mqtt, place, now);
+        let callable = node.sessions.begin(&visitor);
+        let caller = Arc::clone(&visitor.caller);
+        let session = Session::new(Codec::new(Version::V5), node.limits(), caller, 60, 10, None, now);
+        let connected = Connected { visitor, session: Box::new(session), inbound: BytesMut::new() };
+        attend(&mut Faulty, connected, &node).await;
+
+        assert!(node.sessions.is_empty(), "neither the visitor nor his session");
+        let event: SessionEvent = serde_json::from_slice(&ended.next().await.unwrap().message).unwrap();
+        assert_eq!((event.session, event.reason), (callable.id, Some(rpc::SessionEnd::Fault)));
+    }
 
     #[test]
     fn a_topic_is_logged_without_its_devices_token() {
