@@ -306,8 +306,10 @@ declare::settings! {
         /// Devices that observe their calls on this node; a further one is refused (5.03).
         max_observers: usize = 50_000, 1..=10_000_000, reloaded;
         /// Milliseconds after which a device that observes, and to which nothing was sent meanwhile, is pinged; when it
-        /// does not answer, it is dropped. 0: never.
-        observe_check_ms: u64 = 600_000, 0..=86_400_000;
+        /// does not answer, it is dropped. 0: never. Shorter than whatever stands between remembers a quiet flow, or
+        /// calls leave from an address that no device knows: two minutes are usual (conntrack of Linux, hence a Service
+        /// of Kubernetes, and cloud balancers), 30 s where a NAT is stricter.
+        observe_check_ms: u64 = 90_000, 0..=86_400_000;
         /// Bodies in transfer block by block, up and down together; over it the one that has been idle for longest is
         /// dropped. Each takes at most `max_body_bytes`.
         max_block_transfers: usize = 1_024, 1..=1_000_000;

@@ -237,11 +237,11 @@ fn a_call_out_of_time_is_not_sent_any_more_but_its_device_is_still_looked_for() 
 fn a_device_that_was_silent_for_long_is_pinged_and_dropped_without_an_answer() {
     let mut world = World::new();
     let key = world.observed(1, 1, b"obs");
-    let sent = world.pass(ms(600_100));
+    let sent = world.pass(ms(90_100));
     assert_eq!(sent.iter().map(From::short).collect::<Vec<_>>(), ["C 0.00"]);
     world.says(1, &empty(MessageType::Reset, sent[0].id));
-    assert_eq!(world.pass(ms(500_000)), []);
-    assert_eq!(world.pass(ms(300_000)).len(), 5);
+    assert_eq!(world.pass(ms(75_000)), []);
+    assert_eq!(world.pass(ms(150_000)).len(), 5);
     assert_eq!(world.ended.first(), Some(&key));
 }
 
