@@ -323,3 +323,46 @@ def test_a_whole_system_lets_an_application_in(demo, device):
     assert f"http://127.0.0.1:{demo.api_port}/v1/openapi.json" in demo.process.out
     with RawHttp(demo.api_port) as http:
         until("it is known", lambda: call(http, app, "Test%20Device%20A1").status == 409)
+
+
+def get(http: RawHttp, app: App, path: str):
+    return http.ask("GET", path, Authorization=app.bearer)
+
+
+def test_devices_are_shown_and_whether_they_are_there(shared_cluster, api, node, family, device):
+    accounts, other = shared_cluster.accounts, shared_cluster.accounts.family()
+    app = add_app(accounts, "--customer", family.customer)
+    accounts.cli("device", "label", "set", family.b.id, "zone=north 1").ok()
+    target = device(PahoV5, family.a).connect(node).become_callable()
+    shown = get(api, app, f"/v1/devices/{quote(family.a.name)}").json
+    customer = shown.pop("customer")
+    expected = {"id": family.a.id, "name": family.a.name, "type": "default", "labels": {}}
+    assert shown == expected | {"online": True, "node": node.node_id, "protocol": "mqtt"}
+    for named in (NOBODY, other.a.id, quote(other.a.name)):
+        assert problem(get(api, app, f"/v1/devices/{named}")) == (404, "unknown_device", "never")
+
+    def names(query: str, path: str = "/v1/devices") -> list[str]:
+        return [it["name"] for it in get(api, app, f"{path}{query}").json["devices"]]
+
+    everybody = [family.a.name, family.b.name, family.c.name]
+    assert names("") == everybody
+    assert names(f"?customer={customer}") == names("", "/v1/presence") == everybody
+    assert names("?online=true", "/v1/presence") == names("?online=true") == [family.a.name]
+    assert names("?online=false&type=default") == [family.b.name, family.c.name]
+    until("the label is known", lambda: names("?label=zone%3Dnorth+1") == [family.b.name])
+    assert names("?type=other") == names(f"?customer={NOBODY}") == []
+    assert names(f"?name={quote(family.c.name)}") == [family.c.name]
+    assert names(f"?name={quote('Customer')}&limit=2") == everybody[:2]
+    first = get(api, app, "/v1/devices?limit=2").json
+    rest = get(api, app, f"/v1/devices?limit=2&after={quote(first['next'])}").json
+    assert [it["name"] for page in (first, rest) for it in page["devices"]] == everybody
+    assert "next" not in rest
+    refused = get(api, app, "/v1/devices?limit=501")
+    assert (problem(refused), refused.json["field"]) == ((422, "invalid_parameter", "never"), "limit")
+    assert problem(api.ask("GET", "/v1/presence")) == (401, "unauthenticated", "never")
+
+    listed = json.loads(accounts.cli("device", "list", "--online", "--customer", family.customer, "--json").ok().out)
+    assert [(it["name"], it["online"]) for it in listed] == [(family.a.name, True)]
+    target.close()
+    until("it has gone", lambda: names("?online=true") == [])
+    assert accounts.cli("device", "list", "--online", "--customer", family.customer, "--json").ok().out.strip() == "[]"

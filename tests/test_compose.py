@@ -102,7 +102,7 @@ def test_without_passwords_it_does_not_start(passwords, tmp_path):
 
 def test_a_password_is_known_to_whom_it_is_for(passwords, services):
     secrets = dict(line.split("=") for line in passwords.splitlines())
-    assert len(set(secrets.values())) == len(secrets) == 7
+    assert len(set(secrets.values())) == len(secrets) == 8
     for variable, password in secrets.items():
         knows = {name for name, it in services.items() if password in json.dumps(it)}
         user = variable.removesuffix("_PASSWORD").removeprefix("SWITCHBOARD_").lower()
@@ -188,9 +188,10 @@ def test_the_image_is_the_one_that_is_built(services):
 
 def test_every_address_is_listened_on_and_let_through(services):
     sections = {setting.split(".")[0] for setting in any_ports() if not setting.endswith("tls_listen")} - {"admin"}
-    for name in ("ingress-1", "ingress-2"):
+    of_api, of_ingress = {"api"}, sections - {"api"}
+    for name, listening in {"ingress-1": of_ingress, "ingress-2": of_ingress, "api-1": of_api, "api-2": of_api}.items():
         env = services[name]["environment"]
-        listens = {env[f"SWITCHBOARD_{section.upper()}__LISTEN"].split(":")[1] for section in sections}
+        listens = {env[f"SWITCHBOARD_{section.upper()}__LISTEN"].split(":")[1] for section in listening}
         assert {port.removesuffix("/udp").split(":")[2] for port in services[name]["ports"]} == listens
 
 

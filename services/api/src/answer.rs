@@ -80,6 +80,13 @@ impl Problem {
         Problem { detail: Some(detail.into().into()), ..self }
     }
 
+    /// A parameter of the query that is not what it must be.
+    pub fn parameter(name: &str, expected: impl Into<String>) -> Self {
+        let status = StatusCode::UNPROCESSABLE_ENTITY;
+        let problem = Problem::new(status, "invalid_parameter", "A parameter is not what it must be");
+        Problem { field: Some(name.into()), ..problem.expected(expected) }
+    }
+
     /// Its status.
     pub fn status(&self) -> StatusCode {
         StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)

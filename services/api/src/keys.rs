@@ -12,7 +12,8 @@ use bus::registry::AppKey;
 use bus::{AskError, Bus};
 use parking_lot::Mutex;
 use rpc::{
-    AppAsk, AppId, AppIdentity, AppReply, AppRequest, CredentialHash, Limit, NoPlace, Place, Shares, wire,
+    AppAsk, AppDevices, AppId, AppIdentity, AppReply, AppRequest, CredentialHash, Limit, NoPlace, Place,
+    Shares, Sought, wire,
 };
 use std::sync::Arc;
 use tokio::sync::Semaphore;
@@ -135,7 +136,25 @@ impl Keys {
                 self.known.lock().remove(&credential);
                 Err(NotLetIn::Unknown)
             }
-            Ok((AppReply::Unavailable, _)) | Err(_) => Err(NotLetIn::Unavailable),
+            Ok((AppReply::Unavailable | AppReply::Devices(_), _)) | Err(_) => Err(NotLetIn::Unavailable),
+        }
+    }
+
+    /// A page of the devices that an application seeks. None: nobody says who is there.
+    pub(crate) async fn devices(&self, caller: &Caller, sought: Sought) -> Result<AppDevices, NotLetIn> {
+        let request = AppRequest { credential: caller.credential.clone(), ask: AppAsk::Devices(sought) };
+        let asked = self.bus.ask(self.bus.subjects().app(), wire::encode(&request, b""), WHO_WAIT).await;
+        let reply = asked.map_err(|error| {
+            tracing::warn!(%error, "no authorizer says which devices there are");
+            NotLetIn::Unavailable
+        })?;
+        match wire::decode::<AppReply>(&reply) {
+            Ok((AppReply::Devices(page), _)) => Ok(page),
+            Ok((AppReply::Refused, _)) => {
+                self.known.lock().remove(&caller.credential);
+                Err(NotLetIn::Unknown)
+            }
+            Ok((AppReply::Identity(_) | AppReply::Unavailable, _)) | Err(_) => Err(NotLetIn::Unavailable),
         }
     }
 

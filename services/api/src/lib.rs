@@ -1,11 +1,12 @@
 //! How do programs that are no devices call one? Over HTTP, with a key; README.md beside this is the contract.
 //!
-//! [`door`] lets clients in and cuts off who is slow; [`routes`] and [`thingsboard`] are the two faces of one handler,
-//! `calls`, which asks the authorizers; `keys` knows whom a key is for, and what each application has taken of its
-//! limits; [`request`] and [`answer`] are pure. Any number of copies, and none keeps anything that another needs.
+//! `door` lets clients in and cuts off who is slow; `routes` and `thingsboard` are two faces of one handler, `calls`,
+//! which asks the authorizers, as `devices` does; `keys` knows whom a key is for, and what each application takes of
+//! its limits; [`request`] and [`answer`] are pure. Any number of copies, and none keeps what another needs.
 
 pub mod answer;
 mod calls;
+mod devices;
 mod door;
 mod keys;
 mod metrics;

@@ -16,6 +16,7 @@ use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, Secur
     ),
     tags(
         (name = "calls", description = "Calling devices"),
+        (name = "devices", description = "Which devices there are, and which are connected"),
         (name = "thingsboard", description = "The same by ThingsBoard's paths, bodies and statuses")
     ),
     modifiers(&Keys)

@@ -21,7 +21,7 @@ use crate::answer::{self, End, Problem};
 use crate::calls::Ended;
 use crate::keys::{Caller, NotLetIn};
 use crate::request::{self, Wanted};
-use crate::{Server, openapi, thingsboard};
+use crate::{Server, devices, openapi, thingsboard};
 
 /// The longest path segment that names a device, in bytes: a name of 255 characters.
 const MAX_DEVICE_BYTES: usize = 1_020;
@@ -44,7 +44,10 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
 
 /// The routes, with their description.
 pub(crate) fn described() -> OpenApiRouter<Arc<Server>> {
-    OpenApiRouter::with_openapi(openapi::frame()).routes(routes!(call)).merge(thingsboard::routes())
+    OpenApiRouter::with_openapi(openapi::frame())
+        .routes(routes!(call))
+        .merge(devices::routes())
+        .merge(thingsboard::routes())
 }
 
 /// A call.
@@ -171,7 +174,7 @@ impl Server {
         }
     }
 
-    fn not_let_in(&self, why: NotLetIn) -> Problem {
+    pub(crate) fn not_let_in(&self, why: NotLetIn) -> Problem {
         match why {
             NotLetIn::NoKey | NotLetIn::Unknown => {
                 self.keys.meters().refused.increment(1);
@@ -184,11 +187,7 @@ impl Server {
             }
             NotLetIn::Unavailable => {
                 let status = StatusCode::SERVICE_UNAVAILABLE;
-                Problem::new(
-                    status,
-                    "unavailable",
-                    "Nobody can say whose key it is: a service is missing, or failed",
-                )
+                Problem::new(status, "unavailable", "Nobody can say: a service is missing, or failed")
             }
         }
     }

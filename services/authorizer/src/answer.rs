@@ -1,6 +1,7 @@
 //! What is asked of the authorizer, and what does it answer? Six subjects, a loop each, nothing kept in between.
 
 use std::borrow::Cow;
+use std::iter;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -14,9 +15,10 @@ use parking_lot::RwLock;
 use rpc::{
     AppAsk, AppCall, AppCaller, AppIdentity, AppReply, AppRequest, AuthenticateReply, AuthenticateRequest,
     Budget, Call, CredentialHash, CustomerId, Deadline, DeviceId, Holder, Identity, JudgeReply, JudgeRequest,
-    ListRequest, Outcome, Party, Place, PresenceReply, PresenceRequest, Routed, Shares, Stamp, TenantId,
-    Ticket, TicketError, wire,
+    ListRequest, Outcome, Party, Place, PresenceReply, PresenceRequest, Routed, Shares, Sought, Stamp,
+    TenantId, Ticket, TicketError, wire,
 };
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +40,8 @@ const PRESENCE_WAIT: Duration = Duration::from_secs(2);
 const VERDICT_HOLDS: Budget = Budget::from_ms(250);
 /// How long whoever asks for a list waits for it.
 const LIST_WAIT: Duration = Duration::from_secs(5);
+/// Applications whose lists may wait at a time for a router to say who is there.
+const MAX_SEEKING: usize = 256;
 /// Calls that may wait at a time for the directory to be fresh; further ones are not read until one is.
 const MAX_HELD_CALLS: usize = 4_096;
 
@@ -363,9 +367,11 @@ impl Answers {
 
     /// Tells applications who they are.
     async fn answer_apps(self: Arc<Self>, mut requests: Requests, stop: CancellationToken) {
+        let (mut seeking, places) = (JoinSet::new(), Arc::new(Semaphore::new(MAX_SEEKING)));
         while let Some(request) = requests.next_until(&stop).await {
             let Some(inbox) = request.reply_to else { continue };
-            let Ok((AppRequest { credential, ask: AppAsk::Who }, _)) = wire::decode(&request.message) else {
+            while seeking.try_join_next().is_some() {}
+            let Ok((AppRequest { credential, ask }, _)) = wire::decode(&request.message) else {
                 // No reply, as for a credential: it is for an authorizer of another version.
                 tracing::warn!("an application's question cannot be read");
                 self.meters.authentications.unreadable.increment(1);
@@ -374,8 +380,44 @@ impl Answers {
             let is_fresh = self.kept.is_fresh().await;
             let (reply, counter) = self.identify_app(&credential, is_fresh);
             counter.increment(1);
-            self.say(inbox, &reply, &[]).await;
+            match ask {
+                AppAsk::Devices(sought) if matches!(reply, AppReply::Identity(_)) => {
+                    let (answers, places) = (Arc::clone(&self), Arc::clone(&places));
+                    seeking.spawn(async move {
+                        // Who finds no place waits for no router either.
+                        let reply = match places.try_acquire() {
+                            Ok(_place) => answers.seek(&credential, &sought).await,
+                            Err(_) => AppReply::Unavailable,
+                        };
+                        answers.say(inbox, &reply, &[]).await;
+                    });
+                }
+                AppAsk::Devices(_) | AppAsk::Who => self.say(inbox, &reply, &[]).await,
+            }
         }
+        while seeking.join_next().await.is_some() {}
+    }
+
+    /// The devices that an application seeks, and which of them a router knows to be there.
+    async fn seek(&self, credential: &CredentialHash, sought: &Sought) -> AppReply {
+        let Some((_, _, app)) = self.kept.directory.app_of(credential, unix_s()) else {
+            return AppReply::Refused;
+        };
+        let mut page = self.kept.directory.seek(&app, sought);
+        if page.devices.is_empty() {
+            return AppReply::Devices(page);
+        }
+        let devices = page.devices.iter().map(|it| it.id).collect();
+        let question = wire::encode(&PresenceRequest { devices, places: true }, &[]);
+        let answer = self.bus.ask(self.bus.subjects().presence(), question, PRESENCE_WAIT).await;
+        let Ok(Ok((presence, _))) = answer.map(|answer| wire::decode::<PresenceReply>(&answer)) else {
+            return AppReply::Unavailable;
+        };
+        let places = presence.places.unwrap_or_default().into_iter().chain(iter::repeat(None));
+        for ((device, online), place) in page.devices.iter_mut().zip(presence.online).zip(places) {
+            (device.online, device.place) = (online, place);
+        }
+        AppReply::Devices(page)
     }
 
     fn identify_app(&self, credential: &CredentialHash, is_fresh: bool) -> (AppReply, &metrics::Counter) {
@@ -761,7 +803,7 @@ impl Answers {
 
     async fn list_with_presence(&self, list: &ListRequest) -> Result<Vec<u8>, Outcome> {
         let peers = self.peers(list)?;
-        let question = PresenceRequest { devices: peers.iter().map(|peer| peer.id).collect() };
+        let question = PresenceRequest { devices: peers.iter().map(|peer| peer.id).collect(), places: false };
         let message = wire::encode(&question, &[]);
         // Smaller than the list that it is for.
         if message.len() > self.bus.max_payload_bytes() {

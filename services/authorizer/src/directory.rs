@@ -9,8 +9,8 @@ use std::sync::Arc;
 use bus::registry::{App, Change, Device};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rpc::{
-    AppCaller, AppId, CredentialHash, CustomerId, DeviceId, DeviceStanding, DeviceState, KeyId, Party, Stamp,
-    Target, TenantId,
+    AppCaller, AppDevice, AppDevices, AppId, CredentialHash, CustomerId, DeviceId, DeviceStanding,
+    DeviceState, KeyId, Party, Sought, Stamp, Target, TenantId,
 };
 
 use uuid::Uuid;
@@ -23,6 +23,11 @@ type Digest = [u8; 32];
 
 /// Devices that are looked at under one lock, when a tenant's are all wanted.
 const FACTS_AT_A_TIME: usize = 1_000;
+/// Devices of one page for an application, and about what they may take: well below what NATS carries.
+const MAX_PAGE: u32 = 500;
+const MAX_PAGE_BYTES: usize = 256 << 10;
+/// Devices that are looked at for one page.
+const MAX_LOOKED_AT: usize = 10_000;
 /// Of the lists that are kept rendered.
 const MAX_LISTING_BYTES: usize = 64 << 20;
 /// Types that are kept apart before those that no device has any more are looked for.
@@ -187,6 +192,48 @@ impl Directory {
         }
     }
 
+    /// A page of the devices that an application seeks and reaches, and after which name the next one begins, if any.
+    pub fn seek(&self, app: &App, sought: &Sought) -> AppDevices {
+        let only = sought.target.as_ref().map(|target| self.target(app.tenant, target));
+        let maps = self.read();
+        let seen = |id: DeviceId| {
+            let entry = maps.devices.get(&id).filter(|entry| entry.tenant == app.tenant)?;
+            let is_sought = app.reaches(entry.customer, &entry.labels)
+                && (sought.customer.is_none() || sought.customer == entry.customer)
+                && sought.kind.as_ref().is_none_or(|kind| **kind == *entry.kind)
+                && sought.labels.iter().all(|(key, value)| entry.labels.get(key) == Some(value))
+                && entry.name.starts_with(&sought.name);
+            is_sought.then(|| entry.shown(id))
+        };
+        if let Some(id) = only {
+            return AppDevices { devices: seen(id).into_iter().collect(), next: None };
+        }
+        let mut page = AppDevices::default();
+        let Some(names) = maps.names.get(&app.tenant) else { return page };
+        let start = match &sought.after {
+            Some(after) if **after >= *sought.name => Bound::Excluded(after.as_str()),
+            _ => Bound::Included(sought.name.as_str()),
+        };
+        let limit = sought.limit.clamp(1, MAX_PAGE) as usize;
+        let (mut bytes, mut looked_at) = (0, 0);
+        for (name, id) in names.range::<str, _>((start, Bound::Unbounded)) {
+            if !name.starts_with(&sought.name) {
+                return page;
+            }
+            looked_at += 1;
+            if let Some(device) = seen(*id) {
+                bytes += device.name.len() + device.kind.len() + 100;
+                bytes += device.labels.iter().map(|(key, value)| key.len() + value.len() + 8).sum::<usize>();
+                page.devices.push(device);
+            }
+            if page.devices.len() == limit || bytes >= MAX_PAGE_BYTES || looked_at == MAX_LOOKED_AT {
+                page.next = Some(name.as_ref().to_owned());
+                return page;
+            }
+        }
+        page
+    }
+
     /// Decides over an application's call, by what holds at one moment.
     pub fn decide_app(&self, caller: &AppCaller, target: DeviceId, now_s: u64) -> Decision {
         let maps = self.read();
@@ -267,7 +314,7 @@ struct Maps {
     /// Whose each application's key is.
     keys: HashMap<Digest, (AppId, KeyId)>,
     /// The devices of each tenant by name; names are shared with `devices`.
-    names: HashMap<TenantId, HashMap<Arc<str>, DeviceId>>,
+    names: HashMap<TenantId, BTreeMap<Arc<str>, DeviceId>>,
     tenants: HashMap<TenantId, Load>,
     load: Load,
     is_loaded: bool,
@@ -288,6 +335,12 @@ struct Entry {
 }
 
 impl Entry {
+    fn shown(&self, id: DeviceId) -> AppDevice {
+        let (name, kind) = (self.name.as_ref().to_owned(), self.kind.as_ref().to_owned());
+        let (customer, labels) = (self.customer, self.labels.clone());
+        AppDevice { id, name, kind, customer, labels, online: false, place: None }
+    }
+
     fn facts(&self, id: DeviceId) -> Facts {
         let (name, kind, labels) = (self.name.clone(), self.kind.clone(), self.labels.clone());
         Facts { id, name, kind, customer: self.customer, labels }

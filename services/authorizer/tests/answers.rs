@@ -16,14 +16,14 @@ use std::time::{Duration, Instant};
 use boot::{Context, Health, InForce, Settings};
 use bus::audit::{AuditLog, Bounds, Chain, From, NO_TENANT, Record};
 use bus::policies::{External, Policies, StoredSet};
-use bus::registry::{Customer, NewDevice, Registry, Tenant, Token};
+use bus::registry::{App, AppKey, Customer, NewDevice, NewKey, Registry, Tenant, Token};
 use bus::server::{NatsServer, ServerOptions, find_binary};
 use bus::{AskError, Bus, BusSettings, Request};
 use bytes::Bytes;
 use rpc::{
-    AuthenticateReply, AuthenticateRequest, Budget, Call, CallId, CredentialHash, CustomerId, DeviceId,
-    DeviceState, ListRequest, NodeId, Outcome, PresenceReply, PresenceRequest, Routed, TenantId, Ticket,
-    wire,
+    AppAsk, AppCall, AppCaller, AppId, AppReply, AppRequest, AuthenticateReply, AuthenticateRequest, Budget,
+    Call, CallId, CredentialHash, CustomerId, DeviceId, DeviceState, JudgeReply, JudgeRequest, ListRequest,
+    NodeId, Outcome, PresenceReply, PresenceRequest, Role, Routed, Target, TenantId, Ticket, wire,
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -286,7 +286,7 @@ async fn lists_are_the_device_apis() {
         let request = router.next().await.unwrap();
         let (asked, _) = wire::decode::<PresenceRequest>(&request.message).unwrap();
         let online = asked.devices.iter().map(|device| *device == a3).collect();
-        let reply = wire::encode(&PresenceReply { online, takeovers: Vec::new() }, b"");
+        let reply = wire::encode(&PresenceReply { online, takeovers: Vec::new(), places: None }, b"");
         bus.tell(request.reply_to.unwrap(), reply).await.unwrap();
     });
     let body = world.list(&online).await.1;
@@ -402,6 +402,111 @@ async fn two_share_the_work_and_one_may_stop_at_any_time() {
     let message = wire::encode(&call(a1.id, loose.id), b"{}");
     let unheard = world.bus.ask(world.bus.subjects().call(), message, WAIT).await;
     assert_eq!(unheard, Err(AskError::NoResponders), "nobody there is said at once");
+    world.server.stop().await;
+}
+
+/// An application that may all, and its first key, once the authorizer knows it.
+async fn application(world: &World, lasts_s: u64) -> (AppId, AppKey) {
+    let (id, key) = (AppId(Uuid::new_v4()), AppKey::generate().unwrap());
+    let app = App {
+        tenant: world.tenant,
+        name: "backend".into(),
+        role: Role::Caller,
+        customers: None,
+        labels: BTreeMap::new(),
+        methods: None,
+        keys: BTreeMap::new(),
+    };
+    world.registry.add_app(id, &app).await.unwrap();
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let new = NewKey { app: id, key: key.clone(), now_s: since.as_secs(), lasts_s };
+    world.registry.add_key(&new).await.unwrap();
+    (id, key)
+}
+
+fn app_call(key: &AppKey, target: &str) -> AppCall {
+    AppCall {
+        call: CallId { node: NODE, serial: 8 },
+        credential: key.credential(),
+        target: Target::parse(target),
+        method: "blink".into(),
+        budget_ms: Budget::from_ms(5_000),
+        until: None,
+        connect_budget_ms: Budget::from_ms(0),
+        oneway: false,
+        traceparent: None,
+    }
+}
+
+#[tokio::test]
+async fn an_application_calls_for_as_long_as_its_key_lives_and_nobody_calls_in_its_name() {
+    let world = World::new().await;
+    let a1 = world.add("A1", Some(world.customer)).await;
+    let running = start(&world, |_| ()).await;
+    let (app, key) = application(&world, 3_600).await;
+    let who = async || {
+        let asked = AppRequest { credential: key.credential(), ask: AppAsk::Who };
+        world.ask::<AppReply>(world.bus.subjects().app(), &asked, b"").await.0
+    };
+    let deadline = Instant::now() + WAIT;
+    let AppReply::Identity(identity) = (loop {
+        match who().await {
+            AppReply::Refused if Instant::now() < deadline => {}
+            other => break other,
+        }
+    }) else {
+        panic!("the authorizer does not hear of the application");
+    };
+    assert_eq!((identity.app, identity.key, identity.name.as_str()), (app, key.id(), "backend"));
+
+    let mut router = world.bus.serve(world.bus.subjects().route(), Some("router")).await.unwrap();
+    let caller = AppCaller { app, key: key.id(), method: "blink".into() };
+    for named in ["A1", &a1.id.to_string()] {
+        let message = wire::encode(&app_call(&key, named), b"[1]");
+        let inbox = format!("{}.1", world.bus.subjects().inbox(NODE));
+        world.bus.forward(world.bus.subjects().app_call(), inbox, message).await.unwrap();
+        let (routed, body) = wire::decode::<Routed>(&router.next().await.unwrap().message).unwrap();
+        assert_eq!((routed.call.app.as_ref(), routed.call.target), (Some(&caller), a1.id), "{named}");
+        assert_eq!((routed.call.caller, routed.call.caller_name.as_str()), (DeviceId(app.0), "backend"));
+        assert_eq!(&body[..], b"[1]");
+    }
+    let nobody = world.ask(world.bus.subjects().app_call(), &app_call(&key, "A9"), b"1").await;
+    assert_eq!(nobody, (Outcome::UnknownDevice, Bytes::new()));
+
+    // A node knows devices alone: what it says of an application counts for nothing.
+    let as_app = Call { app: Some(caller.clone()), ..call(DeviceId(app.0), a1.id) };
+    assert_eq!(world.call(&as_app).await, Outcome::Unavailable, "it has no ticket");
+    let of_device =
+        Call { ticket: world.ticket(a1.id).await, app: Some(caller.clone()), ..call(a1.id, a1.id) };
+    let message = wire::encode(&of_device, b"{}");
+    let inbox = format!("{}.1", world.bus.subjects().inbox(NODE));
+    world.bus.forward(world.bus.subjects().call(), inbox, message).await.unwrap();
+    let (routed, _) = wire::decode::<Routed>(&router.next().await.unwrap().message).unwrap();
+    assert_eq!((routed.call.app, routed.call.caller), (None, a1.id));
+
+    // While the call waits for its target, the key ends.
+    let judged = JudgeRequest {
+        call: CallId { node: NODE, serial: 8 },
+        caller: DeviceId(app.0),
+        target: a1.id,
+        budget_ms: Budget::from_ms(5_000),
+        size_bytes: 3,
+        protocol: None,
+        oneway: false,
+        app: Some(caller),
+    };
+    let judge = async || world.ask::<JudgeReply>(world.bus.subjects().judge(), &judged, b"").await.0;
+    assert!(matches!(judge().await, JudgeReply::Allowed(_)));
+    world.registry.revoke_key(app, key.id()).await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(1);
+    while matches!(judge().await, JudgeReply::Allowed(_)) {
+        assert!(Instant::now() < deadline, "a key that was revoked still counts");
+    }
+    assert_eq!(judge().await, JudgeReply::Refused(Outcome::Denied));
+    assert_eq!(who().await, AppReply::Refused);
+    let ended = world.ask(world.bus.subjects().app_call(), &app_call(&key, "A1"), b"1").await;
+    assert_eq!(ended, (Outcome::Denied, Bytes::new()));
+    running.stop().await;
     world.server.stop().await;
 }
 

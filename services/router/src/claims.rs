@@ -81,14 +81,16 @@ impl Router {
     /// `swb.presence`: from memory, for the lists that devices ask for.
     pub(crate) fn answer_presence(&self, request: Request) {
         let Some(reply_to) = request.reply_to else { return };
-        let Ok((PresenceRequest { devices }, _)) = wire::decode(&request.message) else {
+        let Ok((PresenceRequest { devices, places }, _)) = wire::decode(&request.message) else {
             return self.unreadable("a question for presence");
         };
         let reply = self.look(|core, now| {
-            let online = devices.iter().map(|device| core.is_online(*device, now)).collect();
+            let found: Vec<_> = devices.iter().map(|device| core.whereabouts(*device, now)).collect();
+            let online = found.iter().map(Option::is_some).collect();
             let takeovers: Vec<_> = devices.iter().map(|device| core.takeovers(*device, now)).collect();
             let calm = takeovers.iter().all(|count| *count == 0);
-            PresenceReply { online, takeovers: if calm { Vec::new() } else { takeovers } }
+            let takeovers = if calm { Vec::new() } else { takeovers };
+            PresenceReply { online, takeovers, places: places.then_some(found) }
         });
         self.say_soon(reply_to, &reply);
     }

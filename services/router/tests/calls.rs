@@ -418,7 +418,7 @@ async fn a_dead_nodes_claims_are_removed_and_a_living_ones_stay() {
     }
     bench.claim(device(100), living, 1).await;
     let presence = async |devices: Vec<DeviceId>| {
-        let message = wire::encode(&PresenceRequest { devices }, b"");
+        let message = wire::encode(&PresenceRequest { devices, places: false }, b"");
         let reply = bench.bus.ask(bench.bus.subjects().presence(), message, PATIENCE).await.unwrap();
         wire::decode::<PresenceReply>(&reply).unwrap().0.online
     };

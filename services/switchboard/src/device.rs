@@ -1,6 +1,6 @@
 //! Which devices are there? `switchboard device …`
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ use crate::{export, find, import};
 
 /// How long routers may take to say whether a device is online; then it is not shown.
 const PRESENCE_WAIT: Duration = Duration::from_secs(1);
+/// Devices that one question is about.
+const ASKED_AT_ONCE: usize = 1_000;
 
 #[derive(Subcommand)]
 pub(crate) enum DeviceVerb {
@@ -129,6 +131,9 @@ pub(crate) struct ListArgs {
     /// Only those whose access token is shorter than 16 characters, as far as it was given by this version or later
     #[arg(long)]
     weak: bool,
+    /// Only those that are online now
+    #[arg(long)]
+    online: bool,
     #[command(flatten)]
     pick: PickArgs,
     /// Print JSON
@@ -305,7 +310,8 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
 }
 
 async fn list(args: ListArgs) -> anyhow::Result<()> {
-    let known = args.reach.registry().await?.load().await?;
+    let reached = args.reach.bus().await?;
+    let known = Registry::open(&reached.bus).await.context("cannot open the registry")?.load().await?;
     let tenant = match &args.tenant {
         Some(named) => Some(find::tenant(&known, Some(named))?.0),
         None => None,
@@ -322,7 +328,12 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
             && args.pick.takes(device)
     };
     let devices = sorted(&known).into_iter().filter(|(_, device)| is_meant(device));
-    let views: Vec<_> = devices.map(|(id, device)| view(&known, id, device)).collect();
+    let mut views: Vec<_> = devices.map(|(id, device)| view(&known, id, device)).collect();
+    if args.online {
+        let there = online(&reached.bus, &views.iter().map(|it| it.id).collect::<Vec<_>>()).await?;
+        views.retain(|it| there.contains(&it.id));
+        views.iter_mut().for_each(|it| it.online = Some(true));
+    }
     if args.json {
         return say_json(&views);
     }
@@ -537,11 +548,24 @@ fn view<'a>(known: &Snapshot, id: DeviceId, device: &'a Device) -> DeviceView<'a
     }
 }
 
+/// Those that are online.
+async fn online(bus: &Bus, devices: &[DeviceId]) -> anyhow::Result<HashSet<DeviceId>> {
+    let mut there = HashSet::new();
+    for some in devices.chunks(ASKED_AT_ONCE) {
+        let question = wire::encode(&PresenceRequest { devices: some.to_vec(), places: false }, &[]);
+        let answer = bus.ask(bus.subjects().presence(), question, PRESENCE_WAIT).await;
+        let answer = answer.context("no router says who is online")?;
+        let (PresenceReply { online, .. }, _) = wire::decode(&answer)?;
+        there.extend(some.iter().zip(online).filter_map(|(device, online)| online.then_some(*device)));
+    }
+    Ok(there)
+}
+
 /// Whether it is online, and how often a session of it took over from another; none when no router answers.
 async fn presence(bus: &Bus, device: DeviceId) -> Option<(bool, u32)> {
-    let question = wire::encode(&PresenceRequest { devices: vec![device] }, &[]);
+    let question = wire::encode(&PresenceRequest { devices: vec![device], places: false }, &[]);
     let answer = bus.ask(bus.subjects().presence(), question, PRESENCE_WAIT).await.ok()?;
-    let (PresenceReply { online, takeovers }, _) = wire::decode(&answer).ok()?;
+    let (PresenceReply { online, takeovers, .. }, _) = wire::decode(&answer).ok()?;
     Some((*online.first()?, takeovers.first().copied().unwrap_or_default()))
 }
 

@@ -8,16 +8,16 @@
     reason = "a test may fail by panicking; clippy knows only those who bear the attribute, not their helpers"
 )]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use bus::registry::{
-    Added, Change, Customer, Kind, NewDevice, Registry, RegistryError, RegistryWatch, Tenant, Token,
-    credential_of,
+    Added, App, AppKey, Change, Customer, Kind, NewDevice, NewKey, Registry, RegistryError, RegistryWatch,
+    Tenant, Token, credential_of,
 };
 use bus::server::{NatsServer, ServerOptions, find_binary};
 use bus::{Bus, BusSettings};
-use rpc::{CredentialHash, CustomerId, DeviceId, TenantId};
+use rpc::{AppId, CredentialHash, CustomerId, DeviceId, Role, TenantId};
 use uuid::Uuid;
 
 async fn server(options: ServerOptions) -> NatsServer {
@@ -282,6 +282,53 @@ async fn a_watch_survives_a_restart_of_nats_and_forgets_what_vanished_meanwhile(
     account_2.registry.add_device(&account_2.device("A9")).await.unwrap();
     seen.follow(&mut watch, |seen, _| seen.devices.len() == 1).await;
     third.stop().await;
+}
+
+#[tokio::test]
+async fn applications_have_names_of_their_own_and_two_keys_that_live() {
+    let server = server(ServerOptions::default()).await;
+    let bus = connect(&server).await;
+    let account = account(&bus).await;
+    let registry = &account.registry;
+    let app = App {
+        tenant: account.tenant,
+        name: "backend".into(),
+        role: Role::Caller,
+        customers: Some([account.customer].into()),
+        labels: BTreeMap::new(),
+        methods: None,
+        keys: BTreeMap::new(),
+    };
+    let id = AppId(Uuid::new_v4());
+    assert_eq!(registry.add_app(id, &app).await.unwrap(), Added::Created);
+    let again = registry.add_app(AppId(Uuid::new_v4()), &app).await.unwrap_err().to_string();
+    assert!(again.starts_with("this name is taken"), "{again}");
+    let nobodys =
+        App { name: "other".into(), customers: Some([CustomerId(Uuid::new_v4())].into()), ..app.clone() };
+    let nobodys = registry.add_app(AppId(Uuid::new_v4()), &nobodys).await.unwrap_err().to_string();
+    assert!(nobodys.starts_with("there is no customer"), "{nobodys}");
+    let empty = App { name: "other".into(), methods: Some([].into()), ..app };
+    let empty = registry.add_app(AppId(Uuid::new_v4()), &empty).await.unwrap_err().to_string();
+    assert!(empty.starts_with("methods must be 1 to 256"), "{empty}");
+
+    let key = |now_s| NewKey { app: id, key: AppKey::generate().unwrap(), now_s, lasts_s: 100 };
+    let (first, second) = (key(1_000), key(1_050));
+    registry.add_key(&first).await.unwrap();
+    assert_eq!(registry.add_key(&second).await.unwrap().keys.len(), 2);
+    let third = registry.add_key(&key(1_099)).await.unwrap_err().to_string();
+    assert!(third.contains("2 keys that live"), "{third}");
+    let third = key(1_100);
+    let keys = registry.add_key(&third).await.unwrap().keys;
+    assert_eq!(keys.keys().collect::<BTreeSet<_>>(), [second.key.id(), third.key.id()].iter().collect());
+    let kept = registry.revoke_key(id, second.key.id()).await.unwrap().keys;
+    assert_eq!(kept.get(&third.key.id()).unwrap().hash, third.key.credential());
+    assert_eq!(kept.len(), 1);
+    assert!(!serde_json::to_string(&kept).unwrap().contains(third.key.reveal()));
+
+    registry.remove_customer(account.customer).await.unwrap();
+    registry.remove_tenant(account.tenant).await.unwrap();
+    assert!(registry.load().await.unwrap().apps.is_empty(), "they go with their tenant");
+    server.stop().await;
 }
 
 #[tokio::test]

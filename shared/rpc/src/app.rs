@@ -1,9 +1,14 @@
 //! Who calls that is no device? An application, which shows a key. What it asks, and what it is told.
 
+use std::collections::BTreeMap;
+
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
-use crate::{AppId, Budget, CallId, CredentialHash, DeviceId, KeyId, TenantId, Until, closed_list};
+use crate::{
+    AppId, Budget, CallId, CredentialHash, CustomerId, DeviceId, KeyId, TenantId, Until, Whereabouts,
+    closed_list,
+};
 
 /// The method that a device reads of a call which names none.
 pub const DEFAULT_METHOD: &str = "onMsg";
@@ -111,6 +116,35 @@ pub enum AppAsk {
     /// Whom the key is for.
     #[n(0)]
     Who,
+    /// Devices that it reaches, and whether they are there.
+    #[n(1)]
+    Devices(#[n(0)] Sought),
+}
+
+/// Which devices are sought: those for which all of it holds, by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Sought {
+    /// This one alone.
+    #[n(0)]
+    pub target: Option<Target>,
+    /// Of this customer.
+    #[n(1)]
+    pub customer: Option<CustomerId>,
+    /// Of this type.
+    #[n(2)]
+    pub kind: Option<String>,
+    /// With these labels.
+    #[n(3)]
+    pub labels: BTreeMap<String, String>,
+    /// Whose name begins so.
+    #[n(4)]
+    pub name: String,
+    /// Continue behind this name.
+    #[n(5)]
+    pub after: Option<String>,
+    /// At most so many; an authorizer may return fewer, and say where to go on.
+    #[n(6)]
+    pub limit: u32,
 }
 
 /// The authorizer's answer to an [`AppRequest`].
@@ -122,9 +156,49 @@ pub enum AppReply {
     /// No such key, or not any more.
     #[n(1)]
     Refused,
-    /// The authorizer does not know how things are now.
+    /// The authorizer, or every router, does not know how things are now.
     #[n(2)]
     Unavailable,
+    /// A page of what was sought.
+    #[n(3)]
+    Devices(#[n(0)] AppDevices),
+}
+
+/// A page of devices.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
+pub struct AppDevices {
+    /// By name.
+    #[n(0)]
+    pub devices: Vec<AppDevice>,
+    /// Behind this name there may be more.
+    #[n(1)]
+    pub next: Option<String>,
+}
+
+/// A device, as an application sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct AppDevice {
+    /// The device.
+    #[n(0)]
+    pub id: DeviceId,
+    /// Its name, unique in its tenant.
+    #[n(1)]
+    pub name: String,
+    /// Its type.
+    #[n(2)]
+    pub kind: String,
+    /// Its customer, if it is assigned to one.
+    #[n(3)]
+    pub customer: Option<CustomerId>,
+    /// Its labels.
+    #[n(4)]
+    pub labels: BTreeMap<String, String>,
+    /// Whether a live node claims it.
+    #[n(5)]
+    pub online: bool,
+    /// Where it is; none from a router that cannot say it.
+    #[n(6)]
+    pub place: Option<Whereabouts>,
 }
 
 /// Whom a key is for.

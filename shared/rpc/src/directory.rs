@@ -123,6 +123,10 @@ pub struct PresenceRequest {
     /// The devices in question.
     #[n(0)]
     pub devices: Vec<DeviceId>,
+    /// Say also where those are that are online.
+    #[n(1)]
+    #[cbor(default)]
+    pub places: bool,
 }
 
 /// A router's answer to [`PresenceRequest`], in the order of the question.
@@ -134,6 +138,20 @@ pub struct PresenceReply {
     /// How often a session of each took over from another, lately; empty where none did.
     #[n(1)]
     pub takeovers: Vec<u32>,
+    /// Where each is, where that was asked; none from a router that cannot say it.
+    #[n(2)]
+    pub places: Option<Vec<Option<Whereabouts>>>,
+}
+
+/// Where a device is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Whereabouts {
+    /// The node.
+    #[n(0)]
+    pub node: NodeId,
+    /// How it is connected.
+    #[n(1)]
+    pub protocol: Protocol,
 }
 
 /// What a device is now, told to every node when that changed (`swb.event.device.<device>`).

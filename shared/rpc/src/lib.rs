@@ -19,7 +19,10 @@ mod ticket;
 mod trace;
 pub mod wire;
 
-pub use app::{AppAsk, AppCall, AppCaller, AppIdentity, AppReply, AppRequest, DEFAULT_METHOD, Role, Target};
+pub use app::{
+    AppAsk, AppCall, AppCaller, AppDevice, AppDevices, AppIdentity, AppReply, AppRequest, DEFAULT_METHOD,
+    Role, Sought, Target,
+};
 pub use beat::{BEAT_EVERY, Beat, Beats, Until};
 pub use budget::{Budget, Deadline};
 pub use call::{
@@ -32,7 +35,7 @@ pub use claim::{
 };
 pub use directory::{
     AuthenticateReply, AuthenticateRequest, CredentialHash, DeviceStanding, DeviceState, Identity,
-    ListRequest, PresenceReply, PresenceRequest,
+    ListRequest, PresenceReply, PresenceRequest, Whereabouts,
 };
 pub use ids::{
     AppId, CallId, CustomerId, DeviceId, KeyId, NODE_TAG_BITS, NodeId, ParseIdError, SessionId, TenantId,

@@ -19,6 +19,7 @@ use rpc::faults::{Fault, is};
 use rpc::{
     CallId, CancelRequest, Claim, ClaimReply, ClaimRequest, CompareReply, CompareRequest, Deadline, DeviceId,
     Generation, LeaseRenewal, Limit, NoPlace, NodeId, Outcome, Party, Place, ReleaseRequest, Shares,
+    Whereabouts,
 };
 
 pub use claims::{Decision, decide};
@@ -371,9 +372,10 @@ impl<T, R> Core<T, R> {
         self.waiting.leave_all()
     }
 
-    /// Whether a node that is alive claims the device, as far as is known here.
-    pub fn is_online(&self, device: DeviceId, now: Instant) -> bool {
-        self.map.get(device).is_some_and(|found| self.leases.may_live(found.claim.node, now))
+    /// Where the device is: at a node that is alive and claims it, as far as is known here.
+    pub fn whereabouts(&self, device: DeviceId, now: Instant) -> Option<Whereabouts> {
+        let found = self.map.get(device).filter(|found| self.leases.may_live(found.claim.node, now));
+        found.map(|found| Whereabouts { node: found.claim.node, protocol: found.claim.protocol })
     }
 
     /// How often a session took over from another of the device, lately.

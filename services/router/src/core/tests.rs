@@ -617,7 +617,7 @@ fn a_router_that_slept_sweeps_nothing() {
     bench.live(1);
     bench.stands(1, 10);
     bench.now += Duration::from_secs(60);
-    assert!(bench.core.is_online(TARGET, bench.now));
+    assert!(bench.core.whereabouts(TARGET, bench.now).is_some());
     assert!(bench.pass_s(11).is_empty(), "it has heard nobody for a whole lease");
     bench.live(1);
     assert!(bench.pass_s(11).is_empty());
