@@ -12,7 +12,7 @@ from harness.accounts import TOKENS
 from harness.apps import App, add_app, add_key, call
 from harness.devices import PROTOCOLS, PahoV5
 from harness.processes import run
-from harness.programs import built
+from harness.programs import built, tool
 from harness.raw_http import RawHttp
 from harness.waiting import PATIENCE_S, until
 
@@ -303,6 +303,35 @@ def test_thingsboards_paths_bodies_and_statuses(face, offline, late, app, api, n
         assert (refused.status, refused.json["status"], refused.json["errorCode"]) == (status, status, code), body
     key = {"X-Authorization": "Bearer nonsense"}
     assert (ask("twoway", {"method": "x"}).status, ask("twoway", {"method": "x"}).json["errorCode"]) == (401, 10)
+
+
+# What a program of a user's does, by ThingsBoard's own client and nothing else.
+REST_CLIENT = """
+import json, sys
+from tb_rest_client.rest import ApiException
+from tb_rest_client.rest_client import RestClient
+url, key, device = sys.argv[1:]
+client = RestClient(url)
+client.api_key_login(key)
+body = {"method": "getValue", "params": {"pin": 7}, "timeout": 2000}
+for ask in (client.handle_two_way_device_rpc_request_v1, client.handle_two_way_device_rpc_request):
+    print(json.dumps(ask(device, body)))
+print(json.dumps(client.handle_one_way_device_rpc_request_v1(device, body)))
+try:
+    client.handle_two_way_device_rpc_request_v1("aa435e80-9fce-11e6-8080-000000000000", body)
+except ApiException as error:
+    print(json.dumps(error.status))
+"""
+
+
+def test_thingsboards_own_rest_client_works_unchanged(app, shared_cluster, node, family, device):
+    target = device(PahoV5, family.a).connect(node).become_callable(lambda call: call.answer(json.dumps({"read": call.text})))
+    url = f"http://127.0.0.1:{shared_cluster.apis[0].port}"
+    client = [tool("python3"), "-c", REST_CLIENT, url, app.key, family.a.id]
+    lines = run(*client, env={"PYTHONPATH": str(ROOT / ".tools" / "thingsboard-rest")}).ok().out.splitlines()
+    read = {"read": '{"method":"getValue","params":{"pin": 7}}'}
+    assert [json.loads(line) for line in lines] == [read, read, None, 404]
+    target.close()
 
 
 def test_the_command_shows_applications_and_keeps_keys_to_itself(shared_cluster, app):
