@@ -240,6 +240,26 @@ def overview() -> Json:
                 ),
                 *resources(),
             ],
+            "Applications": [
+                graph(
+                    "Calls of applications", "By outcome. denied: keys that have ended, or may less than they try. busy: their limits, or devices'.",
+                    rates("switchboard_api_calls_total", "outcome"), stacked=True, unit="reqps", width=6,
+                ),
+                graph(
+                    "Time of an application's call", "From the request to its outcome. The device's own time is in it.",
+                    *quantiles("switchboard_api_call_seconds"), unit="s", width=6,
+                ),
+                graph(
+                    "Applications refused",
+                    "no key: none was shown, or none that lives. app_call_rate, app_in_flight: one asks more than its limits. api_connections: add copies.",
+                    Query(rate("switchboard_api_keys_refused_total"), "no key"),
+                    rates("switchboard_api_limits_hit_total", "limit"), unit="cps", width=6,
+                ),
+                graph(
+                    "Connections of applications", "Of each copy; api.max_connections is the end.",
+                    each("switchboard_api_connections"), width=6,
+                ),
+            ],
             "NATS and what is known": [
                 *nats(),
                 graph(

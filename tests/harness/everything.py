@@ -7,11 +7,13 @@ import threading
 from typing import Self
 
 from harness.accounts import Identity, identity
-from harness.cluster import Cluster
+from harness.apps import add_app, call
+from harness.cluster import Api, Cluster
 from harness.devices import CoapDevice, Device, HttpDevice, PahoV5
 from harness.devices.device import echo
 from harness.processes import Process
 from harness.programs import ROOT
+from harness.raw_http import RawHttp
 from harness.waiting import PATIENCE_S
 
 KINDS = [PahoV5, HttpDevice, CoapDevice]
@@ -38,10 +40,11 @@ class Everything:
     """Devices that call, are called and send telemetry, until the end of the `with`."""
 
     def __init__(self, cluster: Cluster) -> None:
-        self._nodes = cluster.nodes
+        self._nodes, self._apis = cluster.nodes, cluster.apis
         self._families = [cluster.accounts.family() for _ in KINDS]
         self._mute = cluster.accounts.family()
         self._decided, self._decider = decided_outside(cluster)
+        self._app = add_app(cluster.accounts) if cluster.apis else None
         self._devices: list[Device] = []
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
@@ -65,6 +68,8 @@ class Everything:
         self._device(PahoV5, self._decided[1], next(nodes)).become_callable(echo)
         self._repeat(lambda: decided.send_msg(self._decided[1], "1").text())
         self._repeat(self._connections)
+        for api in self._apis:
+            self._repeat(self._application, api, targets[0])
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -82,6 +87,10 @@ class Everything:
         caller.get_devices()
         caller.ask(json.dumps({"method": "getTime"})).text()
         caller.ask("{}").text()
+
+    def _application(self, api: Api, target: Identity) -> None:
+        with RawHttp(api.port) as http:
+            assert call(http, self._app, target.id).status == 200
 
     def _telemetry(self, device: PahoV5) -> None:
         device.client.publish("v1/devices/me/telemetry", '{"temperature":21}', qos=1).wait_for_publish(PATIENCE_S)

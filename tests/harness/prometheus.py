@@ -27,7 +27,8 @@ class Prometheus:
         folder.mkdir()
         for rules in ("recording.yaml", "alerts.yaml"):
             shutil.copy(DEPLOY / rules, folder)
-        services = {"ingress": cluster.nodes, "authorizer": cluster.authorizers, "router": cluster.routers, "identity": cluster.identities}
+        services = {"ingress": cluster.nodes, "authorizer": cluster.authorizers, "router": cluster.routers}
+        services |= {"api": cluster.apis, "identity": cluster.identities}
         config = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "rule_files": ["recording.yaml", "alerts.yaml"],
