@@ -10,6 +10,8 @@ SPREAD = 1.3
 CUTS = 1.1
 # Of calls to devices that all come back within 2 s, this part may read Offline.
 OFFLINE_SHARE = 0.001
+EVACUATED_PER_SECOND = 500
+RATE_ERROR = 0.1
 # 14,000 in 5 s.
 CLAIMS_PER_SECOND = 2_800
 
@@ -51,6 +53,20 @@ def _roll(stage: Stage) -> None:
     stage.end(*old)
 
 
+def _grow(stage: Stage) -> None:
+    stage.grow(len(stage.nodes))
+    stage.command("node", "rebalance").ok()
+
+
+def _evacuate(stage: Stage) -> None:
+    node = stage.nodes[0]
+    stage.command("node", "evacuate", node.node_id, "--rate", str(EVACUATED_PER_SECOND)).ok()
+    cut_at = stage.fleet.record.cut_at
+    took_s = cut_at[-1] - cut_at[0]
+    stage.extra |= {"asked_per_second": EVACUATED_PER_SECOND, "per_second": (len(cut_at) - 1) / took_s}
+    stage.end(node)
+
+
 def _kill(stage: Stage) -> None:
     stage.kill(stage.nodes[0])
 
@@ -58,6 +74,11 @@ def _kill(stage: Stage) -> None:
 ONCE = Bar(f"a device is cut {CUTS} times at most", lambda it: it.cuts_mean <= CUTS)
 NEVER = Bar("no device is cut", lambda it: not any(it.cuts))
 SELDOM_OFFLINE = Bar(f"{OFFLINE_SHARE:.1%} of the calls read Offline at most", lambda it: it.offline_share <= OFFLINE_SHARE)
+PACED = Bar(
+    f"it keeps the rate that was asked for, ± {RATE_ERROR:.0%}",
+    lambda it: abs(it.extra["per_second"] / it.extra["asked_per_second"] - 1) <= RATE_ERROR,
+    is_timed=True,
+)
 EVEN = Bar(f"the fullest node has {SPREAD} times the emptiest one's at most", lambda it: it.spread_ratio <= SPREAD)
 ALL_ANSWERED = Bar("every call is answered", lambda it: it.outcomes.get("answered") == it.calls)
 FAST = Bar(
@@ -75,6 +96,24 @@ ROWS = [
         devices=4_000,
         bars=(ONCE, SELDOM_OFFLINE, EVEN),
         means="an upgrade costs each device one connection.",
+    ),
+    Row(
+        "grow",
+        "two nodes become four, then `switchboard node rebalance`",
+        _grow,
+        nodes=2,
+        devices=4_000,
+        bars=(ONCE, SELDOM_OFFLINE, EVEN),
+        means="new nodes get their part, and who moves is cut once.",
+    ),
+    Row(
+        "evacuate",
+        f"`switchboard node evacuate` at {EVACUATED_PER_SECOND} a second, one node of two",
+        _evacuate,
+        nodes=2,
+        devices=4_000,
+        bars=(ONCE, SELDOM_OFFLINE, PACED),
+        means="a node can be cleared at a pace of one's choice.",
     ),
     Row("kill", "one node of four killed", _kill, nodes=4, devices=4_000, means="only its own devices notice."),
     Row(
