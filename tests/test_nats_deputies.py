@@ -25,6 +25,7 @@ STORES = {
 # Where a thief would like a message to arrive.
 WANTED = [
     *[f"swb.node.{NODE}", f"swb.event.takeover.{NODE}", f"swb.event.claims.{NODE}", f"swb.event.device.{DEVICE}"],
+    *[f"swb.operate.{NODE}", "swb.operate.all"],
     *["swb.route", "swb.handover", "swb.presence", "swb.event.directory", f"swb.reply.{NODE}.1", f"swb.feed.{NODE}.1"],
     *[f"$KV.swb_devices.device.{DEVICE}", f"$KV.swb_claims.{NODE}", "$KV.swb_keys.stolen", f"swb.audit.{DEVICE}.{USERS[0]}"],
     *[f"$JS.API.STREAM.{what}.{bucket}" for what, bucket in product(("DELETE", "PURGE", "UPDATE"), BUCKETS.values())],
@@ -36,7 +37,7 @@ MAY_SAY = {
     "authorizer": {"swb.route", "swb.presence", "swb.event.directory", f"swb.event.device.{DEVICE}", f"swb.reply.{NODE}.1"},
     "router": {"swb.handover", *(f"swb.{it}.{NODE}" for it in ("node", "event.takeover", "event.claims")), f"swb.reply.{NODE}.1"},
     "router-store": {f"$KV.swb_claims.{NODE}"},
-    "operator": {f"$KV.swb_devices.device.{DEVICE}"},
+    "operator": {f"$KV.swb_devices.device.{DEVICE}", f"swb.operate.{NODE}", "swb.operate.all"},
 }
 # "Its target is offline", to a router's caller.
 OFFLINE = head(4, [])
@@ -62,7 +63,7 @@ def asked(user: str) -> list[tuple[str, str]]:
         "ingress": [*device_asks, ("swb.compare", compare), ("swb.claim", claim)],
         "authorizer": [("swb.presence", head([]))],
         "api": [("swb.app", head("00" * 32, [0, []])), ("swb.appcall", "{}")],
-        "operator": [*device_asks, *api],
+        "operator": [*device_asks, ("swb.operate.all", head(0, [])), *api],
     }
     return answered.get(user, api)
 

@@ -69,9 +69,9 @@ def test_a_node_may_say_what_nodes_say_in_its_own_name(thief):
 def test_a_node_hears_what_is_for_it_alone(thief):
     tag = int(thief.node, 16) >> 50
     own = [f"swb.{it}" for it in (f"node.{thief.node}", f"reply.{thief.node}.>", f"answer.{tag}", f"event.takeover.{thief.node}")]
-    own += [f"swb.event.claims.{thief.node}", "swb.event.device.*", "swb.event.directory", "swb.beat"]
+    own += [f"swb.event.claims.{thief.node}", "swb.event.device.*", "swb.event.directory", "swb.beat", f"swb.operate.{thief.node}", "swb.operate.all"]
     assert {it: thief.subscribe(it) for it in own} == dict.fromkeys(own)
-    kinds = ["node", "reply", "event.takeover", "event.claims", "event", "answer"]
+    kinds = ["node", "reply", "event.takeover", "event.claims", "event", "answer", "operate"]
     others = [f"swb.{kind}.{which}" for kind in kinds for which in (OTHER, "*", ">", f"{OTHER}.>", "*.>", f"*.{thief.node}")]
     others += [f"swb.answer.{tag + 1}", f"swb.node.{thief.node}x", f"*.node.{thief.node}"]
     every = [(it, queue) for it in others for queue in ("", "thieves")]
@@ -114,8 +114,8 @@ def test_no_answer_to_him_moves_another_node(hardened, thief, device):
     here, there = hardened.cluster.nodes
     target = device(PahoV5, family.b).connect(there).become_callable(echo)
     caller = device(PahoV5, family.a).connect(here)
-    subjects = [f"swb.{it}.{there.node_id}" for it in ("node", "event.takeover", "event.claims", "reply")]
-    subjects += [f"swb.event.device.{family.b.id}", "swb.event.directory", "swb.beat", f"swb.reply.{there.node_id}.0"]
+    subjects = [f"swb.{it}.{there.node_id}" for it in ("node", "event.takeover", "event.claims", "reply", "operate")]
+    subjects += ["swb.operate.all", f"swb.event.device.{family.b.id}", "swb.event.directory", "swb.beat", f"swb.reply.{there.node_id}.0"]
     for subject, body in asked("ingress"):
         for wanted in subjects:
             assert thief.publish(subject, body, wanted) is None

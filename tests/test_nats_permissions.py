@@ -14,6 +14,7 @@ from harness.raw_nats import RawNats
 from harness.waiting import until
 
 NODE = "swb.node.0123456789abcdef"
+OPERATE = ["swb.operate.0123456789abcdef", "swb.operate.all"]
 INBOX = "swb.reply.0123456789abcdef.1"
 # The subject that NATS puts in an inbox's place for a question from another account.
 BETWEEN = "_R_.abcdef.abcdef"
@@ -78,6 +79,11 @@ def test_the_services_need_no_more(hardened, device):
     until("the older session has ended", older.ended.is_set)
     called = cluster.accounts.cli("call", "--from", family.a.name, "--to", family.b.name, "3")
     assert called.ok().out.strip() == "3"
+
+    # Nodes, as the command has them.
+    listed = json.loads(cluster.accounts.cli("node", "list", "--json").ok().out)
+    assert {it["node"] for it in listed} == {it.node_id for it in cluster.nodes}
+    cluster.accounts.cli("node", "maintenance", there.node_id, "--end").ok()
 
     # What was changed is recorded, and read in pages of many answers to one question.
     assert len(cluster.accounts.cli("audit", "query").ok().out.splitlines()) > 5
@@ -149,6 +155,8 @@ PUBLISH = {
         [
             *["swb.route", "swb.presence", NODE, f"swb.bounce.1.{INBOX}", "swb.app", "swb.appcall", *NO_STORE],
             *[f"swb.event.device.{DEVICE}", "swb.event.directory", "swb.handover", "swb.beat", "swb.judge"],
+            # No node has another send its devices away.
+            *OPERATE,
             # Who is told of claims is theirs to say who write them.
             *["swb.event.takeover.0123456789abcdef", "swb.event.claims.0123456789abcdef"],
         ],
@@ -156,7 +164,7 @@ PUBLISH = {
     "authorizer": (
         ["swb.route", "swb.presence", INBOX, BETWEEN, f"swb.event.device.{DEVICE}", f"swb.decide.{DEVICE}.quota"],
         [
-            *[NODE, "swb.call", "swb.authenticate", "swb.uplink.t.d.telemetry", "swb.answer.7", *NO_STORE],
+            *[NODE, "swb.call", "swb.authenticate", "swb.uplink.t.d.telemetry", "swb.answer.7", *NO_STORE, *OPERATE],
             *["swb.claim", "swb.lease", "swb.handover", "swb.beat", "swb.judge", "swb.event.takeover.0123456789abcdef"],
         ],
     ),
@@ -174,13 +182,14 @@ PUBLISH = {
         [
             *["swb.call", "swb.list", "swb.authenticate", "swb.route", "swb.presence", "swb.judge", "swb.handover", NODE],
             *[INBOX, BETWEEN, "swb.claim", "swb.beat", "swb.answer.7", f"swb.event.device.{DEVICE}", *NO_STORE],
+            *OPERATE,
         ],
     ),
     "router": (
         [NODE, INBOX, BETWEEN, "swb.event.takeover.0123456789abcdef", "swb.handover", "swb.beat", "swb.judge"],
         [
             *["swb.route", "swb.presence", "swb.call", "swb.authenticate", "swb.uplink.t.d.telemetry", "swb.answer.7"],
-            *["swb.claim", "swb.lease", f"swb.event.device.{DEVICE}", *NO_STORE],
+            *["swb.claim", "swb.lease", f"swb.event.device.{DEVICE}", *NO_STORE, *OPERATE],
         ],
     ),
     "router-store": (
@@ -193,7 +202,7 @@ PUBLISH = {
     "operator": (
         [
             *[f"$KV.swb_devices.device.{DEVICE}", "swb.call", "swb.list", "swb.authenticate", f"swb.audit.{DEVICE}.operator"],
-            f"swb.decide.{DEVICE}.quota",
+            *[f"swb.decide.{DEVICE}.quota", *OPERATE],
         ],
         [
             *["swb.route", "swb.presence", NODE, INBOX, BETWEEN, "swb.claim", f"$KV.swb_claims.{DEVICE}", "$KV.swb_keys.tickets"],
@@ -201,7 +210,7 @@ PUBLISH = {
             *["swb.answer.7", "$JS.API.STREAM.DELETE.KV_swb_devices", "$JS.API.STREAM.PURGE.KV_swb_devices"],
         ],
     ),
-    "listener": ([], ["swb.call", "swb.route", "swb.answer.7", NODE, INBOX, BETWEEN, "swb.uplink.t.d.telemetry", *NO_STORE]),
+    "listener": ([], ["swb.call", "swb.route", "swb.answer.7", NODE, INBOX, BETWEEN, "swb.uplink.t.d.telemetry", *NO_STORE, *OPERATE]),
 }
 
 # What nobody may hear, in a queue group or not.
@@ -214,7 +223,7 @@ NOBODY_HEARS = [
 # Subject and queue group.
 SUBSCRIBE = {
     "ingress": (
-        [(NODE, ""), ("swb.reply.0123456789abcdef.>", ""), ("swb.event.device.*", ""), ("swb.event.claims.*", ""), ("swb.answer.7", ""), ("swb.beat", "")],
+        [(NODE, ""), ("swb.reply.0123456789abcdef.>", ""), ("swb.event.device.*", ""), ("swb.event.claims.*", ""), ("swb.answer.7", ""), ("swb.beat", ""), ("swb.operate.*", "")],
         [
             *[("swb.call", ""), ("swb.call", "authorizer"), ("swb.authenticate", ""), ("swb.authenticate", "authorizer")],
             *[("swb.route", ""), ("swb.route", "router"), ("swb.uplink.>", ""), ("swb.feed.*.>", "")],
@@ -251,7 +260,7 @@ SUBSCRIBE = {
         ],
     ),
     "router-store": ([("swb.feed.0123456789abcdef.>", "")], [("swb.call", "authorizer"), ("swb.route", "router"), (NODE, "")]),
-    "operator": ([("swb.reply.0123456789abcdef.>", "")], [("swb.call", ""), ("swb.route", ""), (NODE, ""), ("swb.uplink.>", "")]),
+    "operator": ([("swb.reply.0123456789abcdef.>", "")], [("swb.call", ""), ("swb.route", ""), (NODE, ""), ("swb.uplink.>", ""), ("swb.operate.all", "")]),
     "listener": ([("swb.uplink.>", ""), ("swb.event.session.>", "")], [("swb.reply.>", ""), (NODE, ""), ("swb.call", "")]),
 }
 

@@ -207,6 +207,8 @@ fn subscribes(subjects: &Subjects, node: NodeId) -> Vec<String> {
         subjects.answer(node.tag()),
         subjects.takeover(node),
         subjects.claims_differ(node),
+        subjects.operate(node),
+        subjects.operate_all(),
         subjects.devices_changed(),
         subjects.directory_loaded(),
         subjects.beat(),

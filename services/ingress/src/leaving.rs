@@ -3,7 +3,10 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use boot::health::{Health, Part};
+use bus::Request;
 use parking_lot::Mutex;
+use rpc::{NodeReport, NodeState, Order, Pace, Protocol, wire};
 use tokio::sync::Notify;
 use tokio::time::sleep_until;
 
@@ -23,7 +26,7 @@ pub(crate) struct Leaving {
     changed: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     /// None while it serves.
     why: Option<Why>,
@@ -32,15 +35,31 @@ struct State {
     shed: u64,
 }
 
+impl Default for State {
+    fn default() -> Self {
+        State { why: None, since_ms: now_ms(), shedding: None, shed: 0 }
+    }
+}
+
+impl State {
+    fn serves(&mut self) {
+        *self = State { shed: self.shed, ..State::default() };
+    }
+}
+
 impl Node {
-    /// Sends visitors away, so many a second: all, or as many as have a session here beyond `keep`. What was under way
+    /// Sends visitors away at that pace: all, or as many as have a session here beyond `keep`. What was under way
     /// before is over with that.
-    pub(crate) async fn send_away(&self, why: Why, per_second: u32, keep: Option<usize>) {
-        let now = Instant::now();
+    pub(crate) async fn send_away(&self, why: Why, pace: Pace, keep: Option<usize>) {
+        let begins_at = Instant::now() + Duration::from_millis(pace.wait_ms.into());
+        let per_second = pace.per_second.unwrap_or(self.settings().ingress.shed_per_second);
         let patience = Duration::from_millis(self.settings().ingress.drain_ms);
-        let mut shedding = Shedding::new(per_second, patience, now);
+        let mut shedding = Shedding::new(per_second, patience, begins_at);
         {
             let mut state = self.leaving.state.lock();
+            if state.why == Some(Why::ShuttingDown) {
+                return;
+            }
             // From here on nobody is let in whom this would miss.
             (state.why, state.since_ms, state.shed) = (Some(why), now_ms(), 0);
             let mut whom = match keep {
@@ -56,6 +75,55 @@ impl Node {
         // Routers hear of it before the first one goes.
         self.renew_lease(false).await;
         self.leaving.changed.notify_one();
+    }
+
+    /// Does what an operator says, and reports.
+    pub(crate) async fn take_order(&self, request: Request) {
+        // Without an inbox it may be an answer that somebody has had sent here.
+        let Some(inbox) = request.reply_to else { return };
+        let Ok((order, _)) = wire::decode::<Order>(&request.message) else {
+            return tracing::error!("an order could not be read");
+        };
+        if order != Order::Report {
+            tracing::info!(node = %self.id, ?order, "an operator's order");
+        }
+        match order {
+            Order::Report => {}
+            Order::Evacuate(pace) => self.send_away(Why::Evacuated, pace, None).await,
+            Order::Maintain(pace) => self.send_away(Why::Maintenance, pace, None).await,
+            Order::Rebalance(pace, keep) => self.send_away(Why::Rebalanced, pace, Some(keep as usize)).await,
+            Order::Serve => self.serve_again(),
+        }
+        let report = wire::encode(&self.report(), b"");
+        if let Err(error) = self.bus.tell(inbox, report).await {
+            tracing::warn!(%error, "an operator was not answered");
+        }
+    }
+
+    fn serve_again(&self) {
+        let mut state = self.leaving.state.lock();
+        if state.why != Some(Why::ShuttingDown) {
+            state.serves();
+            self.metrics.shed_left.set(0.0);
+            self.leaving.changed.notify_one();
+        }
+    }
+
+    fn report(&self) -> NodeReport {
+        let mut sessions = [0; Protocol::ALL.len()];
+        for session in self.sessions.sessions() {
+            if let Some(sessions) = sessions.get_mut(session.visitor.protocol as usize) {
+                *sessions += 1;
+            }
+        }
+        let [mqtt, http, coap] = sessions;
+        let claims = self.holding.lock().renewal(self.id, false).tally.claims;
+        let visitors = self.sessions.visitors().len() as u64;
+        let state = self.leaving.state.lock();
+        let left = state.shedding.as_ref().map_or(0, |it| it.left()) as u64;
+        let (node, since_ms, shed) = (self.id, state.since_ms, state.shed);
+        let state = state.why.map_or(NodeState::Serving, Why::state);
+        NodeReport { node, state, since_ms, visitors, mqtt, http, coap, claims, left, shed }
     }
 
     /// Whether nobody is let in.
@@ -96,16 +164,18 @@ impl Node {
             tracing::info!(node = %self.id, why = why.as_str(), shed = state.shed, "those who were to leave have left");
             state.shedding = None;
             if why == Why::Rebalanced {
-                *state = State { since_ms: now_ms(), ..State::default() };
+                state.serves();
             }
         }
         next
     }
 }
 
-/// Sends away whoever is to leave, for as long as it is polled.
-pub(crate) async fn keep(node: Arc<Node>) {
+/// Sends away whoever is to leave, for as long as it is polled; the node is not ready meanwhile, nor while it lets
+/// nobody in.
+pub(crate) async fn keep(node: Arc<Node>, health: Health) {
     let mut look_at = Instant::now();
+    let mut away: Option<Part> = None;
     loop {
         let now = Instant::now();
         let looks = now >= look_at;
@@ -113,6 +183,13 @@ pub(crate) async fn keep(node: Arc<Node>) {
             look_at = now + LOOK;
         }
         let next = node.shed_due(looks, now);
+        match (node.leaving.state.lock().why, &mut away) {
+            (None, away) => drop(away.take().map(Part::withdraw)),
+            (Some(why), away) => {
+                let part = away.get_or_insert_with(|| health.part("devices"));
+                part.not_ready(&format!("they are sent to other nodes: {}", why.as_str()));
+            }
+        }
         if node.sheds() {
             tokio::select! {
                 () = sleep_until(next.unwrap_or(look_at).min(look_at).into()) => {}

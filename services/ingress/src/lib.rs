@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use boot::config::Settings;
 use bus::Bus;
+use rpc::Pace;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -166,7 +167,7 @@ impl Ingress {
             let report = shown.offenders.lock().report(std::time::Instant::now());
             serde_json::to_string(&report).unwrap_or_default()
         });
-        in_background(Box::pin(leaving::keep(Arc::clone(&node))));
+        in_background(Box::pin(leaving::keep(Arc::clone(&node), context.health.clone())));
         in_background(Box::pin(claims::mend(Arc::clone(&node), differs)));
         in_background(Box::pin(node::recheck_visitors(Arc::clone(&node), recheck)));
         let bridging = Arc::clone(&node);
@@ -221,7 +222,8 @@ async fn drain(node: &Node, connections: &TaskTracker) {
     let patience = Duration::from_millis(node.settings().ingress.drain_ms);
     let until = tokio::time::Instant::now() + patience;
     let at_least = (visitors as f64 / (patience / 2).as_secs_f64().max(0.001)).ceil() as u32;
-    node.send_away(Why::ShuttingDown, node.settings().ingress.shed_per_second.max(at_least), None).await;
+    let per_second = node.settings().ingress.shed_per_second.max(at_least);
+    node.send_away(Why::ShuttingDown, Pace { per_second: Some(per_second), wait_ms: 0 }, None).await;
     if tokio::time::timeout_at(until, connections.wait()).await.is_err() {
         let visitors = node.sessions.visitors().len();
         tracing::warn!(node = %node.id, visitors, "the time to drain is over: cutting off what is still in flight");

@@ -341,6 +341,8 @@ pub struct Inlets {
     devices: bus::Requests,
     directories: bus::Requests,
     differences: bus::Requests,
+    orders: bus::Requests,
+    orders_to_all: bus::Requests,
 }
 
 impl Inlets {
@@ -356,6 +358,8 @@ impl Inlets {
             devices: bus.serve(subjects.devices_changed(), None).await?,
             directories: bus.serve(subjects.directory_loaded(), None).await?,
             differences: bus.serve(subjects.claims_differ(bus.process()), None).await?,
+            orders: bus.serve(subjects.operate(bus.process()), None).await?,
+            orders_to_all: bus.serve(subjects.operate_all(), None).await?,
         })
     }
 
@@ -368,6 +372,8 @@ impl Inlets {
                 Some(request) = self.devices.next() => node.take_device_state(&request.message),
                 Some(_) = self.directories.next() => recheck.notify_one(),
                 Some(_) = self.differences.next() => differs.notify_one(),
+                Some(request) = self.orders.next() => node.take_order(request).await,
+                Some(request) = self.orders_to_all.next() => node.take_order(request).await,
                 else => return,
             }
         }

@@ -16,6 +16,7 @@ mod find;
 mod guard;
 mod import;
 mod nats;
+mod node;
 mod output;
 mod policy;
 mod reach;
@@ -87,6 +88,11 @@ enum Command {
         #[command(subcommand)]
         verb: audit::AuditVerb,
     },
+    /// List nodes, and send their devices to others: evacuate, rebalance, maintenance
+    Node {
+        #[command(subcommand)]
+        verb: node::NodeVerb,
+    },
     /// Call a device as another one, and show the outcome and its time
     Call(Box<call::CallArgs>),
     /// Check or print the configuration
@@ -106,6 +112,7 @@ fn main() -> ExitCode {
         Command::App { verb } => reach::run(app::run(verb)),
         Command::Policy { verb } => reach::run(policy::run(*verb)),
         Command::Audit { verb } => reach::run(audit::run(verb)),
+        Command::Node { verb } => reach::run(node::run(verb)),
         Command::Call(args) => reach::run(call::run(*args)),
         Command::Config { verb } => config::run(verb),
     }

@@ -235,6 +235,33 @@ impl Bus {
         Ok(reply.payload)
     }
 
+    /// Asks everybody who listens, and takes what is answered within `wait`: nothing where nobody listens. Asked twice
+    /// at a time, answers to the one may be among those to the other.
+    ///
+    /// # Errors
+    /// When the question cannot be sent.
+    pub async fn ask_all(
+        &self,
+        subject: impl Into<Subject>,
+        message: Bytes,
+        wait: Duration,
+    ) -> Result<Vec<Bytes>, AskError> {
+        let inbox = format!("{}all", self.inner.inbox);
+        let mut replies = self.serve(inbox.clone(), None).await.map_err(|_| AskError::Down)?;
+        self.forward(subject, inbox, message).await.map_err(|error| match error {
+            TellError::Down => AskError::Down,
+            TellError::Unsendable => AskError::Unsendable,
+        })?;
+        let (until, mut found) = (Instant::now() + wait, Vec::new());
+        while let Ok(Some(reply)) = timeout_at(until, replies.next()).await {
+            if reply.no_responders {
+                break;
+            }
+            found.push(reply.message);
+        }
+        Ok(found)
+    }
+
     /// Asks, and has `then` take the reply, or the reason why there is none. It runs once, unless the question is
     /// given up: now, when nothing could be sent, or later, where replies come in, which it must not hold up.
     /// Costs no task and no timer of its own: for what is asked with every call.

@@ -12,6 +12,7 @@ mod directory;
 pub mod faults;
 mod ids;
 mod node_key;
+mod order;
 mod outcome;
 mod share;
 mod subjects;
@@ -41,6 +42,7 @@ pub use ids::{
     AppId, CallId, CustomerId, DeviceId, KeyId, NODE_TAG_BITS, NodeId, ParseIdError, SessionId, TenantId,
 };
 pub use node_key::NodeKey;
+pub use order::{NodeReport, NodeState, Order, Pace};
 pub use outcome::{Limit, Method, Outcome, OutcomeName, Seen};
 pub use share::{NoPlace, Party, Place, Shares, percent_of};
 pub use subjects::{Subjects, UplinkKind};

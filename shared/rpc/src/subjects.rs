@@ -131,6 +131,16 @@ impl Subjects {
         self.under(&format!("node.{node}"))
     }
 
+    /// The operator → one ingress node: what it is to do with its devices.
+    pub fn operate(&self, node: NodeId) -> String {
+        self.under(&format!("operate.{node}"))
+    }
+
+    /// The operator → every node.
+    pub fn operate_all(&self) -> String {
+        self.under("operate.all")
+    }
+
     /// One process's reply inbox; its asks are numbered below it.
     pub fn inbox(&self, process: NodeId) -> String {
         self.under(&format!("reply.{process}"))

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use rpc::{Party, closed_list};
+use rpc::{NodeState, Party, closed_list};
 
 use super::caller::TokenBucket;
 use super::limits::Rate;
@@ -26,7 +26,17 @@ closed_list! {
 impl Why {
     /// Whether nobody new is let in meanwhile, and after.
     pub fn closes(self) -> bool {
-        self != Why::Rebalanced
+        self.state().is_closed()
+    }
+
+    /// What its node does.
+    pub fn state(self) -> NodeState {
+        match self {
+            Why::ShuttingDown => NodeState::Draining,
+            Why::Evacuated => NodeState::Evacuated,
+            Why::Maintenance => NodeState::Maintenance,
+            Why::Rebalanced => NodeState::Shedding,
+        }
     }
 
     /// What its visitors are told.
@@ -52,6 +62,7 @@ pub enum Step<V> {
 /// Visitors that are sent away. `V` is how one is reached; each goes through here once.
 #[derive(Debug)]
 pub struct Shedding<V> {
+    begins_at: Instant,
     rate: Rate,
     pace: TokenBucket,
     patience: Duration,
@@ -62,13 +73,14 @@ pub struct Shedding<V> {
 }
 
 impl<V: Clone> Shedding<V> {
-    /// So many a second, at once no more than in a tenth of that. Whoever is busy is pressed after a quarter of
-    /// `patience`, and cut off after the whole of it.
-    pub fn new(per_second: u32, patience: Duration, now: Instant) -> Self {
+    /// From then on so many a second, at once no more than in a tenth of that. Whoever is busy is pressed after a
+    /// quarter of `patience`, and cut off after the whole of it.
+    pub fn new(per_second: u32, patience: Duration, begins_at: Instant) -> Self {
         let rate = Rate { per_second: per_second.max(1), burst: (per_second / 10).max(1) };
         Shedding {
+            begins_at,
             rate,
-            pace: TokenBucket::new(now),
+            pace: TokenBucket::new(begins_at),
             patience,
             waiting: VecDeque::new(),
             told: VecDeque::new(),
@@ -104,7 +116,7 @@ impl<V: Clone> Shedding<V> {
         while self.waiting.front().is_some_and(|visitor| !is_here(visitor)) {
             self.waiting.pop_front();
         }
-        if self.waiting.is_empty() || !self.pace.take(self.rate, now) {
+        if self.waiting.is_empty() || now < self.begins_at || !self.pace.take(self.rate, now) {
             return None;
         }
         let visitor = self.waiting.pop_front()?;
@@ -114,7 +126,8 @@ impl<V: Clone> Shedding<V> {
 
     /// When to ask [`next`](Self::next) again; none when nobody is left.
     pub fn next_tick(&self, now: Instant) -> Option<Instant> {
-        let leaves = (!self.waiting.is_empty()).then(|| now + self.pace.wait(self.rate, now));
+        let leaves =
+            (!self.waiting.is_empty()).then(|| self.begins_at.max(now + self.pace.wait(self.rate, now)));
         let pressed = self.told.front().map(|(told_at, _)| *told_at + self.patience / 4);
         let cut_off = self.pressed.front().map(|(told_at, _)| *told_at + self.patience);
         [leaves, pressed, cut_off].into_iter().flatten().min()
@@ -174,6 +187,15 @@ mod tests {
         assert_eq!((shedding.next(|_| true, pressed_at), shedding.left()), (None, 1));
         assert_eq!(shedding.next(|_| true, now + PATIENCE), Some(Step::CutOff('b')));
         assert_eq!((shedding.next_tick(now + PATIENCE), shedding.left()), (None, 0));
+    }
+
+    #[test]
+    fn nobody_leaves_before_it_begins() {
+        let (now, wait) = (Instant::now(), Duration::from_secs(2));
+        let mut shedding = Shedding::new(1, PATIENCE, now + wait);
+        shedding.add([(party(1), 'a')], usize::MAX);
+        assert_eq!((shedding.next(|_| true, now), shedding.next_tick(now)), (None, Some(now + wait)));
+        assert_eq!(shedding.next(|_| true, now + wait), Some(Step::Leave('a')));
     }
 
     proptest! {
