@@ -22,11 +22,12 @@ PATIENCE_S = 15.0
 
 
 class Device:
-    """One device, over all its connections; every second one speaks MQTT 5, the others 3.1.1."""
+    """One device, over all its connections; half of all speak MQTT 5, the others 3.1.1."""
 
     def __init__(self, fleet: Fleet, number: int, identity: Identity) -> None:
         self.number, self.identity = number, identity
-        self.version = 5 if number % 2 else 4
+        # At each of two and of four nodes there are as many of both.
+        self.version = 5 if number // 4 % 2 else 4
         self._fleet = fleet
         # The one by which it is callable.
         self.connection: Connection | None = None

@@ -18,6 +18,7 @@ class Figures:
     # Seconds from the end of a device's connection until it was callable again.
     gap_p50_s: float
     gap_p99_s: float
+    gap_max_s: float
     outcomes: dict[str, int]
     # Devices at each node, in the end.
     spread: dict[str, int]
@@ -57,6 +58,7 @@ def figures_of(record: Record, cuts: list[int], spread: dict[str, int], lasted_s
         goodbyes=dict(record.goodbyes.most_common()),
         gap_p50_s=_quantile(record.gaps_s, 50),
         gap_p99_s=_quantile(record.gaps_s, 99),
+        gap_max_s=max(record.gaps_s, default=0.0),
         outcomes=dict(record.outcomes.most_common()),
         spread=spread,
         connects_peak=most_in_a_second(record.connected_at),
