@@ -207,11 +207,11 @@ fn subscribes(subjects: &Subjects, node: NodeId) -> Vec<String> {
         subjects.answer(node.tag()),
         subjects.takeover(node),
         subjects.claims_differ(node),
-        subjects.operate(node),
-        subjects.operate_all(),
         subjects.devices_changed(),
         subjects.directory_loaded(),
         subjects.beat(),
+        subjects.operate(node),
+        subjects.operate_all(),
     ]
 }
 
@@ -355,6 +355,9 @@ mod tests {
                     .collect()
             };
         assert_eq!(shared_form(publishes(&subjects, node)), listed("publish: ["));
-        assert_eq!(shared_form(subscribes(&subjects, node)), listed("subscribe: ["));
+        let mut heard = shared_form(subscribes(&subjects, node));
+        // Within `swb.operate.*`.
+        assert_eq!(heard.pop().unwrap(), "swb.operate.all");
+        assert_eq!(heard, listed("subscribe: ["));
     }
 }

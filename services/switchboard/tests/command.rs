@@ -76,7 +76,7 @@ impl Up {
     fn command(folder: &Path, addresses: &Path, arguments: &[&str]) -> Command {
         let mut command = switchboard(&["up", "--nats-port", "0"]);
         let log = |name| std::fs::File::create(folder.join(name)).unwrap();
-        for listens in ["--mqtt", "--http", "--coap", "--admin"] {
+        for listens in ["--mqtt", "--http", "--coap", "--api", "--admin"] {
             command.args([listens, "127.0.0.1:0"]);
         }
         command.arg("--addresses").arg(addresses).args(arguments);

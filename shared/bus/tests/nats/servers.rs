@@ -81,6 +81,8 @@ async fn a_body_that_fits_no_message_is_a_fault_of_the_settings() {
     allowed.mqtt.max_packet_bytes = 65_535;
     assert!(bus.admits_bodies(&allowed).unwrap_err().to_string().contains("http.max_body_bytes"));
     (allowed.http.max_body_bytes, allowed.coap.max_body_bytes) = (65_535, 65_535);
+    assert!(bus.admits_bodies(&allowed).unwrap_err().to_string().contains("api.max_body_bytes"));
+    allowed.api.max_body_bytes = 65_535;
     bus.admits_bodies(&allowed).unwrap();
     std::fs::remove_dir_all(folder).unwrap();
 }
