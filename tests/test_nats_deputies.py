@@ -25,7 +25,7 @@ STORES = {
 # Where a thief would like a message to arrive.
 WANTED = [
     *[f"swb.node.{NODE}", f"swb.event.takeover.{NODE}", f"swb.event.claims.{NODE}", f"swb.event.device.{DEVICE}"],
-    *[f"swb.operate.{NODE}", "swb.operate.all"],
+    f"swb.operate.{NODE}",
     *["swb.route", "swb.handover", "swb.presence", "swb.event.directory", f"swb.reply.{NODE}.1", f"swb.feed.{NODE}.1"],
     *[f"$KV.swb_devices.device.{DEVICE}", f"$KV.swb_claims.{NODE}", "$KV.swb_keys.stolen", f"swb.audit.{DEVICE}.{USERS[0]}"],
     *[f"$JS.API.STREAM.{what}.{bucket}" for what, bucket in product(("DELETE", "PURGE", "UPDATE"), BUCKETS.values())],
@@ -37,7 +37,7 @@ MAY_SAY = {
     "authorizer": {"swb.route", "swb.presence", "swb.event.directory", f"swb.event.device.{DEVICE}", f"swb.reply.{NODE}.1"},
     "router": {"swb.handover", *(f"swb.{it}.{NODE}" for it in ("node", "event.takeover", "event.claims")), f"swb.reply.{NODE}.1"},
     "router-store": {f"$KV.swb_claims.{NODE}"},
-    "operator": {f"$KV.swb_devices.device.{DEVICE}", f"swb.operate.{NODE}", "swb.operate.all"},
+    "operator": {f"$KV.swb_devices.device.{DEVICE}", f"swb.operate.{NODE}"},
 }
 # "Its target is offline", to a router's caller.
 OFFLINE = head(4, [])

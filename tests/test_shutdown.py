@@ -46,7 +46,7 @@ def test_a_draining_node_says_goodbye(new_cluster, device, raw):
     assert draining.term() == 0
     v5.expect_disconnect(0x8B)
     v3.expect_closed()
-    # It has released its claims and its lease: nobody waits for either.
+    # It has released its claims and its lease: the target is waited for where it may come back, and for no longer.
     assert caller.send_msg(family.b, "1").text() == said.OFFLINE
     assert '"online":true' not in caller.get_devices({"online": True})
     with pytest.raises(OSError):
