@@ -391,7 +391,10 @@ impl Known {
                 || self.sessions.iter().filter(|(it, other)| *it != id && other.device == session.device);
             if let (Some(End::TakenOver), Some(over)) = (session.reason, session.over) {
                 let begun = |other: &Session| other.connecting < over;
-                if !others().any(|(_, other)| begun(other) && !other.is_older_than(session)) {
+                let may_win = |other: &Session| {
+                    !other.is_older_than(session) || self.number_was_forgotten(other, session)
+                };
+                if !others().any(|(_, other)| begun(other) && may_win(other)) {
                     let what =
                         format!("connection {id} of D{} is taken over by an older one", session.device);
                     broken(Promise::NewestWins, over, what);
@@ -408,6 +411,25 @@ impl Known {
                 broken(Promise::NewestWins, at, what);
             }
         }
+    }
+
+    /// Whether nobody could know how high the older one's number was when the newer one got its own. The store counts
+    /// anew: since a moment ago, so that who gave the newer one its number has not heard of it; or since its node could
+    /// not be heard, and something happened to another process, a router that knew perhaps.
+    fn number_was_forgotten(&self, older: &Session, newer: &Session) -> bool {
+        self.lost.iter().any(|(lost, begins_anew)| {
+            let between = |(_, begin, end): &&(Option<usize>, Micros, Micros)| {
+                *begin < newer.connecting && end + SECOND > *lost
+            };
+            let mut faults = self.faults.iter().filter(between).map(|(process, ..)| *process);
+            let unheard = |(process, begin, end): &(Option<usize>, Micros, Micros)| {
+                *process == Some(older.node) && *begin < newer.connecting && *end > newer.connecting
+            };
+            let is_unheard = older.callable.is_some_and(|callable| callable < *lost)
+                && self.faults.iter().any(unheard)
+                && faults.any(|process| process.is_some() && process != Some(older.node));
+            *begins_anew && *lost < newer.connecting && (is_unheard || newer.connecting < lost + 2 * SECOND)
+        })
     }
 
     /// A connection through which the device could certainly be called all that time: the only one near it, on a node
