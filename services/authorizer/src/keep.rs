@@ -20,9 +20,6 @@ use crate::freshness::{BEAT_EVERY, Freshness};
 use crate::judges::Judges;
 use crate::meters::RegistryMeters;
 
-/// How often gauges are set, and what could not be told is tried again.
-const TICK: Duration = Duration::from_millis(200);
-
 /// Between two requests to the nodes to check their sessions because somebody's ticket did not count.
 const RECHECK_PAUSE: Duration = Duration::from_secs(5);
 
@@ -84,14 +81,12 @@ pub(crate) async fn keep(
     connection.mark_changed();
     let (mut watch, beats) = (Registry::watch(&bus), Registry::beats(&bus));
     let mut untold = HashSet::new();
-    // It has no pause of its own: it is tried with each tick.
+    // It has no pause of its own: it is tried with each beat.
     let mut cannot_tell = Trouble::new(Duration::ZERO, Duration::ZERO);
     let mut is_recheck_untold = false;
     let mut rechecked_at: Option<Instant> = None;
     let mut was_ready = false;
-    let mut ticks = interval(TICK);
     let mut beating = interval(BEAT_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     beating.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -100,6 +95,16 @@ pub(crate) async fn keep(
             _ = beating.tick() => {
                 let number = freshness.lock().beat(Instant::now());
                 beats.send(number);
+                bus.show(&nats);
+                let sizes = directory.sizes();
+                meters.devices.set(sizes.devices as f64);
+                meters.customers.set(sizes.customers as f64);
+                meters.tenants.set(sizes.tenants as f64);
+                meters.age_seconds.set(freshness.lock().age(Instant::now()).as_secs_f64());
+                let may_again = rechecked_at.is_none_or(|at| at.elapsed() >= RECHECK_PAUSE);
+                if may_again && is_recheck_due.swap(false, Ordering::Relaxed) {
+                    is_recheck_untold = true;
+                }
             }
             change = watch.next() => {
                 match &change {
@@ -122,18 +127,6 @@ pub(crate) async fn keep(
                 // What it knows comes over a connection of its own, whose end the watch tells.
                 connection.borrow_and_update();
                 bus.show(&nats);
-            }
-            _ = ticks.tick() => {
-                bus.show(&nats);
-                let sizes = directory.sizes();
-                meters.devices.set(sizes.devices as f64);
-                meters.customers.set(sizes.customers as f64);
-                meters.tenants.set(sizes.tenants as f64);
-                meters.age_seconds.set(freshness.lock().age(Instant::now()).as_secs_f64());
-                let may_again = rechecked_at.is_none_or(|at| at.elapsed() >= RECHECK_PAUSE);
-                if may_again && is_recheck_due.swap(false, Ordering::Relaxed) {
-                    is_recheck_untold = true;
-                }
             }
         }
         let now_fresh = kept.looks_fresh();

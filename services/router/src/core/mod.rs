@@ -38,8 +38,9 @@ const MAX_ATTEMPTS: u32 = 16;
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 /// The longest one.
 const LAST_RETRY: Duration = Duration::from_millis(1_000);
-/// The longest time between two ticks.
-const TICK: Duration = Duration::from_millis(250);
+/// The longest time between two ticks, and how many there are at least in a lease: who looks less often has slept.
+const TICK: Duration = Duration::from_secs(1);
+const TICKS_A_LEASE: u32 = 6;
 /// Claims of dead nodes that are removed at a time, and the pause after them: a node's death is no load for the store.
 const SWEEP_BATCH: usize = 16;
 const SWEEP_PAUSE: Duration = Duration::from_millis(2);
@@ -650,7 +651,8 @@ impl<T, R> Core<T, R> {
     /// When [`tick`](Self::tick) is to be called at the latest.
     pub fn next_tick(&self, now: Instant) -> Instant {
         let sweep = (!self.sweep.is_empty()).then_some(self.next_sweep);
-        [self.waiting.next_look(), sweep].into_iter().flatten().fold(now + TICK, Instant::min)
+        let calm = now + TICK.min(self.leases.lease() / TICKS_A_LEASE);
+        [self.waiting.next_look(), sweep].into_iter().flatten().fold(calm, Instant::min)
     }
 
     /// Time has passed.
