@@ -13,7 +13,7 @@ use tokio::time::sleep_until;
 use crate::calls::now_ms;
 use crate::device::mailbox::Mail;
 use crate::device::sessions::Visitor;
-use crate::device::shed::{Shedding, Step, Why};
+use crate::device::shed::{Shedding, Step, TOLD_BEFORE, Why};
 use crate::node::Node;
 
 /// How often it is looked who has gone.
@@ -51,7 +51,7 @@ impl Node {
     /// Sends visitors away at that pace: all, or as many as have a session here beyond `keep`. What was under way
     /// before is over with that.
     pub(crate) async fn send_away(&self, why: Why, pace: Pace, keep: Option<usize>) {
-        let begins_at = Instant::now() + Duration::from_millis(pace.wait_ms.into());
+        let begins_at = Instant::now() + Duration::from_millis(pace.wait_ms.into()).max(TOLD_BEFORE);
         let per_second = pace.per_second.unwrap_or(self.settings().ingress.shed_per_second);
         let patience = Duration::from_millis(self.settings().ingress.drain_ms);
         let mut shedding = Shedding::new(per_second, patience, begins_at);
@@ -72,7 +72,6 @@ impl Node {
             shedding.add(whom.iter().map(|visitor| (visitor.party, Arc::downgrade(visitor))), at_most);
             state.shedding = Some(shedding);
         }
-        // Routers hear of it before the first one goes.
         self.renew_lease(false).await;
         self.leaving.changed.notify_one();
     }

@@ -12,6 +12,7 @@ use rpc::{
     SessionEnd, SessionId, TenantId, Ticket,
 };
 use switchboard_ingress::device::holding::{Difference, Holding};
+use switchboard_ingress::device::shed::TOLD_BEFORE;
 use switchboard_ingress::device::target::{AnswerTaken, Incoming, Numbers, Target, TargetLimits};
 
 use crate::client::{ClientId, FromClient, ToClient};
@@ -107,6 +108,8 @@ pub struct Node {
     is_rechecking: bool,
     is_recheck_due: bool,
     drains: bool,
+    /// When routers know that sessions are sent away.
+    leaves_from: Micros,
     /// Visits that are to go to another node.
     shed: BTreeSet<u64>,
 }
@@ -134,6 +137,7 @@ impl Node {
             is_rechecking: false,
             is_recheck_due: false,
             drains: false,
+            leaves_from: 0,
             shed: BTreeSet::new(),
         }
     }
@@ -657,6 +661,12 @@ impl Node {
     fn shed(&mut self, context: &mut Context<'_>) {
         self.shed.extend(self.visitors.keys());
         self.renew_lease(false, context);
+        let told_before = TOLD_BEFORE.as_micros() as Micros;
+        self.leaves_from = context.at + told_before;
+        context.wait(told_before, Timer::Leave);
+    }
+
+    fn leave_all_idle(&mut self, context: &mut Context<'_>) {
         let sessions: Vec<SessionId> = self.sessions.keys().copied().collect();
         for id in sessions {
             self.leave_if_idle(id, context);
@@ -668,7 +678,8 @@ impl Node {
         let is_being_claimed = self.claiming.get(&id).is_some_and(|claiming| claiming.generation.is_none());
         let Some(session) = self.sessions.get(&id).filter(|_| !is_being_claimed) else { return };
         let visit = session.visit;
-        if (self.drains || self.shed.contains(&visit)) && session.target.has_none_open() {
+        let is_to_go = (self.drains || self.shed.contains(&visit)) && context.at >= self.leaves_from;
+        if is_to_go && session.target.has_none_open() {
             let why = if self.drains { SessionEnd::ShuttingDown } else { SessionEnd::Moved };
             self.leave(visit, Some(ToClient::Closed(Some(why))), context);
         }
@@ -744,6 +755,7 @@ impl Service for Node {
                         self.leave_if_idle(id, context);
                     }
                 }
+                Input::Timer(Timer::Leave) => self.leave_all_idle(context),
                 Input::Timer(Timer::DrainEnds) => {
                     let visits: Vec<u64> = self.visitors.keys().copied().collect();
                     for visit in visits {

@@ -36,6 +36,8 @@ pub enum Timer {
     Recheck,
     /// The next call of a session runs out of time.
     Expire(SessionId),
+    /// Routers know by now that sessions are sent away.
+    Leave,
     /// Its time to drain is over.
     DrainEnds,
 }

@@ -9,6 +9,10 @@ use super::caller::TokenBucket;
 use super::limits::Rate;
 use super::mailbox::EndReason;
 
+/// So long before the first visitor goes routers are told: whoever hears of that later than of a claim that is gone says
+/// Offline.
+pub const TOLD_BEFORE: Duration = Duration::from_millis(100);
+
 closed_list! {
     /// Why a node sends visitors away.
     pub enum Why {
