@@ -14,6 +14,7 @@ from harness.asked import TIME, send_msg
 from harness.devices import CoapDevice, PahoV5, PahoV311
 from harness.devices.device import answering, echo
 from harness.nats_listener import NatsListener
+from harness.raw_http import RawHttp, rpc
 from harness.waiting import until
 
 
@@ -116,6 +117,36 @@ def test_a_newer_session_takes_over(shared_cluster, node, a, family, device, new
     device(newer, family.b).connect(other).become_callable(answering('"newer"'))
     assert older.ended.wait(10) and older.end_code == "4.09"
     assert a.send_msg(family.b, "2").text() == '"newer"'
+
+
+def test_a_device_may_answer_at_another_node(shared_cluster, family, device):
+    """The number says which node gave the call; what that says of the answer is what the device reads."""
+    here, there = shared_cluster.nodes
+    caller = device(PahoV5, family.a).connect(here)
+    target = device(CoapDevice, family.b).connect(here).become_callable()
+    other, another = device(CoapDevice, family.b).connect(there), device(CoapDevice, family.c).connect(there)
+
+    def called(**params):
+        answer = caller.send_msg(family.b, "1", **params)
+        target.next_call()
+        return answer, f"rpc/{target.last_number}"
+
+    for body in ('"there"', json.dumps("x" * 60_000)):
+        answer, path = called()
+        assert other.request(POST, path, "ok")[0] == "4.00", "it is not JSON, and the call stays open"
+        assert another.request(POST, path, body)[0] == "4.04", "another device's token"
+        assert other.request(POST, path, body) == ("2.04", "")
+        assert answer.text() == body
+        assert [it.request(POST, path, body)[0] for it in (other, target)] == ["4.04", "4.04"]
+    answer, path = called(oneway=True)
+    assert answer.text() == "null"
+    assert other.request(POST, path, "1")[0] == "4.04"
+    # HTTP's numbers are others, though a call of either has the same node's tag.
+    answer, path = called()
+    with RawHttp(there.http_port) as http:
+        assert http.ask("POST", rpc(family.b, path.removeprefix("rpc")), "1").status == 404
+    assert target.request(POST, path, "2")[0] == "2.04"
+    assert answer.text() == "2"
 
 
 def test_coap_takes_over(node, a, family, device):

@@ -104,6 +104,7 @@ pub(crate) fn coap_endpoint(data: &[u8]) {
     let mut endpoint = Endpoint::new(
         EndpointLimits { device: DeviceLimits { max_calls_per_caller: 8, ..device_limits() }, coap },
         1,
+        1,
     );
     let caller = Arc::new(Mutex::new(CallerLimits::new(now)));
     let (mut rest, mut trusted, mut strangers) = (data, HashSet::new(), (0, 0));
@@ -134,6 +135,7 @@ pub(crate) fn coap_endpoint(data: &[u8]) {
                     endpoint.answered(id, request.method(), &rpc::Outcome::Offline, Bytes::new(), now);
                 }
                 CoapEffect::Uplink(id, ..) => endpoint.uplinked(id, true, now),
+                CoapEffect::HandOn(id, ..) => endpoint.handed_on(id, None, now),
                 CoapEffect::Claim(observer, _) => endpoint.claimed(observer, true, now),
                 CoapEffect::End(key, _) => endpoint.ended(key, now),
                 _ => {}

@@ -171,6 +171,9 @@ pub struct Answer {
     /// The number under which it was given the call.
     #[n(1)]
     pub number: u32,
+    /// What it speaks, there and where it was given the call; none: HTTP.
+    #[n(2)]
+    pub protocol: Option<Protocol>,
 }
 
 /// What the node that gave the call says to an [`Answer`]. One that does not know the device says nothing: nodes may

@@ -24,6 +24,8 @@ use super::tally::{Arrival, Event, Held, Tally};
 use crate::device::admit::{NotAdmitted, digest};
 use crate::device::caller::CallerLimits;
 use crate::device::mailbox::{EndReason, Incoming};
+use crate::device::sessions::CredentialDigest;
+use crate::device::target::AnswerTaken;
 use crate::device::visitors::Key;
 
 /// The endpoint.
@@ -34,9 +36,9 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// An endpoint that nobody has spoken to. `seed` must not be guessable.
-    pub fn new(limits: EndpointLimits, seed: u64) -> Self {
-        Endpoint { requests: Requests::new(limits, seed), observations: Observations::default() }
+    /// An endpoint that nobody has spoken to, at the node with this tag. `seed` must not be guessable.
+    pub fn new(limits: EndpointLimits, node_tag: u16, seed: u64) -> Self {
+        Endpoint { requests: Requests::new(limits, node_tag, seed), observations: Observations::default() }
     }
 
     /// The limits have changed.
@@ -219,6 +221,27 @@ impl Endpoint {
     pub fn uplinked(&mut self, request: RequestId, taken: bool, now: Instant) {
         let response = if taken { Response::new(Code::CHANGED) } else { reply::unavailable() };
         self.requests.finish(request, response, now);
+    }
+
+    /// What became of the answer of an [`Effect::HandOn`]; none when nobody can say.
+    pub fn handed_on(&mut self, request: RequestId, taken: Option<AnswerTaken>, now: Instant) {
+        self.requests.finish(request, taken.map_or_else(reply::unavailable, reply::taken), now);
+    }
+
+    /// The visitor who shows this credential, if it is known whose it is.
+    pub fn visitor(&self, credential: &CredentialDigest) -> Option<Key> {
+        self.requests.known(credential)
+    }
+
+    /// A visitor's answer to call `number` came to another node, which hands it on.
+    pub fn answered_elsewhere(
+        &mut self,
+        visitor: Key,
+        number: u32,
+        body: &Bytes,
+        now: Instant,
+    ) -> AnswerTaken {
+        self.observations.answered_elsewhere(visitor, number, body, &mut self.requests, now)
     }
 
     /// Whether the claim of an [`Effect::Claim`] stands.

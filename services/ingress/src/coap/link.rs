@@ -48,6 +48,9 @@ pub enum Effect {
     Ask(RequestId, Key, Request),
     /// Hand this up for the visitor; then [`Endpoint::uplinked`](super::endpoint::Endpoint::uplinked).
     Uplink(RequestId, Key, UplinkKind, Bytes),
+    /// Hand the visitor's answer to the node that gave the call of this number; then
+    /// [`Endpoint::handed_on`](super::endpoint::Endpoint::handed_on).
+    HandOn(RequestId, Key, u32, Bytes),
     /// Begin a session of the visitor's; then [`Endpoint::claimed`](super::endpoint::Endpoint::claimed).
     Claim(ObserverKey, Key),
     /// Nobody else is to find the session; it goes on.

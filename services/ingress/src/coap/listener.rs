@@ -16,8 +16,9 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::{AbortHandle, Abortable};
 use futures::stream::{BoxStream, FuturesUnordered, SelectAll, poll_fn};
-use rpc::{Limit, Method, Protocol, SessionEnd};
+use rpc::{DeviceId, Limit, Method, Protocol, SessionEnd};
 use tokio::net::UdpSocket;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::codec::{Kind, Reading, read};
@@ -27,7 +28,9 @@ use super::tally::CoapMetrics;
 use crate::calls::Ended;
 use crate::device::admit::NotAdmitted;
 use crate::device::mailbox::{Mail, Mailbox};
+use crate::device::relay;
 use crate::device::sessions::{CredentialDigest, Session, Visitor};
+use crate::device::target::AnswerTaken;
 use crate::device::visitors::Key;
 use crate::node::Node;
 
@@ -101,8 +104,19 @@ impl Listener {
     pub(crate) async fn serve(self, node: Arc<Node>, stop: CancellationToken) {
         // Keyed at random by the operating system.
         let seed = RandomState::new().hash_one(node.id);
+        let (handed, answers) = mpsc::channel(1);
+        let relay_node = Arc::clone(&node);
+        let take = |device, number, body| {
+            let handed = handed.clone();
+            async move {
+                let (told, taken) = oneshot::channel();
+                // Neither fails while the loop runs, and with it this ends.
+                let _ = handed.send(Handed { device, number, body, told }).await;
+                taken.await.unwrap_or_default()
+            }
+        };
         let mut endpoint_loop = Loop {
-            endpoint: Endpoint::new(limits(&node), seed),
+            endpoint: Endpoint::new(limits(&node), node.id.tag(), seed),
             metrics: CoapMetrics::register(),
             socket: self.socket,
             node,
@@ -111,8 +125,12 @@ impl Listener {
             mail: SelectAll::new(),
             jobs: FuturesUnordered::new(),
             unsent: VecDeque::new(),
+            answers,
         };
-        endpoint_loop.run(stop).await;
+        tokio::select! {
+            () = endpoint_loop.run(stop) => {}
+            () = relay::serve(&relay_node, Protocol::Coap, take) => {}
+        }
     }
 }
 
@@ -129,11 +147,21 @@ enum Reader {
     Observer(ObserverKey),
 }
 
+/// An answer that another node hands on.
+struct Handed {
+    device: DeviceId,
+    number: u32,
+    body: Bytes,
+    /// What became of it, with each visitor of the device.
+    told: oneshot::Sender<Vec<AnswerTaken>>,
+}
+
 /// What was being done for the endpoint is done.
 enum Done {
     Admitted(Key, Result<Arc<Visitor>, NotAdmitted>),
     Asked(RequestId, Method, Ended),
     Uplinked(RequestId, bool),
+    HandedOn(RequestId, Option<AnswerTaken>),
     Claimed(ObserverKey, Option<Arc<Session>>),
     Ended(ObserverKey),
     Nothing,
@@ -152,6 +180,7 @@ struct Loop {
     mail: SelectAll<Abortable<BoxStream<'static, (Reader, Mail)>>>,
     jobs: FuturesUnordered<Job>,
     unsent: VecDeque<(SocketAddr, Bytes)>,
+    answers: mpsc::Receiver<Handed>,
 }
 
 impl Loop {
@@ -188,6 +217,7 @@ impl Loop {
                 _ = changed.changed() => self.endpoint.change_limits(limits(&self.node)),
                 _ = self.socket.writable(), if !self.unsent.is_empty() => {}
                 Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.done(done),
+                Some(handed) = self.answers.recv() => self.take(handed),
                 Some((reader, mail)) = self.mail.next(), if !self.mail.is_empty() => self.read(reader, mail),
                 // What became due while something else was done has elapsed already, and is asked all the same.
                 () = timer.as_mut(), if wake.is_some() => self.endpoint.tick(Instant::now()),
@@ -222,6 +252,18 @@ impl Loop {
         }
     }
 
+    fn take(&mut self, Handed { device, number, body, told }: Handed) {
+        let (now, visitors) = (Instant::now(), self.node.sessions.visitors_of(device));
+        let keys = visitors.iter().filter_map(|visitor| {
+            let key = self.endpoint.visitor(&visitor.credential)?;
+            self.visitors.get(&key).is_some_and(|it| Arc::ptr_eq(&it.who, visitor)).then_some(key)
+        });
+        let keys: Vec<Key> = keys.collect();
+        let taken = keys.into_iter().map(|key| self.endpoint.answered_elsewhere(key, number, &body, now));
+        // Nobody waits any more where the loop is about to end.
+        let _ = told.send(taken.collect());
+    }
+
     /// Performs what the endpoint asks for.
     fn perform(&mut self) {
         while let Some(effect) = self.endpoint.next_effect() {
@@ -248,6 +290,13 @@ impl Loop {
                     self.job(
                         async move { Done::Uplinked(request, node.uplink(&visitor, kind, payload).await) },
                     );
+                }
+                Effect::HandOn(request, key, number, body) => {
+                    let Some(visitor) = who(&self.visitors, &key) else { continue };
+                    let node = Arc::clone(&self.node);
+                    self.job(async move {
+                        Done::HandedOn(request, relay::hand_on(&node, &visitor, number, &body).await)
+                    });
                 }
                 Effect::Claim(observer, key) => self.claim(observer, key),
                 Effect::Release(observer) => {
@@ -298,6 +347,7 @@ impl Loop {
                 self.endpoint.answered(request, method, &outcome, body, now);
             }
             Done::Uplinked(request, taken) => self.endpoint.uplinked(request, taken, now),
+            Done::HandedOn(request, taken) => self.endpoint.handed_on(request, taken, now),
             Done::Claimed(key, session) => {
                 let stands = session.is_some();
                 if let Some(session) = session {

@@ -107,8 +107,8 @@ impl Observations {
         }
         self.last_key += 1;
         let key = ObserverKey(self.last_key);
-        // Taken at random, so that an answer to an earlier observation of the device fits no call of this one.
-        let numbers = Numbers::after(requests.link.random.number() as u32);
+        // At random, so that an answer to an earlier observation of the device hardly ever fits a call of this one.
+        let numbers = Numbers::of_node(requests.node_tag, requests.link.random.number() as u32);
         let target = Target::new(requests.limits.device.target, numbers);
         self.observers.insert(key, Observer::new(visitor, registration, exponent, target, id, now));
         self.registrations.insert(registration, key);
@@ -237,33 +237,64 @@ impl Observations {
         requests: &mut Requests,
         now: Instant,
     ) {
-        let awaits = |key: &ObserverKey| {
-            self.observers.get(key).is_some_and(|it| it.over.is_none() && it.target.awaits_answer(number))
-        };
-        let of_visitor = observers_of(visitor, requests).into_iter().find(awaits);
-        let Some((key, observer)) = of_visitor.and_then(|key| Some((key, self.observers.get_mut(&key)?)))
-        else {
-            return requests.respond(&origin, Some(visitor), reply::no_such_call(), now);
-        };
         let body = if requests.limits.coap.coap_unwrap_response { unwrapped(body) } else { body };
+        let Some(key) = self.who_awaits(number, visitor, requests) else {
+            return requests.hand_on(origin, visitor, number, body, now);
+        };
         // Answered again, the call would be gone: the retransmission must find this answer.
         let Some(_) = requests.remember(&mut origin, Some(visitor), now) else { return };
-        match observer.target.answer(number, &body, true, now) {
-            AnswerTaken::Yes => {}
-            AnswerTaken::NotJson => {
-                return requests.respond(&origin, Some(visitor), reply::answer_is_not_json(), now);
-            }
-            AnswerTaken::NoSuchCall | AnswerTaken::OneWay => {
-                return requests.respond(&origin, Some(visitor), reply::no_such_call(), now);
-            }
+        let taken = self.take(key, number, &body, requests, now);
+        let response = reply::taken(taken);
+        if taken != AnswerTaken::Yes {
+            return requests.respond(&origin, Some(visitor), response, now);
         }
-        observer.heard_at = now;
+        if let Some(observer) = self.observers.get_mut(&key) {
+            observer.heard_at = now;
+        }
+        requests.conclude(&origin, visitor, response, now);
+        self.advance(key, requests, now);
+    }
+
+    /// A visitor's answer to call `number` came to another node. It is not heard of by that: should the way to where it
+    /// observes be closed, the next check finds that out.
+    pub fn answered_elsewhere(
+        &mut self,
+        visitor: Key,
+        number: u32,
+        body: &Bytes,
+        requests: &mut Requests,
+        now: Instant,
+    ) -> AnswerTaken {
+        let Some(key) = self.who_awaits(number, visitor, requests) else { return AnswerTaken::NoSuchCall };
+        let taken = self.take(key, number, body, requests, now);
+        self.advance(key, requests, now);
+        taken
+    }
+
+    /// The observer of a visitor's that has been given call `number`, and may answer it.
+    fn who_awaits(&self, number: u32, visitor: Key, requests: &Requests) -> Option<ObserverKey> {
+        observers_of(visitor, requests).into_iter().find(|key| {
+            self.observers.get(key).is_some_and(|it| it.over.is_none() && it.target.awaits_answer(number))
+        })
+    }
+
+    fn take(
+        &mut self,
+        key: ObserverKey,
+        number: u32,
+        body: &Bytes,
+        requests: &mut Requests,
+        now: Instant,
+    ) -> AnswerTaken {
+        let Some(observer) = self.observers.get_mut(&key) else { return AnswerTaken::NoSuchCall };
+        let taken = observer.target.answer(number, body, true, now);
         // Whoever answers has the call, whatever became of the acknowledgement.
-        if let Some(id) = observer.no_longer_notifies(number) {
+        if taken == AnswerTaken::Yes
+            && let Some(id) = observer.no_longer_notifies(number)
+        {
             requests.link.messages.settled(observer.registration.0, id);
         }
-        requests.conclude(&origin, visitor, Response::new(Code::CHANGED), now);
-        self.advance(key, requests, now);
+        taken
     }
 
     /// All observations of a visitor end.

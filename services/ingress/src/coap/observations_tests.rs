@@ -6,7 +6,7 @@ use rpc::Limit;
 use super::*;
 use crate::coap::codec::option;
 use crate::coap::world::{
-    From, GET, GET_TIME, POST, RPC, To, World, con, empty, from, limits, ms, number_of, peer,
+    From, GET, GET_TIME, NODE_TAG, POST, RPC, To, World, con, empty, from, limits, ms, number_of, peer,
 };
 use crate::device::mailbox::EndReason;
 
@@ -163,6 +163,76 @@ fn one_call_at_a_time_each_answered_once() {
         0,
         "nothing is sent again"
     );
+}
+
+#[test]
+fn an_answer_to_another_nodes_call_is_handed_there_once() {
+    let mut world = World::new();
+    let key = world.observed(1, 1, b"obs");
+    let number = number_of(&world.calls(key, 10_000, false, "1")[0]);
+    assert_eq!(Numbers::node_tag(number), NODE_TAG);
+    let path = |number: u32| format!("{RPC}/{number}");
+    assert!(world.short(1, &con(2, POST, &path(number + 1)).body("1"))[0].starts_with("A 4.04"));
+    assert_eq!(world.handed_on, [], "a number of this node's is open here or nowhere");
+
+    let elsewhere = number ^ 1 << 30;
+    for (id, (taken, code)) in [
+        (Some(AnswerTaken::Yes), "2.04"),
+        (Some(AnswerTaken::NoSuchCall), "4.04"),
+        (Some(AnswerTaken::OneWay), "4.04"),
+        (Some(AnswerTaken::NotJson), "4.00"),
+        (None, "5.03"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let answer = con(10 + id as u16, POST, &path(elsewhere)).body("2");
+        assert_eq!(world.says(2, &answer), []);
+        assert_eq!(world.short(2, &answer), ["A 0.00"], "its retransmission, while the other node is asked");
+        let (request, of, body) = world.handed_on.pop().unwrap();
+        assert_eq!((of, &body[..], &world.handed_on[..]), (elsewhere, &b"2"[..], &[][..]));
+        world.endpoint.handed_on(request, taken, world.now);
+        assert_eq!(world.sends()[0].code, code, "{taken:?}");
+        assert_eq!(world.short(2, &answer), ["A 0.00"]);
+    }
+    for id in 20..24 {
+        assert_eq!(world.says(2, &con(id, POST, &path(elsewhere)).body("2")), []);
+    }
+    assert!(world.short(2, &con(24, POST, &path(elsewhere)).body("2"))[0].starts_with("A 4.29"));
+    assert_eq!(world.hit, [Limit::CallerInFlight], "it counts as a call");
+    assert_eq!(world.handed_on.len(), 4);
+}
+
+#[test]
+fn an_answer_that_came_to_another_node_is_taken_and_its_device_checked_all_the_same() {
+    let mut world = World::new();
+    let key = world.observed(1, 1, b"obs");
+    let visitor = world.admitted[0];
+    let number = number_of(&world.calls(key, 10_000, false, "1")[0]);
+    assert_eq!(world.calls(key, 10_000, false, "2"), [], "the first is not acknowledged yet");
+    let taken = |world: &mut World, visitor, number, body| {
+        let body = Bytes::from_static(body);
+        let taken = world.endpoint.answered_elsewhere(visitor, number, &body, world.now);
+        (taken, world.sends().iter().map(number_of).collect::<Vec<_>>())
+    };
+    world.pass(ms(9_000));
+    assert_eq!(taken(&mut world, visitor, number, b"ok"), (AnswerTaken::NotJson, vec![]));
+    assert_eq!(world.replied(), [""; 0], "the call is still open");
+    world.says(2, &con(1, POST, "api/v1/OTHER/rpc").body(GET_TIME));
+    let other = world.admitted[1];
+    assert_eq!(taken(&mut world, other, number, b"1"), (AnswerTaken::NoSuchCall, vec![]));
+    // It has the call, so the next one is sent.
+    assert_eq!(taken(&mut world, visitor, number, b"1"), (AnswerTaken::Yes, vec![number + 1]));
+    assert_eq!(world.replied(), ["reply.1 answered 1"]);
+    assert_eq!(taken(&mut world, visitor, number, b"1"), (AnswerTaken::NoSuchCall, vec![]));
+    assert_eq!(taken(&mut world, visitor, number + 1, b"2"), (AnswerTaken::Yes, vec![]));
+    assert_eq!(world.replied(), ["reply.2 answered 2"]);
+    // Nothing was heard of where it observes since it began to.
+    let mut sent = world.pass(ms(81_001));
+    sent.retain(|it| it.to == peer(1));
+    assert_eq!(sent.iter().map(From::short).collect::<Vec<_>>(), ["C 0.00"]);
+    world.pass(ms(150_000));
+    assert_eq!(world.ended, [key]);
 }
 
 #[test]

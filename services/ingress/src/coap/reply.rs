@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::codec::{Code, Response, format};
 use crate::device::caller::RefusedRequest;
+use crate::device::target::AnswerTaken;
 use crate::device_api;
 
 /// When to try again, in seconds: limits are per second, and a node that shuts down is replaced as soon.
@@ -66,13 +67,22 @@ pub fn goodbye(end: SessionEnd) -> Option<Response> {
     }
 }
 
+/// What whoever answers a call reads.
+pub fn taken(taken: AnswerTaken) -> Response {
+    match taken {
+        AnswerTaken::Yes => Response::new(Code::CHANGED),
+        AnswerTaken::NoSuchCall | AnswerTaken::OneWay => no_such_call(),
+        AnswerTaken::NotJson => answer_is_not_json(),
+    }
+}
+
 /// The response to an answer to what was never asked, was answered, or wants none.
-pub fn no_such_call() -> Response {
+fn no_such_call() -> Response {
     refused(Code::NOT_FOUND, "No such call is open!")
 }
 
 /// The response to an answer that cannot be one.
-pub fn answer_is_not_json() -> Response {
+fn answer_is_not_json() -> Response {
     refused(Code::BAD_REQUEST, "An answer must be JSON in UTF-8; the call is still open!")
 }
 

@@ -20,6 +20,7 @@ use crate::device::admit::NotAdmitted;
 use crate::device::caller::{CallerLimits, RefusedUplink};
 use crate::device::mailbox::EndReason;
 use crate::device::sessions::CredentialDigest;
+use crate::device::target::{AnswerTaken, Numbers};
 use crate::device::visitors::{Key, Visitors};
 
 /// Bytes of requests that may wait for the authorizer, all together.
@@ -66,7 +67,7 @@ impl Origin {
 pub enum Doing {
     /// To hear who sent it.
     Checking(Message),
-    /// The outcome of an admitted call.
+    /// The outcome of an admitted call, or of an answer that is handed on, which costs the same.
     Calling,
     /// NATS to take telemetry or attributes.
     HandingUp,
@@ -106,6 +107,8 @@ pub struct Requests {
     pub(super) visitors: Visitors<Visit>,
     /// Nothing new is begun.
     pub(super) draining: bool,
+    /// What the numbers of this node's calls name it by.
+    pub(super) node_tag: u16,
     pending: HashMap<RequestId, Pending>,
     /// Confirmable requests that are still due an acknowledgement, by whose ids it would go.
     unacknowledged: HashMap<(SocketAddr, u16), RequestId>,
@@ -117,13 +120,14 @@ pub struct Requests {
 }
 
 impl Requests {
-    /// Nobody has asked for anything. `seed` must not be guessable.
-    pub fn new(limits: EndpointLimits, seed: u64) -> Self {
+    /// Nobody has asked for anything of the node with this tag. `seed` must not be guessable.
+    pub fn new(limits: EndpointLimits, node_tag: u16, seed: u64) -> Self {
         let idle = Duration::from_millis(limits.coap.session_idle_ms);
         Requests {
             link: Link::new(&limits.coap, seed),
             visitors: Visitors::new(limits.coap.max_sessions, idle),
             draining: false,
+            node_tag,
             pending: HashMap::new(),
             unacknowledged: HashMap::new(),
             acknowledge_at: VecDeque::new(),
@@ -299,6 +303,23 @@ impl Requests {
                 }
                 self.link.effect(Effect::Refused(refused.method, refused.outcome));
             }
+        }
+    }
+
+    /// An answer to a call that is not here costs its device what a call costs: another node is asked.
+    pub fn hand_on(&mut self, origin: Origin, visitor: Key, number: u32, body: Bytes, now: Instant) {
+        if Numbers::node_tag(number) == self.node_tag {
+            return self.respond(&origin, Some(visitor), reply::taken(AnswerTaken::NoSuchCall), now);
+        }
+        let Some(caller) = self.caller(visitor) else { return };
+        let admitted = caller.lock().admit(&self.limits.device, now);
+        if let Err(limit) = admitted {
+            self.link.effect(Effect::LimitHit(limit, Some(visitor)));
+            return self.respond(&origin, Some(visitor), reply::too_often(), now);
+        }
+        match self.begin(origin, visitor, Doing::Calling, now) {
+            Some(id) => self.link.effect(Effect::HandOn(id, visitor, number, body)),
+            None => caller.lock().ended(),
         }
     }
 

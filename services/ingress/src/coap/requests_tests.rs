@@ -5,7 +5,7 @@ use rpc::Limit;
 
 use crate::coap::codec::option;
 use crate::coap::tally::Held;
-use crate::coap::world::{From, GET, GET_TIME, POST, RPC, World, con, empty, limits, ms, non};
+use crate::coap::world::{From, GET, GET_TIME, NODE_TAG, POST, RPC, World, con, empty, limits, ms, non};
 use crate::device::admit::digest;
 
 #[test]
@@ -198,6 +198,7 @@ fn only_so_many_wait_to_be_known_and_the_known_are_not_disturbed() {
 #[test]
 fn refusals_by_code() {
     let mut world = World::new();
+    let no_call = format!("{RPC}/{}", u32::from(NODE_TAG) << 17 | 1);
     let cases = [
         (con(1, POST, "api/v1/TOKEN/nothing"), "A 4.04"),
         (con(2, 3, RPC), "A 4.05"),
@@ -208,7 +209,7 @@ fn refusals_by_code() {
         (con(7, GET, RPC).observe(b"\x02"), "A 4.00"),
         (con(8, POST, RPC).option(option::ACCEPT, b"\x28"), "A 4.06"),
         (con(9, POST, RPC).option(option::PROXY_URI, b"coap://a"), "A 5.05"),
-        (con(10, POST, "api/v1/TOKEN/rpc/1").body("1"), "A 4.04 {\"error\":\"No such call is open!\"}"),
+        (con(10, POST, &no_call).body("1"), "A 4.04 {\"error\":\"No such call is open!\"}"),
         (
             con(11, GET, RPC).block(option::BLOCK2, 3, false, 6),
             "A 4.00 {\"error\":\"There is no such block!\"}",

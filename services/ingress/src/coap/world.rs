@@ -22,6 +22,9 @@ use crate::device::target::{Conclusion, TargetLimits};
 use crate::device::visitors::Key;
 use crate::device_api::Request;
 
+/// Names the endpoint's node.
+pub(super) const NODE_TAG: u16 = 0x2a5;
+
 pub(super) const GET: u8 = 1;
 pub(super) const POST: u8 = 2;
 pub(super) const RPC: &str = "api/v1/TOKEN/rpc";
@@ -159,6 +162,8 @@ pub(super) struct World {
     pub(super) claims: Vec<ObserverKey>,
     pub(super) asks: Vec<(RequestId, Request)>,
     pub(super) uplinks: Vec<(RequestId, Bytes)>,
+    /// Answers to calls of other nodes.
+    pub(super) handed_on: Vec<(RequestId, u32, Bytes)>,
     pub(super) conclusions: Vec<Conclusion<Router>>,
     pub(super) left: Vec<Key>,
     pub(super) ended: Vec<ObserverKey>,
@@ -175,7 +180,7 @@ impl World {
         let now = Instant::now();
         let known = ["TOKEN", "OTHER"].map(|token| digest(token.as_bytes()));
         World {
-            endpoint: Endpoint::new(limits, 42),
+            endpoint: Endpoint::new(limits, NODE_TAG, 42),
             now,
             callers: known.map(|it| (it, Arc::new(Mutex::new(CallerLimits::new(now))))).into(),
             prompt: true,
@@ -184,6 +189,7 @@ impl World {
             claims: Vec::new(),
             asks: Vec::new(),
             uplinks: Vec::new(),
+            handed_on: Vec::new(),
             conclusions: Vec::new(),
             left: Vec::new(),
             ended: Vec::new(),
@@ -208,6 +214,7 @@ impl World {
                 Effect::Leave(key) => self.left.push(key),
                 Effect::Ask(id, _, request) => self.asks.push((id, request)),
                 Effect::Uplink(id, _, _, body) => self.uplinks.push((id, body)),
+                Effect::HandOn(id, _, number, body) => self.handed_on.push((id, number, body)),
                 Effect::Claim(observer, _) => {
                     self.claims.push(observer);
                     if self.prompt {

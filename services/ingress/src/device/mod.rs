@@ -12,6 +12,7 @@ pub mod holding;
 pub mod limits;
 pub mod mailbox;
 pub mod offenders;
+pub mod relay;
 pub mod sessions;
 pub mod shares;
 pub mod shed;

@@ -12,12 +12,15 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use bytes::Bytes;
-use rpc::{CallId, DEFAULT_METHOD, Deadline, DeliveryReply, DeviceId, Limit, Outcome};
+use rpc::{CallId, DEFAULT_METHOD, Deadline, DeliveryReply, DeviceId, Limit, NODE_TAG_BITS, Outcome};
 
 use crate::device_api::{self, Beside};
 
 /// The largest number of a call: the device API's ids are 31 bits wide.
 pub const MAX_CALL_NUMBER: u32 = 2_147_483_647;
+
+/// The bits that count of a number that names its node; those above them are the node's tag.
+const COUNT_BITS: u32 = 31 - NODE_TAG_BITS;
 
 /// The settings that it obeys.
 #[derive(Debug, Clone, Copy)]
@@ -134,8 +137,19 @@ impl Numbers {
         Numbers { tag: 0, max: MAX_CALL_NUMBER, last: last % MAX_CALL_NUMBER }
     }
 
+    /// Numbers that name the node with this tag, so that a device without a connection may answer at any.
+    /// The count begins behind that of `last`.
+    pub fn of_node(node_tag: u16, last: u32) -> Self {
+        Numbers::tagged(u32::from(node_tag), COUNT_BITS, last)
+    }
+
+    /// The tag of the node that a number of [`of_node`](Self::of_node) names.
+    pub fn node_tag(number: u32) -> u16 {
+        (number >> COUNT_BITS) as u16
+    }
+
     /// Numbers whose upper bits are `tag`, and whose lower `count_bits` count; at most 31 together.
-    pub fn tagged(tag: u32, count_bits: u32, last: u32) -> Self {
+    fn tagged(tag: u32, count_bits: u32, last: u32) -> Self {
         let max = (1 << count_bits.min(31)) - 1;
         Numbers { tag: (tag << count_bits.min(31)) & MAX_CALL_NUMBER, max, last: last % max.max(1) }
     }

@@ -241,6 +241,9 @@ fn numbers_go_round_and_skip_what_is_open() {
         })
     };
     assert_eq!(tagged(1).take(4).collect::<Vec<_>>(), [22, 23, 21, 22]);
+    let mut of_node = Numbers::of_node(0x3fff, u32::MAX);
+    let numbers = [of_node.next(), of_node.next()];
+    assert_eq!(numbers.map(|it| (Numbers::node_tag(it), it <= MAX_CALL_NUMBER)), [(0x3fff, true); 2]);
     let mut few = Target::new(LIMITS, Numbers::tagged(5, 1, 0));
     few.becomes_callable();
     assert_eq!((next(&mut few, 1), next(&mut few, 2)), (Some(11), None));

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
-use rpc::{NODE_TAG_BITS, SessionEnd};
+use rpc::SessionEnd;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -45,9 +45,6 @@ struct State {
 
 /// When a loop wakes that has nothing to wait for.
 const LONG: Duration = Duration::from_secs(3_600);
-
-/// The bits of a call's number that count; those above them name its node.
-const COUNT_BITS: u32 = 31 - NODE_TAG_BITS;
 
 /// A call on its way into a connection. Dropped without [`written`](Self::written), it goes back.
 pub(super) struct Handover {
@@ -103,7 +100,7 @@ impl Device {
     pub(super) fn new(visitor: Arc<Visitor>, limits: LeaseLimits, node_tag: u16, now: Instant) -> Self {
         // Keyed at random by the operating system.
         let random = (RandomState::new().hash_one(visitor.id) >> 33) as u32;
-        let numbers = Numbers::tagged(u32::from(node_tag), COUNT_BITS, random);
+        let numbers = Numbers::of_node(node_tag, random);
         let state = State {
             lease: Lease::new(limits, numbers, now),
             closed: false,
@@ -117,11 +114,6 @@ impl Device {
             closing: CancellationToken::new(),
             ended: OnceLock::new(),
         }
-    }
-
-    /// Which node a call of this number is at.
-    pub(super) fn node_tag(number: u32) -> u16 {
-        (number >> COUNT_BITS) as u16
     }
 
     /// Waits for a call, until then.

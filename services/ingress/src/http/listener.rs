@@ -1,5 +1,6 @@
 //! Where do HTTP clients come in? At one port, and under TLS at another.
 
+use std::future::ready;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use axum::Router;
 use boot::panics::set_apart;
+use rpc::Protocol;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -16,9 +18,9 @@ use super::connection;
 use super::cors::Cors;
 use super::devices::Devices;
 use super::metrics::HttpMetrics;
-use super::relay;
 use super::routes::router;
 use super::server::Server;
+use crate::device::relay;
 use crate::node::Node;
 use crate::port::{Door, Place, PlaceOfAddress, Port, REFUSAL_TIMEOUT, linger};
 use crate::proxied;
@@ -98,10 +100,13 @@ impl Doors {
             devices.drain();
             devices.drained().await;
         };
+        let take = |device, number, body| {
+            ready(devices.of(device).iter().map(|it| it.answer(number, &body)).collect())
+        };
         tokio::select! {
             () = until_drained => {}
             () = acceptor.accept_all(&self) => {}
-            () = relay::serve(&acceptor.server.node, &devices) => {}
+            () = relay::serve(&acceptor.server.node, Protocol::Http, take) => {}
             () = devices.forget_idle() => {}
         }
         acceptor.closing.cancel();
@@ -139,7 +144,7 @@ impl Acceptor {
         let (server, router) = (Arc::clone(&self.server), self.router.clone());
         let closing = self.closing.clone();
         // A task of its own kind each: one is not to be as large as another.
-        match (self.server.node.take_place(rpc::Protocol::Http, address), tls) {
+        match (self.server.node.take_place(Protocol::Http, address), tls) {
             (Some(Place::Served(place)), None) => self.tasks.spawn(set_apart(async move {
                 let peer = closing.run_until_cancelled(peer(&mut stream, address, &server));
                 if let Some(Ok((peer, of_address))) = peer.await {

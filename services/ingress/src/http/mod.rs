@@ -14,7 +14,6 @@ mod metrics;
 mod opening;
 mod outbox;
 mod paths;
-mod relay;
 mod reply;
 mod routes;
 mod server;
