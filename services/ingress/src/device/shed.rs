@@ -9,7 +9,7 @@ use super::caller::TokenBucket;
 use super::limits::Rate;
 use super::mailbox::EndReason;
 
-/// So long before the first visitor goes routers are told: whoever hears of that later than of a claim that is gone says
+/// So long before the first visitor goes routers are told: who hears of it later than of a claim that is gone says
 /// Offline.
 pub const TOLD_BEFORE: Duration = Duration::from_millis(100);
 
