@@ -16,9 +16,9 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::{AbortHandle, Abortable};
 use futures::stream::{BoxStream, FuturesUnordered, SelectAll, poll_fn};
-use rpc::{DeviceId, Limit, Method, Protocol, SessionEnd};
+use rpc::{Limit, Method, Protocol, SessionEnd};
 use tokio::net::UdpSocket;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::codec::{Kind, Reading, read};
@@ -28,7 +28,7 @@ use super::tally::CoapMetrics;
 use crate::calls::Ended;
 use crate::device::admit::NotAdmitted;
 use crate::device::mailbox::{Mail, Mailbox};
-use crate::device::relay;
+use crate::device::relay::{self, Handed};
 use crate::device::sessions::{CredentialDigest, Session, Visitor};
 use crate::device::target::AnswerTaken;
 use crate::device::visitors::Key;
@@ -106,15 +106,6 @@ impl Listener {
         let seed = RandomState::new().hash_one(node.id);
         let (handed, answers) = mpsc::channel(1);
         let relay_node = Arc::clone(&node);
-        let take = |device, number, body| {
-            let handed = handed.clone();
-            async move {
-                let (told, taken) = oneshot::channel();
-                // Neither fails while the loop runs, and with it this ends.
-                let _ = handed.send(Handed { device, number, body, told }).await;
-                taken.await.unwrap_or_default()
-            }
-        };
         let mut endpoint_loop = Loop {
             endpoint: Endpoint::new(limits(&node), node.id.tag(), seed),
             metrics: CoapMetrics::register(),
@@ -129,7 +120,7 @@ impl Listener {
         };
         tokio::select! {
             () = endpoint_loop.run(stop) => {}
-            () = relay::serve(&relay_node, Protocol::Coap, take) => {}
+            () = relay::serve(&relay_node, Protocol::Coap, |it| handed.send(it)) => {}
         }
     }
 }
@@ -145,15 +136,6 @@ struct Read<T> {
 enum Reader {
     Visitor(Key),
     Observer(ObserverKey),
-}
-
-/// An answer that another node hands on.
-struct Handed {
-    device: DeviceId,
-    number: u32,
-    body: Bytes,
-    /// What became of it, with each visitor of the device.
-    told: oneshot::Sender<Vec<AnswerTaken>>,
 }
 
 /// What was being done for the endpoint is done.
@@ -252,16 +234,19 @@ impl Loop {
         }
     }
 
-    fn take(&mut self, Handed { device, number, body, told }: Handed) {
+    fn take(&mut self, Handed { device, number, body, reply_to }: Handed) {
         let (now, visitors) = (Instant::now(), self.node.sessions.visitors_of(device));
-        let keys = visitors.iter().filter_map(|visitor| {
+        let answer = |visitor: &Arc<Visitor>| {
             let key = self.endpoint.visitor(&visitor.credential)?;
-            self.visitors.get(&key).is_some_and(|it| Arc::ptr_eq(&it.who, visitor)).then_some(key)
+            let is_it = self.visitors.get(&key).is_some_and(|it| Arc::ptr_eq(&it.who, visitor));
+            is_it.then(|| self.endpoint.answered_elsewhere(key, number, &body, now))
+        };
+        let taken: Vec<AnswerTaken> = visitors.iter().filter_map(answer).collect();
+        let node = Arc::clone(&self.node);
+        self.job(async move {
+            relay::tell(&node, reply_to, taken.into_iter()).await;
+            Done::Nothing
         });
-        let keys: Vec<Key> = keys.collect();
-        let taken = keys.into_iter().map(|key| self.endpoint.answered_elsewhere(key, number, &body, now));
-        // Nobody waits any more where the loop is about to end.
-        let _ = told.send(taken.collect());
     }
 
     /// Performs what the endpoint asks for.

@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use bus::{AskError, BusError, Request, Requests};
+use bus::{AskError, BusError, Request, Requests, Subject};
 use bytes::Bytes;
 use rpc::{Answer, AnswerReply, DeviceId, Protocol, wire};
 
@@ -17,6 +17,19 @@ const WAIT: Duration = Duration::from_secs(1);
 
 /// Between two attempts to subscribe, while NATS is away.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// An answer that another node hands to this one.
+#[derive(Debug)]
+pub struct Handed {
+    /// Whose.
+    pub device: DeviceId,
+    /// To the call of this number.
+    pub number: u32,
+    /// What it says.
+    pub body: Bytes,
+    /// Where that node [hears](tell) what became of it.
+    pub reply_to: Subject,
+}
 
 /// Hands an answer to the node that gave the call. None when NATS cannot be reached.
 pub async fn hand_on(node: &Node, by: &Visitor, number: u32, body: &Bytes) -> Option<AnswerTaken> {
@@ -44,26 +57,19 @@ pub async fn hand_on(node: &Node, by: &Visitor, number: u32, body: &Bytes) -> Op
     }
 }
 
-/// Takes what other nodes hand to this one, without end. `take` says what became of an answer with each visitor of the
-/// device that speaks `protocol` here.
-pub async fn serve<F>(node: &Node, protocol: Protocol, take: impl Fn(DeviceId, u32, Bytes) -> F)
-where
-    F: Future<Output = Vec<AnswerTaken>>,
-{
+/// Takes what other nodes hand to this one of devices that speak `protocol` here, without end. `take` has each
+/// [told](tell) what became of it.
+pub async fn serve<F: Future>(node: &Node, protocol: Protocol, take: impl Fn(Handed) -> F) {
     loop {
         let mut answers = node.bus.again("take answers from other nodes", || subscribe(node)).await;
         while let Some(Request { message, reply_to, .. }) = answers.next().await {
-            let (Some(to), Ok((answer, body))) = (reply_to, wire::decode::<Answer>(&message)) else {
+            let (Some(reply_to), Ok((answer, body))) = (reply_to, wire::decode::<Answer>(&message)) else {
                 tracing::error!("another node's answer could not be read");
                 continue;
             };
             let Answer { device, number, protocol: spoken } = answer;
-            if spoken.unwrap_or(Protocol::Http) != protocol {
-                continue;
-            }
-            let Some(reply) = reply(take(device, number, body).await) else { continue };
-            if let Err(error) = node.bus.tell(to, wire::encode(&reply, b"")).await {
-                tracing::debug!(%device, %error, "another node was not told what became of its answer");
+            if spoken.unwrap_or(Protocol::Http) == protocol {
+                take(Handed { device, number, body, reply_to }).await;
             }
         }
         tokio::time::sleep(RETRY_PAUSE).await;
@@ -74,13 +80,16 @@ async fn subscribe(node: &Node) -> Result<Requests, BusError> {
     node.bus.serve(node.bus.subjects().answer(node.id.tag()), None).await
 }
 
-/// Of several visitors with the same device, one at most has the call. None when the device is not here: nodes may
-/// share a tag.
-fn reply(taken: Vec<AnswerTaken>) -> Option<AnswerReply> {
-    let taken = taken.into_iter().reduce(|a, b| if a == AnswerTaken::NoSuchCall { b } else { a })?;
-    Some(match taken {
+/// Tells the other node what became of the answer that it handed on, with each visitor of the device here. Of several,
+/// one at most has the call; where there is none nothing is told: nodes may share a tag.
+pub async fn tell(node: &Node, to: Subject, taken: impl Iterator<Item = AnswerTaken>) {
+    let Some(taken) = taken.reduce(|a, b| if a == AnswerTaken::NoSuchCall { b } else { a }) else { return };
+    let reply = match taken {
         AnswerTaken::Yes => AnswerReply::Taken,
         AnswerTaken::NoSuchCall | AnswerTaken::OneWay => AnswerReply::NoSuchCall,
         AnswerTaken::NotJson => AnswerReply::NotJson,
-    })
+    };
+    if let Err(error) = node.bus.tell(to, wire::encode(&reply, b"")).await {
+        tracing::debug!(%error, "another node was not told what became of its answer");
+    }
 }

@@ -1,6 +1,5 @@
 //! Where do HTTP clients come in? At one port, and under TLS at another.
 
-use std::future::ready;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -20,7 +19,7 @@ use super::devices::Devices;
 use super::metrics::HttpMetrics;
 use super::routes::router;
 use super::server::Server;
-use crate::device::relay;
+use crate::device::relay::{self, Handed};
 use crate::node::Node;
 use crate::port::{Door, Place, PlaceOfAddress, Port, REFUSAL_TIMEOUT, linger};
 use crate::proxied;
@@ -100,8 +99,9 @@ impl Doors {
             devices.drain();
             devices.drained().await;
         };
-        let take = |device, number, body| {
-            ready(devices.of(device).iter().map(|it| it.answer(number, &body)).collect())
+        let take = |Handed { device, number, body, reply_to }| {
+            let taken = devices.of(device).into_iter().map(move |it| it.answer(number, &body));
+            relay::tell(&acceptor.server.node, reply_to, taken)
         };
         tokio::select! {
             () = until_drained => {}
