@@ -222,7 +222,7 @@ def test_a_setting_shakes_those_who_read_it_and_nobody_else():
             after = render({**base, "config": {section: {name: another_value(kind, settings(before, readers[0]).get(section, {}).get(name))}}})
             is_reloaded = known[f"{section}.{name}"]["reloaded"]
             # How long its pods may take to end follows from it as well.
-            start_anew = [] if is_reloaded and name != "drain_ms" else readers
+            start_anew = [] if is_reloaded and name not in ("drain_ms", "shed_per_second") else readers
             assert changed_pods(before, after) == set(start_anew), f"{section}.{name}"
             files = {it for it in services(before) if settings_text(before, it) != settings_text(after, it)}
             assert files == set(readers), f"{section}.{name}"

@@ -25,6 +25,8 @@ OVERRIDE = """\
 services:
   ingress-1: {ulimits: !reset null}
   ingress-2: {ulimits: !reset null}
+  api-1: {ulimits: !reset null}
+  api-2: {ulimits: !reset null}
 """
 NETWORK = """\
 [network]
