@@ -78,11 +78,16 @@ pub(crate) fn find_for(nats: &mut Nats) {
     if nats.user.is_some() || nats.credentials_file.is_some() {
         return;
     }
-    let local = ["nats://127.0.0.1:", "nats://localhost:"];
-    let port = local.iter().find_map(|local| nats.url.strip_prefix(local)?.parse().ok());
-    if let Some(password) = port.and_then(|port| std::fs::read_to_string(file_of(port)).ok()) {
+    if let Some(password) = local_port(&nats.url).and_then(|port| std::fs::read_to_string(file_of(port)).ok())
+    {
         Password(password).give_to(nats);
     }
+}
+
+/// The port of a server on this machine.
+fn local_port(url: &str) -> Option<u16> {
+    let place = url.strip_prefix("nats://").unwrap_or(url).trim_end_matches('/');
+    ["127.0.0.1:", "localhost:"].iter().find_map(|local| place.strip_prefix(local)?.parse().ok())
 }
 
 fn file_of(port: u16) -> PathBuf {
@@ -96,4 +101,21 @@ fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
     file.write_all(text.as_bytes())?;
     file.persist(path)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_on_this_machine_is_known_however_it_is_written() {
+        for url in ["nats://127.0.0.1:4222", "127.0.0.1:4222", "localhost:4222", "nats://localhost:4222/"] {
+            assert_eq!(local_port(url), Some(4222), "{url}");
+        }
+        for url in
+            ["nats://127.0.0.1", "nats://nats:4222", "127.0.0.1:4222,127.0.0.1:4223", "10.0.0.1:4222", ""]
+        {
+            assert_eq!(local_port(url), None, "{url}");
+        }
+    }
 }
