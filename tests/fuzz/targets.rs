@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
+use rpc::Rate;
 use switchboard_ingress::calls::Ended;
 use switchboard_ingress::coap::codec::{Reading, read as read_datagram};
 use switchboard_ingress::coap::endpoint::{Effect as CoapEffect, Endpoint, EndpointLimits};
 use switchboard_ingress::coap::tally::Held;
 use switchboard_ingress::device::admit::{NotAdmitted, digest};
 use switchboard_ingress::device::caller::CallerLimits;
-use switchboard_ingress::device::limits::{DeviceLimits, Rate};
+use switchboard_ingress::device::limits::DeviceLimits;
 use switchboard_ingress::device_api::{self, ApiLimits, Beside, Request};
 use switchboard_ingress::http::websocket::frame::{CloseCode, Decoder, MAX_CONTROL_BYTES, Piece};
 use switchboard_ingress::mqtt::codec::{self, Opening};

@@ -13,7 +13,7 @@ use bus::{AskError, Bus};
 use parking_lot::Mutex;
 use rpc::{
     AppAsk, AppDevices, AppId, AppIdentity, AppReply, AppRequest, CredentialHash, Limit, NoPlace, Place,
-    Shares, Sought, wire,
+    Rate, Rates, Shares, Sought, wire,
 };
 use std::sync::Arc;
 use tokio::sync::Semaphore;
@@ -35,16 +35,8 @@ pub(crate) struct Keys {
     known: Mutex<HashMap<CredentialHash, Known>>,
     asking: Semaphore,
     in_flight: Shares<AppId>,
-    rates: Mutex<HashMap<AppId, Instant>>,
-    rate: Rate,
+    rates: Rates<AppId>,
     meters: Meters,
-}
-
-/// So many a second on average, so many at once; 0 a second: no limit.
-#[derive(Debug, Clone, Copy)]
-struct Rate {
-    per_second: u32,
-    burst: u32,
 }
 
 struct Known {
@@ -77,8 +69,10 @@ impl Keys {
             known: Mutex::default(),
             asking: Semaphore::new(MAX_ASKED),
             in_flight: Shares::new(settings.max_calls_in_flight, settings.max_calls_in_flight_per_app),
-            rates: Mutex::default(),
-            rate: Rate { per_second: settings.calls_per_second_per_app, burst: settings.call_burst_per_app },
+            rates: Rates::new(Rate {
+                per_second: settings.calls_per_second_per_app,
+                burst: settings.call_burst_per_app,
+            }),
             meters: Meters::new(),
         }
     }
@@ -164,28 +158,11 @@ impl Keys {
             NoPlace::Part => Limit::AppInFlight,
             NoPlace::Any => Limit::PendingAsks,
         });
-        let place = place.and_then(|place| match self.rate.take(&mut self.rates.lock(), app, now) {
+        let place = place.and_then(|place| match self.rates.take(app, now) {
             true => Ok(place),
             false => Err(Limit::AppCallRate),
         });
         place.inspect_err(|limit| self.meters.limit_hit(*limit))
-    }
-}
-
-impl Rate {
-    /// Takes a token of an application's bucket, which stands there as the time when it is full.
-    fn take(self, full_at: &mut HashMap<AppId, Instant>, app: AppId, now: Instant) -> bool {
-        let Some(token) = Duration::from_secs(1).checked_div(self.per_second) else { return true };
-        if full_at.len() >= MAX_KNOWN {
-            full_at.retain(|_, at| *at > now);
-        }
-        let at = full_at.entry(app).or_insert(now);
-        let next = (*at).max(now) + token;
-        let has_one = next <= now + token * self.burst.max(1);
-        if has_one {
-            *at = next;
-        }
-        has_one
     }
 }
 
@@ -197,15 +174,15 @@ mod tests {
     #[test]
     fn an_application_has_its_rate_and_takes_nobody_elses() {
         let (now, app) = (Instant::now(), |id| AppId(Uuid::from_u128(id)));
-        let (rate, mut buckets) = (Rate { per_second: 100, burst: 3 }, HashMap::new());
+        let rates = Rates::new(Rate { per_second: 100, burst: 3 });
         for _ in 0..3 {
-            assert!(rate.take(&mut buckets, app(1), now));
+            assert!(rates.take(app(1), now));
         }
-        assert!(!rate.take(&mut buckets, app(1), now));
-        assert!(rate.take(&mut buckets, app(2), now));
-        assert!(rate.take(&mut buckets, app(1), now + Duration::from_millis(10)));
-        assert!(!rate.take(&mut buckets, app(1), now + Duration::from_millis(10)));
-        let none = Rate { per_second: 0, burst: 1 };
-        assert!((0..100).all(|_| none.take(&mut buckets, app(1), now)));
+        assert!(!rates.take(app(1), now));
+        assert!(rates.take(app(2), now));
+        assert!(rates.take(app(1), now + Duration::from_millis(10)));
+        assert!(!rates.take(app(1), now + Duration::from_millis(10)));
+        let none = Rates::new(Rate { per_second: 0, burst: 1 });
+        assert!((0..100).all(|_| none.take(app(1), now)));
     }
 }

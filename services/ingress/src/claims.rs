@@ -13,9 +13,9 @@ use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::device::holding::{Difference, ToMend};
-use crate::device::limits::Rate;
 use crate::device::sessions::Session;
 use crate::node::Node;
+use rpc::Rate;
 
 /// What is done again comes in bursts of this part of a second: timers know milliseconds.
 const BURSTS_PER_SECOND: u32 = 50;

@@ -21,7 +21,6 @@ use tokio::time::{Instant as Deadline, MissedTickBehavior, interval, timeout_at}
 use tracing::field::display;
 
 use crate::calls::Calls;
-use crate::device::caller::TokenBucket;
 use crate::device::guesses::{GuessLimits, Guesses};
 use crate::device::holding::Holding;
 use crate::device::mailbox::{Incoming, Refused, Router};
@@ -34,6 +33,7 @@ use crate::leaving::Leaving;
 use crate::metrics::Metrics;
 use crate::mqtt::session::SessionLimits;
 use crate::port::Places;
+use rpc::TokenBucket;
 
 /// One running ingress process: what all of its sessions share.
 pub struct Node {

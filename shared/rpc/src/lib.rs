@@ -14,6 +14,7 @@ mod ids;
 mod node_key;
 mod order;
 mod outcome;
+mod rate;
 mod share;
 mod subjects;
 mod ticket;
@@ -44,6 +45,7 @@ pub use ids::{
 pub use node_key::NodeKey;
 pub use order::{NodeReport, NodeState, Order, Pace};
 pub use outcome::{Limit, Method, Outcome, OutcomeName, Seen};
+pub use rate::{Rate, Rates, TokenBucket};
 pub use share::{NoPlace, Party, Place, Shares, percent_of};
 pub use subjects::{Subjects, UplinkKind};
 pub use ticket::{Holder, Stamp, TICKET_LASTS_S, Ticket, TicketError, TicketKeys};

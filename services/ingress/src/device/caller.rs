@@ -1,11 +1,11 @@
 //! May this device ask for that now? What it sends is read, and admitted within its limits, whatever its protocol.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
-use rpc::{Limit, Method, Outcome};
+use rpc::{Limit, Method, Outcome, TokenBucket};
 
-use super::limits::{DeviceLimits, Rate};
+use super::limits::DeviceLimits;
 use crate::device_api::{self, MalformedRequest, Request};
 
 /// A request that goes no further.
@@ -39,75 +39,6 @@ pub enum RefusedUplink {
     NotJson,
     /// A limit is reached.
     TooOften(Limit),
-}
-
-/// A token bucket, full at first.
-#[derive(Debug)]
-pub struct TokenBucket {
-    /// The time at which the bucket will be (or was) full: one number says it all.
-    full_at: Instant,
-}
-
-impl TokenBucket {
-    /// A full bucket.
-    pub fn new(now: Instant) -> Self {
-        TokenBucket { full_at: now }
-    }
-
-    /// True when no token is missing.
-    pub fn is_full(&self, now: Instant) -> bool {
-        self.full_at <= now
-    }
-
-    /// When there is a token, if there is none now.
-    pub fn next(&self, rate: Rate, now: Instant) -> Option<Instant> {
-        if rate.per_second == 0 {
-            return None;
-        }
-        let token = Duration::from_secs(1) / rate.per_second;
-        let next = self.full_at.checked_sub(token * (rate.burst.max(1) - 1))?;
-        (next > now).then_some(next)
-    }
-
-    /// Takes one token, if there is one.
-    pub fn take(&mut self, rate: Rate, now: Instant) -> bool {
-        let has_one = self.wait(rate, now).is_zero();
-        if has_one {
-            self.spend(rate, Duration::ZERO, now);
-        }
-        has_one
-    }
-
-    /// How long until there is a token.
-    pub fn wait(&self, rate: Rate, now: Instant) -> Duration {
-        let Some(token) = earned_in(rate) else { return Duration::ZERO };
-        (self.full_at.max(now) + token).saturating_duration_since(now + token * rate.burst.max(1))
-    }
-
-    /// Takes one token though there may be none: it is owed then, up to `max_debt` of time.
-    pub fn spend(&mut self, rate: Rate, max_debt: Duration, now: Instant) {
-        let Some(token) = earned_in(rate) else { return };
-        let latest = (now + token * rate.burst.max(1) + max_debt).max(self.full_at);
-        self.full_at = (self.full_at.max(now) + token).min(latest);
-    }
-
-    /// Takes one token, and says how long until it is there: turns are at the rate, however late each is made use of.
-    pub fn turn(&mut self, rate: Rate, now: Instant) -> Duration {
-        let wait = self.wait(rate, now);
-        self.spend(rate, wait, now);
-        wait
-    }
-
-    /// One that was taken comes back.
-    pub fn give_back(&mut self, rate: Rate) {
-        let earlier = earned_in(rate).and_then(|token| self.full_at.checked_sub(token));
-        self.full_at = earlier.unwrap_or(self.full_at);
-    }
-}
-
-/// How long it takes to earn one token. None where there is no limit.
-fn earned_in(rate: Rate) -> Option<Duration> {
-    Duration::from_secs(1).checked_div(rate.per_second)
 }
 
 /// What one device may do as a caller, over all its connections to this node.
@@ -192,8 +123,11 @@ impl CallerLimits {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use rpc::Rate;
+
     use super::*;
-    use proptest::prelude::*;
 
     const RATE: Rate = Rate { per_second: 100, burst: 10 };
 
@@ -256,52 +190,5 @@ mod tests {
         let too_often = Err(RefusedUplink::TooOften(Limit::UplinkRate));
         assert_eq!(caller.uplink(b"{}", &limits, now), too_often);
         assert!(!caller.is_at_rest(now));
-    }
-
-    proptest! {
-        #[test]
-        fn turns_are_at_the_rate_however_late_timers_are(
-            late_us in proptest::collection::vec(0u64..2_000, 64), takes_us in 1_000u64..10_000,
-        ) {
-            const TURNS: usize = 1_000;
-            let rate = Rate { per_second: 5_000, burst: 100 };
-            let start = Instant::now();
-            let mut bucket = TokenBucket::new(start);
-            // When each of 64 that work at the same time is free for the next one.
-            let mut free = vec![start; late_us.len()];
-            let mut begun = Vec::new();
-            while begun.len() < TURNS {
-                let next = (0..free.len()).min_by_key(|worker| free[*worker]).unwrap();
-                let begins = free[next] + bucket.turn(rate, free[next]);
-                begun.push(begins);
-                free[next] = begins + Duration::from_micros(late_us[next] + takes_us);
-            }
-            begun.sort_unstable();
-            let took = begun[TURNS - 1].duration_since(start);
-            let ideal = Duration::from_secs(1) * (TURNS as u32 - rate.burst) / rate.per_second;
-            prop_assert!(took >= ideal, "{took:?}");
-            // 64 that take up to 12 ms do more than 5,000 a second, so the rate alone counts.
-            prop_assert!(took < ideal + Duration::from_millis(15), "{took:?}");
-        }
-
-        #[test]
-        fn a_bucket_never_gives_more_than_its_rate(gaps_us in proptest::collection::vec(0u64..20_000, 1..300)) {
-            let start = Instant::now();
-            let mut bucket = TokenBucket::new(start);
-            let (mut now, mut taken) = (start, 0u64);
-            for gap in gaps_us {
-                now += Duration::from_micros(gap);
-                let next = bucket.next(RATE, now);
-                let is_taken = bucket.take(RATE, now);
-                prop_assert_eq!(next.is_none(), is_taken);
-                if let Some(next) = next {
-                    prop_assert!(bucket.next(RATE, next).is_none());
-                    prop_assert!(bucket.next(RATE, next - Duration::from_nanos(1)).is_some());
-                }
-                taken += u64::from(is_taken);
-                let earned = 10 + now.duration_since(start).as_micros() as u64 * 100 / 1_000_000;
-                prop_assert!(taken <= earned + 1, "{taken} taken, {earned} earned");
-            }
-        }
     }
 }

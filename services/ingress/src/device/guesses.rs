@@ -11,9 +11,8 @@ use std::time::{Duration, Instant};
 use boot::config::{Settings, network};
 use rpc::Protocol;
 
-use super::caller::TokenBucket;
-use super::limits::Rate;
 use super::sessions::CredentialDigest;
+use rpc::{Rate, TokenBucket};
 
 /// How long a question waits for its turn at most; beyond that it is refused at once.
 const MAX_WAIT: Duration = Duration::from_secs(2);

@@ -1,18 +1,10 @@
 //! What holds for every device, whatever it speaks? The settings of `[device_api]` and `[ingress]` that rule it.
 
 use boot::config::Settings;
+use rpc::Rate;
 
 use super::target::TargetLimits;
 use crate::device_api::ApiLimits;
-
-/// So many a second on average, so many at once.
-#[derive(Debug, Clone, Copy)]
-pub struct Rate {
-    /// Per second; 0 means no limit.
-    pub per_second: u32,
-    /// At once, after a pause.
-    pub burst: u32,
-}
 
 /// The limits of one device.
 #[derive(Debug, Clone, Copy)]

@@ -1,15 +1,10 @@
 //! How much of this node may one customer take? A part of its places for calls, deliveries and devices.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use boot::config::Settings;
-use parking_lot::Mutex;
-use rpc::{Limit, NoPlace, Party, Place, Protocol, Shares, percent_of};
-
-use super::caller::TokenBucket;
-use super::limits::Rate;
+use rpc::{Limit, NoPlace, Party, Place, Protocol, Rate, Rates, Shares, percent_of};
 
 /// The places of one node.
 #[derive(Debug)]
@@ -17,9 +12,9 @@ pub struct NodeShares {
     calls: Shares<Party>,
     /// Of `calls`, those that may wait for their target.
     waits: Shares<Party>,
-    rates: CustomerRates,
+    rates: Rates<Party>,
     /// How often each customer is refused at once.
-    refusals: CustomerRates,
+    refusals: Rates<Party>,
     deliveries: Shares<Party>,
     /// Telemetry and attributes that NATS is yet to take: each is a message of the node to itself.
     uplinks: Shares<Party>,
@@ -53,46 +48,6 @@ pub struct NotHis {
 const REFUSALS: u32 = 500;
 const MAX_PACE: Duration = Duration::from_secs(2);
 
-/// How often each customer's devices may do something. In memory stand those that did it lately.
-#[derive(Debug)]
-struct CustomerRates {
-    rate: Mutex<Rate>,
-    buckets: Mutex<HashMap<Party, TokenBucket>>,
-}
-
-/// Buckets that are kept before it is looked which are full.
-const KEPT_BUCKETS: usize = 1_024;
-
-impl CustomerRates {
-    fn new(per_second: u32) -> Self {
-        CustomerRates { rate: Mutex::new(Rate { per_second, burst: per_second }), buckets: Mutex::default() }
-    }
-
-    fn take(&self, party: Party, now: Instant) -> bool {
-        let rate = *self.rate.lock();
-        rate.per_second == 0 || self.of(party, now, |bucket| bucket.take(rate, now))
-    }
-
-    /// Takes what there may not be yet, and says when there is.
-    fn take_later(&self, party: Party, max_wait: Duration, now: Instant) -> Option<Instant> {
-        let rate = *self.rate.lock();
-        self.of(party, now, |bucket| {
-            let then = bucket.next(rate, now);
-            bucket.spend(rate, max_wait, now);
-            then
-        })
-    }
-
-    fn of<T>(&self, party: Party, now: Instant, take: impl FnOnce(&mut TokenBucket) -> T) -> T {
-        let mut buckets = self.buckets.lock();
-        // As often as it has doubled: nobody's call pays for everybody's.
-        if buckets.len() == buckets.capacity() && buckets.len() >= KEPT_BUCKETS {
-            buckets.retain(|_, bucket| !bucket.is_full(now));
-        }
-        take(buckets.entry(party).or_insert_with(|| TokenBucket::new(now)))
-    }
-}
-
 impl NodeShares {
     /// Of a node that may have so many connections.
     pub fn new(settings: &Settings, max_connections: usize) -> Self {
@@ -100,17 +55,19 @@ impl NodeShares {
         let of = |max| Shares::percent(max, shares.per_customer_percent);
         let max_calls = nats.max_pending_asks;
         let waiting = |places| percent_of(places, shares.waiting_percent);
+        let calls_per_second = match ingress.calls_per_second_per_customer {
+            0 => ingress.calls_per_second_per_device.saturating_mul(100),
+            told => told,
+        };
+        let rates = |per_second| Rates::new(Rate { per_second, burst: per_second });
         NodeShares {
             calls: of(max_calls),
             waits: Shares::new(
                 waiting(max_calls),
                 waiting(percent_of(max_calls, shares.per_customer_percent)),
             ),
-            rates: CustomerRates::new(match ingress.calls_per_second_per_customer {
-                0 => ingress.calls_per_second_per_device.saturating_mul(100),
-                told => told,
-            }),
-            refusals: CustomerRates::new(REFUSALS),
+            rates: rates(calls_per_second),
+            refusals: rates(REFUSALS),
             deliveries: of(ingress.max_deliveries),
             uplinks: of(max_calls),
             connections: of(max_connections),
@@ -137,7 +94,7 @@ impl NodeShares {
             (&self.coap, &new.coap),
         ];
         pairs.into_iter().for_each(|(shares, new)| shares.resize_as(new));
-        *self.rates.rate.lock() = *new.rates.rate.lock();
+        self.rates.change_as(&new.rates);
     }
 
     /// For a call of a device; `waits` when it may wait for its target to connect.
@@ -268,20 +225,6 @@ mod tests {
         let _greedy: Vec<_> = (0..5).map(|_| shares.call(party(1), true, now()).unwrap()).collect();
         (0..100).for_each(|_| assert!(shares.call(party(1), true, now()).is_err()));
         assert_eq!((shares.calls.taken(), shares.waits.taken()), (5, 5));
-    }
-
-    #[test]
-    fn a_customer_calls_as_often_as_he_may_and_who_is_quiet_takes_no_memory() {
-        let (rates, start) = (CustomerRates::new(100), Instant::now());
-        let taken = (0..500).filter(|_| rates.take(party(1), start)).count();
-        assert_eq!(taken, 100);
-        assert!(rates.take(party(2), start), "nobody else notices");
-        assert!(!rates.take(party(1), start) && rates.take(party(1), start + Duration::from_millis(10)));
-        for customer in 0..100_000 {
-            assert!(rates.take(party(10 + customer), start + Duration::from_secs(2 * customer as u64)));
-        }
-        assert!(rates.buckets.lock().len() < 4 * KEPT_BUCKETS);
-        assert!(CustomerRates::new(0).take(party(1), start));
     }
 
     #[test]

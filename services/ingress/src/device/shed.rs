@@ -5,9 +5,8 @@ use std::time::{Duration, Instant};
 
 use rpc::{NodeState, Party, closed_list};
 
-use super::caller::TokenBucket;
-use super::limits::Rate;
 use super::mailbox::EndReason;
+use rpc::{Rate, TokenBucket};
 
 /// So long before the first visitor goes routers are told: who hears of it later than of a claim that is gone says
 /// Offline.

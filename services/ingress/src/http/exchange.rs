@@ -16,8 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::outbox::Outbox;
-use crate::device::caller::TokenBucket;
-use crate::device::limits::Rate;
+use rpc::{Rate, TokenBucket};
 
 /// One connection's: an extension of each of its requests.
 pub(super) struct Exchange {

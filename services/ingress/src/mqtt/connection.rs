@@ -320,7 +320,7 @@ async fn perform(
     node: &Arc<Node>,
     in_hand: &mut Option<Box<InHand>>,
 ) -> Option<Ended> {
-    let max_packet_bytes = node.settings().mqtt.max_packet_bytes;
+    let max_packet_bytes = || node.settings().mqtt.max_packet_bytes;
     while let Some(effect) = session.next_effect() {
         match effect {
             Effect::Ask(ticket, request, traceparent) => {
@@ -352,14 +352,14 @@ async fn perform(
             Effect::Claim(pending) => {
                 *callable = Box::pin(node.begin_session(visitor)).await;
                 session.claimed(pending, callable.is_some());
-                session.received(inbound, max_packet_bytes, Instant::now());
+                session.received(inbound, max_packet_bytes(), Instant::now());
             }
             Effect::Release(pending) => {
                 if let Some(callable) = callable.take() {
                     Box::pin(node.end_session(&callable, SessionEnd::ByDevice)).await;
                 }
                 session.released(&pending);
-                session.received(inbound, max_packet_bytes, Instant::now());
+                session.received(inbound, max_packet_bytes(), Instant::now());
             }
             Effect::Refused(method, outcome) => node.metrics.call_ended(method, &outcome, Duration::ZERO),
             Effect::LimitHit(limit) => node.limit_hit(visitor, limit),

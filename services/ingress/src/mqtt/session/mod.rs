@@ -16,13 +16,13 @@ use boot::Settings;
 use bytes::{Bytes, BytesMut};
 use bytestring::ByteString;
 use parking_lot::Mutex;
-use rpc::{Limit, Method, Outcome, SessionEnd, UplinkKind};
+use rpc::{Limit, Method, Outcome, SessionEnd, TokenBucket, UplinkKind};
 
 use super::codec::{Codec, Fault, Packet, Publish, QoS, Reason, SubscribeAckReason};
 use super::filter::{Grant, Subscriptions, is_request_filter};
 use super::inbound::Inbound;
 use super::outbound::Outbound;
-use crate::device::caller::{CallerLimits, TokenBucket};
+use crate::device::caller::CallerLimits;
 use crate::device::limits::DeviceLimits;
 use crate::device::mailbox::{EndReason, Router};
 use crate::device::target::{Conclusion, Numbers, Target};

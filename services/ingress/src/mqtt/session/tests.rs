@@ -7,10 +7,10 @@ use tokio_util::codec::{Decoder, Encoder};
 
 use super::*;
 use crate::calls;
-use crate::device::limits::Rate;
 use crate::device::mailbox::Incoming;
 use crate::device::target::{Caller, TargetLimits};
 use crate::mqtt::codec::Version;
+use rpc::Rate;
 
 const MAX: u32 = 65_536;
 
@@ -677,7 +677,7 @@ fn over_3_1_1_a_message_that_comes_too_soon_waits_for_its_time() {
     let mut session = session(Version::V3, 10, now);
     let mut limits = limits();
     limits.receive_maximum = 100;
-    limits.device.uplink_rate = crate::device::limits::Rate { per_second: 10, burst: 2 };
+    limits.device.uplink_rate = Rate { per_second: 10, burst: 2 };
     session.limits = Arc::new(limits);
     let mut bytes = BytesMut::new();
     for id in 1..=4 {
@@ -708,7 +708,7 @@ fn at_qos_0_what_comes_too_soon_is_gone() {
     let now = Instant::now();
     let mut session = session(Version::V3, 10, now);
     let mut limits = limits();
-    limits.device.uplink_rate = crate::device::limits::Rate { per_second: 10, burst: 1 };
+    limits.device.uplink_rate = Rate { per_second: 10, burst: 1 };
     session.limits = Arc::new(limits);
     for _ in 0..2 {
         session.received(&mut sent(Version::V3, at(QoS::AtMostOnce, TELEMETRY, 0, "{}")), MAX, now);
@@ -728,7 +728,7 @@ fn a_v5_client_is_told_what_it_has_too_much_of() {
     assert_eq!(words(Version::V5, &mut session), ["disconnect 93"]);
 
     let mut limits = limits();
-    limits.device.uplink_rate = crate::device::limits::Rate { per_second: 10, burst: 1 };
+    limits.device.uplink_rate = Rate { per_second: 10, burst: 1 };
     let mut session = super::tests::session(Version::V5, 10, now);
     session.limits = Arc::new(limits);
     for id in 1..=2 {
@@ -909,7 +909,7 @@ fn a_will_is_handed_up_unless_the_client_says_goodbye() {
     // It is an uplink like others.
     let mut session = with_will(Version::V3);
     let mut limits = limits();
-    limits.device.uplink_rate = crate::device::limits::Rate { per_second: 1, burst: 1 };
+    limits.device.uplink_rate = Rate { per_second: 1, burst: 1 };
     session.limits = Arc::new(limits);
     session.received(&mut sent(Version::V3, at(QoS::AtMostOnce, TELEMETRY, 0, "{}")), MAX, now);
     effects(&mut session);
@@ -1176,7 +1176,7 @@ proptest! {
         let mut session = session(Version::V3, 10, now);
         let mut limits = limits();
         let rate = rate.unwrap_or(0);
-        limits.device.uplink_rate = crate::device::limits::Rate { per_second: rate, burst: 2 };
+        limits.device.uplink_rate = Rate { per_second: rate, burst: 2 };
         session.limits = Arc::new(limits);
         let mut stored = BytesMut::new();
         for id in 1..=count {
