@@ -1,12 +1,12 @@
 //! How do programs call that were written for ThingsBoard? By its REST paths, with its bodies and statuses.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
+use boot::clock::unix_ms;
 use rpc::Outcome;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -99,7 +99,7 @@ async fn call(
             StatusCode::UNPROCESSABLE_ENTITY => StatusCode::BAD_REQUEST,
             other => other,
         };
-        thingsboard_error(status, &problem.text(), now_ms())
+        thingsboard_error(status, &problem.text(), unix_ms())
     };
     let caller = match server.let_in(headers).await {
         Ok(caller) => caller,
@@ -109,13 +109,13 @@ async fn call(
         return thingsboard_error(
             StatusCode::BAD_REQUEST,
             &format!("Invalid UUID string: {device}"),
-            now_ms(),
+            unix_ms(),
         );
     };
     let wanted = server
         .read(body)
         .await
-        .and_then(|body| Ok(request::thingsboard(&body, oneway, &server.limits, now_ms())?));
+        .and_then(|body| Ok(request::thingsboard(&body, oneway, &server.limits, unix_ms())?));
     let wanted = match wanted {
         Ok(wanted) => wanted,
         Err(problem) => return refused(problem),
@@ -126,10 +126,5 @@ async fn call(
     {
         return refused(problem);
     }
-    thingsboard_ended(version, End { outcome: &outcome, call, seen }, body, now_ms())
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    thingsboard_ended(version, End { outcome: &outcome, call, seen }, body, unix_ms())
 }

@@ -4,9 +4,10 @@ use std::borrow::Cow;
 use std::iter;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use boot::Settings;
+use boot::clock::unix_s;
 use boot::traces::{Hop, Span, Tracer};
 use bus::policies::External;
 use bus::{Bus, BusError, Keyring, Request, Requests, Subject};
@@ -875,11 +876,6 @@ enum Unheard {
     Stale,
     /// The asker's ticket does not count.
     NoTicket,
-}
-
-/// What the hours of policies are told from.
-fn unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn too_long() -> Outcome {

@@ -7,10 +7,11 @@ pub mod join;
 pub mod jwt;
 mod meters;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use boot::Context;
+use boot::clock::unix_s;
 use bus::Bus;
 use rpc::Subjects;
 use tokio::time::Instant;
@@ -41,8 +42,7 @@ pub async fn serve(context: Context, doorkeeper: Doorkeeper, bus: Bus) -> anyhow
         let mut refusals = Refusals::default();
         while let Some(request) = asked.next_until(&context.shutdown).await {
             let Some(reply_to) = request.reply_to else { continue };
-            let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-            let Answer { jwt, admitted } = match doorkeeper.answer(&request.message, now_s) {
+            let Answer { jwt, admitted } = match doorkeeper.answer(&request.message, unix_s()) {
                 Ok(answer) => answer,
                 Err(error) => {
                     tracing::error!(%error, "a question of NATS could not be read");

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
+use boot::clock::unix_ms;
 use boot::traces::{Hop, Span, Tracer};
 use boot::{InForce, Settings};
 use bus::{AskError, Bus, Question, Subject};
@@ -123,7 +124,7 @@ impl Calls {
         let (mut prompt, mut cancel) = (None, None);
         let (subject, message, wait, span, call) = match request {
             Request::GetTime => {
-                then(Ended::here(Outcome::Answered, device_api::get_time(now_ms())));
+                then(Ended::here(Outcome::Answered, device_api::get_time(unix_ms())));
                 return None;
             }
             Request::GetSessionLimits => {
@@ -270,12 +271,6 @@ fn announced_limits(settings: &Settings, protocol: Protocol) -> Bytes {
     };
     let (calls, uplinks) = (device.call_rate.per_second, device.uplink_rate.per_second);
     device_api::session_limits(max_bytes, device.max_calls_per_caller, calls, uplinks)
-}
-
-/// Milliseconds since 1970 on this machine's clock.
-pub fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Gives a question up when it is dropped with one.

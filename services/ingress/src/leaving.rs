@@ -10,11 +10,11 @@ use rpc::{NodeReport, NodeState, Order, Pace, Protocol, wire};
 use tokio::sync::Notify;
 use tokio::time::sleep_until;
 
-use crate::calls::now_ms;
 use crate::device::mailbox::Mail;
 use crate::device::sessions::Visitor;
 use crate::device::shed::{Shedding, Step, TOLD_BEFORE, Why};
 use crate::node::Node;
+use boot::clock::unix_ms;
 
 /// How often it is looked who has gone.
 const LOOK: Duration = Duration::from_millis(200);
@@ -37,7 +37,7 @@ struct State {
 
 impl Default for State {
     fn default() -> Self {
-        State { why: None, since_ms: now_ms(), shedding: None, shed: 0 }
+        State { why: None, since_ms: unix_ms(), shedding: None, shed: 0 }
     }
 }
 
@@ -61,7 +61,7 @@ impl Node {
                 return;
             }
             // From here on nobody is let in whom this would miss.
-            (state.why, state.since_ms, state.shed) = (Some(why), now_ms(), 0);
+            (state.why, state.since_ms, state.shed) = (Some(why), unix_ms(), 0);
             let mut whom = match keep {
                 None => self.sessions.visitors(),
                 Some(_) => self.sessions.sessions().iter().map(|it| Arc::clone(&it.visitor)).collect(),

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::bail;
+use boot::clock::unix_s;
 use bus::registry::{App, AppKey, DEFAULT_KEY_LASTS_S, NewKey, Registry, Snapshot};
 use clap::{Args, Subcommand, ValueEnum};
 use rpc::{AppId, CustomerId, KeyId, Role, TenantId};
@@ -229,7 +229,7 @@ async fn show_key(
     lasting: &LastingArgs,
     json: bool,
 ) -> anyhow::Result<()> {
-    let new = NewKey { app: id, key: AppKey::generate()?, now_s: now_s(), lasts_s: lasting.days * DAY_S };
+    let new = NewKey { app: id, key: AppKey::generate()?, now_s: unix_s(), lasts_s: lasting.days * DAY_S };
     let what = format!("key {} of application {:?}, for {} days", new.key.id(), app.name, lasting.days);
     let app = recorder.change(app.tenant, entry("app.key", [], what), registry.add_key(&new)).await?;
     if json {
@@ -280,10 +280,7 @@ async fn remove(args: RemoveArgs) -> anyhow::Result<()> {
 
 async fn list(args: ListArgs) -> anyhow::Result<()> {
     let known = args.reach.registry().await?.load().await?;
-    let tenant = match &args.tenant {
-        Some(named) => Some(find::tenant(&known, Some(named))?.0),
-        None => None,
-    };
+    let tenant = find::tenant_if_named(&known, args.tenant.as_deref())?;
     let of_tenant = |(_, app): &(&AppId, &App)| tenant.is_none_or(|tenant| app.tenant == tenant);
     let mut views: Vec<_> =
         known.apps.iter().filter(of_tenant).map(|(id, app)| view(&known, *id, app)).collect();
@@ -305,10 +302,7 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
 }
 
 fn named<'a>(known: &'a Snapshot, args: &AppArgs) -> anyhow::Result<(AppId, &'a App)> {
-    let tenant = match &args.tenant {
-        Some(tenant) => Some(find::tenant(known, Some(tenant))?.0),
-        None => None,
-    };
+    let tenant = find::tenant_if_named(known, args.tenant.as_deref())?;
     if let Some((id, app)) = args.app.parse().ok().and_then(|id| known.apps.get_key_value(&id)) {
         return Ok((*id, app));
     }
@@ -353,10 +347,6 @@ fn view<'a>(known: &Snapshot, id: AppId, app: &'a App) -> AppView<'a> {
         keys: keys.collect(),
         key: None,
     }
-}
-
-fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn at(time_s: u64) -> String {

@@ -119,10 +119,7 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
 
 async fn list(args: ListArgs) -> anyhow::Result<()> {
     let known = args.reach.registry().await?.load().await?;
-    let tenant = match &args.tenant {
-        Some(named) => Some(find::tenant(&known, Some(named))?.0),
-        None => None,
-    };
+    let tenant = find::tenant_if_named(&known, args.tenant.as_deref())?;
     let mut customers: Vec<_> = known
         .customers
         .iter()
@@ -171,10 +168,7 @@ fn named<'a>(
     customer: &str,
     tenant: Option<&str>,
 ) -> anyhow::Result<(CustomerId, &'a Customer)> {
-    let tenant = match tenant {
-        Some(tenant) => Some(find::tenant(known, Some(tenant))?.0),
-        None => None,
-    };
+    let tenant = find::tenant_if_named(known, tenant)?;
     find::customer(known, customer, tenant)
 }
 

@@ -312,10 +312,7 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
 async fn list(args: ListArgs) -> anyhow::Result<()> {
     let reached = args.reach.bus().await?;
     let known = Registry::open(&reached.bus).await.context("cannot open the registry")?.load().await?;
-    let tenant = match &args.tenant {
-        Some(named) => Some(find::tenant(&known, Some(named))?.0),
-        None => None,
-    };
+    let tenant = find::tenant_if_named(&known, args.tenant.as_deref())?;
     let customer = match &args.customer {
         Some(named) => Some(find::customer(&known, named, tenant)?.0),
         None => None,

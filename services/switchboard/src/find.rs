@@ -48,6 +48,11 @@ pub(crate) fn tenant<'a>(known: &'a Snapshot, named: Option<&str>) -> anyhow::Re
     }
 }
 
+/// The id of the tenant that is named, if one is.
+pub(crate) fn tenant_if_named(known: &Snapshot, named: Option<&str>) -> anyhow::Result<Option<TenantId>> {
+    named.map(|named| Ok(tenant(known, Some(named))?.0)).transpose()
+}
+
 /// The customer of this id or name; `tenant` decides between tenants that have one of that name.
 ///
 /// # Errors

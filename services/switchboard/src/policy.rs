@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
+use boot::clock::unix_ms;
 use bus::StoreError;
 use bus::audit::{Entry, From};
 use bus::policies::{External, MAX_EXTERNAL_MS, Point, Policies, StoredSet};
@@ -378,8 +379,7 @@ impl Opened {
     /// What would be live next.
     fn next(&self, texts: BTreeMap<String, String>, utc_offset_min: i16, reason: &ReasonArgs) -> StoredSet {
         let version = self.live.as_ref().map_or(0, |live| live.version) + 1;
-        let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let at_ms = u64::try_from(at_ms).unwrap_or(u64::MAX);
+        let at_ms = unix_ms();
         let (who, why) = (reason.who.clone(), reason.why.clone());
         let external = self.live.as_ref().and_then(|live| live.external.clone());
         StoredSet { version, utc_offset_min, texts, at_ms, who, why, external }
@@ -870,9 +870,9 @@ async fn history(args: OneTenantArgs) -> anyhow::Result<()> {
         return say_json(&views.collect::<Vec<_>>());
     }
     let mut table = Table::new(&["VERSION", "HOURS AGO", "WHO", "TEXTS", "WHY"]);
-    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let now_ms = unix_ms();
     for view in views {
-        let hours = u64::try_from(now_ms).unwrap_or_default().saturating_sub(view.at_ms) / 3_600_000;
+        let hours = now_ms.saturating_sub(view.at_ms) / 3_600_000;
         let or_none = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
         let texts = or_none(&view.texts.join(" "));
         table.row([view.version.to_string(), hours.to_string(), or_none(view.who), texts, or_none(view.why)]);

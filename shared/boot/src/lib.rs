@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod args;
+pub mod clock;
 pub mod config;
 pub mod health;
 mod in_force;

@@ -11,7 +11,7 @@ mod tests;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use metrics::{Counter, counter};
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 
 pub use export::Exporter;
 
+use crate::clock::since_1970;
 use crate::config;
 use crate::metrics::{Kind, describe};
 
@@ -326,8 +327,7 @@ fn random_trace() -> Option<u128> {
 }
 
 fn unix_nanos() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    u64::try_from(since_1970().as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn text(key: &str, value: impl Into<String>) -> KeyValue {

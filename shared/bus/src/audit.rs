@@ -12,11 +12,12 @@ use std::collections::HashMap;
 use std::num::NonZeroU8;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use async_nats::{HeaderMap, StatusCode};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use boot::clock::unix_ms;
 use bytes::Bytes;
 use futures::StreamExt;
 use rpc::TenantId;
@@ -271,7 +272,7 @@ impl AuditLog {
             first_sequence: at("/state/first_seq"),
             max_age_ms: at("/config/max_age") / 1_000_000,
             is_full,
-            now_ms: now_ms(),
+            now_ms: unix_ms(),
         })
     }
 
@@ -308,7 +309,7 @@ impl AuditLog {
         let Inner { bus, stream, subject_prefix, user, .. } = &*self.inner;
         let (number, previous) = head.map_or((1, None), |head| (head.number + 1, Some(head.previous)));
         let expected = previous.as_ref().map_or(0, |previous| previous.sequence);
-        let at_ms = now_ms();
+        let at_ms = unix_ms();
         let record = Record { number, id, tenant, at_ms, user: user.clone(), entry: entry.clone(), previous };
         let bytes = Bytes::from(serde_json::to_vec(&record).map_err(|error| unreadable(&error))?);
         let mut headers = HeaderMap::new();
@@ -392,11 +393,6 @@ fn number(headers: &HeaderMap, name: &'static str) -> Option<u64> {
 
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// To the millisecond, so that times stand in columns.

@@ -5,11 +5,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use async_nats::{HeaderMap, Message, StatusCode, Subject};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use boot::clock::since_1970;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -416,6 +417,5 @@ fn joined(prefix: &str, key: &str) -> Subject {
 
 /// Where a stream's sequence begins that may have been there before.
 pub(crate) fn now_us() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(1)
+    u64::try_from(since_1970().as_micros()).unwrap_or(1)
 }

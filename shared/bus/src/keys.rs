@@ -1,8 +1,9 @@
 //! With which keys are tickets signed and checked? One record, shared by authorizers and routers, and by nobody else.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use boot::clock::unix_s;
 use rpc::{Holder, Stamp, Ticket, TicketError, TicketKeys};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -53,7 +54,7 @@ impl Keyring {
 
     /// A ticket for `holder`; none before the first key.
     pub fn sign(&self, holder: Holder, stamp: Stamp) -> Option<Ticket> {
-        self.keys.borrow().sign(holder, stamp, now_s())
+        self.keys.borrow().sign(holder, stamp, unix_s())
     }
 
     /// Whether `ticket` is for `holder`.
@@ -61,7 +62,7 @@ impl Keyring {
     /// # Errors
     /// Why not.
     pub fn check(&self, ticket: &Ticket, holder: Holder) -> Result<(), TicketError> {
-        self.keys.borrow().check(ticket, holder, now_s())
+        self.keys.borrow().check(ticket, holder, unix_s())
     }
 }
 
@@ -110,7 +111,7 @@ async fn look(bucket: &Bucket, keys: &watch::Sender<Arc<TicketKeys>>) -> Result<
         };
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).map_err(unreadable)?;
-        let Some(rotated) = standing.rotated(secret, now_s()) else {
+        let Some(rotated) = standing.rotated(secret, unix_s()) else {
             if **keys.borrow() != standing {
                 keys.send_replace(Arc::new(standing));
             }
@@ -128,8 +129,4 @@ async fn look(bucket: &Bucket, keys: &watch::Sender<Arc<TicketKeys>>) -> Result<
 
 fn unreadable(error: impl std::fmt::Display) -> StoreError {
     StoreError::Unreadable(format!("the keys of tickets: {error}"))
-}
-
-fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

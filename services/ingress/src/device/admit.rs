@@ -11,9 +11,9 @@ use super::guesses::{NoTurn, Source};
 use super::mailbox::{EndReason, Mail};
 use super::offenders::{Owner, Who};
 use super::sessions::{CredentialDigest, Session, Visitor};
-use crate::calls::now_ms;
 use crate::metrics::ConnectResult;
 use crate::node::Node;
+use boot::clock::unix_ms;
 
 /// Why a device is not let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,7 +218,7 @@ impl Node {
             node: self.id,
             session: session.id,
             protocol,
-            at_ms: now_ms(),
+            at_ms: unix_ms(),
             tenant,
             customer,
             reason,
