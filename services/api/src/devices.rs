@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use rpc::{AppDevice, AppDevices, Outcome, Sought};
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -87,20 +87,34 @@ impl Device {
     }
 }
 
+/// Which devices of a page: what [`read_query`] reads.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "it describes what `read_query` reads")]
+struct Query {
+    /// Only those of this customer, by its id
+    customer: Option<String>,
+    /// Only those of this type
+    #[param(rename = "type")]
+    kind: Option<String>,
+    /// Only those with this label, as `zone=north`; with all
+    label: Option<Vec<String>>,
+    /// Only those whose name begins so
+    name: Option<String>,
+    /// Only those that are connected, or are not
+    online: Option<bool>,
+    /// At most so many, 1 to 500; 100
+    limit: Option<u32>,
+    /// `next` of the page before
+    after: Option<String>,
+}
+
 /// List the devices that the key reaches
 #[utoipa::path(
     get,
     path = "/v1/devices",
     tag = "devices",
-    params(
-        ("customer" = Option<String>, Query, description = "Only those of this customer, by its id"),
-        ("type" = Option<String>, Query, description = "Only those of this type"),
-        ("label" = Option<Vec<String>>, Query, description = "Only those with this label, as `zone=north`; with all"),
-        ("name" = Option<String>, Query, description = "Only those whose name begins so"),
-        ("online" = Option<bool>, Query, description = "Only those that are connected, or are not"),
-        ("limit" = Option<u32>, Query, description = "At most so many, 1 to 500; 100"),
-        ("after" = Option<String>, Query, description = "`next` of the page before"),
-    ),
+    params(Query),
     responses(
         (status = 200, description = "A page, by name", body = Page<Device>),
         (status = 401, description = "No key, or none that lives", body = Problem,
@@ -123,15 +137,7 @@ async fn list(State(server): State<Arc<Server>>, RawQuery(query): RawQuery, head
     get,
     path = "/v1/presence",
     tag = "devices",
-    params(
-        ("customer" = Option<String>, Query, description = "Only those of this customer, by its id"),
-        ("type" = Option<String>, Query, description = "Only those of this type"),
-        ("label" = Option<Vec<String>>, Query, description = "Only those with this label, as `zone=north`; with all"),
-        ("name" = Option<String>, Query, description = "Only those whose name begins so"),
-        ("online" = Option<bool>, Query, description = "Only those that are connected, or are not"),
-        ("limit" = Option<u32>, Query, description = "At most so many, 1 to 500; 100"),
-        ("after" = Option<String>, Query, description = "`next` of the page before"),
-    ),
+    params(Query),
     responses(
         (status = 200, description = "A page, by name", body = Page<Presence>),
         (status = 401, description = "No key, or none that lives", body = Problem,
