@@ -244,6 +244,10 @@ impl Plan {
         for _ in 0..rng.usize(0..=2) {
             plan.handover(&mut rng, heals_at.max(ends));
         }
+        let mut rng = fastrand::Rng::with_seed(seed ^ 0x51_ee9);
+        if rng.u8(0..10) == 0 {
+            plan.long_sleep(&mut rng);
+        }
         plan.steps.sort_by_key(|step| step.at);
         plan
     }
@@ -280,6 +284,18 @@ impl Plan {
             let timeout_ms = rng.u32(1_000..9_000);
             let calls_at = at + rng.u64(..2_500) * MS;
             self.step(calls_at, Transition::Call { caller, target, timeout_ms, connect_ms: 0 });
+        }
+    }
+
+    /// A router sleeps for longer than a lease, and somebody is called when it wakes.
+    fn long_sleep(&mut self, rng: &mut fastrand::Rng) {
+        let slot = self.nodes + rng.usize(..self.routers);
+        let (at, lasts) = (rng.u64(FAULTS_FROM..FAULTS_FROM + 4 * SECOND), rng.u64(11_000..16_000) * MS);
+        self.step(at, Transition::Pause { slot, lasts });
+        for _ in 0..rng.usize(1..6) {
+            let (caller, target) = (rng.usize(..self.devices), rng.usize(..self.devices));
+            let calls_at = at + lasts + rng.u64(..600) * MS;
+            self.step(calls_at, Transition::Call { caller, target, timeout_ms: 3_000, connect_ms: 0 });
         }
     }
 

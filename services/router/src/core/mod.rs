@@ -64,6 +64,8 @@ pub struct Underway<T> {
     refuted: Vec<Found>,
     /// A claim whose node did not respond though its lease stands, and the pause before it is tried again.
     unheard: Option<(Found, Duration)>,
+    /// The store has no claim that stands here, and has not told its end: the pause before it is asked again.
+    untold: Option<Duration>,
     /// Of those that wait for their target to come, while it does.
     place: Option<Place<Party>>,
     /// The rest.
@@ -80,7 +82,7 @@ impl<T> Underway<T> {
         payload: T,
     ) -> Self {
         let connect_deadline = connect_deadline.min(deadline);
-        let (refuted, unheard, has_waited, place) = (Vec::new(), None, false, None);
+        let (refuted, unheard, untold, has_waited, place) = (Vec::new(), None, None, false, None);
         Underway {
             id,
             target,
@@ -90,6 +92,7 @@ impl<T> Underway<T> {
             has_waited,
             refuted,
             unheard,
+            untold,
             place,
             payload,
         }
@@ -297,12 +300,23 @@ impl<T, R> Core<T, R> {
     /// What the store has of the target's claim; an error when it did not say.
     pub fn looked_up(
         &mut self,
-        call: Underway<T>,
+        mut call: Underway<T>,
         stored: Result<Option<Found>, ()>,
         now: Instant,
         actions: &mut Actions<T, R>,
     ) {
         let Ok(stored) = stored else { return actions.push(Action::End(call, Outcome::Unavailable)) };
+        let stands_here = || self.map.standing(call.target).is_some_and(|it| call.has_refuted(it));
+        let is_untold = stored.is_none() && stands_here() && self.moving.until(call.target).is_none();
+        if is_untold {
+            // Its feed is behind the store by a moment; or silent, and the store has lost what stands here, and may lack
+            // what it has not told either.
+            let pause = call.untold.map_or(FIRST_RETRY, |pause| (pause * 2).min(LAST_RETRY));
+            call.untold = Some(pause);
+            let look_at = (now + pause).min(call.deadline.instant());
+            return self.waiting.enter(call, look_at);
+        }
+        call.untold = None;
         for refuted in &call.refuted {
             if stored == Some(*refuted) {
                 // So that the next call need not find out again.
@@ -348,10 +362,13 @@ impl<T, R> Core<T, R> {
 
     /// A waiting call's time to be looked at has come.
     fn look_again(&mut self, mut call: Underway<T>, now: Instant, actions: &mut Actions<T, R>) {
-        let Some((found, _)) = call.unheard else { return self.end_not_found(call, now, actions) };
-        if call.deadline.has_passed(now) {
+        if (call.unheard.is_some() || call.untold.is_some()) && call.deadline.has_passed(now) {
             return actions.push(Action::End(call, Outcome::Unavailable));
         }
+        if call.untold.is_some() {
+            return self.call(call, now, actions);
+        }
+        let Some((found, _)) = call.unheard else { return self.end_not_found(call, now, actions) };
         if self.leases.may_live(found.claim.node, now) {
             return actions.push(Action::Deliver(call, found));
         }

@@ -181,6 +181,31 @@ fn a_session_that_is_not_there_is_looked_for_in_the_store_and_its_claim_removed(
 }
 
 #[test]
+fn a_claim_that_the_store_lacks_is_gone_only_once_it_has_told_so() {
+    let mut bench = Bench::new();
+    bench.live(1);
+    let found = bench.stands(1, 10);
+    let none =
+        |bench: &mut Bench, call| bench.told(|core, now, done| core.looked_up(call, Ok(None), now, done));
+    let done = bench.call(1_000, 0);
+    let call = looked_up(bench.refute(done, Refutation::NoSession));
+    assert!(none(&mut bench, call).is_empty(), "its feed may be silent, and the store have lost it");
+    let call = looked_up(bench.pass_ms(50));
+    bench.core.gone(TARGET, found.revision + 1, bench.now);
+    assert_eq!(ended(none(&mut bench, call)), Outcome::Offline);
+    // Without a word nothing is said of the device.
+    bench.stands(1, 20);
+    let done = bench.call(1_000, 0);
+    let mut call = looked_up(bench.refute(done, Refutation::NoSession));
+    for pause in [50, 100, 200, 400] {
+        assert!(none(&mut bench, call).is_empty());
+        call = looked_up(bench.pass_ms(pause));
+    }
+    assert!(none(&mut bench, call).is_empty());
+    assert_eq!(ended(bench.pass_ms(800)), Outcome::Unavailable);
+}
+
+#[test]
 fn a_node_that_reconnects_is_tried_again_and_its_devices_are_not_offline() {
     let mut bench = Bench::new();
     bench.live(1);
