@@ -13,12 +13,12 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
+use crate::common::find;
+use crate::common::output::{confirm, count, note, say, say_json};
+use crate::common::reach::ReachArgs;
+use crate::common::recorded::{ChangeArgs, Recorder, entry};
+use crate::common::table::Table;
 use crate::device::{label, labels};
-use crate::find;
-use crate::output::{confirm, count, note, say, say_json};
-use crate::reach::ReachArgs;
-use crate::recorded::{ChangeArgs, Recorder, entry};
-use crate::table::Table;
 
 const DAY_S: u64 = 86_400;
 

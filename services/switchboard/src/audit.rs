@@ -13,10 +13,10 @@ use clap::{Args, Subcommand};
 use rpc::{DeviceId, TenantId};
 use serde::Serialize;
 
-use crate::find;
-use crate::output::{count, note, say, say_json};
-use crate::reach::{ReachArgs, Reached};
-use crate::recorded;
+use crate::common::find;
+use crate::common::output::{count, note, say, say_json};
+use crate::common::reach::{ReachArgs, Reached};
+use crate::common::recorded;
 
 /// Between two looks for more.
 const FOLLOW_PAUSE: Duration = Duration::from_millis(500);

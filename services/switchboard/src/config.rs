@@ -7,8 +7,8 @@ use boot::config::{self, Softened, Sources};
 use boot::{CommonArgs, Settings};
 use clap::{Args, Subcommand};
 
-use crate::output::{note, say};
-use crate::reach::EXIT_USAGE;
+use crate::common::output::{note, say};
+use crate::common::reach::EXIT_USAGE;
 
 #[derive(Subcommand)]
 pub(crate) enum ConfigVerb {

@@ -8,11 +8,11 @@ use rpc::{CustomerId, TenantId};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::find;
-use crate::output::{confirm, count, note, say, say_json};
-use crate::reach::ReachArgs;
-use crate::recorded::{ChangeArgs, entry};
-use crate::table::Table;
+use crate::common::find;
+use crate::common::output::{confirm, count, note, say, say_json};
+use crate::common::reach::ReachArgs;
+use crate::common::recorded::{ChangeArgs, entry};
+use crate::common::table::Table;
 
 #[derive(Subcommand)]
 pub(crate) enum CustomerVerb {

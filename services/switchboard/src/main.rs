@@ -1,35 +1,21 @@
 //! The command that people type: start a system, keep the registry, make a call.
 
-mod access;
-mod addresses;
 mod app;
 mod audit;
 mod call;
-mod cluster;
+mod common;
 mod config;
 mod customer;
-mod data_dir;
-mod demo;
 mod device;
-mod export;
-mod find;
-mod guard;
-mod import;
-mod nats;
 mod node;
-mod output;
 mod policy;
-mod reach;
-mod recorded;
-mod rows;
-mod table;
+mod system;
 mod tenant;
-mod up;
-mod via;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use common::reach;
 
 /// Switchboard lets IoT devices find and call each other.
 #[derive(Parser)]
@@ -55,9 +41,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Start a whole system in this process, with its own NATS server, until Ctrl-C
-    Up(Box<up::UpArgs>),
+    Up(Box<system::up::UpArgs>),
     /// Start a small cluster on this machine, each service a process of its own, until Ctrl-C
-    Cluster(Box<cluster::ClusterArgs>),
+    Cluster(Box<system::cluster::ClusterArgs>),
     /// Add, list, change, remove, import and export devices
     Device {
         #[command(subcommand)]
@@ -104,8 +90,8 @@ enum Command {
 
 fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Up(args) => up::run(*args),
-        Command::Cluster(args) => cluster::run(*args),
+        Command::Up(args) => system::up::run(*args),
+        Command::Cluster(args) => system::cluster::run(*args),
         Command::Device { verb } => reach::run(device::run(verb)),
         Command::Customer { verb } => reach::run(customer::run(verb)),
         Command::Tenant { verb } => reach::run(tenant::run(verb)),

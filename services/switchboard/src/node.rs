@@ -10,9 +10,9 @@ use clap::{Args, Subcommand};
 use rpc::{NodeId, NodeReport, NodeState, Order, Pace, wire};
 use serde::Serialize;
 
-use crate::output::{count, grouped, note, say, say_json};
-use crate::reach::{ReachArgs, Reached};
-use crate::table::Table;
+use crate::common::output::{count, grouped, note, say, say_json};
+use crate::common::reach::{ReachArgs, Reached};
+use crate::common::table::Table;
 
 /// A node that is there answers much sooner.
 const ANSWER_WAIT: Duration = Duration::from_secs(1);

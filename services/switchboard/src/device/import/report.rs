@@ -13,9 +13,9 @@ use rpc::{CustomerId, DeviceId, TenantId};
 use serde::Serialize;
 
 use super::plan::Plan;
-use crate::output::{count, grouped, note, say, say_json};
-use crate::rows::{self, Fault};
-use crate::table::Table;
+use crate::common::output::{count, grouped, note, say, say_json};
+use crate::common::table::Table;
+use crate::device::rows::{self, Fault};
 
 /// What an import did.
 #[derive(Debug, Default)]

@@ -10,7 +10,7 @@ use bus::registry::Registry;
 use clap::Args;
 use rpc::{DeviceId, TenantId};
 
-use crate::reach::{ReachArgs, Reached};
+use crate::common::reach::{ReachArgs, Reached};
 
 /// Who changes something, and what for.
 #[derive(Args, Clone, Debug, Default)]

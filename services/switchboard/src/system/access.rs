@@ -9,7 +9,7 @@ use anyhow::Context;
 use boot::config::{Nats, Secret};
 use uuid::Uuid;
 
-use crate::data_dir::{DataDir, default_path};
+use crate::system::data_dir::{DataDir, default_path};
 
 /// The one user of our own NATS server.
 pub(crate) const USER: &str = "switchboard";

@@ -5,13 +5,13 @@ use boot::Settings;
 use bus::Bus;
 use bus::registry::Registry;
 
-use crate::import::Plan;
-use crate::output::note;
-use crate::recorded::{ReasonArgs, Recorder};
-use crate::rows;
+use crate::common::output::note;
+use crate::common::recorded::{ReasonArgs, Recorder};
+use crate::device::import::Plan;
+use crate::device::rows;
 
 /// Its tokens are public: it is loaded by `--demo` alone.
-const ACCOUNT: &str = include_str!("../demo-account.json");
+const ACCOUNT: &str = include_str!("../../demo-account.json");
 
 /// Adds what is missing of the demo account. How many of its parts stand there otherwise, and were left alone.
 ///

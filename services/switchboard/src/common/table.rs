@@ -1,6 +1,6 @@
 //! How does a list look to a person? Columns as wide as their widest entry.
 
-use crate::output::say;
+use crate::common::output::say;
 
 /// Rows under headings; the last column is not padded.
 pub(crate) struct Table {

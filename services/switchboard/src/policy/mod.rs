@@ -19,11 +19,11 @@ use switchboard_authorizer::external::{Asker, Objection};
 use switchboard_authorizer::policy::{Action, BUILT_IN, Context, Facts, PolicySet, explain, survey};
 
 use crate::audit;
-use crate::find::{self, PickArgs};
-use crate::output::{count, grouped, note, say, say_json};
-use crate::reach::{ReachArgs, Reached};
-use crate::recorded::{self, ReasonArgs, Recorder, entry};
-use crate::table::Table;
+use crate::common::find::{self, PickArgs};
+use crate::common::output::{count, grouped, note, say, say_json};
+use crate::common::reach::{ReachArgs, Reached};
+use crate::common::recorded::{self, ReasonArgs, Recorder, entry};
+use crate::common::table::Table;
 
 /// The name of the text that a tenant's policies begin with.
 const BUILT_IN_NAME: &str = "built-in";

@@ -1,5 +1,9 @@
 //! Which devices are there? `switchboard device …`
 
+mod export;
+pub(crate) mod import;
+pub(crate) mod rows;
+
 use std::collections::{BTreeMap, HashSet};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,12 +16,12 @@ use rpc::{CustomerId, DeviceId, PresenceReply, PresenceRequest, TenantId, wire};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::find::PickArgs;
-use crate::output::{confirm, count, note, say, say_json};
-use crate::reach::ReachArgs;
-use crate::recorded::{ChangeArgs, entry};
-use crate::table::Table;
-use crate::{export, find, import};
+use crate::common::find;
+use crate::common::find::PickArgs;
+use crate::common::output::{confirm, count, note, say, say_json};
+use crate::common::reach::ReachArgs;
+use crate::common::recorded::{ChangeArgs, entry};
+use crate::common::table::Table;
 
 /// How long routers may take to say whether a device is online; then it is not shown.
 const PRESENCE_WAIT: Duration = Duration::from_secs(1);

@@ -1,5 +1,7 @@
 //! What does a device get when it calls another one? `switchboard call`, through authorizer and router as any call.
 
+mod via;
+
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -17,10 +19,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use switchboard_ingress::device_api;
 
-use crate::find;
-use crate::output::{note, say, say_json};
-use crate::reach::ReachArgs;
-use crate::via::Via;
+use crate::common::find;
+use crate::common::output::{note, say, say_json};
+use crate::common::reach::ReachArgs;
+use via::Via;
 
 /// How much longer than the call itself its outcome is waited for.
 const GRACE: Duration = Duration::from_secs(1);

@@ -16,14 +16,14 @@ use switchboard_ingress::Ingress;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::access;
-use crate::addresses::{AddressFile, Addresses, DeviceAddresses, ServiceAddresses};
-use crate::data_dir::DataDir;
-use crate::demo;
-use crate::guard::Guard;
-use crate::nats::Nats;
-use crate::output::{complain, note, say};
-use crate::reach::EXIT_USAGE;
+use crate::common::output::{complain, note, say};
+use crate::common::reach::EXIT_USAGE;
+use crate::system::access;
+use crate::system::addresses::{AddressFile, Addresses, DeviceAddresses, ServiceAddresses};
+use crate::system::data_dir::DataDir;
+use crate::system::demo;
+use crate::system::guard::Guard;
+use crate::system::nats::Nats;
 
 /// After so long a person is told what is still waited for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);

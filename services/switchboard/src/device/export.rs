@@ -12,10 +12,12 @@ use rpc::{CustomerId, DeviceId, TenantId};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::find::PickArgs;
-use crate::output::{count, note};
-use crate::reach::ReachArgs;
-use crate::{device, find, rows};
+use super::rows;
+use crate::common::find;
+use crate::common::find::PickArgs;
+use crate::common::output::{count, note};
+use crate::common::reach::ReachArgs;
+use crate::device;
 
 #[derive(Args)]
 pub(crate) struct ExportArgs {

@@ -10,10 +10,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::access::{Password, PasswordFile};
-use crate::data_dir::DataDir;
-use crate::guard::Guard;
-use crate::output::note;
+use crate::common::output::note;
+use crate::system::access::{Password, PasswordFile};
+use crate::system::data_dir::DataDir;
+use crate::system::guard::Guard;
 
 const NAME: &str = "nats-server";
 /// How long nats-server may take to read what it has stored, and to stop.

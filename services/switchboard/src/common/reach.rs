@@ -10,8 +10,8 @@ use bus::registry::Registry;
 use bus::{Bus, BusError, BusSettings};
 use clap::Args;
 
-use crate::access;
-use crate::output::{complain, note};
+use crate::common::output::{complain, note};
+use crate::system::access;
 
 /// The exit status of a command whose flags or settings are at fault, as clap has it.
 pub(crate) const EXIT_USAGE: u8 = 2;

@@ -18,11 +18,11 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::addresses::{AddressFile, Addresses, DeviceAddresses, ServiceAddresses};
-use crate::demo;
-use crate::guard::Guard;
-use crate::output::{complain, note, say};
-use crate::up::{Asked, ListenArgs, OwnArgs, PATIENCE, asked, next_steps, signals, start_nats};
+use crate::common::output::{complain, note, say};
+use crate::system::addresses::{AddressFile, Addresses, DeviceAddresses, ServiceAddresses};
+use crate::system::demo;
+use crate::system::guard::Guard;
+use crate::system::up::{Asked, ListenArgs, OwnArgs, PATIENCE, asked, next_steps, signals, start_nats};
 
 /// How long a service may take longer than its own `drain_ms` to end.
 const STOP_GRACE: Duration = Duration::from_secs(5);

@@ -14,8 +14,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 pub(crate) use self::plan::Plan;
 use self::report::TokenFile;
-use crate::recorded::ChangeArgs;
-use crate::rows;
+use crate::common::recorded::ChangeArgs;
+use crate::device::rows;
 
 #[derive(Args)]
 #[command(after_help = "\

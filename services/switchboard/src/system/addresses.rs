@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::Serialize;
 
-use crate::access::USER;
+use crate::system::access::USER;
 
 /// What a file of addresses holds.
 #[derive(Debug, Serialize)]

@@ -12,9 +12,9 @@ use rpc::{CredentialHash, CustomerId, DeviceId, TenantId};
 use uuid::Uuid;
 
 use super::report::Report;
-use crate::output::count;
-use crate::recorded::entry;
-use crate::rows::{self, Fault, Place, Row};
+use crate::common::output::count;
+use crate::common::recorded::entry;
+use crate::device::rows::{self, Fault, Place, Row};
 
 /// Tenants and customers that are made at a time.
 const IN_FLIGHT: usize = 64;
