@@ -309,8 +309,8 @@ impl<T, R> Core<T, R> {
         let stands_here = || self.map.standing(call.target).is_some_and(|it| call.has_refuted(it));
         let is_untold = stored.is_none() && stands_here() && self.moving.until(call.target).is_none();
         if is_untold {
-            // Its feed is behind the store by a moment; or silent, and the store has lost what stands here, and may lack
-            // what it has not told either.
+            // Its feed is behind the store by a moment; or silent, and the store has lost what stands here, and may
+            // lack what it has not told either.
             let pause = call.untold.map_or(FIRST_RETRY, |pause| (pause * 2).min(LAST_RETRY));
             call.untold = Some(pause);
             let look_at = (now + pause).min(call.deadline.instant());

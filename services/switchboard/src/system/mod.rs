@@ -1,5 +1,5 @@
-//! How does a system of ours live on this machine? `switchboard up` and `switchboard cluster`: one process or many, with
-//! a NATS server of their own.
+//! How does a system of ours live on this machine? `switchboard up` and `switchboard cluster`: one process or many,
+//! with a NATS server of their own.
 
 pub(crate) mod access;
 mod addresses;
