@@ -15,17 +15,19 @@ use serde::Serialize;
 /// When the process has ended.
 pub fn used(pid: u32) -> Result<Duration> {
     let ticks = by_ticks(pid).with_context(|| format!("process {pid} has ended"))?;
-    Ok(by_scheduler(pid).map_or(ticks, |exact| exact.max(ticks)))
+    let exact: Duration = used_by_threads(pid).map(|(_, ran)| ran).sum();
+    Ok(exact.max(ticks))
 }
 
-fn by_scheduler(pid: u32) -> Option<Duration> {
-    let mut total_ns = 0;
-    for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
+/// What each thread of a process has run, by its id and the scheduler's count; nothing of one that has ended.
+pub fn used_by_threads(pid: u32) -> impl Iterator<Item = (u32, Duration)> {
+    fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().filter_map(|thread| {
         // A thread may end between the listing and the reading.
-        let Ok(line) = fs::read_to_string(thread.ok()?.path().join("schedstat")) else { continue };
-        total_ns += line.split_ascii_whitespace().next()?.parse::<u64>().ok()?;
-    }
-    Some(Duration::from_nanos(total_ns))
+        let thread = thread.ok()?;
+        let line = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        let ran_ns = line.split_ascii_whitespace().next()?.parse().ok()?;
+        Some((thread.file_name().to_str()?.parse().ok()?, Duration::from_nanos(ran_ns)))
+    })
 }
 
 fn by_ticks(pid: u32) -> Result<Duration> {

@@ -8,6 +8,7 @@ pub mod bars;
 pub mod cpu;
 pub mod frame;
 pub mod link;
+pub mod noise;
 pub mod report;
 pub mod run;
 pub mod scenario;

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use anyhow::Result;
 use serde::{Serialize, Serializer};
 
+use crate::noise::Noise;
 use crate::scenario::Scenario;
 use crate::systems::{Process, System};
 use crate::tally::{Faults, Latency};
@@ -97,8 +98,9 @@ pub struct LoadFigures {
     pub client_cpu_us_a_call: f64,
     /// How much of its one thread's time the bench used: near 100, it was what limited calls a second.
     pub client_busy_percent: f64,
-    /// What everything else on the machine used, in percent of one core: figures of a busy machine are worth little.
-    pub others_busy_percent: f64,
+    /// What the machine did besides.
+    #[serde(flatten)]
+    pub noise: Noise,
     /// Resident memory when the window ended.
     pub server_rss_mib: PerProcess<f64>,
 }
@@ -233,7 +235,7 @@ impl Report {
     /// What others used of the machine, at worst and in percent of one core, while calls were measured.
     pub fn others_busy_percent(&self) -> f64 {
         let loads = self.samples.iter().filter_map(|sample| match &sample.figures {
-            Some(Figures::Load(load)) => Some(load.others_busy_percent),
+            Some(Figures::Load(load)) => Some(load.noise.others_busy_percent),
             _ => None,
         });
         loads.fold(0.0, f64::max)
@@ -291,6 +293,7 @@ impl Report {
             "p99",
             "p99.9",
             "max",
+            "wake-up p99",
             "client µs a call",
             "client busy %",
             "others busy %",
@@ -315,9 +318,10 @@ impl Report {
                 figure(3, |load| load.latency.p99_ms),
                 figure(3, |load| load.latency.p999_ms),
                 figure(2, |load| load.latency.max_ms),
+                figure(3, |load| load.noise.wake_p99_ms),
                 figure(1, |load| load.client_cpu_us_a_call),
                 figure(0, |load| load.client_busy_percent),
-                figure(0, |load| load.others_busy_percent),
+                figure(0, |load| load.noise.others_busy_percent),
                 figure(1, |load| load.server_rss_mib.sum()),
             ]);
             columns.push(column);

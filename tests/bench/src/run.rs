@@ -9,6 +9,7 @@ use tokio::time::sleep;
 
 use crate::cpu;
 use crate::link::Scratch;
+use crate::noise::Watch;
 use crate::report::{Figures, IdleFigures, LoadFigures, PerProcess, Sample};
 use crate::scenario::Scenario;
 use crate::systems::{Process, Running, System, Tools};
@@ -118,7 +119,13 @@ async fn measure(
 async fn load(running: &Running, plan: Plan) -> Result<(Figures, Faults)> {
     let scratch = Scratch::new();
     let crew = workload::connect(&running.addresses, running.dialect.as_ref(), &plan, &scratch).await?;
-    let (observed, before, after) = crew.run(&plan, || Usage::read(&running.processes)).await?;
+    let watch = Watch::new(running.processes.iter().map(|process| process.pid).collect());
+    let edge = || {
+        watch.edge();
+        Usage::read(&running.processes)
+    };
+    let (observed, before, after) = crew.run(&plan, edge).await?;
+    let noise = watch.end()?;
     ensure!(observed.answered > 0, "not one right answer: {:?}", observed.tally.faults());
 
     let calls = count(observed.answered);
@@ -133,7 +140,7 @@ async fn load(running: &Running, plan: Plan) -> Result<(Figures, Faults)> {
         server_cpu_us_a_call: cpu.map(|used| used.as_secs_f64() * 1e6 / calls),
         client_cpu_us_a_call: client.as_secs_f64() * 1e6 / calls,
         client_busy_percent: client.as_secs_f64() * 100.0 / window_s,
-        others_busy_percent: after.others_since(&before).as_secs_f64() * 100.0 / window_s,
+        noise,
         server_rss_mib: after.memory.map(|memory| count(memory.rss_bytes) / (1024.0 * 1024.0)),
     };
     Ok((Figures::Load(figures), observed.tally.faults()))
@@ -185,7 +192,6 @@ struct Usage {
     cpu: PerProcess<Duration>,
     memory: PerProcess<cpu::Memory>,
     client_cpu: Duration,
-    all_cpu: Duration,
 }
 
 impl Usage {
@@ -194,19 +200,11 @@ impl Usage {
             cpu: PerProcess::of(processes, cpu::used)?,
             memory: PerProcess::of(processes, cpu::memory)?,
             client_cpu: cpu::used(std::process::id())?,
-            all_cpu: cpu::used_by_all()?,
         })
     }
 
     fn cpu_since(&self, before: &Self) -> PerProcess<Duration> {
         self.cpu.zip(&before.cpu, |after, before| after.saturating_sub(*before))
-    }
-
-    /// What everything else on the machine used.
-    fn others_since(&self, before: &Self) -> Duration {
-        let servers = self.cpu_since(before).map(Duration::as_secs_f64).sum();
-        let ours = Duration::from_secs_f64(servers) + self.client_cpu.saturating_sub(before.client_cpu);
-        self.all_cpu.saturating_sub(before.all_cpu).saturating_sub(ours)
     }
 }
 
