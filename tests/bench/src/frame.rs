@@ -42,6 +42,13 @@ pub enum Packet<'a> {
     PingResp,
     /// Good bye (§3.14).
     Disconnect,
+    /// NATS: what a server says of itself.
+    Greeting,
+    /// NATS: what was not allowed. Nothing says which message is meant, but for the subject in the text.
+    Refusal {
+        /// The line, as it stands.
+        text: &'a [u8],
+    },
 }
 
 /// Takes the first packet off `bytes`: it and its length, or `None` when it has not arrived in full.
@@ -122,18 +129,17 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Appends a CONNECT with a clean session; an empty `username` is left out.
-pub fn connect(out: &mut Vec<u8>, client_id: &str, username: &str, keep_alive_s: u16) {
-    let login = if username.is_empty() { 0 } else { 2 + username.len() };
-    header(out, 0x10, 10 + 2 + client_id.len() + login);
+/// Appends a CONNECT with a clean session; an empty `username` or `password` is left out.
+pub fn connect(out: &mut Vec<u8>, client_id: &str, [username, password]: [&str; 2], keep_alive_s: u16) {
+    let login = [(username, 0x80), (password, 0x40)].into_iter().filter(|(text, _)| !text.is_empty());
+    let login_bytes: usize = login.clone().map(|(text, _)| 2 + text.len()).sum();
+    header(out, 0x10, 10 + 2 + client_id.len() + login_bytes);
     string(out, b"MQTT");
     out.push(4);
-    out.push(if username.is_empty() { 0x02 } else { 0x82 });
+    out.push(login.clone().fold(0x02, |flags, (_, flag)| flags | flag));
     out.extend_from_slice(&keep_alive_s.to_be_bytes());
     string(out, client_id.as_bytes());
-    if !username.is_empty() {
-        string(out, username.as_bytes());
-    }
+    login.for_each(|(text, _)| string(out, text.as_bytes()));
 }
 
 /// Appends a CONNACK without a stored session.
@@ -230,8 +236,9 @@ mod tests {
     #[test]
     fn what_is_written_is_read_again() {
         let mut bytes = Vec::new();
-        connect(&mut bytes, "client", "token", 60);
-        connect(&mut bytes, "client", "", 60);
+        connect(&mut bytes, "client", ["token", ""], 60);
+        connect(&mut bytes, "client", ["", ""], 60);
+        connect(&mut bytes, "client", ["user", "password"], 60);
         connack(&mut bytes, 5);
         subscribe(&mut bytes, 7, "a/+");
         suback(&mut bytes, 7);
@@ -242,6 +249,7 @@ mod tests {
         let expected = [
             Packet::Connect { username: b"token" },
             Packet::Connect { username: b"" },
+            Packet::Connect { username: b"user" },
             Packet::ConnAck { code: 5 },
             Packet::Subscribe { packet_id: 7, filter: b"a/+" },
             Packet::SubAck { code: 0 },

@@ -7,7 +7,9 @@
 pub mod bars;
 pub mod cpu;
 pub mod frame;
+pub mod framing;
 pub mod link;
+pub mod nats_frame;
 pub mod noise;
 pub mod report;
 pub mod run;

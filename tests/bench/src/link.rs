@@ -16,6 +16,8 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::frame::{self, Packet};
+use crate::framing::Framing;
+use crate::nats_frame;
 
 const SHARED_BUFFER_BYTES: usize = 16 * 1024;
 
@@ -40,11 +42,11 @@ impl Default for Scratch {
 ///
 /// # Errors
 /// When TCP_NODELAY cannot be set.
-pub fn open(stream: TcpStream) -> io::Result<(Reader, Rc<Outbox>)> {
+pub fn open(stream: TcpStream, framing: Framing) -> io::Result<(Reader, Rc<Outbox>)> {
     stream.set_nodelay(true)?;
     let (read, write) = stream.into_split();
     let outbox = Rc::new(Outbox { write, unsent: RefCell::default(), reader: RefCell::default() });
-    Ok((Reader { read, cut_off: Vec::new(), outbox: Rc::clone(&outbox) }, outbox))
+    Ok((Reader { read, framing, cut_off: Vec::new(), outbox: Rc::clone(&outbox) }, outbox))
 }
 
 /// What is to be written to a socket. Its reader's task sends what others leave behind.
@@ -124,6 +126,7 @@ impl Outbox {
 #[derive(Debug)]
 pub struct Reader {
     read: OwnedReadHalf,
+    framing: Framing,
     cut_off: Vec<u8>,
     outbox: Rc<Outbox>,
 }
@@ -163,33 +166,40 @@ impl Reader {
 
     fn take(&mut self, arrived: &[u8], handle: &mut impl FnMut(Packet<'_>) -> Result<()>) -> Result<()> {
         if self.cut_off.is_empty() {
-            let used = take_whole(arrived, handle)?;
+            let used = self.take_whole(arrived, handle)?;
             self.cut_off.extend_from_slice(arrived.get(used..).unwrap_or_default());
         } else {
             self.cut_off.extend_from_slice(arrived);
-            let used = take_whole(&self.cut_off, handle)?;
+            let used = self.take_whole(&self.cut_off, handle)?;
             self.cut_off.drain(..used);
         }
         Ok(())
     }
-}
 
-fn take_whole(bytes: &[u8], handle: &mut impl FnMut(Packet<'_>) -> Result<()>) -> Result<usize> {
-    let mut used = 0;
-    while let Some((packet, length)) = frame::split(bytes.get(used..).unwrap_or_default())? {
-        handle(packet)?;
-        used += length;
+    fn take_whole(&self, bytes: &[u8], handle: &mut impl FnMut(Packet<'_>) -> Result<()>) -> Result<usize> {
+        let mut used = 0;
+        while let Some((packet, length)) = self.framing.split(bytes.get(used..).unwrap_or_default())? {
+            match self.framing.courtesy(&packet) {
+                Some(answer) => self.outbox.queue(answer),
+                None => handle(packet)?,
+            }
+            used += length;
+        }
+        Ok(used)
     }
-    Ok(used)
 }
 
 /// Who connects, and what it wants to hear.
 #[derive(Debug, Clone)]
 pub struct Login {
+    /// How it talks.
+    pub framing: Framing,
     /// The MQTT client id, unique among the devices.
     pub client_id: String,
     /// The user name, empty for none.
     pub username: String,
+    /// The password, empty for none.
+    pub password: String,
     /// The filter to subscribe.
     pub filter: String,
 }
@@ -206,34 +216,59 @@ pub async fn connect(
     login: &Login,
     scratch: &Scratch,
 ) -> Result<(Reader, Rc<Outbox>)> {
-    let (mut reader, outbox) = open(TcpStream::connect(address).await?)?;
-    outbox.queue(|out| frame::connect(out, &login.client_id, &login.username, KEEP_ALIVE_S));
-    let mut accepted = false;
-    while !accepted {
-        let greeted = |packet: Packet<'_>| match packet {
-            Packet::ConnAck { code: 0 } => {
-                accepted = true;
-                Ok(())
-            }
-            Packet::ConnAck { code } => bail!("{} was refused with CONNACK code {code}", login.client_id),
-            other => bail!("{other:?} instead of a CONNACK"),
-        };
-        reader.batch(scratch, greeted).await?;
-    }
-    outbox.queue(|out| frame::subscribe(out, 1, &login.filter));
-    let mut granted = false;
-    while !granted {
-        let answered = |packet: Packet<'_>| match packet {
-            Packet::SubAck { code: 0 } => {
-                granted = true;
-                Ok(())
-            }
-            Packet::SubAck { code } => {
-                bail!("{} may not subscribe {}: {code:#x}", login.client_id, login.filter)
-            }
-            other => bail!("{other:?} instead of a SUBACK"),
-        };
-        reader.batch(scratch, answered).await?;
+    let (mut reader, outbox) = open(TcpStream::connect(address).await?, login.framing)?;
+    let (client_id, filter) = (&login.client_id, &login.filter);
+    match login.framing {
+        Framing::Mqtt => {
+            let names = [login.username.as_str(), &login.password];
+            outbox.queue(|out| frame::connect(out, client_id, names, KEEP_ALIVE_S));
+            let greeted = |packet: Packet<'_>| match packet {
+                Packet::ConnAck { code: 0 } => Ok(true),
+                Packet::ConnAck { code } => bail!("{client_id} was refused with CONNACK code {code}"),
+                other => bail!("{other:?} instead of a CONNACK"),
+            };
+            until(&mut reader, scratch, greeted).await?;
+            outbox.queue(|out| frame::subscribe(out, 1, filter));
+            let answered = |packet: Packet<'_>| match packet {
+                Packet::SubAck { code: 0 } => Ok(true),
+                Packet::SubAck { code } => bail!("{client_id} may not subscribe {filter}: {code:#x}"),
+                other => bail!("{other:?} instead of a SUBACK"),
+            };
+            until(&mut reader, scratch, answered).await?;
+        }
+        Framing::Nats => {
+            outbox.queue(|out| {
+                nats_frame::connect(out, client_id, &login.username, &login.password);
+                nats_frame::subscribe(out, filter);
+                // Its answer is the acknowledgement of both.
+                nats_frame::ping(out);
+            });
+            let answered = |packet: Packet<'_>| match packet {
+                Packet::Greeting => Ok(false),
+                Packet::PingResp => Ok(true),
+                Packet::Refusal { text } => bail!("{client_id}: {}", String::from_utf8_lossy(text)),
+                other => bail!("{other:?} instead of a PONG"),
+            };
+            until(&mut reader, scratch, answered).await?;
+        }
     }
     Ok((reader, outbox))
+}
+
+/// Reads until a packet is what is waited for.
+async fn until(
+    reader: &mut Reader,
+    scratch: &Scratch,
+    mut is_it: impl FnMut(Packet<'_>) -> Result<bool>,
+) -> Result<()> {
+    let mut came = false;
+    while !came {
+        reader
+            .batch(scratch, |packet| {
+                came |= is_it(packet)?;
+                Ok(())
+            })
+            .await?;
+    }
+    Ok(())
 }

@@ -12,7 +12,7 @@ use switchboard_bench::bars;
 use switchboard_bench::report::Report;
 use switchboard_bench::run::{self, Options};
 use switchboard_bench::scenario::{self, Scenario};
-use switchboard_bench::systems::{System, Tools, first_line};
+use switchboard_bench::systems::{self, System, Tools, first_line};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
@@ -34,8 +34,11 @@ enum Command {
 #[derive(clap::Args)]
 struct RunArguments {
     /// The systems to compare, in the order in which they take turns
-    #[arg(long, value_delimiter = ',', default_value = "switchboard,chain,mosquitto,rumqttd")]
+    #[arg(long, value_delimiter = ',', default_values = systems::DEFAULT, help = systems::SYNTAX)]
     systems: Vec<System>,
+    /// Of how many nodes those systems are to be that come in numbers
+    #[arg(long, value_delimiter = ',', default_value = "1", value_parser = nodes)]
+    nodes: Vec<usize>,
     #[arg(long = "scenario", value_delimiter = ',', help = scenario::SYNTAX, default_values = scenario::DEFAULT)]
     scenarios: Vec<Scenario>,
     /// How often each system meets each scenario; the tables show medians
@@ -62,6 +65,11 @@ struct RunArguments {
     /// The mosquitto to use [default: the one in /usr/sbin or PATH]
     #[arg(long, value_name = "FILE", env = "SWITCHBOARD_BENCH_MOSQUITTO")]
     mosquitto: Option<PathBuf>,
+}
+
+fn nodes(text: &str) -> Result<usize, String> {
+    let nodes = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (1..=16).contains(&nodes) { Ok(nodes) } else { Err("1 … 16 nodes".to_owned()) }
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -93,7 +101,7 @@ async fn measure(arguments: &RunArguments) -> Result<ExitCode> {
     let versions = options
         .systems
         .iter()
-        .map(|system| Ok(format!("{}: {}", system.name(), system.version(&options.tools)?)))
+        .map(|system| system.version(&options.tools).map(|version| system.described(&version)))
         .collect::<Result<Vec<_>>>()?;
     allow_connections(&options.scenarios)?;
     if cfg!(debug_assertions) {
@@ -133,8 +141,12 @@ fn options(arguments: &RunArguments) -> Result<Options> {
             this.parent().context("this program is in no folder")?.to_owned()
         }
     };
+    let of_nodes = |system: &System| match system.nodes() {
+        Some(1) => arguments.nodes.iter().map(|nodes| system.with_nodes(*nodes)).collect(),
+        _ => vec![*system],
+    };
     Ok(Options {
-        systems: arguments.systems.clone(),
+        systems: arguments.systems.iter().flat_map(of_nodes).collect(),
         scenarios: arguments.scenarios.clone(),
         rounds: arguments.rounds,
         window: Duration::from_secs_f64(arguments.seconds),

@@ -150,7 +150,7 @@ impl Sample {
     /// One line for people who wait.
     pub fn line(&self) -> String {
         let head =
-            format!("{:<14} round {} {:<12}", self.scenario.to_string(), self.round, self.system.name());
+            format!("{:<14} round {} {:<12}", self.scenario.to_string(), self.round, self.system.to_string());
         if let Some(fault) = self.fault() {
             return format!("{head} FAILED: {fault}");
         }
@@ -245,7 +245,7 @@ impl Report {
     pub fn faults(&self) -> Vec<String> {
         let faulty = |sample: &Sample| {
             let fault = sample.fault()?;
-            Some(format!("{} round {}, {}: {fault}", sample.scenario, sample.round, sample.system.name()))
+            Some(format!("{} round {}, {}: {fault}", sample.scenario, sample.round, sample.system))
         };
         self.samples.iter().filter_map(faulty).collect()
     }
@@ -307,7 +307,7 @@ impl Report {
                     .map_or("failed".into(), |value| format!("{value:.decimals$}"))
             };
             let mut column = vec![
-                system.name().to_owned(),
+                system.to_string(),
                 figure(0, |load| load.calls_per_s),
                 figure(1, |load| load.server_cpu_us_a_call.sum()),
             ];
@@ -352,7 +352,7 @@ impl Report {
             let failed: usize = self.idles(system, scenario).map(|idle| idle.failed + idle.dropped).sum();
             let connected = self.idles(system, scenario).map(|idle| idle.connected).min();
             let mut column = vec![
-                system.name().to_owned(),
+                system.to_string(),
                 connected.map_or("failed".into(), |connected| connected.to_string()),
                 failed.to_string(),
                 figure(0, |idle| idle.connects_per_s),

@@ -14,7 +14,6 @@ use crate::report::{Figures, IdleFigures, LoadFigures, PerProcess, Sample};
 use crate::scenario::Scenario;
 use crate::systems::{Process, Running, System, Tools};
 use crate::tally::Faults;
-use crate::wire::Dialect;
 use crate::workload::{self, Expected, Pace, Plan};
 
 /// Before the first connect, so that starting is over, and after the last: what the system still does about it belongs
@@ -50,9 +49,7 @@ pub async fn run(options: &Options, mut heard: impl FnMut(&Sample)) -> Result<Ve
     for scenario in &options.scenarios {
         for round in 1..=options.rounds {
             for system in &options.systems {
-                if matches!(scenario, Scenario::Offline { .. } | Scenario::Fair { .. })
-                    && !system.knows_offline()
-                {
+                if !system.takes_part_in(*scenario) || round > scenario.rounds_max() {
                     continue;
                 }
                 std::fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
@@ -148,7 +145,8 @@ async fn load(running: &Running, plan: Plan) -> Result<(Figures, Faults)> {
 
 async fn idle(running: &Running, devices: usize) -> Result<(Figures, Faults)> {
     let scratch = Scratch::new();
-    let logins = (0..devices).map(|index| idle_login(running.dialect.as_ref(), index));
+    // Each as somebody's target.
+    let logins = (0..devices).map(|device| running.dialect.between(device, device).target);
     sleep(SETTLE).await;
     let before = Usage::read(&running.processes)?;
     let started = Instant::now();
@@ -172,19 +170,6 @@ async fn idle(running: &Running, devices: usize) -> Result<(Figures, Faults)> {
         server_kib_a_connection: growth,
     };
     Ok((Figures::Idle(figures), Faults::default()))
-}
-
-/// Every device calls and is called in the pair of its number; idle ones are all targets.
-fn idle_login(dialect: &dyn Dialect, device: usize) -> crate::link::Login {
-    let pair = dialect.pair(device / 2);
-    if device % 2 == 1 {
-        return pair.target;
-    }
-    let caller = pair.caller;
-    // It listens for requests as a target does.
-    let filter =
-        if caller.username.is_empty() { format!("{}idle/+", pair.request_topic) } else { pair.target.filter };
-    crate::link::Login { filter, ..caller }
 }
 
 /// What the processes have used so far.

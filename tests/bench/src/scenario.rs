@@ -68,6 +68,11 @@ impl Scenario {
         }
     }
 
+    /// How often a system needs to meet it at most: memory is the same each time, and so many connects take long.
+    pub fn rounds_max(self) -> u32 {
+        if matches!(self, Self::Idle { .. }) { 1 } else { u32::MAX }
+    }
+
     /// Which customer a device belongs to: both of a pair are always of the same.
     pub fn customer_of(self, device: usize) -> usize {
         const CUSTOMER_DEVICES: usize = 200;

@@ -5,17 +5,21 @@ pub mod mosquitto;
 pub mod nats;
 pub mod rumqttd;
 pub mod switchboard;
+pub mod users;
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Seek};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use serde::{Serialize, Serializer};
 use tokio::time::{Instant, sleep};
 
 use crate::scenario::Scenario;
@@ -27,46 +31,202 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// A system under load.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum System {
     /// Ingress, authorizer, router and nats-server, each a process of its own, all checks on.
-    Switchboard,
-    /// The same with two processes of each service, every call from one node to the other.
-    #[value(name = "switchboard-2")]
-    #[serde(rename = "switchboard-2")]
-    SwitchboardTwice,
-    /// The same with four.
-    #[value(name = "switchboard-4")]
-    #[serde(rename = "switchboard-4")]
-    SwitchboardFourfold,
+    Separate {
+        /// So many processes of each service, every call from one node to another.
+        nodes: usize,
+    },
+    /// The same with the three services in one process.
+    Together {
+        /// So many of those.
+        nodes: usize,
+    },
+    /// `switchboard up`: everything in one process, and its nats-server.
+    Up,
     /// The same hops over the same NATS with nothing in them: what such a chain costs at least.
     Chain,
     /// The chain as nested requests: each service waits for the next one's answer.
     ChainNested,
     /// Debian's mosquitto as a bare broker between the two devices.
     Mosquitto,
+    /// The same with a password for each device, and rights for each customer.
+    MosquittoAcl,
     /// rumqttd as a bare broker between the two devices.
     Rumqttd,
+    /// nats-server's MQTT gateway as a bare broker between the two devices.
+    NatsMqtt,
+    /// nats-server between devices that speak NATS, with a user for each, and permissions for each customer.
+    NatsUsers,
+}
+
+/// What a system does of the work of a call.
+pub struct Described {
+    /// Which one, as one node.
+    pub system: System,
+    /// As on the command line; those of several nodes end in their number.
+    pub name: &'static str,
+    /// What it does.
+    pub does: &'static str,
+    /// What is left to the devices.
+    pub does_not: &'static str,
+}
+
+/// All there are, in the order in which they are shown.
+pub const ALL: [Described; 10] = [
+    Described {
+        system: System::Separate { nodes: 1 },
+        name: "switchboard",
+        does: "names, customers, limits, who is there, time-outs, one answer; a process for each service",
+        does_not: "",
+    },
+    Described {
+        system: System::Together { nodes: 1 },
+        name: "together",
+        does: "the same; its three services in one process",
+        does_not: "",
+    },
+    Described {
+        system: System::Up,
+        name: "up",
+        does: "the same; all in one process",
+        does_not: "a second node",
+    },
+    Described {
+        system: System::Chain,
+        name: "chain",
+        does: "an MQTT front and the same hops, empty",
+        does_not: "any check",
+    },
+    Described {
+        system: System::ChainNested,
+        name: "chain-nested",
+        does: "the same, each service waiting for the next one's answer",
+        does_not: "any check",
+    },
+    Described {
+        system: System::Mosquitto,
+        name: "mosquitto",
+        does: "topics",
+        does_not: "names, customers, limits, who is there, time-outs, one answer",
+    },
+    Described {
+        system: System::MosquittoAcl,
+        name: "mosquitto-acl",
+        does: "topics, names, customers: a password each, an access control list",
+        does_not: "limits, who is there, time-outs, one answer; a new device needs its files read again",
+    },
+    Described {
+        system: System::Rumqttd,
+        name: "rumqttd",
+        does: "topics",
+        does_not: "names, customers, limits, who is there, time-outs, one answer",
+    },
+    Described {
+        system: System::NatsMqtt,
+        name: "nats-mqtt",
+        does: "topics, as subjects of a NATS that may have many servers",
+        does_not: "names, customers, limits, who is there, time-outs, one answer",
+    },
+    Described {
+        system: System::NatsUsers,
+        name: "nats-users",
+        does: "subjects, names, customers: a user each, permissions; who is there",
+        does_not: "MQTT, limits, time-outs, one answer; a new device needs its configuration read again",
+    },
+];
+
+/// How systems are written, for `--help`.
+pub const SYNTAX: &str = "The systems to compare, in the order in which they take turns: switchboard, together, up, \
+                          chain, chain-nested, mosquitto, mosquitto-acl, rumqttd, nats-mqtt, nats-users; \
+                          switchboard-2 is two of each service, every call from one node to the other";
+
+/// What a run without `--systems` compares.
+pub const DEFAULT: &[&str] =
+    &["switchboard", "up", "chain", "mosquitto", "mosquitto-acl", "nats-users", "rumqttd"];
+
+impl fmt::Display for System {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let one = self.with_nodes(1);
+        let name =
+            ALL.iter().find(|described| described.system == one).map_or("", |described| described.name);
+        match self.nodes() {
+            None | Some(1) => f.pad(name),
+            Some(nodes) => f.pad(&format!("{name}-{nodes}")),
+        }
+    }
+}
+
+impl FromStr for System {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let known = |name: &str| ALL.iter().find(|described| described.name == name).map(|it| it.system);
+        let several = || {
+            let (name, nodes) = text.rsplit_once('-')?;
+            let nodes = nodes.parse().ok().filter(|nodes| (2..=16).contains(nodes))?;
+            known(name).filter(|system| system.nodes().is_some()).map(|system| system.with_nodes(nodes))
+        };
+        known(text).or_else(several).with_context(|| {
+            let names: Vec<&str> = ALL.iter().map(|described| described.name).collect();
+            format!(
+                "there is no `{text}`, but {}; and switchboard-2 … -16, together-2 … -16",
+                names.join(", ")
+            )
+        })
+    }
+}
+
+impl Serialize for System {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 impl System {
-    /// Its name in reports, as on the command line.
-    pub fn name(self) -> &'static str {
+    fn entry(self) -> Option<&'static Described> {
+        let one = self.with_nodes(1);
+        ALL.iter().find(|described| described.system == one)
+    }
+
+    /// A line of Markdown about it, `version` included.
+    pub fn described(self, version: &str) -> String {
+        let does = self.entry().map_or("", |described| described.does);
+        let does_not = match self.entry().map_or("", |described| described.does_not) {
+            "" => String::new(),
+            left => format!("; does not: {left}"),
+        };
+        format!("- `{self}` ({version}) does: {does}{does_not}")
+    }
+
+    /// How many nodes it has, if it comes in numbers.
+    pub fn nodes(self) -> Option<usize> {
         match self {
-            Self::Switchboard => "switchboard",
-            Self::SwitchboardTwice => "switchboard-2",
-            Self::SwitchboardFourfold => "switchboard-4",
-            Self::Chain => "chain",
-            Self::ChainNested => "chain-nested",
-            Self::Mosquitto => "mosquitto",
-            Self::Rumqttd => "rumqttd",
+            Self::Separate { nodes } | Self::Together { nodes } => Some(nodes),
+            _ => None,
         }
     }
 
-    /// Whether it can tell a caller that its target is offline; a bare broker cannot.
-    pub fn knows_offline(self) -> bool {
-        matches!(self, Self::Switchboard | Self::SwitchboardTwice | Self::SwitchboardFourfold)
+    /// The same of so many nodes; itself if it does not come in numbers.
+    #[must_use]
+    pub fn with_nodes(self, nodes: usize) -> Self {
+        match self {
+            Self::Separate { .. } => Self::Separate { nodes },
+            Self::Together { .. } => Self::Together { nodes },
+            other => other,
+        }
+    }
+
+    /// Whether it can be measured under `scenario`: a bare broker cannot tell a caller that its target is offline, and
+    /// only Switchboard shares out what there is.
+    pub fn takes_part_in(self, scenario: Scenario) -> bool {
+        let is_switchboard = matches!(self, Self::Separate { .. } | Self::Together { .. } | Self::Up);
+        match scenario {
+            Scenario::Offline { .. } => is_switchboard || self == Self::NatsUsers,
+            Scenario::Fair { .. } => is_switchboard,
+            Scenario::Closed { .. } | Scenario::Open { .. } | Scenario::Idle { .. } => true,
+        }
     }
 
     /// Starts its processes, ready for the devices of `scenario`. Their files and logs go to `folder`.
@@ -75,15 +235,18 @@ impl System {
     /// When a program is missing or does not become ready; the message ends with what it logged.
     pub async fn start(self, tools: &Tools, scenario: Scenario, folder: &Path) -> Result<Running> {
         let started = match self {
-            Self::Switchboard => switchboard::start(tools, 1, scenario, folder).await,
-            Self::SwitchboardTwice => switchboard::start(tools, 2, scenario, folder).await,
-            Self::SwitchboardFourfold => switchboard::start(tools, 4, scenario, folder).await,
+            Self::Separate { nodes } => switchboard::start(tools, false, nodes, scenario, folder).await,
+            Self::Together { nodes } => switchboard::start(tools, true, nodes, scenario, folder).await,
+            Self::Up => switchboard::start_up(tools, scenario, folder).await,
             Self::Chain => chain::start(tools, chain::Shape::Forwarding, folder).await,
             Self::ChainNested => chain::start(tools, chain::Shape::Nested, folder).await,
-            Self::Mosquitto => mosquitto::start(tools, folder).await,
+            Self::Mosquitto => mosquitto::start(tools, None, folder).await,
+            Self::MosquittoAcl => mosquitto::start(tools, Some(scenario), folder).await,
             Self::Rumqttd => rumqttd::start(tools, folder).await,
+            Self::NatsMqtt => nats::start_with_mqtt(tools, folder).await,
+            Self::NatsUsers => nats::start_with_users(tools, scenario, folder).await,
         };
-        started.with_context(|| format!("{} could not be started", self.name()))
+        started.with_context(|| format!("{self} could not be started"))
     }
 
     /// What exactly is measured: a program's version, for the report.
@@ -92,12 +255,13 @@ impl System {
     /// When a program that it needs is missing.
     pub fn version(self, tools: &Tools) -> Result<String> {
         match self {
-            Self::Switchboard | Self::SwitchboardTwice | Self::SwitchboardFourfold => {
-                switchboard::version(tools)
-            }
+            Self::Separate { .. } => switchboard::version(tools, "switchboard-ingress"),
+            Self::Together { .. } => switchboard::version(tools, "switchboard-node"),
+            Self::Up => switchboard::version(tools, "switchboard"),
             Self::Chain | Self::ChainNested => chain::version(tools),
-            Self::Mosquitto => mosquitto::version(tools),
+            Self::Mosquitto | Self::MosquittoAcl => mosquitto::version(tools),
             Self::Rumqttd => rumqttd::version(tools),
+            Self::NatsMqtt | Self::NatsUsers => nats::version(tools),
         }
     }
 }
@@ -185,7 +349,8 @@ pub struct Process {
     pub role: String,
     /// Its process id.
     pub pid: u32,
-    child: Child,
+    /// None of a process that another one of the system has started, and ends.
+    child: Option<Child>,
     log: PathBuf,
 }
 
@@ -203,7 +368,27 @@ impl Process {
             .stderr(output)
             .spawn()
             .with_context(|| format!("{} cannot be run", command.get_program().display()))?;
-        Ok(Self { role: role.to_owned(), pid: child.id(), child, log })
+        Ok(Self { role: role.to_owned(), pid: child.id(), child: Some(child), log })
+    }
+
+    /// The process named `role` that this one has started.
+    ///
+    /// # Errors
+    /// When it has started none of that name.
+    pub fn child(&self, role: &str) -> Result<Self> {
+        // Each thread has a list of those that it has started.
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid))?;
+        let lists = threads.map(|thread| Ok(fs::read_to_string(thread?.path().join("children"))?));
+        let started = lists.collect::<Result<Vec<_>>>()?.concat();
+        let is_it =
+            |pid: &&str| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|it| it.trim() == role);
+        let pid = started.split_ascii_whitespace().find(is_it);
+        let pid = pid.with_context(|| format!("{} has not started a {role}", self.role))?.parse()?;
+        Ok(Self { role: role.to_owned(), pid, child: None, log: self.log.clone() })
+    }
+
+    fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.as_mut().map(Child::try_wait).transpose()?.flatten())
     }
 
     /// Asks `ready` again and again until it has an answer.
@@ -253,7 +438,7 @@ impl Process {
     /// # Errors
     /// When it has, with what it logged last.
     pub fn still_runs(&mut self) -> Result<()> {
-        if let Some(status) = self.child.try_wait()? {
+        if let Some(status) = self.ended()? {
             bail!("{} ended with {status}; {}", self.role, self.last_words());
         }
         Ok(())
@@ -266,7 +451,7 @@ impl Process {
     pub async fn until_done(mut self) -> Result<()> {
         let deadline = Instant::now() + DONE_TIMEOUT;
         loop {
-            match self.child.try_wait()? {
+            match self.ended()? {
                 Some(status) if status.success() => return Ok(()),
                 Some(status) => bail!("{} ended with {status}; {}", self.role, self.last_words()),
                 None => {
@@ -278,10 +463,13 @@ impl Process {
     }
 
     async fn stop(mut self) -> Result<()> {
+        if self.child.is_none() {
+            return Ok(());
+        }
         self.still_runs()?;
         self.signal(Signal::TERM);
         let deadline = Instant::now() + STOP_TIMEOUT;
-        while self.child.try_wait()?.is_none() {
+        while self.ended()?.is_none() {
             ensure!(Instant::now() < deadline, "{} does not end; {}", self.role, self.last_words());
             sleep(POLL_INTERVAL).await;
         }
@@ -315,9 +503,11 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if matches!(self.child.try_wait(), Ok(None)) {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+        if let Some(child) = &mut self.child
+            && matches!(child.try_wait(), Ok(None))
+        {
+            let _ = child.kill();
+            let _ = child.wait();
         }
     }
 }
@@ -345,4 +535,19 @@ pub fn first_line(path: &Path) -> Result<String> {
     let mut line = String::new();
     BufReader::new(File::open(path)?).read_line(&mut line)?;
     Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_is_what_is_typed() {
+        for name in ALL.iter().map(|described| described.name).chain(["switchboard-2", "together-16"]) {
+            assert_eq!(name.parse::<System>().unwrap().to_string(), name);
+        }
+        for name in ["", "switchboard-1", "switchboard-17", "up-2", "nats"] {
+            assert!(name.parse::<System>().is_err(), "{name}");
+        }
+    }
 }

@@ -1,6 +1,8 @@
 //! What do a pair's devices say to a system? Logins, topics and payloads.
 
+use crate::framing::Framing;
 use crate::link::Login;
+use crate::scenario::Scenario;
 use crate::tally::CALL_TIMEOUT;
 
 /// A caller, its target, and how they talk. Topics are given without the call's id, which ends each of them.
@@ -24,12 +26,19 @@ pub struct PairWire {
     pub envelope_tail: String,
     /// A caller takes its ids in turn from 0 … `ids` - 1, leaving out those of open calls.
     pub ids: u32,
+    /// What an offline target's caller must read; empty where nothing tells.
+    pub offline: String,
 }
 
 /// How a system's devices talk.
 pub trait Dialect {
+    /// A pair of the devices with these numbers, caller first.
+    fn between(&self, caller: usize, target: usize) -> PairWire;
+
     /// The pair number `index`, from 0.
-    fn pair(&self, index: usize) -> PairWire;
+    fn pair(&self, index: usize) -> PairWire {
+        self.between(2 * index, 2 * index + 1)
+    }
 }
 
 /// The device API, as Switchboard and the chain speak it.
@@ -45,32 +54,31 @@ pub fn device_id(index: usize) -> String {
 }
 
 impl Dialect for DeviceApi {
-    fn pair(&self, index: usize) -> PairWire {
-        let (caller, target) = (2 * index, 2 * index + 1);
+    fn between(&self, caller: usize, target: usize) -> PairWire {
+        let login = |device, filter: &str| Login {
+            framing: Framing::Mqtt,
+            client_id: format!("device-{device:06}"),
+            username: (self.username)(device),
+            password: String::new(),
+            filter: filter.to_owned(),
+        };
         PairWire {
-            caller: Login {
-                client_id: format!("caller-{index:05}"),
-                username: (self.username)(caller),
-                filter: "v1/devices/me/rpc/response/+".into(),
-            },
-            target: Login {
-                client_id: format!("target-{index:05}"),
-                username: (self.username)(target),
-                filter: "v1/devices/me/rpc/request/+".into(),
-            },
+            caller: login(caller, "v1/devices/me/rpc/response/+"),
+            target: login(target, "v1/devices/me/rpc/request/+"),
             call_topic: "v1/devices/me/rpc/request/".into(),
             answer_topic: "v1/devices/me/rpc/response/".into(),
             request_topic: "v1/devices/me/rpc/request/".into(),
             reply_topic: "v1/devices/me/rpc/response/".into(),
-            envelope_head: envelope_head(&device_id(target)),
+            envelope_head: envelope_head(target),
             envelope_tail: "}}".into(),
             ids: 1024,
+            offline: r#"{"error":"No active connection to the remote device!"}"#.into(),
         }
     }
 }
 
-/// A bare broker: the devices of a pair share topics of about the device API's length, and nobody else's business is
-/// checked. Payloads are those of the device API, so that every system moves the same bytes.
+/// A bare broker: every device has topics of about the device API's length, its caller publishes there directly, and
+/// nobody is checked. Payloads are those of the device API, so that every system moves the same bytes.
 #[derive(Debug)]
 pub struct BareBroker {
     /// See [`PairWire::ids`].
@@ -78,30 +86,99 @@ pub struct BareBroker {
 }
 
 impl Dialect for BareBroker {
-    fn pair(&self, index: usize) -> PairWire {
-        let request = format!("v1/dev/{index:05}/rpc/request/");
-        let response = format!("v1/dev/{index:05}/rpc/response/");
-        let login = |role: &str, filter: &str| Login {
-            client_id: format!("{role}-{index:05}"),
+    fn between(&self, caller: usize, target: usize) -> PairWire {
+        let request = format!("v1/dev/{target:06}/rpc/request/");
+        let response = format!("v1/dev/{caller:06}/rpc/response/");
+        let login = |device, filter: &str| Login {
+            framing: Framing::Mqtt,
+            client_id: format!("device-{device:06}"),
             username: String::new(),
+            password: String::new(),
             filter: format!("{filter}+"),
         };
         PairWire {
-            caller: login("caller", &response),
-            target: login("target", &request),
+            caller: login(caller, &response),
+            target: login(target, &request),
             call_topic: request.clone(),
             answer_topic: response.clone(),
             request_topic: request,
             reply_topic: response,
-            envelope_head: envelope_head(&device_id(2 * index + 1)),
+            envelope_head: envelope_head(target),
             envelope_tail: "}}".into(),
             ids: self.ids,
+            offline: String::new(),
         }
     }
 }
 
-fn envelope_head(target: &str) -> String {
-    let timeout_ms = CALL_TIMEOUT.as_millis();
+/// A user for each device, which may hear its own topics and publish to those of its customer.
+#[derive(Debug)]
+pub struct Users {
+    /// Whose devices they are.
+    pub scenario: Scenario,
+    /// MQTT topics, or NATS subjects.
+    pub framing: Framing,
+}
+
+impl Users {
+    /// The user name of a device.
+    pub fn name(device: usize) -> String {
+        format!("device-{device:06}")
+    }
+
+    /// The password of a device.
+    pub fn password(device: usize) -> String {
+        format!("bench-password-{device:06}")
+    }
+}
+
+impl Dialect for Users {
+    fn between(&self, caller: usize, target: usize) -> PairWire {
+        let of = |device, what: &str| {
+            let (customer, name) = (self.scenario.customer_of(device), Self::name(device));
+            match self.framing {
+                Framing::Mqtt => format!("v1/{customer}/{name}/rpc/{what}/"),
+                Framing::Nats => format!("v1.{customer}.{name}.rpc.{what}."),
+            }
+        };
+        let login = |device, filter: String| Login {
+            framing: self.framing,
+            client_id: Self::name(device),
+            username: Self::name(device),
+            password: Self::password(device),
+            filter,
+        };
+        let (request, response) = (of(target, "request"), of(caller, "response"));
+        let (filters, call_topic, request_topic, offline) = match self.framing {
+            Framing::Mqtt => {
+                let filters = [&response, &request].map(|topic| format!("{topic}+"));
+                (filters, request.clone(), request, String::new())
+            }
+            Framing::Nats => {
+                let subject = request.trim_end_matches('.').to_owned();
+                let call_topic = format!("{subject} {response}");
+                let offline = format!("NATS/1.0 503\r\nNats-Subject: {subject}\r\n\r\n");
+                ([format!("{response}*"), subject], call_topic, response.clone(), offline)
+            }
+        };
+        let [heard_by_caller, heard_by_target] = filters;
+        PairWire {
+            caller: login(caller, heard_by_caller),
+            target: login(target, heard_by_target),
+            call_topic,
+            answer_topic: response.clone(),
+            request_topic,
+            reply_topic: response,
+            envelope_head: envelope_head(target),
+            envelope_tail: "}}".into(),
+            ids: 1024,
+            offline,
+        }
+    }
+}
+
+fn envelope_head(target: usize) -> String {
+    let (target, timeout_ms) = (device_id(target), CALL_TIMEOUT.as_millis());
     format!(r#"{{"method":"sendMsg","params":{{"deviceId":"{target}","timeout":{timeout_ms},"body":"#)
 }
 

@@ -23,9 +23,6 @@ use crate::tally::{CALL_TIMEOUT, Tally};
 use crate::wire::body::{self, Nonce};
 use crate::wire::{Dialect, PairWire};
 
-/// What an offline target's caller must read.
-const OFFLINE: &[u8] = br#"{"error":"No active connection to the remote device!"}"#;
-
 /// So many devices connect at the same time.
 const CONNECTS_AT_ONCE: usize = 32;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -261,7 +258,8 @@ pub async fn connect_greedy(nodes: &[SocketAddr], dialect: &dyn Dialect, first: 
     let call = |wire: &PairWire, outbox: &Outbox, id: u32, head: &str| -> Result<()> {
         let id = Decimal::new(id);
         let topic = [wire.call_topic.as_bytes(), id.as_bytes()];
-        Ok(outbox.send(|out| frame::publish(out, topic, &[head.as_bytes(), b"0}}"]))?)
+        let framing = wire.caller.framing;
+        Ok(outbox.send(|out| framing.publish(out, topic, &[head.as_bytes(), b"0}}"]))?)
     };
     for (wire, outbox) in &callers {
         let head =
@@ -426,11 +424,8 @@ impl Caller {
         let id = Decimal::new(id);
         let topic = [self.wire.call_topic.as_bytes(), id.as_bytes()];
         let head = self.wire.envelope_head.as_bytes();
-        frame::publish(
-            out,
-            topic,
-            &[head, body::HEAD, nonce, body::TAIL, self.wire.envelope_tail.as_bytes()],
-        );
+        let payload = [head, body::HEAD, nonce, body::TAIL, self.wire.envelope_tail.as_bytes()];
+        self.wire.caller.framing.publish(out, topic, &payload);
     }
 
     async fn serve(self: Rc<Self>, mut reader: Reader, scratch: Scratch) {
@@ -463,12 +458,12 @@ impl Caller {
         let board = &self.board;
         let right = match board.expected {
             Expected::Answer => body::nonce(payload) == Some(&call.nonce),
-            Expected::Offline => payload == OFFLINE,
+            Expected::Offline => payload == self.wire.offline.as_bytes(),
         };
         if right {
             let measured = board.measured_from.get().is_some_and(|from| call.due >= from);
             board.tally.borrow_mut().answer(call.due.elapsed(), measured);
-        } else if payload.starts_with(br#"{"error""#) {
+        } else if payload.starts_with(br#"{"error""#) || payload.starts_with(b"NATS/1.0 ") {
             board.fault(|tally| &mut tally.refused, || String::from_utf8_lossy(payload).into_owned());
         } else {
             let shown = || format!("the answer {:?}", String::from_utf8_lossy(payload));
@@ -504,7 +499,8 @@ impl Target {
             self.board.fault(|tally| &mut tally.misdelivered, shown);
         }
         let reply = [self.wire.reply_topic.as_bytes(), id];
-        self.outbox.queue(|out| frame::publish(out, reply, &[body.unwrap_or(payload)]));
+        let framing = self.wire.target.framing;
+        self.outbox.queue(|out| framing.publish(out, reply, &[body.unwrap_or(payload)]));
         Ok(())
     }
 }

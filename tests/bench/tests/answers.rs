@@ -12,10 +12,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use switchboard_bench::frame::{self, Packet};
+use switchboard_bench::framing::Framing;
 use switchboard_bench::link::{self, Scratch};
 use switchboard_bench::report::{Figures, Sample};
 use switchboard_bench::run::{self, Options};
-use switchboard_bench::systems::{System, Tools};
+use switchboard_bench::systems::Tools;
 use switchboard_bench::tally::Faults;
 use switchboard_bench::wire::{DeviceApi, body, device_id};
 use switchboard_bench::workload::{self, Expected, Observed, Pace, Plan};
@@ -30,10 +31,10 @@ fn on_one_thread<T>(future: impl Future<Output = T>) -> T {
         .block_on(future)
 }
 
-fn sample_chain(system: System, scenario: &str, calls: u64) -> Sample {
+fn sample(system: &str, scenario: &str, calls: u64) -> Sample {
     let own = Path::new(env!("CARGO_BIN_EXE_bench-chain")).parent().unwrap().to_owned();
     let options = Options {
-        systems: vec![system],
+        systems: vec![system.parse().unwrap()],
         scenarios: vec![scenario.parse().unwrap()],
         rounds: 1,
         window: Duration::from_secs(60),
@@ -46,13 +47,22 @@ fn sample_chain(system: System, scenario: &str, calls: u64) -> Sample {
     samples.remove(0)
 }
 
+/// What runs wherever the tests do; mosquitto, where it is installed.
+fn peers() -> impl Iterator<Item = &'static str> {
+    let has_mosquitto = Path::new("/usr/sbin/mosquitto").is_file();
+    let mosquitto: &[&str] = if has_mosquitto { &["mosquitto", "mosquitto-acl"] } else { &[] };
+    ["chain", "nats-users", "nats-mqtt"].iter().chain(mosquitto).copied()
+}
+
 #[test]
-fn every_answer_of_the_chain_is_right() {
+fn every_answer_of_every_peer_is_right() {
+    let closed = peers().chain(["chain-nested"]).map(|system| (system, "2x4", 1000));
+    let offline = ("nats-users", "offline@2x4", 1000);
     for (system, scenario, calls) in
-        [(System::Chain, "2x4", 1000), (System::ChainNested, "2x4", 1000), (System::Chain, "200/s@2", 50)]
+        closed.chain([("chain", "200/s@2", 50), ("nats-users", "200/s@2", 50), offline])
     {
-        let sample = sample_chain(system, scenario, calls);
-        assert_eq!(sample.fault(), None, "{system:?} {scenario}");
+        let sample = sample(system, scenario, calls);
+        assert_eq!(sample.fault(), None, "{system} {scenario}");
         let Some(Figures::Load(load)) = &sample.figures else { panic!("no load in {sample:?}") };
         assert!(load.answered >= calls, "{sample:?}");
         // A call that was due before the window has no place in its percentiles.
@@ -63,7 +73,16 @@ fn every_answer_of_the_chain_is_right() {
 
 #[test]
 fn idle_devices_of_the_chain_stay_connected() {
-    let sample = sample_chain(System::Chain, "idle@50", 0);
+    stay_connected("chain");
+}
+
+#[test]
+fn idle_devices_of_nats_stay_connected() {
+    stay_connected("nats-users");
+}
+
+fn stay_connected(system: &str) {
+    let sample = sample(system, "idle@50", 0);
     assert_eq!(sample.fault(), None);
     let Some(Figures::Idle(idle)) = &sample.figures else { panic!("no idle figures in {sample:?}") };
     assert_eq!(idle.connected, 50);
@@ -83,7 +102,7 @@ async fn liar(listener: TcpListener, fault: Fault) {
     let scratch = Scratch::new();
     loop {
         let (stream, _) = listener.accept().await.unwrap();
-        let (mut reader, outbox) = link::open(stream).unwrap();
+        let (mut reader, outbox) = link::open(stream, Framing::Mqtt).unwrap();
         let scratch = scratch.clone();
         spawn_local(async move {
             let lie = |packet: Packet<'_>| {

@@ -23,6 +23,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use clap::{Parser, ValueEnum};
 use futures::StreamExt;
 use switchboard_bench::frame::{self, Decimal, Packet};
+use switchboard_bench::framing::Framing;
 use switchboard_bench::link::{self, Outbox, Reader, Scratch};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -214,7 +215,7 @@ enum Outgoing {
 
 impl Front {
     async fn serve(self: Rc<Self>, stream: TcpStream, scratch: Scratch) {
-        let Ok((reader, outbox)) = link::open(stream) else { return };
+        let Ok((reader, outbox)) = link::open(stream, Framing::Mqtt) else { return };
         let device = Device { outbox, deliveries: RefCell::default(), next_delivery: Cell::new(0) };
         // A connection ends with an error: at the latest, that it was closed.
         if let Err(error) = self.converse(reader, Rc::new(device), &scratch).await

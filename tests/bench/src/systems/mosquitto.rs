@@ -1,4 +1,5 @@
-//! How is mosquitto run? As a bare broker that keeps nothing and asks for no names.
+//! How is mosquitto run? As a broker that keeps nothing: bare, or with a password for each device and an access control
+//! list.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,32 +7,40 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::{Process, Running, Tools, free_port, printed_version};
-use crate::wire::BareBroker;
+use super::{Process, Running, Tools, free_port, printed_version, users};
+use crate::framing::Framing;
+use crate::scenario::Scenario;
+use crate::wire::{BareBroker, Dialect, Users};
 
-/// Starts one.
+/// Starts one; if it is given a scenario, one that asks its devices for names and passwords, and keeps their customers
+/// apart.
 ///
 /// # Errors
 /// When it is not installed or does not start.
-pub async fn start(tools: &Tools, folder: &Path) -> Result<Running> {
-    let port = free_port()?;
+pub async fn start(tools: &Tools, users: Option<Scenario>, folder: &Path) -> Result<Running> {
+    let (program, port) = (program(tools)?, free_port()?);
+    let (access, dialect): (_, Box<dyn Dialect>) = match users {
+        None => ("allow_anonymous true".to_owned(), Box::new(BareBroker { ids: 1024 })),
+        Some(scenario) => {
+            let passwd = Tools::find(None, "mosquitto_passwd", &["/usr/bin"], "it comes with mosquitto")?;
+            let [passwords, rights] =
+                users::for_mosquitto(scenario, &passwd, folder)?.map(|it| it.display().to_string());
+            let access = format!("allow_anonymous false\npassword_file {passwords}\nacl_file {rights}");
+            (access, Box::new(Users { scenario, framing: Framing::Mqtt }))
+        }
+    };
     let settings = folder.join("mosquitto.conf");
     fs::write(
         &settings,
         format!(
-            "listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\npersistence false\n\
+            "listener {port} 127.0.0.1\n{access}\nset_tcp_nodelay true\npersistence false\n\
              max_connections -1\nsys_interval 0\nlog_type error\n"
         ),
     )?;
-    let mut process =
-        Process::start("mosquitto", Command::new(program(tools)?).arg("-c").arg(&settings), folder)?;
+    let mut process = Process::start("mosquitto", Command::new(program).arg("-c").arg(&settings), folder)?;
     let address = ([127, 0, 0, 1], port).into();
     process.until_listening(address).await?;
-    Ok(Running {
-        addresses: vec![address],
-        dialect: Box::new(BareBroker { ids: 1024 }),
-        processes: vec![process],
-    })
+    Ok(Running { addresses: vec![address], dialect, processes: vec![process] })
 }
 
 /// Which one that is.

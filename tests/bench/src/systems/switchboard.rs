@@ -1,5 +1,6 @@
-//! How is Switchboard run? So many ingresses, authorizers and routers, each a process, over one nats-server; with
-//! devices imported into its registry, and authorization, claims, limits, logs and metrics as they are by default.
+//! How is Switchboard run? Ingress, authorizer and router, each a process or all three one, so many of them over one
+//! nats-server; or as `switchboard up`. With devices imported into its registry, and authorization, claims, limits,
+//! logs and metrics as they are by default.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -24,29 +25,41 @@ const LIMITS_RAISED: [&str; 2] =
 
 const SETTINGS: [&str; 3] = ["mqtt.listen=127.0.0.1:0", "http.listen=127.0.0.1:0", "coap.listen=127.0.0.1:0"];
 
+/// The services as processes of their own, in the order in which they are started.
+const SEPARATE: [&str; 3] = ["router", "authorizer", "ingress"];
+/// All of them in one.
+const TOGETHER: [&str; 1] = ["node"];
+
 /// What an operator of a machine with two cores would say of one customer, where that is what is measured.
 const SHARES: [&str; 1] = ["ingress.calls_per_second_per_customer=2000"];
 
-/// Starts one with `copies` of each service, and with the devices of `scenario` in its registry.
+/// Starts `nodes` of each service, and `together` three services in a process, with the devices of `scenario` in the
+/// registry.
 ///
 /// # Errors
 /// When a program is missing, refuses the devices or does not become ready.
-pub async fn start(tools: &Tools, copies: usize, scenario: Scenario, folder: &Path) -> Result<Running> {
-    let services = ["router", "authorizer", "ingress"]
-        .map(|role| Ok((role, tools.own(&format!("switchboard-{role}"), BUILD)?)))
-        .into_iter()
+pub async fn start(
+    tools: &Tools,
+    together: bool,
+    nodes: usize,
+    scenario: Scenario,
+    folder: &Path,
+) -> Result<Running> {
+    let roles: &[&str] = if together { &TOGETHER } else { &SEPARATE };
+    let services = roles
+        .iter()
+        .map(|role| Ok((*role, tools.own(&format!("switchboard-{role}"), BUILD)?)))
         .collect::<Result<Vec<_>>>()?;
     let (server, url) = nats::start(tools, folder).await?;
     import(tools, &url, scenario, folder).await?;
 
-    let raised: &[&str] = if matches!(scenario, Scenario::Fair { .. }) { &SHARES } else { &LIMITS_RAISED };
     let mut processes = vec![server];
     for (role, program) in services {
-        for number in 1..=copies {
-            let name = if copies == 1 { role.to_owned() } else { format!("{role}-{number}") };
+        for number in 1..=nodes {
+            let name = if nodes == 1 { role.to_owned() } else { format!("{role}-{number}") };
             let mut command = Command::new(&program);
             command.args(["--nats", &url, "--admin", "127.0.0.1:0", "--log-format", "json"]);
-            command.args(SETTINGS.iter().chain(raised).flat_map(|setting| ["--set", setting]));
+            command.args(settings(scenario));
             processes.push(Process::start(&name, &mut command, folder)?);
         }
     }
@@ -54,19 +67,55 @@ pub async fn start(tools: &Tools, copies: usize, scenario: Scenario, folder: &Pa
     for process in processes.iter_mut().skip(1) {
         let admin = process.until("its admin address", |log| logged_address(log, "admin")).await?;
         process.until("readiness", |_| is_ready(admin)).await?;
-        if process.role.starts_with("ingress") {
+        if process.role.starts_with("ingress") || process.role.starts_with("node") {
             addresses.push(process.until("its MQTT address", |log| logged_address(log, "mqtt")).await?);
         }
     }
     Ok(Running { addresses, dialect: Box::new(DeviceApi { username: token }), processes })
 }
 
+/// Starts `switchboard up`, with the nats-server that it starts itself.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_up(tools: &Tools, scenario: Scenario, folder: &Path) -> Result<Running> {
+    let file = folder.join("addresses.json");
+    let mut command = Command::new(tools.own("switchboard", BUILD)?);
+    command.args(["up", "--ephemeral", "--nats-port", "0", "--api", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    command.arg("--nats-server").arg(nats::program(tools)?).arg("--addresses").arg(&file);
+    command.args(["--log-format", "json"]).args(settings(scenario));
+    let mut up = Process::start("up", &mut command, folder)?;
+    let at = up.until("its addresses", |_| serde_json::from_slice(&fs::read(&file).ok()?).ok()).await?;
+    let Addresses { nats, services } = at;
+    let addresses = services.into_iter().filter_map(|service| service.mqtt).collect();
+    let server = up.child("nats-server")?;
+    import(tools, &nats, scenario, folder).await?;
+    Ok(Running { addresses, dialect: Box::new(DeviceApi { username: token }), processes: vec![server, up] })
+}
+
+/// What `switchboard up` says of itself, of which more is not needed here.
+#[derive(serde::Deserialize)]
+struct Addresses {
+    nats: String,
+    services: Vec<Service>,
+}
+
+#[derive(serde::Deserialize)]
+struct Service {
+    mqtt: Option<SocketAddr>,
+}
+
+fn settings(scenario: Scenario) -> impl Iterator<Item = &'static str> {
+    let raised: &[&str] = if matches!(scenario, Scenario::Fair { .. }) { &SHARES } else { &LIMITS_RAISED };
+    SETTINGS.iter().chain(raised).flat_map(|setting| ["--set", setting])
+}
+
 /// Which one that is.
 ///
 /// # Errors
 /// When a program is missing.
-pub fn version(tools: &Tools) -> Result<String> {
-    let version = printed_version(&tools.own("switchboard-ingress", BUILD)?, "--version")?;
+pub fn version(tools: &Tools, program: &str) -> Result<String> {
+    let version = printed_version(&tools.own(program, BUILD)?, "--version")?;
     Ok(format!("{version} over {}", nats::version(tools)?))
 }
 
