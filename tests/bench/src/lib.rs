@@ -8,6 +8,7 @@ pub mod bars;
 pub mod cpu;
 pub mod frame;
 pub mod framing;
+pub mod learns;
 pub mod link;
 pub mod nats_frame;
 pub mod noise;

@@ -1,14 +1,16 @@
 //! `switchboard-bench`: what does a call between two devices cost, here and elsewhere?
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde::Serialize;
 use switchboard_bench::bars;
+use switchboard_bench::learns;
 use switchboard_bench::report::Report;
 use switchboard_bench::run::{self, Options};
 use switchboard_bench::scenario::{self, Scenario};
@@ -34,8 +36,11 @@ enum Command {
 #[derive(clap::Args)]
 struct RunArguments {
     /// The systems to compare, in the order in which they take turns
-    #[arg(long, value_delimiter = ',', default_values = systems::DEFAULT, help = systems::SYNTAX)]
+    #[arg(long, value_delimiter = ',', help = systems::SYNTAX)]
     systems: Vec<System>,
+    /// Do not measure, but tell what a caller learns of a call that goes wrong, and after how long
+    #[arg(long)]
+    learns: bool,
     /// Of how many nodes those systems are to be that come in numbers
     #[arg(long, value_delimiter = ',', default_value = "1", value_parser = nodes)]
     nodes: Vec<usize>,
@@ -98,6 +103,9 @@ const BUSY_PERCENT: f64 = 10.0;
 
 async fn measure(arguments: &RunArguments) -> Result<ExitCode> {
     let options = options(arguments)?;
+    if arguments.learns {
+        return learn(arguments, &options).await;
+    }
     let versions = options
         .systems
         .iter()
@@ -115,10 +123,7 @@ async fn measure(arguments: &RunArguments) -> Result<ExitCode> {
     if !judged.is_empty() {
         println!("### What Switchboard is held to\n\n{judged}");
     }
-    if let Some(path) = &arguments.json {
-        fs::write(path, serde_json::to_vec_pretty(&report)?)
-            .with_context(|| format!("{}", path.display()))?;
-    }
+    write_json(arguments.json.as_deref(), &report)?;
     let others = report.others_busy_percent();
     if others > BUSY_PERCENT {
         eprintln!(
@@ -133,7 +138,24 @@ async fn measure(arguments: &RunArguments) -> Result<ExitCode> {
     Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+async fn learn(arguments: &RunArguments, options: &Options) -> Result<ExitCode> {
+    let learned = learns::ask(&options.systems, &options.tools).await?;
+    println!("{}", learns::table(&learned));
+    write_json(arguments.json.as_deref(), &learned)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write_json(path: Option<&Path>, what: &impl Serialize) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    fs::write(path, serde_json::to_vec_pretty(what)?).with_context(|| format!("{}", path.display()))
+}
+
 fn options(arguments: &RunArguments) -> Result<Options> {
+    let systems = match (arguments.systems.as_slice(), arguments.learns) {
+        ([], true) => learns::DEFAULT.iter().map(|name| name.parse()).collect::<Result<_>>()?,
+        ([], false) => systems::DEFAULT.iter().map(|name| name.parse()).collect::<Result<_>>()?,
+        (given, _) => given.to_vec(),
+    };
     let programs = match &arguments.programs {
         Some(folder) => folder.clone(),
         None => {
@@ -146,7 +168,7 @@ fn options(arguments: &RunArguments) -> Result<Options> {
         _ => vec![*system],
     };
     Ok(Options {
-        systems: arguments.systems.iter().flat_map(of_nodes).collect(),
+        systems: systems.iter().flat_map(of_nodes).collect(),
         scenarios: arguments.scenarios.clone(),
         rounds: arguments.rounds,
         window: Duration::from_secs_f64(arguments.seconds),

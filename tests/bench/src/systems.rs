@@ -140,7 +140,8 @@ pub const ALL: [Described; 10] = [
 /// How systems are written, for `--help`.
 pub const SYNTAX: &str = "The systems to compare, in the order in which they take turns: switchboard, together, up, \
                           chain, chain-nested, mosquitto, mosquitto-acl, rumqttd, nats-mqtt, nats-users; \
-                          switchboard-2 is two of each service, every call from one node to the other";
+                          switchboard-2 is two of each service, every call from one node to the other \
+                          [default: all but together, chain-nested and nats-mqtt]";
 
 /// What a run without `--systems` compares.
 pub const DEFAULT: &[&str] =
@@ -474,6 +475,11 @@ impl Process {
             sleep(POLL_INTERVAL).await;
         }
         Ok(())
+    }
+
+    /// Ends it without warning.
+    pub fn kill(&self) {
+        self.signal(Signal::KILL);
     }
 
     fn signal(&self, signal: Signal) {

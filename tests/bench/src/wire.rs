@@ -1,5 +1,7 @@
 //! What do a pair's devices say to a system? Logins, topics and payloads.
 
+use std::time::Duration;
+
 use crate::framing::Framing;
 use crate::link::Login;
 use crate::scenario::Scenario;
@@ -69,7 +71,7 @@ impl Dialect for DeviceApi {
             answer_topic: "v1/devices/me/rpc/response/".into(),
             request_topic: "v1/devices/me/rpc/request/".into(),
             reply_topic: "v1/devices/me/rpc/response/".into(),
-            envelope_head: envelope_head(target),
+            envelope_head: envelope_head(target, CALL_TIMEOUT),
             envelope_tail: "}}".into(),
             ids: 1024,
             offline: r#"{"error":"No active connection to the remote device!"}"#.into(),
@@ -103,7 +105,7 @@ impl Dialect for BareBroker {
             answer_topic: response.clone(),
             request_topic: request,
             reply_topic: response,
-            envelope_head: envelope_head(target),
+            envelope_head: envelope_head(target, CALL_TIMEOUT),
             envelope_tail: "}}".into(),
             ids: self.ids,
             offline: String::new(),
@@ -169,7 +171,7 @@ impl Dialect for Users {
             answer_topic: response.clone(),
             request_topic,
             reply_topic: response,
-            envelope_head: envelope_head(target),
+            envelope_head: envelope_head(target, CALL_TIMEOUT),
             envelope_tail: "}}".into(),
             ids: 1024,
             offline,
@@ -177,8 +179,9 @@ impl Dialect for Users {
     }
 }
 
-fn envelope_head(target: usize) -> String {
-    let (target, timeout_ms) = (device_id(target), CALL_TIMEOUT.as_millis());
+/// What stands before the body of a call to device number `target`, which asks for an answer within `timeout`.
+pub fn envelope_head(target: usize, timeout: Duration) -> String {
+    let (target, timeout_ms) = (device_id(target), timeout.as_millis());
     format!(r#"{{"method":"sendMsg","params":{{"deviceId":"{target}","timeout":{timeout_ms},"body":"#)
 }
 
