@@ -312,7 +312,11 @@ async fn a_list_larger_than_a_message_tells_to_page() {
             ..a1.clone()
         })
         .collect();
-    world.registry.add_devices(&devices, |_, added| assert!(added.is_ok())).await.unwrap();
+    world
+        .registry
+        .add_devices(&devices, std::future::pending(), |_, added| assert!(added.is_ok()))
+        .await
+        .unwrap();
     let running = start(&world, |_| ()).await;
     let Outcome::Malformed(text) = world.list(&list(a1.id)).await.0 else { panic!() };
     assert!(text.contains("limit and after"), "{text}");

@@ -419,6 +419,49 @@ fn what_an_import_refuses_it_names_and_what_it_takes_it_shows_once() {
 }
 
 #[test]
+fn an_import_that_was_cut_off_goes_on_when_it_is_typed_again() {
+    let up = Up::start(&["--ephemeral"]);
+    up.ok(&["tenant", "add", "Acme"]);
+    let file = up.file("rows.csv", "name,tenant\nP1,Acme\nP2,Acme\nP3,Acme\n");
+    // What a run leaves that is killed: all tokens, beside the file, and some of the devices.
+    let id = "00000000-0000-0000-0000-000000000007";
+    let left = format!("tenant,customer,id,name,type,token\nAcme,,{id},P2,,token-of-the-second\n");
+    let tokens = up.file("rows.csv.tokens.csv", &left);
+    up.ok(&["device", "add", "P2", "--id", id, "--token", "token-of-the-second"]);
+    let said = up.ok(&["device", "import", file.to_str().unwrap()]);
+    assert!(said.contains("2 devices added, 1 added before the interruption."), "{said}");
+    assert!(
+        said.contains("token-of-the-second") && !tokens.exists(),
+        "shown, and only then forgotten: {said}"
+    );
+    let again = up.ok(&["device", "import", file.to_str().unwrap()]);
+    assert!(again.contains("0 devices added, 3 there already.") && !tokens.exists(), "{again}");
+    // Another file's tokens are not lost to this one's.
+    let kept = up.file("kept.csv", &left.replace("P2", "P9"));
+    let more = up.file("more.csv", "name,tenant\nP4,Acme\n");
+    up.ok(&["device", "import", "--tokens-out", kept.to_str().unwrap(), more.to_str().unwrap()]);
+    let kept = std::fs::read_to_string(&kept).unwrap();
+    assert!(kept.contains("P9,,token-of-the-second") && kept.contains("P4"), "{kept}");
+    // The same name is the same device only where the rest is the same.
+    let other = up.file("other.csv", "name,tenant,type\nP1,Acme,pump\n");
+    let refused = up.run(&["device", "import", other.to_str().unwrap()]);
+    assert!(text(&refused.stderr).contains("has it already, with another type"), "{refused:?}");
+}
+
+#[test]
+fn of_many_refused_rows_a_file_has_all() {
+    let up = Up::start(&["--ephemeral"]);
+    let file = up.file("rows.csv", &format!("name,tenant\n{}", "P1,Nobody\n".repeat(30)));
+    let refused = up.run(&["device", "import", file.to_str().unwrap()]);
+    let said = text(&refused.stderr);
+    assert_eq!((refused.status.code(), said.matches("tenant must be").count()), (Some(1), 20), "{said}");
+    assert!(said.contains("10 more"), "{said}");
+    let all = std::fs::read_to_string(up.folder.path().join("rows.csv.refused.csv")).unwrap();
+    assert_eq!(all.lines().count(), 31, "{all}");
+    assert!(!up.folder.path().join("rows.csv.tokens.csv").exists());
+}
+
+#[test]
 fn nineteen_thousand_devices_are_imported_in_seconds() {
     let up = Up::start(&["--ephemeral"]);
     let mut rows = "tenant,customer,id,name,token\n".to_owned();
@@ -427,17 +470,22 @@ fn nineteen_thousand_devices_are_imported_in_seconds() {
     }
     let file = up.file("rows.csv", &rows);
     let tokens = up.folder.path().join("tokens.csv");
+    let (file, kept) = (file.to_str().unwrap(), tokens.to_str().unwrap());
+    let import = ["device", "import", "--create", "--tokens-out", kept, file];
     let started = Instant::now();
-    let said = up.ok(&[
-        "device",
-        "import",
-        "--create",
-        "--tokens-out",
-        tokens.to_str().unwrap(),
-        file.to_str().unwrap(),
-    ]);
-    println!("imported in {:.1} s", started.elapsed().as_secs_f64());
-    assert!(said.contains("19,000 devices added."), "{said}");
+    // Interrupted as soon as it has begun, it goes on with the tokens that were made up.
+    let mut begun = switchboard(&import).args(["--nats", up.nats()]).stdout(Stdio::null()).spawn().unwrap();
+    wait_for("the tokens", || tokens.exists().then_some(()));
+    let first = std::fs::read_to_string(&tokens).unwrap();
+    kill_process(Pid::from_raw(begun.id() as i32).unwrap(), Signal::INT).unwrap();
+    assert_eq!(begun.wait().unwrap().code(), Some(130));
+    let there = up.json(&["device", "list", "--json"]).as_array().unwrap().len();
+    assert!(there < 19_000, "it was interrupted");
+    let said = up.ok(&import);
+    println!("imported in {:.1} s, {there} of them at first", started.elapsed().as_secs_f64());
+    assert!(said.ends_with(".\n") && !said.contains("refused") && !said.contains("left"), "{said}");
+    assert!(std::fs::read_to_string(&tokens).unwrap() == first, "the tokens are those made up at first");
+    assert!(up.ok(&["device", "import", kept]).contains("0 devices added, 19,000 there already."));
     assert!(started.elapsed() < PATIENCE);
     assert_eq!(
         up.json(&["device", "list", "--customer", "Customer 7", "--json"]).as_array().unwrap().len(),

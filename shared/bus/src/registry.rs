@@ -28,6 +28,7 @@ mod token;
 mod watch;
 
 use std::fmt;
+use std::future::Future;
 
 use futures::stream::{self, StreamExt};
 use rpc::{AppId, CredentialHash, CustomerId, DeviceId, KeyId, TenantId};
@@ -256,12 +257,14 @@ impl Registry {
     }
 
     /// Adds many devices at once, and tells of each, by its place in the list, how it went. One refused stops no other.
+    /// After `stop` none is begun any more; each that was is ended and told.
     ///
     /// # Errors
     /// Only when the tenants and customers cannot be read to begin with; then nothing was added.
     pub async fn add_devices(
         &self,
         devices: &[NewDevice],
+        stop: impl Future<Output = ()>,
         mut tell: impl FnMut(usize, Result<Added, RegistryError>),
     ) -> Result<(), RegistryError> {
         let known = watch::load(&self.bucket, &["tenant.*", "customer.*"]).await?;
@@ -277,7 +280,8 @@ impl Registry {
             };
             (place, added)
         };
-        let mut adding = stream::iter(devices.iter().enumerate()).map(add).buffer_unordered(BULK_IN_FLIGHT);
+        let devices = stream::iter(devices.iter().enumerate()).take_until(stop);
+        let mut adding = std::pin::pin!(devices.map(add).buffer_unordered(BULK_IN_FLIGHT));
         while let Some((place, added)) = adding.next().await {
             tell(place, added);
         }

@@ -9,6 +9,7 @@
 )]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::future::pending;
 use std::time::Duration;
 
 use bus::registry::{
@@ -342,7 +343,11 @@ async fn a_bulk_import_refuses_rows_one_by_one() {
     devices[30].tenant = TenantId(Uuid::nil());
     devices[40].token = devices[41].token.clone();
     let mut results: Vec<Option<Result<Added, RegistryError>>> = devices.iter().map(|_| None).collect();
-    account.registry.add_devices(&devices, |place, added| results[place] = Some(added)).await.unwrap();
+    account
+        .registry
+        .add_devices(&devices, pending(), |place, added| results[place] = Some(added))
+        .await
+        .unwrap();
     let refused: Vec<usize> =
         (0..1000).filter(|place| !matches!(results[*place], Some(Ok(Added::Created)))).collect();
     assert_eq!(refused.len(), 4, "{refused:?}");

@@ -15,6 +15,8 @@ use crate::system::access;
 
 /// The exit status of a command whose flags or settings are at fault, as clap has it.
 pub(crate) const EXIT_USAGE: u8 = 2;
+/// The exit status of a command that was interrupted half-way, as shells have it of SIGINT.
+pub(crate) const EXIT_INTERRUPTED: u8 = 130;
 /// A person waits: a server that is there answers much sooner.
 const MAX_CONNECT_MS: u64 = 3_000;
 

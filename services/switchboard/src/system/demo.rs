@@ -7,11 +7,13 @@ use bus::registry::Registry;
 
 use crate::common::output::note;
 use crate::common::recorded::{ReasonArgs, Recorder};
-use crate::device::import::Plan;
+use crate::device::import::{Plan, Taking};
 use crate::device::rows;
 
 /// Its tokens are public: it is loaded by `--demo` alone.
 const ACCOUNT: &str = include_str!("../../demo-account.json");
+
+const TAKING: Taking<'static> = Taking { tenant: None, create: false, weak_tokens: true, kept: None };
 
 /// Adds what is missing of the demo account. How many of its parts stand there otherwise, and were left alone.
 ///
@@ -21,7 +23,7 @@ pub(crate) async fn load(bus: &Bus, settings: &Settings) -> anyhow::Result<usize
     let registry = Registry::open(bus).await.context("cannot open the registry")?;
     let known = registry.load().await?;
     let file = rows::parse_json(ACCOUNT).context("the demo account")?;
-    let plan = Plan::of(file, &known, None, false, true)?;
+    let plan = Plan::of(file, &known, &TAKING)?;
     let is_new = plan.devices.iter().any(|device| !known.devices.contains_key(&device.id));
     let entries = if is_new { plan.entries() } else { Vec::new() };
     let reason = ReasonArgs { who: "switchboard".to_owned(), why: "the demo account".to_owned() };
@@ -29,7 +31,7 @@ pub(crate) async fn load(bus: &Bus, settings: &Settings) -> anyhow::Result<usize
         "The demo account's access tokens are public: whoever reaches this system can be any of its devices.",
     );
     let recorder = Recorder::of(bus, settings, reason);
-    let report = recorder.changes(entries, plan.apply(&registry, |_| Ok(()))).await?;
+    let report = recorder.changes(entries, plan.apply(&registry, std::future::pending(), || ())).await?;
     Ok(report.faults.len())
 }
 
@@ -40,8 +42,7 @@ mod tests {
 
     #[test]
     fn the_account_is_whole() {
-        let plan =
-            Plan::of(rows::parse_json(ACCOUNT).unwrap(), &Snapshot::default(), None, false, true).unwrap();
+        let plan = Plan::of(rows::parse_json(ACCOUNT).unwrap(), &Snapshot::default(), &TAKING).unwrap();
         let names: Vec<_> = plan.devices.iter().map(|device| device.name.as_str()).collect();
         assert_eq!(names.len(), 7);
         assert!(names.contains(&"Test Device A1") && names.contains(&"Raspberry Pi Demo Device"));

@@ -3,17 +3,23 @@
 
 mod plan;
 mod report;
+mod tokens;
 
+use std::collections::HashSet;
+use std::ffi::OsString;
 use std::io::{Read, stdin};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
+use sha2::{Digest, Sha256};
 
-pub(crate) use self::plan::Plan;
-use self::report::TokenFile;
+pub(crate) use self::plan::{Plan, Taking};
+use self::tokens::TokenFile;
+use crate::common::output::{grouped, note};
+use crate::common::reach::EXIT_INTERRUPTED;
 use crate::common::recorded::ChangeArgs;
 use crate::device::rows;
 
@@ -28,7 +34,11 @@ exports keep spreadsheets from taking it for a formula; JSON keeps both. JSON is
 too), or what `switchboard device export` writes.
 
 Rows that cannot be taken are listed with their place and reason, all others are added: exit status 1 if any was \
-refused. The same file again changes nothing. Tokens that were made up are shown once; --tokens-out keeps them.
+refused. Beyond 20 the list is in a file. Tokens that were made up are shown once; --tokens-out keeps them.
+
+The same file again changes nothing: who has no id in it is known by tenant, customer and name. Tokens are in a file \
+before their devices exist, --tokens-out or one beside the file that is read; an import that was interrupted (exit \
+status 130) goes on with them when it is typed again.
 
 Examples:
   switchboard device import --create devices.csv
@@ -49,9 +59,13 @@ pub(crate) struct ImportArgs {
     /// Id or name of the tenant of rows that name none
     #[arg(long)]
     tenant: Option<String>,
-    /// Write the added devices with their tokens to this new file (CSV, readable by you alone) instead of showing them
+    /// Write the devices with their tokens to this file (CSV, readable by you alone) instead of showing them; what it
+    /// holds already stays
     #[arg(long, value_name = "FILE")]
     tokens_out: Option<PathBuf>,
+    /// Where refused rows go when there are more than 20 [default: FILE.refused.csv]
+    #[arg(long, value_name = "FILE")]
+    refused_out: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -66,35 +80,54 @@ enum Format {
 }
 
 pub(crate) async fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
-    let file = read(&args.file, args.format)?;
+    let text = read(&args.file)?;
+    let file = parse(&text, &args.file, args.format)?;
+    let beside = |ending| beside(&args.file, &text, ending);
+    let refused_out = args.refused_out.clone().unwrap_or_else(|| beside("refused"));
     let (registry, recorder) = args.change.registry().await?;
     let known = registry.load().await?;
-    let plan = Plan::of(file, &known, args.tenant.as_deref(), args.create, args.weak_token)?;
-    let tokens_are_shown = args.tokens_out.is_none();
-    // Opened first: tokens of devices that were added must not be lost.
-    let mut tokens = match &args.tokens_out {
-        Some(path) => Some(TokenFile::create(path, &plan.devices)?),
-        None => None,
+    let tokens = TokenFile::open(args.tokens_out.as_deref(), beside("tokens"))?;
+    let taking = Taking {
+        tenant: args.tenant.as_deref(),
+        create: args.create,
+        weak_tokens: args.weak_token,
+        kept: Some(&tokens.kept),
     };
-
-    let progress = progress(plan.devices.len());
-    let report = plan.apply(&registry, |added| {
-        progress.inc(1);
-        match (&mut tokens, added) {
-            (Some(tokens), Some(device)) => tokens.keep(device),
-            _ => Ok(()),
-        }
-    });
-    let report = recorder.changes(plan.entries(), report).await?;
-    progress.finish_and_clear();
-    if let Some(tokens) = tokens {
-        tokens.finish()?;
+    let plan = Plan::of(file, &known, &taking)?;
+    let is_kept = tokens.is_asked_for || plan.origins.iter().any(|origin| origin.is_made_up);
+    let interrupted = boot::shutdown::signals().context("cannot hear of signals")?;
+    if is_kept {
+        tokens.save(&plan, &HashSet::new())?;
     }
-    report.tell(&plan, args.json, tokens_are_shown)?;
-    Ok(if report.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let progress = progress(plan.devices.len());
+    let report = plan.apply(&registry, interrupted.cancelled(), || progress.inc(1));
+    let report = recorder.changes(plan.entries(), report).await;
+    progress.finish_and_clear();
+    let go_on = || format!("The same command again goes on, with the tokens in {}.", tokens.path.display());
+    let report = match (report, is_kept) {
+        (Err(error), true) => return Err(error.context(go_on())),
+        (report, _) => report?,
+    };
+    if is_kept {
+        tokens.save(&plan, &report.refused)?;
+    }
+    let is_whole = report.left == 0;
+    report.tell(&plan, args.json, !tokens.is_asked_for && is_whole, &refused_out)?;
+    match (is_kept, is_whole) {
+        (false, true) => {}
+        (false, false) => note("The same command again goes on."),
+        (true, false) => note(go_on()),
+        (true, true) if tokens.is_asked_for => note(format_args!("Tokens are in {}.", tokens.path.display())),
+        (true, true) => tokens.shown(&plan)?,
+    }
+    Ok(match report.faults.is_empty() {
+        _ if !is_whole => EXIT_INTERRUPTED.into(),
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
 }
 
-fn read(path: &Path, format: Option<Format>) -> anyhow::Result<rows::File> {
+fn read(path: &Path) -> anyhow::Result<String> {
     let bytes = if path.as_os_str() == "-" {
         let mut bytes = Vec::new();
         stdin().read_to_end(&mut bytes).context("cannot read standard input")?;
@@ -102,7 +135,24 @@ fn read(path: &Path, format: Option<Format>) -> anyhow::Result<rows::File> {
     } else {
         std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?
     };
-    let text = String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))?;
+    String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))
+}
+
+/// A file beside the one that was read, the same for the same import; beside standard input is where the command runs.
+fn beside(path: &Path, text: &str, ending: &str) -> PathBuf {
+    let mut name: OsString = match path.as_os_str().to_str() {
+        Some("-") => {
+            let digest = Sha256::digest(text);
+            let hex: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+            format!("import-{hex}").into()
+        }
+        _ => path.as_os_str().to_owned(),
+    };
+    name.push(format!(".{ending}.csv"));
+    name.into()
+}
+
+fn parse(text: &str, path: &Path, format: Option<Format>) -> anyhow::Result<rows::File> {
     let text = text.trim_start_matches('\u{feff}');
     let by_name = match path.extension().and_then(|extension| extension.to_str()) {
         Some("json") => Some(Format::Json),
@@ -118,7 +168,13 @@ fn read(path: &Path, format: Option<Format>) -> anyhow::Result<rows::File> {
 
 fn progress(rows: usize) -> ProgressBar {
     // Draws on a terminal alone.
-    let style =
-        ProgressStyle::with_template("{bar:40} {human_pos} of {human_len} devices, {per_sec}, {eta} left");
-    ProgressBar::new(rows as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+    let style = ProgressStyle::with_template(
+        "{bar:40} {human_pos} of {human_len} devices, {rate} a second, {eta} left",
+    );
+    let whole = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        // A rate fits, and nobody hears of a terminal that is gone.
+        let _ = out.write_str(&grouped(state.per_sec() as usize));
+    };
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar()).with_key("rate", whole);
+    ProgressBar::new(rows as u64).with_style(style)
 }

@@ -1,10 +1,11 @@
 //! What of a file is to be written? Each row against what stands already, and against the rows before it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
 
 use bus::audit::{Entry, MAX_DEVICES};
 use bus::registry::{
-    Added, Customer, DEFAULT_TYPE, Kind, NewDevice, Registry, RegistryError, Snapshot, Tenant, Token,
+    Added, Customer, DEFAULT_TYPE, Device, Kind, NewDevice, Registry, RegistryError, Snapshot, Tenant, Token,
     check_labels, check_name, check_type,
 };
 use futures::stream::{self, StreamExt};
@@ -12,6 +13,7 @@ use rpc::{CredentialHash, CustomerId, DeviceId, TenantId};
 use uuid::Uuid;
 
 use super::report::Report;
+use super::tokens::{Kept, Named};
 use crate::common::output::count;
 use crate::common::recorded::entry;
 use crate::device::rows::{self, Fault, Place, Row};
@@ -25,27 +27,46 @@ pub(crate) struct Plan {
     tenants: Vec<(Place, TenantId, Tenant)>,
     customers: Vec<(Place, CustomerId, Customer)>,
     pub(crate) devices: Vec<NewDevice>,
-    /// Where each device stands, and whether its token was made up.
-    pub(super) origins: Vec<(Place, bool)>,
+    pub(super) origins: Vec<Origin>,
+    tenant_names: HashMap<TenantId, String>,
+    customer_names: HashMap<CustomerId, String>,
     /// Devices that stand there already as the file names them, and bring no token to compare.
     unchanged: usize,
     faults: Vec<Fault>,
 }
 
+/// Where a planned device comes from.
+#[derive(Debug)]
+pub(super) struct Origin {
+    /// Where it stands.
+    pub(super) place: Place,
+    /// Nobody chose its token.
+    pub(super) is_made_up: bool,
+    /// An earlier run, which was interrupted, has made its token up.
+    pub(super) is_resumed: bool,
+}
+
+/// How a file is taken.
+#[derive(Debug, Default)]
+pub(crate) struct Taking<'a> {
+    /// Id or name of the tenant of rows that name none.
+    pub(crate) tenant: Option<&'a str>,
+    /// Tenants and customers that rows name are made.
+    pub(crate) create: bool,
+    /// Short tokens are taken.
+    pub(crate) weak_tokens: bool,
+    /// Ids and tokens of an earlier run.
+    pub(crate) kept: Option<&'a Kept>,
+}
+
 impl Plan {
-    /// What of `file` is to be written where `known` stands. Rows without a tenant get `tenant`; with `create`, tenants
-    /// and customers that rows name are made; with `weak_tokens`, short tokens are taken.
+    /// What of `file` is to be written where `known` stands.
     ///
     /// # Errors
-    /// When `tenant` does not exist, or no token can be made.
-    pub(crate) fn of(
-        file: rows::File,
-        known: &Snapshot,
-        tenant: Option<&str>,
-        create: bool,
-        weak_tokens: bool,
-    ) -> anyhow::Result<Plan> {
-        let mut planning = Planning::new(file.faults, known, create, weak_tokens);
+    /// When the tenant of all rows does not exist, or no token can be made.
+    pub(crate) fn of(file: rows::File, known: &Snapshot, taking: &Taking<'_>) -> anyhow::Result<Plan> {
+        let tenant = taking.tenant;
+        let mut planning = Planning::new(file.faults, known, taking);
         for (place, row) in file.tenants {
             planning.add_tenant(place, row);
         }
@@ -87,14 +108,22 @@ impl Plan {
         tenants.chain(customers).chain(devices).collect()
     }
 
-    /// Writes it all; `done` hears of each device, with the device if it was added.
+    /// The names of a device's tenant and customer, and its own.
+    pub(super) fn named(&self, tenant: TenantId, customer: Option<CustomerId>, name: &str) -> Named {
+        let tenant = self.tenant_names.get(&tenant).cloned().unwrap_or_default();
+        let customer = customer.and_then(|customer| self.customer_names.get(&customer)).cloned();
+        (tenant, customer.unwrap_or_default(), name.to_owned())
+    }
+
+    /// Writes it all, or as far as it comes until `stop`; `done` hears of each device.
     ///
     /// # Errors
-    /// When the registry cannot be read, or `done` fails.
+    /// When the registry cannot be read.
     pub(crate) async fn apply(
         &self,
         registry: &Registry,
-        mut done: impl FnMut(Option<&NewDevice>) -> anyhow::Result<()>,
+        stop: impl Future<Output = ()>,
+        mut done: impl FnMut(),
     ) -> anyhow::Result<Report> {
         let mut report =
             Report { faults: self.faults.clone(), unchanged: self.unchanged, ..Report::default() };
@@ -109,35 +138,24 @@ impl Plan {
             .map(|(place, id, customer)| async move { (place, registry.add_customer(*id, customer).await) });
         refuse(stream::iter(customers).buffer_unordered(IN_FLIGHT).collect().await, &mut report.faults);
 
-        let mut failed = None;
+        report.left = self.devices.len();
         let tell = |number: usize, added: Result<Added, RegistryError>| {
-            let (Some(device), Some((place, _))) = (self.devices.get(number), self.origins.get(number))
-            else {
-                return;
-            };
-            let told = match added {
-                Ok(Added::Created) => {
-                    report.created.push(number);
-                    done(Some(device))
-                }
-                Ok(Added::Unchanged) => {
-                    report.unchanged += 1;
-                    done(None)
-                }
+            let Some(origin) = self.origins.get(number) else { return };
+            report.left -= 1;
+            match added {
+                Ok(Added::Created) => report.created.push(number),
+                Ok(Added::Unchanged) if origin.is_resumed => report.resumed.push(number),
+                Ok(Added::Unchanged) => report.unchanged += 1,
                 Err(error) => {
-                    report.faults.push(fault(place, &error));
-                    done(None)
+                    report.refused.insert(number);
+                    report.faults.push(fault(&origin.place, &error));
                 }
-            };
-            if let Err(error) = told {
-                failed.get_or_insert(error);
             }
+            done();
         };
-        registry.add_devices(&self.devices, tell).await?;
-        if let Some(error) = failed {
-            return Err(error);
-        }
+        registry.add_devices(&self.devices, stop, tell).await?;
         report.created.sort_unstable();
+        report.resumed.sort_unstable();
         report.faults.sort_by_key(|fault| match fault.place {
             Place::Line(line) => (0, line),
             Place::Entry(_, number) => (1, number as u64),
@@ -167,8 +185,8 @@ fn fault(place: &Place, error: &RegistryError) -> Fault {
 struct Planning<'a> {
     plan: Plan,
     known: &'a Snapshot,
-    create: bool,
-    weak_tokens: bool,
+    taking: &'a Taking<'a>,
+    standing: HashMap<(TenantId, &'a str), DeviceId>,
     tenants: HashMap<String, TenantId>,
     customers: HashMap<(TenantId, String), CustomerId>,
     customer_tenants: HashMap<CustomerId, TenantId>,
@@ -178,12 +196,13 @@ struct Planning<'a> {
 }
 
 impl<'a> Planning<'a> {
-    fn new(faults: Vec<Fault>, known: &'a Snapshot, create: bool, weak_tokens: bool) -> Self {
+    fn new(faults: Vec<Fault>, known: &'a Snapshot, taking: &'a Taking<'a>) -> Self {
+        let named = |(id, device): (&DeviceId, &'a Device)| ((device.tenant, device.name.as_str()), *id);
         let mut planning = Planning {
             plan: Plan { faults, ..Plan::default() },
             known,
-            create,
-            weak_tokens,
+            taking,
+            standing: known.devices.iter().map(named).collect(),
             tenants: HashMap::new(),
             customers: HashMap::new(),
             customer_tenants: HashMap::new(),
@@ -196,6 +215,8 @@ impl<'a> Planning<'a> {
         let customers = known.customers.iter().map(|(id, it)| ((it.tenant, it.name.clone()), *id));
         planning.customers.extend(customers);
         planning.customer_tenants.extend(known.customers.iter().map(|(id, it)| (*id, it.tenant)));
+        planning.plan.tenant_names.extend(known.tenants.iter().map(|(id, it)| (*id, it.name.clone())));
+        planning.plan.customer_names.extend(known.customers.iter().map(|(id, it)| (*id, it.name.clone())));
         planning
     }
 
@@ -215,6 +236,7 @@ impl<'a> Planning<'a> {
 
     fn plan_tenant(&mut self, place: Place, id: TenantId, name: String) {
         self.tenants.insert(name.clone(), id);
+        self.plan.tenant_names.insert(id, name.clone());
         if self.known.tenants.get(&id).is_none_or(|standing| standing.name != name) {
             self.plan.tenants.push((place, id, Tenant { name }));
         }
@@ -237,6 +259,7 @@ impl<'a> Planning<'a> {
     fn plan_customer(&mut self, place: Place, id: CustomerId, customer: Customer) {
         self.customers.insert((customer.tenant, customer.name.clone()), id);
         self.customer_tenants.insert(id, customer.tenant);
+        self.plan.customer_names.insert(id, customer.name.clone());
         if self.known.customers.get(&id) != Some(&customer) {
             self.plan.customers.push((place, id, customer));
         }
@@ -257,7 +280,7 @@ impl<'a> Planning<'a> {
             return Ok(());
         }
         let Some(id) = self.id_of(&place, row.id.as_deref()) else { return Ok(()) };
-        let token = match row.token.as_deref().map(|it| Token::parse(it)?.admit(self.weak_tokens)) {
+        let token = match row.token.as_deref().map(|it| Token::parse(it)?.admit(self.taking.weak_tokens)) {
             Some(Ok(token)) => Some(token),
             Some(Err(invalid)) => {
                 self.refuse(&place, "token", invalid.expected);
@@ -284,30 +307,52 @@ impl<'a> Planning<'a> {
             }
             None => None,
         };
-        if let (None, Some(id)) = (&token, id)
-            && let Some(standing) = self.known.devices.get(&DeviceId(id))
-            && (standing.tenant, standing.customer) == (tenant, customer)
-            && (&standing.name, &standing.kind, &standing.labels) == (&row.name, &kind, &row.labels)
-        {
-            self.plan.unchanged += 1;
-            return Ok(());
-        }
-        let is_made_up = token.is_none();
-        let token = match token {
-            Some(token) => token,
-            None => Token::generate()?,
-        };
-        let id = DeviceId(id.unwrap_or_else(Uuid::new_v4));
+        let named = self.plan.named(tenant, customer, &row.name);
+        let kept = self.taking.kept.and_then(|kept| kept.find(id.map(DeviceId), &named));
+        // Who has no id in the file is known by name, so that the same file again means the same devices.
+        let standing_id = self.standing.get(&(tenant, row.name.as_str())).copied().filter(|_| id.is_none());
+        let new_id = || DeviceId(Uuid::new_v4());
+        let id = id.map(DeviceId).or(kept.as_ref().map(|(id, _)| *id)).or(standing_id).unwrap_or_else(new_id);
         // Written side by side, two rows of one name would race: the first in the file has it.
         let same_id = once(&mut self.ids, id, &place).map(|other| ("id", other));
         let same_name =
             once(&mut self.names, (tenant, row.name.clone()), &place).map(|other| ("name", other));
-        let same_token = once(&mut self.tokens, token.credential(), &place).map(|other| ("token", other));
-        if let Some((field, other)) = same_id.or(same_name).or(same_token) {
+        if let Some((field, other)) = same_name.or(same_id) {
             self.refuse(&place, field, format!("its own: {other} has the same"));
             return Ok(());
         }
-        self.plan.origins.push((place, is_made_up));
+        let standing = self.known.devices.get(&id).filter(|standing| standing.tenant == tenant);
+        if let Some(standing) = standing {
+            let is_same = (standing.customer, &standing.name) == (customer, &row.name)
+                && (&standing.kind, &standing.labels) == (&kind, &row.labels);
+            if is_same && token.is_none() && kept.is_none() {
+                self.plan.unchanged += 1;
+                return Ok(());
+            }
+            let is_other_token =
+                token.as_ref().is_some_and(|token| token.credential() != standing.credential);
+            if standing_id == Some(id) && (!is_same || is_other_token) {
+                let other = match standing {
+                    it if it.customer != customer => "customer",
+                    it if it.kind != kind => "type",
+                    it if it.labels != row.labels => "labels",
+                    _ => "token",
+                };
+                self.refuse(&place, "name", format!("free: {id} has it already, with another {other}"));
+                return Ok(());
+            }
+        }
+        let is_made_up = token.is_none();
+        let is_resumed = is_made_up && kept.is_some();
+        let token = match (token, kept) {
+            (Some(token), _) | (None, Some((_, token))) => token,
+            (None, None) => Token::generate()?,
+        };
+        if let Some(other) = once(&mut self.tokens, token.credential(), &place) {
+            self.refuse(&place, "token", format!("its own: {other} has the same"));
+            return Ok(());
+        }
+        self.plan.origins.push(Origin { place, is_made_up, is_resumed });
         self.plan.devices.push(NewDevice {
             id,
             tenant,
@@ -334,14 +379,14 @@ impl<'a> Planning<'a> {
 
     fn tenant_of(&mut self, place: &Place, named: &str) -> Result<TenantId, String> {
         if let Ok(id) = named.parse::<TenantId>()
-            && (self.known.tenants.contains_key(&id) || self.tenants.values().any(|planned| *planned == id))
+            && self.plan.tenant_names.contains_key(&id)
         {
             return Ok(id);
         }
         if let Some(id) = self.tenants.get(named) {
             return Ok(*id);
         }
-        if !self.create {
+        if !self.taking.create {
             return Err(format!("a tenant that exists: {named:?} does not (--create makes it)"));
         }
         check_name(named).map_err(|invalid| invalid.expected)?;
@@ -359,7 +404,7 @@ impl<'a> Planning<'a> {
         if let Some(id) = self.customers.get(&(tenant, named.to_owned())) {
             return Ok(*id);
         }
-        if !self.create {
+        if !self.taking.create {
             return Err(format!("a customer that exists: {named:?} does not (--create makes it)"));
         }
         check_name(named).map_err(|invalid| invalid.expected)?;
@@ -385,7 +430,8 @@ mod tests {
     use super::*;
 
     fn plan(csv: &str, known: &Snapshot, create: bool) -> Plan {
-        Plan::of(rows::parse_csv(csv).unwrap(), known, None, create, true).unwrap()
+        let taking = Taking { create, weak_tokens: true, ..Taking::default() };
+        Plan::of(rows::parse_csv(csv).unwrap(), known, &taking).unwrap()
     }
 
     fn known() -> Snapshot {
