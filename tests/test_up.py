@@ -11,7 +11,8 @@ import pytest
 from harness import said
 from harness.accounts import Identity
 from harness.devices import PahoV5
-from harness.devices.device import answering
+from harness.devices.device import answering, echo
+from harness.nats_server import NatsServer
 from harness.processes import run
 from harness.programs import built
 from harness.raw_nats import RawNats
@@ -220,3 +221,21 @@ def test_its_settings_are_checked_first(up):
     system = up("--ephemeral", "--set", "mqtt.nonsense=1", "--set", "log.format=loud")
     assert system.process.wait() == 2
     assert "mqtt.nonsense" in system.process.err and "log.format" in system.process.err
+
+
+@pytest.mark.parametrize(("is_local", "messages_a_call"), [("true", 0), ("false", 5)])
+def test_a_call_between_its_devices_needs_no_message_of_nats(up, tmp_path, device, is_local, messages_a_call):
+    nats = NatsServer(tmp_path / "nats", tmp_path / "logs")
+    try:
+        settings = (f"nats.local_delivery={is_local}", "ingress.calls_per_second_per_device=0")
+        system = up("--demo", "--nats", nats.url, *(f"--set={it}" for it in settings)).wait_ready()
+        device(PahoV5, A2).connect(system).become_callable(echo)
+        caller = device(PahoV5, A1).connect(system)
+        before = nats.messages()
+        for number in range(1_000):
+            assert caller.send_msg(A2, str(number)).text() == str(number)
+        # What the processes tell each other anyhow, once a second, is far below one a call.
+        assert 0 <= nats.messages() - before - messages_a_call * 1_000 < 900
+    finally:
+        system.stop()
+        nats.stop()

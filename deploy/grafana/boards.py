@@ -90,8 +90,9 @@ def nats() -> list[Panel]:
         ),
         graph(
             "Questions over NATS by result",
-            "no_responders: nobody of that service listens. expired: no reply in time. down, full, unsendable: NATS does not take it.",
-            rates("switchboard_bus_asks_total", "result"), unit="reqps", width=6,
+            "no_responders: nobody of that service listens. expired: no reply in time. down, full, unsendable: NATS does not take it. And what services of one process hand each other without NATS, messages.",
+            rates("switchboard_bus_asks_total", "result"),
+            Query(rate("switchboard_bus_local_messages_total"), "handed over in memory"), unit="reqps", width=6,
         ),
         graph(
             "Questions in flight",

@@ -66,6 +66,9 @@ declare::settings! {
         /// Questions a process may have open on NATS for calls; a further one is refused at once. It may have as many
         /// of its own beside them, as about who a device is.
         max_pending_asks: usize = 65_536, 1..=10_000_000;
+        /// Whether services of one process hand each other their messages in memory. Otherwise, and what others hear,
+        /// too, goes through NATS.
+        local_delivery: bool = true, Anything;
     }
 
     /// The device API, the same over every protocol.

@@ -6,7 +6,7 @@ use boot::config::Nats;
 use boot::{Failed, Settings, Trouble};
 
 use crate::errors::HEAD_BYTES;
-use crate::{Bus, BusError, BusSettings};
+use crate::{Bus, BusError, BusSettings, Local};
 
 /// Between two attempts to connect at first, and at last.
 const CONNECT_PAUSE: Duration = Duration::from_millis(200);
@@ -28,6 +28,7 @@ impl From<&Nats> for BusSettings {
             connect_timeout_ms: nats.connect_timeout_ms,
             send_timeout_ms: nats.send_timeout_ms,
             max_pending_asks: nats.max_pending_asks,
+            local: nats.local_delivery.then(Local::default),
         }
     }
 }

@@ -17,6 +17,7 @@ use tracing::{debug, info, warn};
 
 use crate::credentials::Credentials;
 use crate::errors::BusError;
+use crate::local::Local;
 use crate::meters::Meters;
 use crate::outage::{Outage, REFUSED};
 use crate::pending::Pending;
@@ -59,6 +60,8 @@ pub struct BusSettings {
     pub send_timeout_ms: u64,
     /// Questions that may be open at a time.
     pub max_pending_asks: usize,
+    /// Buses with the same one are in this process, and hand messages over in memory; none: NATS carries all of them.
+    pub local: Option<Local>,
 }
 
 impl Default for BusSettings {
@@ -77,6 +80,7 @@ impl Default for BusSettings {
             connect_timeout_ms: 5_000,
             send_timeout_ms: 1_000,
             max_pending_asks: 65_536,
+            local: None,
         }
     }
 }
@@ -86,7 +90,7 @@ impl BusSettings {
     pub(crate) fn for_store(&self) -> Option<BusSettings> {
         let store_user =
             self.store_user.clone().filter(|store_user| Some(store_user) != self.user.as_ref())?;
-        Some(BusSettings { user: Some(store_user), ..self.clone() })
+        Some(BusSettings { user: Some(store_user), local: None, ..self.clone() })
     }
 }
 

@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use crate::connect::{BusSettings, Connection, Monitored, admit_version, connect_client, monitor, observe};
 use crate::errors::{AskError, BusError, TellError};
+use crate::local::{HandedOver, Local, Receiving};
 use crate::meters::Meters;
 use crate::outage::Outage;
 use crate::pending::{NoReply, Pending};
@@ -66,6 +67,8 @@ struct Inner {
     /// The reply inbox with its last dot: an ask's number follows.
     inbox: String,
     pending: Arc<Pending>,
+    /// The other services of this process, and that they answer here.
+    local: Option<(Local, Receiving)>,
     room: Room,
     replicas: u16,
     /// JetStream's API, with its last dot.
@@ -133,6 +136,10 @@ impl Bus {
             Some(_) => subjects.store_api(),
             None => "$JS.API.".to_owned(),
         };
+        let local = settings.local.clone().map(|local| {
+            let receiving = local.receive_replies(&inbox, &pending);
+            (local, receiving)
+        });
         let pulse = Arc::new(Mutex::new(Pulse::new(Instant::now().into())));
         let (connection_tx, connection) = watch::channel(observe(&client));
         meters.connected.set(1.0);
@@ -167,6 +174,7 @@ impl Bus {
                 subjects,
                 inbox,
                 pending,
+                local,
                 room: Room::default(),
                 replicas: settings.replicas,
                 api,
@@ -414,8 +422,9 @@ impl Bus {
         };
         let subscriber = subscriber.map_err(|error| failed(&error))?;
         self.round_trip(self.inner.connect_timeout).await.map_err(|error| failed(&error))?;
-        let Inner { subjects, pulse, connection, .. } = &*self.inner;
-        Ok(Requests::new(subscriber, subjects.clone(), Arc::clone(pulse), connection.clone()))
+        let Inner { process, subjects, pulse, connection, local, .. } = &*self.inner;
+        let local = local.as_ref().and_then(|(local, _)| local.subscribe(&subject, queue, *process));
+        Ok(Requests::new(subscriber, local, subjects.clone(), Arc::clone(pulse), connection.clone()))
     }
 
     /// Ends the connection once the server has everything that was published. Asks and tells fail from now on, and
@@ -532,17 +541,47 @@ impl Bus {
         headers: Option<HeaderMap>,
         payload: Bytes,
     ) -> Published {
-        let Inner { client, is_closed, room, .. } = &*self.inner;
-        if is_closed.load(Ordering::Relaxed) || client.connection_state() != State::Connected {
+        let Inner { client, is_closed, room, meters, .. } = &*self.inner;
+        if is_closed.load(Ordering::Relaxed) {
             return Published::Done(Err(TellError::Down));
         }
         let message = OutboundMessage { subject, reply, payload, headers };
+        let is_connected = client.connection_state() == State::Connected;
+        let message = match self.hand_over(message, is_connected) {
+            HandedOver::Taken | HandedOver::Answered(true) => return Published::Done(Ok(())),
+            HandedOver::Answered(false) => {
+                meters.unclaimed.increment(1);
+                return Published::Done(Ok(()));
+            }
+            HandedOver::No(message) => message,
+        };
+        if !is_connected {
+            return Published::Done(Err(TellError::Down));
+        }
         let Some(payload) = room.hold_now(&message.payload) else { return Published::NoRoom(message) };
         // The copy shares the message's memory.
         match client.publish_message(OutboundMessage { payload, ..message.clone() }).now_or_never() {
             Some(sent) => Published::Done(sent.map_err(|error| unsent(&error))),
             None => Published::NoRoom(message),
         }
+    }
+
+    /// To who is in this process, if it is for one of them. Without NATS nothing is asked here either: what decides
+    /// over it may be out of date. What has been asked is answered.
+    fn hand_over(&self, message: OutboundMessage, is_connected: bool) -> HandedOver {
+        let Inner { client, local, meters, .. } = &*self.inner;
+        let fits = message.payload.len() <= client.max_payload();
+        let Some((local, _)) = local.as_ref().filter(|_| fits && message.headers.is_none()) else {
+            return HandedOver::No(message);
+        };
+        let handed_over = match local.answer(message) {
+            HandedOver::No(message) if is_connected => local.queue(message),
+            handed_over => handed_over,
+        };
+        if !matches!(handed_over, HandedOver::No(_)) {
+            meters.handed_over.increment(1);
+        }
+        handed_over
     }
 
     async fn publish_later(&self, message: OutboundMessage, wait: Duration) -> Result<(), TellError> {

@@ -33,6 +33,10 @@ pub fn describe() {
         "switchboard_bus_watch_reloads_total",
         "Full loads of a watched bucket, the first one included."
     );
+    describe_counter!(
+        "switchboard_bus_local_messages_total",
+        "Messages handed over within this process, without NATS."
+    );
 }
 
 const ASK_SECONDS: &str = "switchboard_bus_ask_seconds";
@@ -60,6 +64,7 @@ pub(crate) struct Meters {
     pub(crate) unclaimed: Counter,
     pub(crate) dropped: Counter,
     pub(crate) watch_reloads: Counter,
+    pub(crate) handed_over: Counter,
 }
 
 impl Meters {
@@ -94,6 +99,7 @@ impl Meters {
             unclaimed: counter!("switchboard_bus_replies_unclaimed_total"),
             dropped: counter!("switchboard_bus_dropped_messages_total"),
             watch_reloads: counter!("switchboard_bus_watch_reloads_total"),
+            handed_over: counter!("switchboard_bus_local_messages_total"),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_nats::{Message, StatusCode, Subject, Subscriber};
@@ -15,6 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::connect::Connection;
+use crate::local::LocalQueue;
 use crate::pulse::Pulse;
 
 /// One message that came in.
@@ -36,6 +38,9 @@ pub struct Request {
 /// The messages of one subscription, as they come in.
 pub struct Requests {
     subscriber: Subscriber,
+    /// What this process sends itself there.
+    local: Option<LocalQueue>,
+    is_locals_turn: bool,
     subjects: Subjects,
     is_inbox: fn(&Subjects, &str) -> bool,
     pulse: Arc<Mutex<Pulse>>,
@@ -114,6 +119,7 @@ const DRAIN_END: Duration = Duration::from_millis(300);
 impl Requests {
     pub(crate) fn new(
         subscriber: Subscriber,
+        local: Option<LocalQueue>,
         subjects: Subjects,
         pulse: Arc<Mutex<Pulse>>,
         connection: watch::Receiver<Connection>,
@@ -121,7 +127,19 @@ impl Requests {
         let made_on = *connection.borrow();
         let queue = Queue::new(std::time::Instant::now());
         let is_inbox = Subjects::is_inbox;
-        Requests { subscriber, subjects, is_inbox, pulse, connection, made_on, queue, taken: 0, drain: None }
+        Requests {
+            subscriber,
+            local,
+            is_locals_turn: false,
+            subjects,
+            is_inbox,
+            pulse,
+            connection,
+            made_on,
+            queue,
+            taken: 0,
+            drain: None,
+        }
     }
 
     /// Replies go where `is_inbox` says, and not to our inboxes.
@@ -162,6 +180,10 @@ impl Requests {
     /// none. That takes up to 0.7 s on a quiet queue, in which other members of its group are served as before.
     pub async fn drain(&mut self) {
         if self.drain.is_none() {
+            // Whoever is here asks others from now on.
+            if let Some(local) = &mut self.local {
+                local.close();
+            }
             let is_counted_alike = *self.connection.borrow() == self.made_on;
             let next_step = if is_counted_alike { 0 } else { DRAIN_STEPS.len() };
             self.drain = Some(Drain { next_step, step_ends: Instant::now() });
@@ -170,17 +192,20 @@ impl Requests {
     }
 
     async fn take(&mut self, until: Option<Instant>) -> Option<Option<Request>> {
-        let message = match until {
+        let came = match until {
             None => self.read().await,
             Some(until) => tokio::time::timeout_at(until, self.read()).await.ok()?,
         };
-        self.taken += u64::from(message.is_some());
-        let now = std::time::Instant::now();
-        Some(message.map(|message| {
-            let age = self.pulse.lock().age(self.queue.empty_at, now).max(self.queue.age(now));
+        Some(came.map(|(message, sent)| {
+            let arrived = sent.unwrap_or_else(|| {
+                self.taken += 1;
+                let now = std::time::Instant::now();
+                let age = self.pulse.lock().age(self.queue.empty_at, now).max(self.queue.age(now));
+                now.checked_sub(age).unwrap_or(now)
+            });
             Request {
                 no_responders: message.status == Some(StatusCode::NO_RESPONDERS),
-                arrived: now.checked_sub(age).unwrap_or(now),
+                arrived,
                 subject: message.subject,
                 reply_to: message.reply.filter(|reply| (self.is_inbox)(&self.subjects, reply)),
                 message: message.payload,
@@ -188,17 +213,31 @@ impl Requests {
         }))
     }
 
-    async fn read(&mut self) -> Option<Message> {
-        let Requests { subscriber, queue, .. } = self;
+    /// The next message, and when it was sent if it was here.
+    async fn read(&mut self) -> Option<(Message, Option<std::time::Instant>)> {
+        let Requests { subscriber, local, is_locals_turn, queue, .. } = self;
         queue.asked(std::time::Instant::now());
         let asking = Asking(queue);
+        // Taking turns: neither NATS nor the process itself holds the other up.
+        *is_locals_turn = !*is_locals_turn;
+        let mut here = |cx: &mut Context<'_>| match local.as_mut().map(|local| local.poll_next(cx)) {
+            Some(Poll::Ready(Some((message, sent)))) => Some((message, Some(sent))),
+            Some(Poll::Ready(None) | Poll::Pending) | None => None,
+        };
         poll_fn(|cx| {
+            if *is_locals_turn && let Some(came) = here(cx) {
+                return Poll::Ready(Some(came));
+            }
             let polled = subscriber.poll_next_unpin(cx);
             // A task that has used up its turn is told that there is none, though there may be.
             if polled.is_pending() && has_budget_remaining() {
                 asking.0.is_empty(std::time::Instant::now());
             }
-            polled
+            match polled {
+                Poll::Ready(Some(message)) => Poll::Ready(Some((message, None))),
+                Poll::Ready(None) => Poll::Ready(here(cx)),
+                Poll::Pending => here(cx).map_or(Poll::Pending, |came| Poll::Ready(Some(came))),
+            }
         })
         .await
     }

@@ -12,6 +12,7 @@ mod asks;
 mod audit;
 mod claims;
 mod keys;
+mod local;
 mod servers;
 
 use std::time::Duration;
