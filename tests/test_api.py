@@ -364,7 +364,8 @@ def test_devices_are_shown_and_whether_they_are_there(shared_cluster, api, node,
     accounts.cli("device", "label", "set", family.b.id, "zone=north 1").ok()
     target = device(PahoV5, family.a).connect(node).become_callable()
     shown = get(api, app, f"/v1/devices/{quote(family.a.name)}").json
-    customer = shown.pop("customer")
+    customer, since_ms = shown.pop("customer"), shown.pop("sinceMs")
+    assert 0 <= time.time() * 1_000 - since_ms < 60_000
     expected = {"id": family.a.id, "name": family.a.name, "type": "default", "labels": {}}
     assert shown == expected | {"online": True, "node": node.node_id, "protocol": "mqtt"}
     for named in (NOBODY, other.a.id, quote(other.a.name)):
@@ -391,7 +392,18 @@ def test_devices_are_shown_and_whether_they_are_there(shared_cluster, api, node,
     assert problem(api.ask("GET", "/v1/presence")) == (401, "unauthenticated", "never")
 
     listed = json.loads(accounts.cli("device", "list", "--online", "--customer", family.customer, "--json").ok().out)
-    assert [(it["name"], it["online"]) for it in listed] == [(family.a.name, True)]
+    place = {"online": True, "node": node.node_id, "protocol": "mqtt", "sinceMs": since_ms}
+    assert [{name: it[name] for name in place} for it in listed] == [place]
     target.close()
     until("it has gone", lambda: names("?online=true") == [])
+
+    def last_seen(path: str) -> dict | None:
+        found = get(api, app, path).json
+        return found.get("devices", [found])[0].get("lastSeen")
+
+    until("it is known how it was last there", lambda: last_seen(f"/v1/devices/{family.a.id}") is not None)
+    last = last_seen(f"/v1/presence?name={quote(family.a.name)}")
+    assert last["atMs"] >= since_ms
+    assert last == {"atMs": last["atMs"], "node": node.node_id, "protocol": "mqtt", "sinceMs": since_ms, "reason": "by_device"}
+    assert last_seen(f"/v1/devices/{family.b.id}") is None
     assert accounts.cli("device", "list", "--online", "--customer", family.customer, "--json").ok().out.strip() == "[]"

@@ -15,11 +15,11 @@ ACCOUNT_OF = {
     **{"ingress": "NODES", "authorizer": "CORE", "router": "CORE", "api": "APIS", "operator": "OPERATORS", "listener": "LISTENERS"},
     **{"authorizer-store": "AUTHORIZERS", "router-store": "ROUTERS"},
 }
-BUCKETS = {"REGISTRY": "KV_swb_devices", "POLICIES": "KV_swb_policies", "AUDIT": "swb_audit", "CLAIMS": "KV_swb_claims", "KEYS": "KV_swb_keys"}
+BUCKETS = {"REGISTRY": "KV_swb_devices", "POLICIES": "KV_swb_policies", "AUDIT": "swb_audit", "CLAIMS": "KV_swb_claims", "SEEN": "KV_swb_seen", "KEYS": "KV_swb_keys"}
 # The buckets that a user reaches, and a key that it may write there.
 STORES = {
     "authorizer-store": [("KV_swb_devices", "$KV.swb_devices.beat.9"), ("KV_swb_keys", None), ("KV_swb_policies", None), ("swb_audit", f"swb.audit.{NODE}.authorizer")],
-    "router-store": [("KV_swb_claims", f"$KV.swb_claims.{DEVICE}"), ("KV_swb_keys", None)],
+    "router-store": [("KV_swb_claims", f"$KV.swb_claims.{DEVICE}"), ("KV_swb_seen", f"$KV.swb_seen.{DEVICE}"), ("KV_swb_keys", None)],
     "operator": [("KV_swb_devices", f"$KV.swb_devices.note.{DEVICE}"), ("KV_swb_policies", None), ("swb_audit", f"swb.audit.{NODE}.operator")],
 }
 # Where a thief would like a message to arrive.
@@ -37,7 +37,7 @@ MAY_SAY = {
     "authorizer": {"swb.route", "swb.presence", "swb.event.directory", f"swb.event.device.{DEVICE}", f"swb.reply.{NODE}.1"},
     "router": {"swb.handover", *(f"swb.{it}.{NODE}" for it in ("node", "event.takeover", "event.claims")), f"swb.reply.{NODE}.1"},
     "router-store": {f"$KV.swb_claims.{NODE}"},
-    "operator": {f"$KV.swb_devices.device.{DEVICE}", f"swb.operate.{NODE}"},
+    "operator": {f"$KV.swb_devices.device.{DEVICE}", "swb.presence", f"swb.operate.{NODE}"},
 }
 # "Its target is offline", to a router's caller.
 OFFLINE = head(4, [])
@@ -51,7 +51,7 @@ def asked(user: str) -> list[tuple[str, str]]:
         for it in [
             (f"swb.js.STREAM.INFO.{bucket}", ""),
             (f"swb.js.STREAM.CREATE.{bucket}", "{}"),
-            *([] if (user, bucket) == ("operator", "KV_swb_policies") or bucket == "swb_audit" else [(f"swb.js.CONSUMER.CREATE.{bucket}.x", "{}")]),
+            *([] if (user, bucket) == ("operator", "KV_swb_policies") or bucket in ("swb_audit", "KV_swb_seen") else [(f"swb.js.CONSUMER.CREATE.{bucket}.x", "{}")]),
             *([(key, "stolen")] if key else []),
         ]
     ]
@@ -63,7 +63,7 @@ def asked(user: str) -> list[tuple[str, str]]:
         "ingress": [*device_asks, ("swb.compare", compare), ("swb.claim", claim)],
         "authorizer": [("swb.presence", head([]))],
         "api": [("swb.app", head("00" * 32, [0, []])), ("swb.appcall", "{}")],
-        "operator": [*device_asks, ("swb.operate.all", head(0, [])), *api],
+        "operator": [*device_asks, ("swb.presence", head([])), ("swb.operate.all", head(0, [])), *api],
     }
     return answered.get(user, api)
 
@@ -129,7 +129,8 @@ def test_an_answer_goes_nowhere_but_back(hardened, witnesses, steal, user):
         for wanted in WANTED:
             assert thief.publish(subject, body, reply_to=wanted) is None
     settle(hardened, witnesses, user)
-    assert arrived(witnesses, user) == []
+    # What it may ask is heard where it is asked.
+    assert arrived(witnesses, user, {subject for subject, _ in asked(user)}) == []
 
 
 @pytest.mark.parametrize("user", USERS)

@@ -80,6 +80,15 @@ def test_the_services_need_no_more(hardened, device):
     called = cluster.accounts.cli("call", "--from", family.a.name, "--to", family.b.name, "3")
     assert called.ok().out.strip() == "3"
 
+    # Who is there, and how somebody was last, as the command has it.
+    listed = json.loads(cluster.accounts.cli("device", "list", "--online", "--json").ok().out)
+    assert {(it["name"], it["node"]) for it in listed} >= {(family.b.name, there.node_id)}
+
+    def last_seen() -> dict | None:
+        return json.loads(cluster.accounts.cli("device", "show", family.c.id, "--json").ok().out).get("lastSeen")
+
+    until("it is known how it was last there", lambda: last_seen() is not None)
+
     # Nodes, as the command has them.
     listed = json.loads(cluster.accounts.cli("node", "list", "--json").ok().out)
     assert {it["node"] for it in listed} == {it.node_id for it in cluster.nodes}
@@ -135,7 +144,7 @@ NOBODYS = [
 ]
 # What one has who reaches no JetStream.
 NO_STORE = [
-    *[f"$KV.swb_devices.device.{DEVICE}", "$KV.swb_devices.beat.7", f"$KV.swb_claims.{DEVICE}", "$KV.swb_keys.tickets"],
+    *[f"$KV.swb_devices.device.{DEVICE}", "$KV.swb_devices.beat.7", f"$KV.swb_claims.{DEVICE}", f"$KV.swb_seen.{DEVICE}", "$KV.swb_keys.tickets"],
     *["swb.js.STREAM.INFO.KV_swb_devices", "$JS.API.STREAM.INFO.KV_swb_devices", "$JS.API.STREAM.CREATE.EVERYTHING"],
     *["$JS.API.CONSUMER.CREATE.KV_swb_claims.x", "$JS.API.DIRECT.GET.KV_swb_keys.$KV.swb_keys.tickets"],
     *["$JS.API.STREAM.DELETE.KV_swb_claims", "$JS.FC.KV_swb_devices.x", "$JS.ACK.KV_swb_devices.x"],
@@ -193,7 +202,7 @@ PUBLISH = {
         ],
     ),
     "router-store": (
-        [f"$KV.swb_claims.{DEVICE}", "swb.js.STREAM.INFO.KV_swb_claims"],
+        [f"$KV.swb_claims.{DEVICE}", f"$KV.swb_seen.{DEVICE}", "swb.js.STREAM.INFO.KV_swb_claims"],
         [
             *[NODE, INBOX, BETWEEN, "swb.route", "swb.call", f"$KV.swb_devices.device.{DEVICE}", "$KV.swb_devices.beat.7"],
             *["$KV.swb_keys.other", "$JS.API.STREAM.DELETE.KV_swb_claims"],
@@ -201,11 +210,11 @@ PUBLISH = {
     ),
     "operator": (
         [
-            *[f"$KV.swb_devices.device.{DEVICE}", "swb.call", "swb.list", "swb.authenticate", f"swb.audit.{DEVICE}.operator"],
+            *[f"$KV.swb_devices.device.{DEVICE}", "swb.call", "swb.list", "swb.authenticate", "swb.presence", f"swb.audit.{DEVICE}.operator"],
             *[f"swb.decide.{DEVICE}.quota", *OPERATE],
         ],
         [
-            *["swb.route", "swb.presence", NODE, INBOX, BETWEEN, "swb.claim", f"$KV.swb_claims.{DEVICE}", "$KV.swb_keys.tickets"],
+            *["swb.route", NODE, INBOX, BETWEEN, "swb.claim", f"$KV.swb_claims.{DEVICE}", f"$KV.swb_seen.{DEVICE}", "$KV.swb_keys.tickets"],
             *[f"swb.audit.{DEVICE}.authorizer", f"swb.audit.{DEVICE}"],
             *["swb.answer.7", "$JS.API.STREAM.DELETE.KV_swb_devices", "$JS.API.STREAM.PURGE.KV_swb_devices"],
         ],

@@ -683,6 +683,11 @@ def router() -> Json:
                     "node_gone: a node died and its devices must come again. session_gone: one session, after a refuted delivery.",
                     rates("switchboard_router_stale_claims_removed_total", "reason"), unit="cps", width=12,
                 ),
+                graph(
+                    "Ends kept",
+                    "How devices were last there, when they go. failed: JetStream. dropped: more went than can wait; of these nothing is known.",
+                    rates("switchboard_router_last_seen_total", "result"), unit="cps", width=12,
+                ),
             ],
             "NATS": nats(),
             "Traces": traces(),

@@ -8,7 +8,7 @@ use std::time::Instant;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use rpc::{AppDevice, AppDevices, Outcome, Sought};
+use rpc::{AppDevice, AppDevices, LastSeen, Outcome, Sought};
 use serde::Serialize;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -52,6 +52,7 @@ struct Device {
 
 /// Whether a device is connected.
 #[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 struct Presence {
     #[schema(example = "aa435e80-9fce-11e6-8080-808080808080")]
     id: String,
@@ -65,6 +66,39 @@ struct Presence {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "mqtt")]
     protocol: Option<&'static str>,
+    /// Since when, in milliseconds since 1970 on its node's clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since_ms: Option<u64>,
+    /// How it was last connected before; kept for 30 days after it went.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_seen: Option<Seen>,
+}
+
+/// How a device was last connected.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Seen {
+    /// When that was found to be over, in milliseconds since 1970. A dead node's devices are after its lease.
+    at_ms: u64,
+    node: String,
+    #[schema(example = "mqtt")]
+    protocol: &'static str,
+    /// Since when it had been.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since_ms: Option<u64>,
+    /// Why no longer: `by_device`, `fault`, `taken_over`, `revoked`, `shutting_down`, `moved`, `node_gone`,
+    /// `session_gone`; not there: nobody knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "by_device")]
+    reason: Option<&'static str>,
+}
+
+impl Seen {
+    fn of(seen: LastSeen) -> Self {
+        let LastSeen { at_ms, node, protocol, since_ms, reason } = seen;
+        let (node, protocol) = (node.to_string(), protocol.as_str());
+        Seen { at_ms, node, protocol, since_ms, reason: reason.map(|reason| reason.as_str()) }
+    }
 }
 
 impl Presence {
@@ -75,6 +109,8 @@ impl Presence {
             online: device.online,
             node: device.place.map(|place| place.node.to_string()),
             protocol: device.place.map(|place| place.protocol.as_str()),
+            since_ms: device.place.and_then(|place| place.since_ms),
+            last_seen: device.seen.map(Seen::of),
         }
     }
 }
@@ -129,7 +165,7 @@ struct Query {
     security(("key" = [])),
 )]
 async fn list(State(server): State<Arc<Server>>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
-    server.page(&headers, query.as_deref(), Device::of).await
+    server.page(&headers, query.as_deref(), false, Device::of).await
 }
 
 /// Show which devices are connected
@@ -156,7 +192,7 @@ async fn presence(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
-    server.page(&headers, query.as_deref(), |it| Presence::of(&it)).await
+    server.page(&headers, query.as_deref(), true, |it| Presence::of(&it)).await
 }
 
 /// Show a device
@@ -183,7 +219,7 @@ async fn show(State(server): State<Arc<Server>>, Path(device): Path<String>, hea
         Ok(target) => target,
         Err(problem) => return problem.into_response(),
     };
-    let sought = Sought { target: Some(target), limit: 1, ..Sought::default() };
+    let sought = Sought { target: Some(target), limit: 1, seen: true, ..Sought::default() };
     match server.seek(&headers, || Ok(sought)).await {
         Err(response) => response,
         Ok(page) => match page.devices.into_iter().next() {
@@ -199,13 +235,14 @@ impl Server {
         &self,
         headers: &HeaderMap,
         query: Option<&str>,
+        seen: bool,
         of: fn(AppDevice) -> T,
     ) -> Response {
         let mut online = None;
         let read = || {
             let (sought, wanted) = read_query(query.unwrap_or_default())?;
             online = wanted;
-            Ok(sought)
+            Ok(Sought { seen, ..sought })
         };
         match self.seek(headers, read).await {
             Err(response) => response,

@@ -409,14 +409,17 @@ impl Answers {
             return AppReply::Devices(page);
         }
         let devices = page.devices.iter().map(|it| it.id).collect();
-        let question = wire::encode(&PresenceRequest { devices, places: true }, &[]);
+        let question = wire::encode(&PresenceRequest { devices, places: true, seen: sought.seen }, &[]);
         let answer = self.bus.ask(self.bus.subjects().presence(), question, PRESENCE_WAIT).await;
         let Ok(Ok((presence, _))) = answer.map(|answer| wire::decode::<PresenceReply>(&answer)) else {
             return AppReply::Unavailable;
         };
         let places = presence.places.unwrap_or_default().into_iter().chain(iter::repeat(None));
-        for ((device, online), place) in page.devices.iter_mut().zip(presence.online).zip(places) {
-            (device.online, device.place) = (online, place);
+        let seen = presence.seen.unwrap_or_default().into_iter().chain(iter::repeat(None));
+        for (((device, online), place), seen) in
+            page.devices.iter_mut().zip(presence.online).zip(places).zip(seen)
+        {
+            (device.online, device.place, device.seen) = (online, place, seen);
         }
         AppReply::Devices(page)
     }
@@ -804,7 +807,8 @@ impl Answers {
 
     async fn list_with_presence(&self, list: &ListRequest) -> Result<Vec<u8>, Outcome> {
         let peers = self.peers(list)?;
-        let question = PresenceRequest { devices: peers.iter().map(|peer| peer.id).collect(), places: false };
+        let devices = peers.iter().map(|peer| peer.id).collect();
+        let question = PresenceRequest { devices, places: false, seen: false };
         let message = wire::encode(&question, &[]);
         // Smaller than the list that it is for.
         if message.len() > self.bus.max_payload_bytes() {

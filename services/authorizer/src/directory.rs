@@ -338,7 +338,7 @@ impl Entry {
     fn shown(&self, id: DeviceId) -> AppDevice {
         let (name, kind) = (self.name.as_ref().to_owned(), self.kind.as_ref().to_owned());
         let (customer, labels) = (self.customer, self.labels.clone());
-        AppDevice { id, name, kind, customer, labels, online: false, place: None }
+        AppDevice { id, name, kind, customer, labels, online: false, place: None, seen: None }
     }
 
     fn facts(&self, id: DeviceId) -> Facts {

@@ -286,7 +286,8 @@ async fn lists_are_the_device_apis() {
         let request = router.next().await.unwrap();
         let (asked, _) = wire::decode::<PresenceRequest>(&request.message).unwrap();
         let online = asked.devices.iter().map(|device| *device == a3).collect();
-        let reply = wire::encode(&PresenceReply { online, takeovers: Vec::new(), places: None }, b"");
+        let reply =
+            wire::encode(&PresenceReply { online, takeovers: Vec::new(), places: None, seen: None }, b"");
         bus.tell(request.reply_to.unwrap(), reply).await.unwrap();
     });
     let body = world.list(&online).await.1;

@@ -7,7 +7,7 @@ use bus::{AskError, Connection};
 use futures::{StreamExt, stream};
 use rpc::{
     CLAIM_ATTEMPT, ClaimReply, ClaimRequest, CompareReply, CompareRequest, Generation, HeldClaim,
-    LeaseRenewal, Limit, Protocol, ReleaseRequest, wire,
+    LeaseRenewal, Limit, Protocol, ReleaseRequest, SessionEnd, wire,
 };
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -60,7 +60,7 @@ impl Node {
             }
             Claimed::TakenOver | Claimed::Failed => {
                 // It may stand nevertheless.
-                self.tell_release(session.held_as(Generation(0))).await;
+                self.tell_release(session.held_as(Generation(0)), None).await;
                 false
             }
         };
@@ -76,10 +76,10 @@ impl Node {
     }
 
     /// Nobody else finds the session: its claim is given up, and only its own.
-    pub async fn release(&self, session: &Session) {
+    pub async fn release(&self, session: &Session, reason: SessionEnd) {
         if self.holding.lock().let_go(session.id, Instant::now()) {
             self.metrics.claims.decrement(1);
-            self.tell_release(session.held_as(Generation(0))).await;
+            self.tell_release(session.held_as(Generation(0)), Some(reason)).await;
         }
     }
 
@@ -103,6 +103,7 @@ impl Node {
                 until: self.bus.until(Instant::now() + wait),
                 visit: visitor.id,
                 ticket: visitor.ticket(),
+                since_ms: Some(session.since_ms),
             };
             let why = match self.ask::<ClaimReply>(self.bus.subjects().claim(), &request, wait).await {
                 Ok(ClaimReply::Held { generation, over }) => return Claimed::Held(generation, over),
@@ -126,8 +127,9 @@ impl Node {
         }
     }
 
-    async fn tell_release(&self, held: HeldClaim) {
-        let release = ReleaseRequest { device: held.device, node: self.id, session: held.session };
+    async fn tell_release(&self, held: HeldClaim, reason: Option<SessionEnd>) {
+        let HeldClaim { device, session, .. } = held;
+        let release = ReleaseRequest { device, node: self.id, session, reason };
         if let Err(error) = self.bus.tell(self.bus.subjects().release(), wire::encode(&release, b"")).await {
             // Left behind, it is found out at the next call, or when claims are compared.
             tracing::debug!(device = %held.device, session = %held.session, %error, "the claim was not released");
@@ -183,7 +185,7 @@ impl Node {
             // A session whose claim is being written is not held yet, and is not gone either.
             if self.sessions.find(held.device, held.session).is_none() {
                 self.turn_again().await;
-                self.tell_release(held).await;
+                self.tell_release(held, None).await;
             }
         }
         let mend = async |held: HeldClaim| {
@@ -208,7 +210,7 @@ impl Node {
             Claimed::Held(now, _) => {
                 // It may have ended while the claim was being written.
                 if !self.holding.lock().hold_again(session.id, now, Instant::now()) {
-                    self.tell_release(session.held_as(now)).await;
+                    self.tell_release(session.held_as(now), None).await;
                 }
             }
             Claimed::TakenOver => self.take_over(session.visitor.device, session.id),

@@ -81,18 +81,25 @@ impl Router {
     /// `swb.presence`: from memory, for the lists that devices ask for.
     pub(crate) fn answer_presence(&self, request: Request) {
         let Some(reply_to) = request.reply_to else { return };
-        let Ok((PresenceRequest { devices, places }, _)) = wire::decode(&request.message) else {
+        let Ok((PresenceRequest { devices, places, seen }, _)) = wire::decode(&request.message) else {
             return self.unreadable("a question for presence");
         };
-        let reply = self.look(|core, now| {
+        let mut reply = self.look(|core, now| {
             let found: Vec<_> = devices.iter().map(|device| core.whereabouts(*device, now)).collect();
             let online = found.iter().map(Option::is_some).collect();
             let takeovers: Vec<_> = devices.iter().map(|device| core.takeovers(*device, now)).collect();
             let calm = takeovers.iter().all(|count| *count == 0);
             let takeovers = if calm { Vec::new() } else { takeovers };
-            PresenceReply { online, takeovers, places: places.then_some(found) }
+            PresenceReply { online, takeovers, places: places.then_some(found), seen: None }
         });
-        self.say_soon(reply_to, &reply);
+        if !seen {
+            return self.say_soon(reply_to, &reply);
+        }
+        let router = self.clone();
+        tokio::spawn(async move {
+            reply.seen = Some(router.0.seen.of(&devices).await);
+            router.say(reply_to, &reply).await;
+        });
     }
 
     pub(crate) fn reply(&self, reply_to: Subject, reply: ClaimReply) {
@@ -157,13 +164,14 @@ impl Router {
         });
     }
 
-    pub(crate) fn remove(&self, device: DeviceId, revision: u64, why: Removal) {
+    pub(crate) fn remove(&self, device: DeviceId, Found { claim, revision }: Found, why: Removal) {
         let router = self.clone();
         tokio::spawn(async move {
             match router.0.store.remove(device, revision, STORE_WAIT).await {
                 Ok(removed_at) => {
                     if removed_at.is_some() {
                         router.0.meters.removed(why);
+                        router.0.seen.ended(device, &claim, why);
                     }
                     router.tell(|core, now, _| core.removed(device, revision, removed_at, now));
                 }

@@ -10,6 +10,7 @@ mod meters;
 mod room;
 mod route;
 mod router;
+mod seen;
 
 use std::time::{Duration, Instant};
 
@@ -124,6 +125,10 @@ async fn open(context: &Context, bus: &Bus, keeping: &mut JoinSet<()>) -> Router
     keeping.spawn(count(router.clone()));
     keeping.spawn({
         let router = router.clone();
+        async move { router.0.seen.keep(&router.0.bus).await }
+    });
+    keeping.spawn({
+        let router = router.clone();
         bus.clone().hear_beats(move |beat, _| router.tell(|core, _, _| core.heard(beat.newest)))
     });
     keeping.spawn(beat(router.clone()));
@@ -176,6 +181,7 @@ async fn run(context: &Context, router: &Router, asked: Asked) -> anyhow::Result
             ended.context("a task that takes messages failed")?;
         }
         router.finish().await;
+        router.0.seen.flush().await;
         anyhow::Ok(())
     };
     let time_is_up = async {

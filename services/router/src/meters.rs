@@ -27,6 +27,7 @@ pub fn describe() {
             JUDGED_AGAIN,
             "Calls that had waited and were judged again before their delivery, by result.",
         ),
+        (Counter, SEEN, "Ends of sessions of which is kept how their device was last there, by result."),
         (Counter, CANCELLED, "Waiting calls whose caller went away."),
         (Gauge, IN_FLIGHT, "Calls in the router's hands."),
         (Gauge, WAITING, "Calls that wait for their target to connect, or for its node to reconnect."),
@@ -55,6 +56,7 @@ const DIFFERING: &str = "switchboard_router_differing_leases_total";
 const HANDED_OVER: &str = "switchboard_router_calls_handed_over_total";
 const JUDGED_AGAIN: &str = "switchboard_router_calls_judged_again_total";
 const CANCELLED: &str = "switchboard_router_calls_cancelled_total";
+pub(crate) const SEEN: &str = "switchboard_router_last_seen_total";
 const WAITING: &str = "switchboard_router_calls_waiting";
 const IN_FLIGHT: &str = "switchboard_router_calls_in_flight";
 const CLAIMS: &str = "switchboard_router_claims";
@@ -147,7 +149,7 @@ impl Meters {
     /// Counts a claim that was removed though nobody had released it.
     pub(crate) fn removed(&self, why: Removal) {
         match why {
-            Removal::Released => {}
+            Removal::Released(_) => {}
             Removal::SessionGone => self.removed_sessions.increment(1),
             Removal::NodeGone => self.removed_nodes.increment(1),
         }

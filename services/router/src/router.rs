@@ -18,6 +18,7 @@ use crate::core::{Action, Actions, Core, Found};
 use crate::meters::Meters;
 use crate::room::Room;
 use crate::route::Carried;
+use crate::seen::Seen;
 
 /// How long the store may take for one request.
 pub(crate) const STORE_WAIT: Duration = Duration::from_secs(2);
@@ -35,6 +36,7 @@ pub(crate) struct Inner {
     pub(crate) in_flight: TaskTracker,
     pub(crate) limits: Limits,
     pub(crate) room: Room,
+    pub(crate) seen: Seen,
     state: Mutex<State>,
     /// The core wants to be ticked sooner than was slept for.
     sooner: Notify,
@@ -117,6 +119,7 @@ impl Router {
             in_flight: TaskTracker::new(),
             limits,
             room,
+            seen: Seen::new(),
             state,
             sooner: Notify::new(),
         }))
@@ -165,7 +168,7 @@ impl Router {
             Action::Reply(reply_to, reply) => self.reply(reply_to, reply),
             Action::TakeOver(device, taken_over) => self.tell_taken_over(device, taken_over),
             Action::ReadForRelease(request) => self.read_for_release(request),
-            Action::Remove(device, revision, why) => self.remove(device, revision, why),
+            Action::Remove(device, found, why) => self.remove(device, found, why),
             Action::TellDiffers(node) => self.tell_differs(node),
         }
     }

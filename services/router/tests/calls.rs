@@ -138,7 +138,13 @@ fn device(number: u128) -> DeviceId {
 }
 
 fn claim(node: NodeId, session: u64) -> Claim {
-    Claim { node, session: SessionId(session), protocol: Protocol::Mqtt, generation: Generation(1) }
+    Claim {
+        node,
+        session: SessionId(session),
+        protocol: Protocol::Mqtt,
+        generation: Generation(1),
+        since_ms: None,
+    }
 }
 
 /// Writes over whatever stands there, as another router would.
@@ -418,7 +424,7 @@ async fn a_dead_nodes_claims_are_removed_and_a_living_ones_stay() {
     }
     bench.claim(device(100), living, 1).await;
     let presence = async |devices: Vec<DeviceId>| {
-        let message = wire::encode(&PresenceRequest { devices, places: false }, b"");
+        let message = wire::encode(&PresenceRequest { devices, places: false, seen: false }, b"");
         let reply = bench.bus.ask(bench.bus.subjects().presence(), message, PATIENCE).await.unwrap();
         wire::decode::<PresenceReply>(&reply).unwrap().0.online
     };

@@ -9,12 +9,10 @@ use bus::registry::{App, AppKey, DEFAULT_KEY_LASTS_S, NewKey, Registry, Snapshot
 use clap::{Args, Subcommand, ValueEnum};
 use rpc::{AppId, CustomerId, KeyId, Role, TenantId};
 use serde::Serialize;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use crate::common::find;
-use crate::common::output::{confirm, count, note, say, say_json};
+use crate::common::output::{confirm, count, moment, note, say, say_json};
 use crate::common::reach::ReachArgs;
 use crate::common::recorded::{ChangeArgs, Recorder, entry};
 use crate::common::table::Table;
@@ -240,7 +238,7 @@ async fn show_key(
     note(format_args!("It may reach {}.", scope(known, &app)));
     note(format_args!(
         "The key is shown this once: only its hash is stored. It ends {}.",
-        at(new.now_s.saturating_add(new.lasts_s))
+        moment(new.now_s.saturating_add(new.lasts_s))
     ));
     Ok(())
 }
@@ -334,7 +332,8 @@ fn scope(known: &Snapshot, app: &App) -> String {
 
 fn view<'a>(known: &Snapshot, id: AppId, app: &'a App) -> AppView<'a> {
     let keys = app.keys.iter();
-    let keys = keys.map(|(id, it)| KeyView { id: *id, made: at(it.made_s), expires: at(it.expires_s) });
+    let keys =
+        keys.map(|(id, it)| KeyView { id: *id, made: moment(it.made_s), expires: moment(it.expires_s) });
     AppView {
         id,
         name: &app.name,
@@ -347,9 +346,4 @@ fn view<'a>(known: &Snapshot, id: AppId, app: &'a App) -> AppView<'a> {
         keys: keys.collect(),
         key: None,
     }
-}
-
-fn at(time_s: u64) -> String {
-    let time = i64::try_from(time_s).ok().and_then(|time| OffsetDateTime::from_unix_timestamp(time).ok());
-    time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_default()
 }

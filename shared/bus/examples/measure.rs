@@ -78,6 +78,7 @@ fn claim(session: usize) -> Claim {
         session: SessionId(session as u64),
         protocol: Protocol::Mqtt,
         generation: Generation(1),
+        since_ms: Some(1_760_000_000_000),
     }
 }
 

@@ -55,6 +55,17 @@ pub(crate) struct Spec {
     /// Its name, behind `<prefix>_`.
     pub(crate) name: &'static str,
     pub(crate) description: &'static str,
+    /// None: its values stay, and it may grow as its account may.
+    pub(crate) passing: Option<Passing>,
+}
+
+/// What values are that are not kept for good.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Passing {
+    /// How long one is kept.
+    pub(crate) max_age: Duration,
+    /// Bytes of all; then the store is full.
+    pub(crate) max_bytes: i64,
 }
 
 /// What stands under a key.
@@ -153,6 +164,11 @@ impl Bucket {
         self.write(key, value, Some(expected_headers(expected)), wait).await
     }
 
+    /// Writes over whatever stands there.
+    pub(crate) async fn replace(&self, key: &str, value: Bytes, wait: Duration) -> Result<u64, StoreError> {
+        self.write(key, value, None, wait).await
+    }
+
     /// Removes if `expected` stands there. Watchers hear of it; what they hear vanishes after `marker_ttl` (1 s and
     /// up), or stays.
     pub(crate) async fn remove(
@@ -223,6 +239,7 @@ impl Bucket {
         self.inner.has_copies.store(has_copies, Ordering::Release);
         match standing {
             None => {
+                let passing = spec.passing;
                 let config = json!({
                     "name": stream,
                     "description": spec.description,
@@ -233,9 +250,9 @@ impl Bucket {
                     "discard": "new",
                     "max_msgs_per_subject": 1,
                     "max_msgs": -1,
-                    "max_bytes": -1,
+                    "max_bytes": passing.map_or(-1, |it| it.max_bytes),
                     "max_consumers": -1,
-                    "max_age": 0,
+                    "max_age": passing.map_or(0, |it| it.max_age.as_nanos()),
                     "duplicate_window": 120_000_000_000_u64,
                     // A header of one message would purge all others.
                     "allow_rollup_hdrs": false,

@@ -17,7 +17,7 @@ pub use crate::bucket::Expected;
 /// How long a removed claim's marker stands: watchers hear of it at once, and a claim in that time takes longer.
 const MARKER_TTL: Duration = Duration::from_secs(3);
 
-const CLAIMS: Spec = Spec { name: "claims", description: "Where each device is connected" };
+const CLAIMS: Spec = Spec { name: "claims", description: "Where each device is connected", passing: None };
 
 /// The claims. Clones share the connection.
 #[derive(Clone)]

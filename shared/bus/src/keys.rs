@@ -18,6 +18,7 @@ use crate::watch::{Watch, WatchEvent};
 const KEYS: Spec = Spec {
     name: "keys",
     description: "The keys that tickets are signed with: for authorizers and routers alone",
+    passing: None,
 };
 const TICKETS: &str = "tickets";
 /// How often it is looked whether the keys are to be rotated.

@@ -39,6 +39,7 @@ const MAX_WAITING: usize = 64;
 const POLICIES: Spec = Spec {
     name: "policies",
     description: "Who may call whom: a set of policies for each tenant, and its versions before",
+    passing: None,
 };
 
 /// A tenant's policies at one time. Without texts the tenant has none, and the built-in rule holds.

@@ -6,8 +6,8 @@ use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AppId, Budget, CallId, CredentialHash, CustomerId, DeviceId, KeyId, TenantId, Until, Whereabouts,
-    closed_list,
+    AppId, Budget, CallId, CredentialHash, CustomerId, DeviceId, KeyId, LastSeen, TenantId, Until,
+    Whereabouts, closed_list,
 };
 
 /// The method that a device reads of a call which names none.
@@ -145,6 +145,10 @@ pub struct Sought {
     /// At most so many; an authorizer may return fewer, and say where to go on.
     #[n(6)]
     pub limit: u32,
+    /// Say also how each was last there.
+    #[n(7)]
+    #[cbor(default)]
+    pub seen: bool,
 }
 
 /// The authorizer's answer to an [`AppRequest`].
@@ -199,6 +203,9 @@ pub struct AppDevice {
     /// Where it is; none from a router that cannot say it.
     #[n(6)]
     pub place: Option<Whereabouts>,
+    /// How it was last there, where that was asked and is known.
+    #[n(7)]
+    pub seen: Option<LastSeen>,
 }
 
 /// Whom a key is for.

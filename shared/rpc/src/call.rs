@@ -225,20 +225,33 @@ pub struct SessionEvent {
 
 closed_list! {
     /// Why a device is no longer callable through a session.
-    #[derive(Serialize, Deserialize)]
+    #[derive(Serialize, Deserialize, Encode, Decode)]
     #[serde(rename_all = "snake_case")]
+    #[cbor(index_only)]
     pub enum SessionEnd {
         /// The device said so, or closed its connection.
+        #[n(0)]
         ByDevice = "by_device",
         /// It broke its protocol, did not read, or was not heard of for too long.
+        #[n(1)]
         Fault = "fault",
         /// A newer session of the device became callable.
+        #[n(2)]
         TakenOver = "taken_over",
         /// The device was removed, reassigned or given another token.
+        #[n(3)]
         Revoked = "revoked",
         /// Its node is shutting down.
+        #[n(4)]
         ShuttingDown = "shutting_down",
         /// Its node sent it to another.
+        #[n(5)]
         Moved = "moved",
+        /// Its node did not renew its lease: a router says so, up to a lease and a quarter later.
+        #[n(6)]
+        NodeGone = "node_gone",
+        /// Its node had no such session any more, as a router found.
+        #[n(7)]
+        SessionGone = "session_gone",
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
-use crate::{CallId, DeviceId, NodeId, SessionId, Ticket, Until, closed_list};
+use crate::{CallId, DeviceId, NodeId, SessionEnd, SessionId, Ticket, Until, closed_list};
 
 /// How long a node waits for one attempt to claim before it makes another: NATS may have handed it to a router that is
 /// cut off, and to claim twice is to claim once. A router writes nothing for an attempt that is older: what it asks for
@@ -25,6 +25,9 @@ pub struct Claim {
     /// Which of two sessions is newer: the higher one. No clock says so.
     #[serde(default)]
     pub generation: Generation,
+    /// Since when, in milliseconds since 1970 on the node's clock; none from a node that does not tell it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_ms: Option<u64>,
 }
 
 /// Grows with every session that becomes callable; a session keeps its own for as long as it lives.
@@ -62,6 +65,9 @@ pub struct ClaimRequest {
     /// The authorizer's word for it.
     #[n(7)]
     pub ticket: Ticket,
+    /// When the session began to become callable, in milliseconds since 1970 on the node's clock.
+    #[n(8)]
+    pub since_ms: Option<u64>,
 }
 
 /// The router's answer to a [`ClaimRequest`].
@@ -100,6 +106,9 @@ pub struct ReleaseRequest {
     /// The session.
     #[n(2)]
     pub session: SessionId,
+    /// Why it ended; none where that is not known any more.
+    #[n(3)]
+    pub reason: Option<SessionEnd>,
 }
 
 /// How many claims a node holds, and a sum of them that depends on no order: two who hold the same have the same.

@@ -1,11 +1,12 @@
 //! What is asked of the authorizer's directory? Who a credential is, who a device's peers are, who is online.
 
 use std::fmt;
+use std::time::Duration;
 
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
-use crate::{CustomerId, DeviceId, NodeId, Protocol, TenantId, Ticket};
+use crate::{CustomerId, DeviceId, NodeId, Protocol, SessionEnd, TenantId, Ticket};
 
 /// The SHA-256 of an access token, in lower-case hexadecimal. Tokens themselves never leave the node they came in on.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Encode, Decode)]
@@ -127,6 +128,10 @@ pub struct PresenceRequest {
     #[n(1)]
     #[cbor(default)]
     pub places: bool,
+    /// Say also how each was last there, which is looked up in a store.
+    #[n(2)]
+    #[cbor(default)]
+    pub seen: bool,
 }
 
 /// A router's answer to [`PresenceRequest`], in the order of the question.
@@ -141,10 +146,14 @@ pub struct PresenceReply {
     /// Where each is, where that was asked; none from a router that cannot say it.
     #[n(2)]
     pub places: Option<Vec<Option<Whereabouts>>>,
+    /// How each was last there, where that was asked and is known; none from a router that cannot say it.
+    #[n(3)]
+    pub seen: Option<Vec<Option<LastSeen>>>,
 }
 
 /// Where a device is connected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Encode, Decode)]
+#[serde(rename_all = "camelCase")]
 pub struct Whereabouts {
     /// The node.
     #[n(0)]
@@ -152,7 +161,37 @@ pub struct Whereabouts {
     /// How it is connected.
     #[n(1)]
     pub protocol: Protocol,
+    /// Since when, in milliseconds since 1970 on the node's clock; none where the claim does not tell it.
+    #[n(2)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since_ms: Option<u64>,
 }
+
+/// How a device was last connected, kept for [`SEEN_LASTS`] after it went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
+#[serde(rename_all = "camelCase")]
+pub struct LastSeen {
+    /// When its claim was removed, in milliseconds since 1970 on a router's clock.
+    #[n(0)]
+    pub at_ms: u64,
+    /// The node that it was connected to.
+    #[n(1)]
+    pub node: NodeId,
+    /// How.
+    #[n(2)]
+    pub protocol: Protocol,
+    /// Since when, as in [`Whereabouts`].
+    #[n(3)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_ms: Option<u64>,
+    /// Why no longer; none where its node did not know it.
+    #[n(4)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<SessionEnd>,
+}
+
+/// How long it is known how a device was last connected.
+pub const SEEN_LASTS: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// What a device is now, told to every node when that changed (`swb.event.device.<device>`).
 ///

@@ -36,8 +36,8 @@ pub use claim::{
     HeldClaim, LeaseRenewal, Protocol, ReleaseRequest, Tally, part_of,
 };
 pub use directory::{
-    AuthenticateReply, AuthenticateRequest, CredentialHash, DeviceStanding, DeviceState, Identity,
-    ListRequest, PresenceReply, PresenceRequest, Whereabouts,
+    AuthenticateReply, AuthenticateRequest, CredentialHash, DeviceStanding, DeviceState, Identity, LastSeen,
+    ListRequest, PresenceReply, PresenceRequest, SEEN_LASTS, Whereabouts,
 };
 pub use ids::{
     AppId, CallId, CustomerId, DeviceId, KeyId, NODE_TAG_BITS, NodeId, ParseIdError, SessionId, TenantId,

@@ -205,7 +205,9 @@ impl From<SessionEnd> for End {
             SessionEnd::Revoked => End::Revoked,
             SessionEnd::ShuttingDown => End::ShuttingDown,
             SessionEnd::Moved => End::Moved,
-            SessionEnd::ByDevice | SessionEnd::Fault => End::Other,
+            SessionEnd::ByDevice | SessionEnd::Fault | SessionEnd::NodeGone | SessionEnd::SessionGone => {
+                End::Other
+            }
         }
     }
 }

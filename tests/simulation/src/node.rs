@@ -302,6 +302,7 @@ impl Node {
             until: self.wire.until(context.now + Duration::from_micros(wait), context.now),
             visit,
             ticket,
+            since_ms: None,
         };
         let payload = Payload::Claim(Box::new(request));
         if let Err(then) = self.wire.ask(Topic::Claim, payload, wait, Then::Claim { session }, context) {
@@ -379,7 +380,8 @@ impl Node {
     }
 
     fn tell_release(&mut self, held: HeldClaim, context: &mut Context<'_>) {
-        let release = ReleaseRequest { device: held.device, node: self.id, session: held.session };
+        let release =
+            ReleaseRequest { device: held.device, node: self.id, session: held.session, reason: None };
         self.wire.tell(Topic::Release, Payload::Release(release), context);
     }
 

@@ -127,7 +127,7 @@ impl Router {
             Action::ReadForRelease(request) => {
                 self.ask_store(StoreAsk::Read(request.device), Then::ReadForRelease(request), context);
             }
-            Action::Remove(device, revision, _) => {
+            Action::Remove(device, Found { revision, .. }, _) => {
                 self.ask_store(StoreAsk::Remove(device, revision), Then::Remove(device, revision), context);
             }
             Action::TellDiffers(node) => {

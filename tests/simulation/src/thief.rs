@@ -58,6 +58,7 @@ impl Service for Thief {
                     until: None,
                     visit: 1,
                     ticket,
+                    since_ms: None,
                 };
                 let claim = Payload::Claim(Box::new(claim));
                 // Nobody needs to hear what is answered.

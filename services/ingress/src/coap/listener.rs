@@ -288,7 +288,7 @@ impl Loop {
                     let Some(session) = who(&self.sessions, &observer) else { continue };
                     let node = Arc::clone(&self.node);
                     self.job(async move {
-                        node.release(&session).await;
+                        node.release(&session, SessionEnd::Moved).await;
                         Done::Nothing
                     });
                 }

@@ -57,7 +57,7 @@ pub fn refused_request(refused: &RefusedRequest) -> Response {
 /// The last notification of an observation that ends so; none where the device knows, or is gone.
 pub fn goodbye(end: SessionEnd) -> Option<Response> {
     match end {
-        SessionEnd::ByDevice | SessionEnd::Fault => None,
+        SessionEnd::ByDevice | SessionEnd::Fault | SessionEnd::NodeGone | SessionEnd::SessionGone => None,
         SessionEnd::TakenOver => {
             Some(refused(Code::CONFLICT, "A newer session of this device takes its calls now!"))
         }

@@ -182,7 +182,7 @@ impl Node {
             self.metrics.claims_delayed.increment(1);
             tokio::time::sleep(delay).await;
         }
-        let session = self.sessions.begin(visitor);
+        let session = self.sessions.begin(visitor, unix_ms());
         if !self.claim(&session).await {
             self.refuse_unread(&session).await;
             self.sessions.end(&session);
@@ -195,7 +195,7 @@ impl Node {
 
     /// The visitor is no longer callable: his claim goes, and calls that came too late are refused.
     pub async fn end_session(&self, session: &Session, reason: SessionEnd) {
-        self.release(session).await;
+        self.release(session, reason).await;
         self.refuse_unread(session).await;
         self.sessions.end(session);
         tracing::debug!(

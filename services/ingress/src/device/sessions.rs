@@ -104,6 +104,8 @@ pub struct Session {
     pub visitor: Arc<Visitor>,
     /// Its loop reads calls from here, and that a newer session has taken over.
     pub mailbox: Mailbox,
+    /// When it began, in milliseconds since 1970.
+    pub since_ms: u64,
 }
 
 impl Session {
@@ -188,11 +190,12 @@ impl Sessions {
     }
 
     /// Adds a session, before its claim is written: from then on calls may come.
-    pub fn begin(&self, visitor: &Arc<Visitor>) -> Arc<Session> {
+    pub fn begin(&self, visitor: &Arc<Visitor>, now_ms: u64) -> Arc<Session> {
         let session = Arc::new(Session {
             id: SessionId(self.next_id()),
             visitor: Arc::clone(visitor),
             mailbox: Mailbox::default(),
+            since_ms: now_ms,
         });
         let mut devices = self.devices.lock();
         let on_node = devices.entry(visitor.device).or_insert_with(|| OnNode {
@@ -357,7 +360,7 @@ mod tests {
         let b = sessions.enter(sessions.next_visit(), identity(1), DIGEST, Protocol::Http, place(), now);
         assert!(a.id != b.id && Arc::ptr_eq(&a.caller, &b.caller));
         assert_eq!(sessions.visitors_of(a.device).iter().map(|it| it.id).collect::<Vec<_>>(), [a.id, b.id]);
-        let session = sessions.begin(&a);
+        let session = sessions.begin(&a, 0);
         assert!(sessions.leave(&a) && !sessions.leave(&a) && sessions.leave(&b));
         assert_eq!((sessions.visitors().len(), sessions.sessions().len()), (0, 1));
         assert!(sessions.visitors_of(a.device).is_empty());
@@ -405,7 +408,7 @@ mod tests {
             sessions.enter(sessions.next_visit(), identity(1), DIGEST, protocol, place(), Instant::now())
         };
         let callable = enter(Protocol::Mqtt);
-        sessions.begin(&callable);
+        sessions.begin(&callable, 0);
         enter(Protocol::Http);
         let (older, newer) = (enter(Protocol::Mqtt), enter(Protocol::Mqtt));
         assert!(sessions.one_too_many(&newer, 3).is_none());
@@ -425,7 +428,7 @@ mod tests {
             place(),
             Instant::now(),
         );
-        let (older, newer) = (sessions.begin(&visitor), sessions.begin(&visitor));
+        let (older, newer) = (sessions.begin(&visitor, 0), sessions.begin(&visitor, 0));
         sessions.take_over(identity(2).device, older.id);
         sessions.take_over(visitor.device, older.id);
         assert!(matches!(mail(&older.mailbox), Some(Mail::End(EndReason::TakenOver))));

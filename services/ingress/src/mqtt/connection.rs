@@ -200,7 +200,7 @@ where
                 if session.leaves()
                     && let Some(callable) = &callable
                 {
-                    Box::pin(node.release(callable)).await;
+                    Box::pin(node.release(callable, reason.into())).await;
                 }
                 session.leave(reason);
             }
@@ -492,7 +492,7 @@ mod tests {
         let party = rpc::Party::of(identity.tenant, identity.customer);
         let place = node.shares.visitor(party, Protocol::Mqtt).unwrap();
         let visitor = node.sessions.enter(1, identity, [7; 32], Protocol::Mqtt, place, now);
-        let callable = node.sessions.begin(&visitor);
+        let callable = node.sessions.begin(&visitor, 0);
         let caller = Arc::clone(&visitor.caller);
         let session = Session::new(Codec::new(Version::V5), node.limits(), caller, 60, 10, None, now);
         let connected = Connected { visitor, session: Box::new(session), inbound: BytesMut::new() };

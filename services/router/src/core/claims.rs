@@ -63,6 +63,7 @@ pub(super) mod tests {
             until: None,
             visit: 1,
             ticket,
+            since_ms: None,
         }
     }
 
@@ -72,7 +73,7 @@ pub(super) mod tests {
 
     fn claim(node: u64, session: u64, generation: u64) -> Claim {
         let (node, session, generation) = (NodeId(node), SessionId(session), Generation(generation));
-        Claim { node, session, protocol: Protocol::Mqtt, generation }
+        Claim { node, session, protocol: Protocol::Mqtt, generation, since_ms: None }
     }
 
     #[test]

@@ -253,6 +253,7 @@ mod tests {
             session: SessionId(1),
             protocol: Protocol::Mqtt,
             generation: Generation(revision),
+            since_ms: None,
         };
         Found { claim, revision }
     }

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use rpc::faults::{Fault, is};
 use rpc::{
     CallId, CancelRequest, Claim, ClaimReply, ClaimRequest, CompareReply, CompareRequest, Deadline, DeviceId,
-    Generation, LeaseRenewal, Limit, NoPlace, NodeId, Outcome, Party, Place, ReleaseRequest, Shares,
-    Whereabouts,
+    Generation, LeaseRenewal, Limit, NoPlace, NodeId, Outcome, Party, Place, ReleaseRequest, SessionEnd,
+    Shares, Whereabouts,
 };
 
 pub use claims::{Decision, decide};
@@ -165,8 +165,8 @@ pub struct Write {
 /// Why a claim is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
-    /// Its session has ended and said so.
-    Released,
+    /// Its session has ended and its node said so, and why, if it still knew.
+    Released(Option<SessionEnd>),
     /// Its session was found to have ended.
     SessionGone,
     /// Its node is gone.
@@ -193,7 +193,7 @@ pub enum Action<T, R> {
     /// Read what stands there; then [`Core::read_for_release`].
     ReadForRelease(ReleaseRequest),
     /// Remove this writing of a claim; then [`Core::removed`].
-    Remove(DeviceId, u64, Removal),
+    Remove(DeviceId, Found, Removal),
     /// Tell the node that its claims are known otherwise.
     TellDiffers(NodeId),
 }
@@ -322,7 +322,7 @@ impl<T, R> Core<T, R> {
                 // So that the next call need not find out again.
                 let is_gone = !self.leases.may_live(refuted.claim.node, now);
                 let why = if is_gone { Removal::NodeGone } else { Removal::SessionGone };
-                actions.push(Action::Remove(call.target, refuted.revision, why));
+                actions.push(Action::Remove(call.target, *refuted, why));
             } else {
                 self.map.forget(call.target, refuted.revision);
             }
@@ -393,7 +393,11 @@ impl<T, R> Core<T, R> {
     /// Where the device is: at a node that is alive and claims it, as far as is known here.
     pub fn whereabouts(&self, device: DeviceId, now: Instant) -> Option<Whereabouts> {
         let found = self.map.get(device).filter(|found| self.leases.may_live(found.claim.node, now));
-        found.map(|found| Whereabouts { node: found.claim.node, protocol: found.claim.protocol })
+        found.map(|Found { claim: Claim { node, protocol, since_ms, .. }, .. }| Whereabouts {
+            node,
+            protocol,
+            since_ms,
+        })
     }
 
     /// How often a session took over from another of the device, lately.
@@ -458,8 +462,8 @@ impl<T, R> Core<T, R> {
             Decision::TakenOver if claiming.attempts == 0 => actions.push(Action::Read(claiming)),
             Decision::TakenOver => actions.push(Action::Reply(claiming.reply_to, ClaimReply::TakenOver)),
             Decision::Write(generation) | Decision::Stands(generation) => {
-                let ClaimRequest { node, session, protocol, .. } = *request;
-                let claim = Claim { node, session, protocol, generation };
+                let ClaimRequest { node, session, protocol, since_ms, .. } = *request;
+                let claim = Claim { node, session, protocol, generation, since_ms };
                 let session = (node, session);
                 let taken_over = standing.claim.filter(|claim| (claim.node, claim.session) != session);
                 let (expected, above) = (standing.expected, self.map.revision());
@@ -544,7 +548,7 @@ impl<T, R> Core<T, R> {
         let is_its =
             |found: &Found| (found.claim.node, found.claim.session) == (request.node, request.session);
         if let Some(found) = stored.filter(|found| is_its(found) || is(Fault::ReleaseOfAnySession)) {
-            actions.push(Action::Remove(request.device, found.revision, Removal::Released));
+            actions.push(Action::Remove(request.device, found, Removal::Released(request.reason)));
         }
     }
 
@@ -696,8 +700,8 @@ impl<T, R> Core<T, R> {
                 let Some((device, revision)) = self.sweep.pop_front() else { break };
                 // Another router, or the device's next session, was faster, or its node has come back.
                 let stands = self.map.get(device).filter(|found| found.revision == revision);
-                if stands.is_some_and(|found| self.is_gone(found.claim.node, now)) {
-                    actions.push(Action::Remove(device, revision, Removal::NodeGone));
+                if let Some(found) = stands.filter(|found| self.is_gone(found.claim.node, now)) {
+                    actions.push(Action::Remove(device, found, Removal::NodeGone));
                 }
             }
         }

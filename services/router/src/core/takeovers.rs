@@ -48,7 +48,13 @@ mod tests {
     use super::*;
 
     fn claim(session: u64, protocol: Protocol) -> Claim {
-        Claim { node: NodeId(1), session: SessionId(session), protocol, generation: Generation(session) }
+        Claim {
+            node: NodeId(1),
+            session: SessionId(session),
+            protocol,
+            generation: Generation(session),
+            since_ms: None,
+        }
     }
 
     fn device(number: u128) -> DeviceId {

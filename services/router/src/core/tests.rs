@@ -2,7 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
-use rpc::{Budget, HeldClaim, Protocol, SessionId, Tally, TenantId};
+use rpc::{Budget, HeldClaim, Protocol, SessionEnd, SessionId, Tally, TenantId};
 use uuid::Uuid;
 
 const LEASE: Duration = Duration::from_secs(12);
@@ -98,7 +98,7 @@ const CALL: CallId = CallId { node: NodeId(7), serial: 1 };
 
 fn claim(node: u64, generation: u64) -> Claim {
     let (node, session) = (NodeId(node), SessionId(1));
-    Claim { node, session, protocol: Protocol::Mqtt, generation: Generation(generation) }
+    Claim { node, session, protocol: Protocol::Mqtt, generation: Generation(generation), since_ms: None }
 }
 
 fn request(node: u64, generation: Option<u64>) -> ClaimRequest {
@@ -171,7 +171,7 @@ fn a_session_that_is_not_there_is_looked_for_in_the_store_and_its_claim_removed(
     let call = looked_up(bench.refute(done, Refutation::NoSession));
     let mut done = bench.told(|core, now, done| core.looked_up(call, Ok(Some(found)), now, done));
     assert_eq!(ended(vec![done.remove(1)]), Outcome::Offline);
-    assert!(matches!(one(done), Action::Remove(TARGET, 10, Removal::SessionGone)));
+    assert!(matches!(one(done), Action::Remove(TARGET, Found { revision: 10, .. }, Removal::SessionGone)));
     // One that has moved meanwhile is found.
     let done = bench.call(1_000, 0);
     let call = looked_up(bench.refute(done, Refutation::NoSession));
@@ -255,7 +255,7 @@ fn a_node_whose_lease_ends_meanwhile_is_gone() {
     let call = looked_up(bench.pass_ms(60));
     let mut done = bench.told(|core, now, done| core.looked_up(call, Ok(Some(found)), now, done));
     assert_eq!(ended(vec![done.remove(1)]), Outcome::Offline);
-    assert!(matches!(one(done), Action::Remove(TARGET, 10, Removal::NodeGone)));
+    assert!(matches!(one(done), Action::Remove(TARGET, Found { revision: 10, .. }, Removal::NodeGone)));
 }
 
 #[test]
@@ -497,17 +497,28 @@ fn a_claim_that_others_come_in_between_is_read_and_tried_again_and_not_for_ever(
 fn a_release_removes_its_own_claim_alone() {
     let mut bench = Bench::new();
     let found = bench.stands(1, 10);
-    let release = ReleaseRequest { device: TARGET, node: NodeId(1), session: SessionId(1) };
+    let release = ReleaseRequest {
+        device: TARGET,
+        node: NodeId(1),
+        session: SessionId(1),
+        reason: Some(SessionEnd::Fault),
+    };
     let other = ReleaseRequest { session: SessionId(2), ..release.clone() };
     assert!(bench.told(|core, _, done| core.release(other, done)).is_empty());
     let done = bench.told(|core, _, done| core.release(release.clone(), done));
-    assert!(matches!(one(done), Action::Remove(TARGET, 10, Removal::Released)));
+    assert!(matches!(
+        one(done),
+        Action::Remove(TARGET, Found { revision: 10, .. }, Removal::Released(Some(SessionEnd::Fault)))
+    ));
     bench.core.removed(TARGET, 10, Some(11), bench.now);
     assert!(bench.core.map().is_empty());
     let done = bench.told(|core, _, done| core.release(release.clone(), done));
     assert!(matches!(one(done), Action::ReadForRelease(_)), "the map may lag");
     let done = bench.told(|core, _, done| core.read_for_release(&release, Some(found), done));
-    assert!(matches!(one(done), Action::Remove(TARGET, 10, Removal::Released)));
+    assert!(matches!(
+        one(done),
+        Action::Remove(TARGET, Found { revision: 10, .. }, Removal::Released(Some(SessionEnd::Fault)))
+    ));
 }
 
 /// Node 1 says that it sends sessions away, or no longer.
@@ -623,13 +634,16 @@ fn a_dead_nodes_claims_are_swept_unless_it_comes_back() {
     bench.live(1);
     let swept = bench.pass_s(4);
     assert_eq!(swept.len(), 50, "those of node 2, which never was heard");
-    assert!(swept.iter().all(|action| matches!(action, Action::Remove(_, revision, Removal::NodeGone)
-        if revision % 2 == 0)));
     assert!(
-        bench
-            .pass_s(4)
+        swept
             .iter()
-            .all(|action| matches!(action, Action::Remove(_, revision, _) if revision % 2 == 0))
+            .all(|action| matches!(action, Action::Remove(_, Found { revision, .. }, Removal::NodeGone)
+        if revision % 2 == 0))
+    );
+    assert!(
+        bench.pass_s(4).iter().all(
+            |action| matches!(action, Action::Remove(_, Found { revision, .. }, _) if revision % 2 == 0)
+        )
     );
     bench.live(2);
     bench.live(1);

@@ -6,6 +6,8 @@ use std::io::{IsTerminal, Write, stderr, stdin, stdout};
 
 use bus::registry::misleads;
 use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// A line of the result. A reader that has gone (`| head`) ends the program quietly, as it would `ls`.
 pub(crate) fn say(line: impl fmt::Display) {
@@ -40,6 +42,12 @@ fn shown(text: &str) -> Cow<'_, str> {
         if steers(character) { character.escape_unicode().to_string() } else { character.into() }
     };
     text.chars().map(told).collect::<String>().into()
+}
+
+/// A time, in seconds since 1970, as RFC 3339 writes it.
+pub(crate) fn moment(time_s: u64) -> String {
+    let time = i64::try_from(time_s).ok().and_then(|time| OffsetDateTime::from_unix_timestamp(time).ok());
+    time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_default()
 }
 
 /// The command failed.

@@ -4,7 +4,8 @@ mod export;
 pub(crate) mod import;
 pub(crate) mod rows;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
+use std::iter;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,13 +13,13 @@ use anyhow::Context;
 use bus::Bus;
 use bus::registry::{DEFAULT_TYPE, Device, NewDevice, Registry, Snapshot, Token};
 use clap::{Args, Subcommand};
-use rpc::{CustomerId, DeviceId, PresenceReply, PresenceRequest, TenantId, wire};
+use rpc::{CustomerId, DeviceId, LastSeen, PresenceReply, PresenceRequest, TenantId, Whereabouts, wire};
 use serde::Serialize;
 use uuid::Uuid;
 
 use crate::common::find;
 use crate::common::find::PickArgs;
-use crate::common::output::{confirm, count, note, say, say_json};
+use crate::common::output::{confirm, count, moment, note, say, say_json};
 use crate::common::reach::ReachArgs;
 use crate::common::recorded::{ChangeArgs, entry};
 use crate::common::table::Table;
@@ -246,6 +247,11 @@ struct DeviceView<'a> {
     weak_token: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     online: Option<bool>,
+    #[serde(flatten)]
+    place: Option<Whereabouts>,
+    /// How it was last there; kept for 30 days after it went.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_seen: Option<LastSeen>,
     /// How often one of its sessions took over from another, lately.
     #[serde(skip_serializing_if = "Option::is_none")]
     takeovers: Option<u32>,
@@ -299,6 +305,8 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
             labels: &new.labels,
             weak_token: new.token.is_weak(),
             online: None,
+            place: None,
+            last_seen: None,
             takeovers: None,
             token: Some(new.token.reveal()),
         };
@@ -332,18 +340,23 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
     let mut views: Vec<_> = devices.map(|(id, device)| view(&known, id, device)).collect();
     if args.online {
         let there = online(&reached.bus, &views.iter().map(|it| it.id).collect::<Vec<_>>()).await?;
-        views.retain(|it| there.contains(&it.id));
-        views.iter_mut().for_each(|it| it.online = Some(true));
+        views.retain(|it| there.contains_key(&it.id));
+        for view in &mut views {
+            (view.online, view.place) = (Some(true), there.get(&view.id).copied().flatten());
+        }
     }
     if args.json {
         return say_json(&views);
     }
-    let mut table = Table::new(&["ID", "NAME", "CUSTOMER", "TENANT", "TYPE", "LABELS"]);
+    let columns = ["ID", "NAME", "CUSTOMER", "TENANT", "TYPE", "LABELS"].into_iter();
+    let place = ["NODE", "PROTOCOL", "SINCE"].into_iter().filter(|_| args.online);
+    let mut table = Table::new(&columns.chain(place).collect::<Vec<_>>());
     for device in &views {
         let customer = device.customer_name.clone().unwrap_or_else(|| "-".to_owned());
         let cells = [device.id.to_string(), device.name.to_owned(), customer, device.tenant_name.clone()];
         let labels = if device.labels.is_empty() { "-".to_owned() } else { labels(device.labels) };
-        table.row(cells.into_iter().chain([device.kind.to_owned(), labels]));
+        let place = place_cells(device.place.as_ref()).into_iter().filter(|_| args.online);
+        table.row(cells.into_iter().chain([device.kind.to_owned(), labels]).chain(place));
     }
     table.print();
     note(count(views.len(), "device"));
@@ -355,9 +368,13 @@ async fn show(args: ShowArgs) -> anyhow::Result<()> {
     let registry = Registry::open(&reached.bus).await.context("cannot open the registry")?;
     let known = registry.load().await?;
     let (id, device) = find::device_by_ending(&known, &args.device)?;
-    let presence = presence(&reached.bus, id).await;
-    let (online, takeovers) = (presence.map(|(online, _)| online), presence.map(|(_, takeovers)| takeovers));
-    let view = DeviceView { online, takeovers, ..view(&known, id, device) };
+    let view = DeviceView { ..view(&known, id, device) };
+    let view = match presence(&reached.bus, id).await {
+        Some((online, takeovers, place, last_seen)) => {
+            DeviceView { online: Some(online), takeovers: Some(takeovers), place, last_seen, ..view }
+        }
+        None => view,
+    };
     if args.json {
         return say_json(&view);
     }
@@ -375,6 +392,17 @@ async fn show(args: ShowArgs) -> anyhow::Result<()> {
         Some(false) => "online    no",
         None => "online    unknown: no router answers",
     });
+    if let Some(place) = &view.place {
+        let [node, protocol, since] = place_cells(Some(place));
+        say(format_args!("since     {since}, by {protocol} at node {node}"));
+    }
+    if let Some(LastSeen { at_ms, node, protocol, reason, .. }) = &view.last_seen {
+        let reason = reason.map_or("unknown", |reason| reason.as_str());
+        say(format_args!(
+            "last seen {}, by {protocol} at node {node}; it ended: {reason}",
+            moment(at_ms / 1_000)
+        ));
+    }
     if view.weak_token {
         note("Its access token is shorter than 16 characters, and guessed sooner or later: rotate it.");
     }
@@ -544,30 +572,46 @@ fn view<'a>(known: &Snapshot, id: DeviceId, device: &'a Device) -> DeviceView<'a
         labels: &device.labels,
         weak_token: device.weak_token,
         online: None,
+        place: None,
+        last_seen: None,
         takeovers: None,
         token: None,
     }
 }
 
-/// Those that are online.
-async fn online(bus: &Bus, devices: &[DeviceId]) -> anyhow::Result<HashSet<DeviceId>> {
-    let mut there = HashSet::new();
+/// Those that are online, and where.
+async fn online(bus: &Bus, devices: &[DeviceId]) -> anyhow::Result<HashMap<DeviceId, Option<Whereabouts>>> {
+    let mut there = HashMap::new();
     for some in devices.chunks(ASKED_AT_ONCE) {
-        let question = wire::encode(&PresenceRequest { devices: some.to_vec(), places: false }, &[]);
+        let question = PresenceRequest { devices: some.to_vec(), places: true, seen: false };
+        let question = wire::encode(&question, &[]);
         let answer = bus.ask(bus.subjects().presence(), question, PRESENCE_WAIT).await;
         let answer = answer.context("no router says who is online")?;
-        let (PresenceReply { online, .. }, _) = wire::decode(&answer)?;
-        there.extend(some.iter().zip(online).filter_map(|(device, online)| online.then_some(*device)));
+        let (PresenceReply { online, places, .. }, _) = wire::decode(&answer)?;
+        let places = places.unwrap_or_default().into_iter().chain(iter::repeat(None));
+        let all = some.iter().zip(online).zip(places);
+        there.extend(all.filter_map(|((device, online), place)| online.then_some((*device, place))));
     }
     Ok(there)
 }
 
-/// Whether it is online, and how often a session of it took over from another; none when no router answers.
-async fn presence(bus: &Bus, device: DeviceId) -> Option<(bool, u32)> {
-    let question = wire::encode(&PresenceRequest { devices: vec![device], places: false }, &[]);
+/// Whether it is online, how often a session of it took over from another, where it is and how it was last there; none
+/// when no router answers.
+async fn presence(bus: &Bus, device: DeviceId) -> Option<(bool, u32, Option<Whereabouts>, Option<LastSeen>)> {
+    let question = PresenceRequest { devices: vec![device], places: true, seen: true };
+    let question = wire::encode(&question, &[]);
     let answer = bus.ask(bus.subjects().presence(), question, PRESENCE_WAIT).await.ok()?;
-    let (PresenceReply { online, takeovers, .. }, _) = wire::decode(&answer).ok()?;
-    Some((*online.first()?, takeovers.first().copied().unwrap_or_default()))
+    let (PresenceReply { online, takeovers, places, seen }, _) = wire::decode(&answer).ok()?;
+    let (place, seen) = (places.and_then(|it| *it.first()?), seen.and_then(|it| *it.first()?));
+    Some((*online.first()?, takeovers.first().copied().unwrap_or_default(), place, seen))
+}
+
+/// Its node, how it is connected, and since when.
+fn place_cells(place: Option<&Whereabouts>) -> [String; 3] {
+    let unknown = || "-".to_owned();
+    let since = place.and_then(|it| it.since_ms).map_or_else(unknown, |since| moment(since / 1_000));
+    let node = place.map_or_else(unknown, |it| it.node.to_string());
+    [node, place.map_or_else(unknown, |it| it.protocol.to_string()), since]
 }
 
 pub(crate) fn labels(labels: &BTreeMap<String, String>) -> String {

@@ -21,8 +21,11 @@ const ATTEMPTS: u32 = 8;
 /// crash and may be taken over.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(60);
 
-const DEVICES: Spec =
-    Spec { name: "devices", description: "Tenants, customers, devices and the hashes of their tokens" };
+const DEVICES: Spec = Spec {
+    name: "devices",
+    description: "Tenants, customers, devices and the hashes of their tokens",
+    passing: None,
+};
 
 /// The bucket `<prefix>_devices`.
 #[derive(Clone)]

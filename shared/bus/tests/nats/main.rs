@@ -59,5 +59,5 @@ fn device(number: u128) -> DeviceId {
 
 fn claim(node: u64, generation: u64) -> Claim {
     let (session, generation) = (SessionId(1), Generation(generation));
-    Claim { node: NodeId(node), session, protocol: Protocol::Mqtt, generation }
+    Claim { node: NodeId(node), session, protocol: Protocol::Mqtt, generation, since_ms: None }
 }
