@@ -42,9 +42,19 @@ impl Router {
     /// `swb.release`.
     pub(crate) fn take_release(&self, request: &Request) {
         match wire::decode::<ReleaseRequest>(&request.message) {
-            Ok((release, _)) => self.tell(|core, _, actions| core.release(release, actions)),
+            Ok((release, _)) => self.release(release),
             Err(_) => self.unreadable("a release"),
         }
+    }
+
+    fn release(&self, release: ReleaseRequest) {
+        let router = self.clone();
+        tokio::spawn(async move {
+            if let Ok(stored) = router.stored(release.device).await {
+                let found = stored.and_then(found);
+                router.tell(|core, _, actions| core.release(&release, found, actions));
+            }
+        });
     }
 
     /// `swb.lease`.
@@ -151,16 +161,6 @@ impl Router {
                 }
             });
             router.tell(|core, now, actions| core.read(claiming, standing, now, actions));
-        });
-    }
-
-    pub(crate) fn read_for_release(&self, release: ReleaseRequest) {
-        let router = self.clone();
-        tokio::spawn(async move {
-            if let Ok(stored) = router.stored(release.device).await {
-                let found = stored.and_then(found);
-                router.tell(|core, _, actions| core.read_for_release(&release, found, actions));
-            }
         });
     }
 

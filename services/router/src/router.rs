@@ -167,7 +167,6 @@ impl Router {
             Action::Read(claiming) => self.read(claiming),
             Action::Reply(reply_to, reply) => self.reply(reply_to, reply),
             Action::TakeOver(device, taken_over) => self.tell_taken_over(device, taken_over),
-            Action::ReadForRelease(request) => self.read_for_release(request),
             Action::Remove(device, found, why) => self.remove(device, found, why),
             Action::TellDiffers(node) => self.tell_differs(node),
         }

@@ -1,8 +1,8 @@
 //! How do the services reach each other and what they share? Over NATS, and here alone: nobody else uses `async-nats`.
 //!
 //! For everybody: [`Bus`] is request and reply, [`server`] runs a nats-server as a child. For those who may use
-//! JetStream: [`claims`] says where each device is connected, [`seen`] where it was (routers), [`registry`] holds devices (authorizers, the
-//! command), [`Keyring`] the keys of tickets (authorizers, routers).
+//! JetStream: [`claims`] says where each device is connected, [`seen`] where it was (routers), [`registry`] holds
+//! devices (authorizers, the command), [`Keyring`] the keys of tickets (authorizers, routers).
 
 pub mod audit;
 mod bucket;

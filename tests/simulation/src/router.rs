@@ -42,7 +42,7 @@ enum Then {
     LookUp(Underway<Carried>),
     Write(Claiming<Reply>, Write),
     Read(Claiming<Reply>),
-    ReadForRelease(ReleaseRequest),
+    Release(ReleaseRequest),
     Remove(DeviceId, u64),
     HandOver(Underway<Carried>),
 }
@@ -123,9 +123,6 @@ impl Router {
             Action::TakeOver(device, taken_over) => {
                 let takeover = Takeover { session: taken_over.session, device };
                 self.wire.tell(Topic::Takeover(taken_over.node), Payload::Takeover(takeover), context);
-            }
-            Action::ReadForRelease(request) => {
-                self.ask_store(StoreAsk::Read(request.device), Then::ReadForRelease(request), context);
             }
             Action::Remove(device, Found { revision, .. }, _) => {
                 self.ask_store(StoreAsk::Remove(device, revision), Then::Remove(device, revision), context);
@@ -234,10 +231,10 @@ impl Router {
                 });
                 self.tell(context, |core, now, actions| core.read(claiming, standing, now, actions));
             }
-            Then::ReadForRelease(request) => {
+            Then::Release(request) => {
                 if let Ok(stands) = stored(reply) {
                     let found = found(stands);
-                    self.tell(context, |core, _, actions| core.read_for_release(&request, found, actions));
+                    self.tell(context, |core, _, actions| core.release(&request, found, actions));
                 }
             }
             Then::Remove(device, revision) => {
@@ -287,7 +284,7 @@ impl Router {
                 self.tell(context, |core, now, actions| core.claim(*claim, deadline, reply_to, now, actions));
             }
             (Topic::Release, Payload::Release(release)) => {
-                self.tell(context, |core, _, actions| core.release(release, actions));
+                self.ask_store(StoreAsk::Read(release.device), Then::Release(release), context);
             }
             (Topic::Lease, Payload::Lease(renewal)) => {
                 self.tell(context, |core, now, actions| core.renew(&renewal, now, actions));

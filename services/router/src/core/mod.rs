@@ -190,8 +190,6 @@ pub enum Action<T, R> {
     Reply(R, ClaimReply),
     /// Tell its node that this session has been taken over.
     TakeOver(DeviceId, Claim),
-    /// Read what stands there; then [`Core::read_for_release`].
-    ReadForRelease(ReleaseRequest),
     /// Remove this writing of a claim; then [`Core::removed`].
     Remove(DeviceId, Found, Removal),
     /// Tell the node that its claims are known otherwise.
@@ -530,21 +528,9 @@ impl<T, R> Core<T, R> {
         }
     }
 
-    /// A session is no longer callable.
-    pub fn release(&mut self, request: ReleaseRequest, actions: &mut Actions<T, R>) {
-        match self.map.get(request.device) {
-            Some(found) => self.read_for_release(&request, Some(found), actions),
-            None => actions.push(Action::ReadForRelease(request)),
-        }
-    }
-
-    /// What stands in the store, of a session that is no longer callable.
-    pub fn read_for_release(
-        &mut self,
-        request: &ReleaseRequest,
-        stored: Option<Found>,
-        actions: &mut Actions<T, R>,
-    ) {
+    /// A session is no longer callable, and what the store has of its device. Never by the map: where the store counted
+    /// anew unheard of, a revision there is another writing's.
+    pub fn release(&mut self, request: &ReleaseRequest, stored: Option<Found>, actions: &mut Actions<T, R>) {
         let is_its =
             |found: &Found| (found.claim.node, found.claim.session) == (request.node, request.session);
         if let Some(found) = stored.filter(|found| is_its(found) || is(Fault::ReleaseOfAnySession)) {

@@ -504,21 +504,15 @@ fn a_release_removes_its_own_claim_alone() {
         reason: Some(SessionEnd::Fault),
     };
     let other = ReleaseRequest { session: SessionId(2), ..release.clone() };
-    assert!(bench.told(|core, _, done| core.release(other, done)).is_empty());
-    let done = bench.told(|core, _, done| core.release(release.clone(), done));
+    assert!(bench.told(|core, _, done| core.release(&other, Some(found), done)).is_empty());
+    assert!(bench.told(|core, _, done| core.release(&release, None, done)).is_empty());
+    let done = bench.told(|core, _, done| core.release(&release, Some(found), done));
     assert!(matches!(
         one(done),
         Action::Remove(TARGET, Found { revision: 10, .. }, Removal::Released(Some(SessionEnd::Fault)))
     ));
     bench.core.removed(TARGET, 10, Some(11), bench.now);
     assert!(bench.core.map().is_empty());
-    let done = bench.told(|core, _, done| core.release(release.clone(), done));
-    assert!(matches!(one(done), Action::ReadForRelease(_)), "the map may lag");
-    let done = bench.told(|core, _, done| core.read_for_release(&release, Some(found), done));
-    assert!(matches!(
-        one(done),
-        Action::Remove(TARGET, Found { revision: 10, .. }, Removal::Released(Some(SessionEnd::Fault)))
-    ));
 }
 
 /// Node 1 says that it sends sessions away, or no longer.
