@@ -12,7 +12,7 @@ const STEEP: Scenario = Scenario::Open { calls_per_s: 8000, pairs: 200 };
 const AWAY: Scenario = Scenario::Offline { pairs: 200, in_flight: 1 };
 const OTHERS: Scenario = Scenario::Fair { calls_per_s: 500, customers: 50, beside_greedy: false };
 const GREEDY: Scenario = Scenario::Fair { calls_per_s: 500, customers: 50, beside_greedy: true };
-const IDLE: Scenario = Scenario::Idle { devices: 19_000 };
+const IDLE: Scenario = Scenario::Idle { devices: 19_000, again: false };
 
 struct Bar {
     what: String,

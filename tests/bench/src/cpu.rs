@@ -87,6 +87,28 @@ pub fn memory(pid: u32) -> Result<Memory> {
     })
 }
 
+/// What the kernel holds now, in bytes: its objects (`Slab` of /proc/meminfo: sockets, files, and what else anybody
+/// uses), and the buffers of TCP (`mem` of /proc/net/sockstat).
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn kernel_memory() -> Result<u64> {
+    let number_behind = |path: &str, line: &str, word: &str| -> Result<u64> {
+        let text = fs::read_to_string(path)?;
+        let line = text.lines().find_map(|it| it.strip_prefix(line));
+        let mut words = line.unwrap_or_default().split_ascii_whitespace().skip_while(|it| *it != word);
+        let number = if word.is_empty() {
+            line.and_then(|it| it.split_ascii_whitespace().next())
+        } else {
+            words.nth(1)
+        };
+        Ok(number.with_context(|| format!("no such number in {path}"))?.parse()?)
+    };
+    let pages = number_behind("/proc/net/sockstat", "TCP:", "mem")?;
+    let page_bytes = u64::try_from(rustix::param::page_size())?;
+    Ok(number_behind("/proc/meminfo", "Slab:", "")? * 1024 + pages * page_bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,5 +122,6 @@ mod tests {
             sum = std::hint::black_box(sum + 1);
         }
         assert!(memory(pid).unwrap().rss_bytes > 0);
+        assert!(kernel_memory().unwrap() > 0);
     }
 }

@@ -1,12 +1,13 @@
 //! In which protocol does a device talk? What differs between them, for who reads and writes messages.
 
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
 
 use crate::frame::{self, Packet};
 use crate::nats_frame;
 
 /// A protocol on a TCP connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Framing {
     /// MQTT 3.1.1.
     Mqtt,

@@ -6,6 +6,7 @@
 
 pub mod bars;
 pub mod cpu;
+pub mod crowd;
 pub mod frame;
 pub mod framing;
 pub mod learns;

@@ -6,14 +6,16 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
 use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::frame::{self, Packet};
 use crate::framing::Framing;
@@ -190,7 +192,7 @@ impl Reader {
 }
 
 /// Who connects, and what it wants to hear.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Login {
     /// How it talks.
     pub framing: Framing,
@@ -211,12 +213,25 @@ const KEEP_ALIVE_S: u16 = 3600;
 ///
 /// # Errors
 /// When the server cannot be reached or refuses either.
-pub async fn connect(
-    address: std::net::SocketAddr,
+pub async fn connect(address: SocketAddr, login: &Login, scratch: &Scratch) -> Result<(Reader, Rc<Outbox>)> {
+    connect_from(None, address, login, scratch).await
+}
+
+/// The same from one of the machine's own addresses, for an address has only so many ports.
+///
+/// # Errors
+/// As [`connect`], and when no port is free.
+pub async fn connect_from(
+    source: Option<Ipv4Addr>,
+    address: SocketAddr,
     login: &Login,
     scratch: &Scratch,
 ) -> Result<(Reader, Rc<Outbox>)> {
-    let (mut reader, outbox) = open(TcpStream::connect(address).await?, login.framing)?;
+    let socket = TcpSocket::new_v4()?;
+    if let Some(source) = source {
+        socket.bind((source, 0).into())?;
+    }
+    let (mut reader, outbox) = open(socket.connect(address).await?, login.framing)?;
     let (client_id, filter) = (&login.client_id, &login.filter);
     match login.framing {
         Framing::Mqtt => {

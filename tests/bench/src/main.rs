@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 use switchboard_bench::bars;
+use switchboard_bench::crowd;
 use switchboard_bench::learns;
 use switchboard_bench::report::Report;
 use switchboard_bench::run::{self, Options};
@@ -31,6 +32,15 @@ struct Arguments {
 enum Command {
     /// Measure; ends with 1 when an answer was lost, late, mixed up or refused, or a system failed
     Run(Box<RunArguments>),
+    /// Connect the devices of a file, and hold them: what a run starts for its idle ones
+    #[command(hide = true)]
+    Hold {
+        /// A device a line
+        file: PathBuf,
+        /// So many connect at the same time
+        #[arg(long)]
+        at_once: usize,
+    },
 }
 
 #[derive(clap::Args)]
@@ -83,7 +93,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 }
 
 fn main() -> Result<ExitCode> {
-    let Command::Run(arguments) = Arguments::parse().command;
+    let command = Arguments::parse().command;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
     runtime.block_on(async {
@@ -91,11 +101,18 @@ fn main() -> Result<ExitCode> {
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         // Dropping the run kills the processes it started.
         tokio::select! {
-            ended = measure(&arguments) => ended,
+            ended = perform(&command) => ended,
             _ = interrupted.recv() => bail!("interrupted"),
             _ = terminated.recv() => bail!("terminated"),
         }
     })
+}
+
+async fn perform(command: &Command) -> Result<ExitCode> {
+    match command {
+        Command::Run(arguments) => measure(arguments).await,
+        Command::Hold { file, at_once } => crowd::hold(file, *at_once).await.map(|()| ExitCode::SUCCESS),
+    }
 }
 
 /// What others may use of one core before the figures need a warning.
@@ -111,7 +128,7 @@ async fn measure(arguments: &RunArguments) -> Result<ExitCode> {
         .iter()
         .map(|system| system.version(&options.tools).map(|version| system.described(&version)))
         .collect::<Result<Vec<_>>>()?;
-    allow_connections(&options.scenarios)?;
+    check_files(&options, allow_files()?)?;
     if cfg!(debug_assertions) {
         eprintln!("This is a debug build: its figures mean nothing. Build it with --release.");
     }
@@ -174,6 +191,7 @@ fn options(arguments: &RunArguments) -> Result<Options> {
         window: Duration::from_secs_f64(arguments.seconds),
         warm_up: Duration::from_secs_f64(arguments.warm_up_seconds),
         calls_max: arguments.calls,
+        connections_a_process: allow_files()?.saturating_sub(SPARE_FILES).clamp(1, HELD_MAX),
         tools: Tools {
             own: programs,
             nats_server: arguments.nats_server.clone(),
@@ -182,19 +200,31 @@ fn options(arguments: &RunArguments) -> Result<Options> {
     })
 }
 
-/// Raises the limit of open files, for this process and those it starts, or says that it is too low.
-fn allow_connections(scenarios: &[Scenario]) -> Result<()> {
-    const SPARE: u64 = 200;
+/// One thread plays them, which this many keep busy enough.
+const HELD_MAX: usize = 100_000;
+
+/// What a process has open besides connections.
+const SPARE_FILES: usize = 200;
+
+/// Raises the limit of open files, for this process and those it starts, and returns it.
+fn allow_files() -> Result<usize> {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
-    let Some(allowed) = limit.maximum else { return Ok(()) };
-    for scenario in scenarios {
-        let needed = u64::try_from(scenario.devices())? + SPARE;
-        if needed > allowed {
-            bail!(
-                "{scenario} needs {needed} open files a process, and only {allowed} are allowed (ulimit -Hn)"
-            );
-        }
+    Ok(limit.maximum.map_or(usize::MAX, |maximum| usize::try_from(maximum).unwrap_or(usize::MAX)))
+}
+
+/// Says so when a server could not hold its part of a scenario's devices: the bench's own part can be shared out.
+fn check_files(options: &Options, allowed: usize) -> Result<()> {
+    for (system, scenario) in
+        options.systems.iter().flat_map(|system| options.scenarios.iter().map(move |it| (system, it)))
+    {
+        let needed = scenario.devices().div_ceil(system.nodes().unwrap_or(1)) + SPARE_FILES;
+        ensure!(
+            needed <= allowed,
+            "{system} needs {needed} open files a process for {scenario}, and {allowed} are allowed: raise the limit \
+             (`ulimit -Hn`, LimitNOFILE of systemd), or take a system of more nodes, as switchboard-{}",
+            scenario.devices().div_ceil(allowed.saturating_sub(SPARE_FILES).max(1)).max(2)
+        );
     }
     Ok(())
 }

@@ -122,6 +122,8 @@ pub struct IdleFigures {
     pub server_cpu_ms_a_connect: PerProcess<f64>,
     /// Growth of resident memory of each server process.
     pub server_kib_a_connection: PerProcess<f64>,
+    /// Growth of what the kernel holds, for both ends of a connection, and for all else that happened meanwhile.
+    pub kernel_kib_a_connection: f64,
 }
 
 impl Sample {
@@ -339,9 +341,12 @@ impl Report {
         };
         let roles = roles(systems.iter().flat_map(|system| memory(*system)));
         let mut head = ["", "connected", "failed", "connects/s"].map(str::to_owned).to_vec();
-        for figure in ["KiB a connection", "CPU ms a connect"] {
+        for (figure, beside) in
+            [("KiB a connection", Some("kernel's, both ends")), ("CPU ms a connect", None)]
+        {
             head.push(figure.to_owned());
             head.extend(roles.iter().map(|role| format!("of which {role}")));
+            head.extend(beside.map(str::to_owned));
         }
         let mut columns = vec![head];
         for system in systems {
@@ -359,6 +364,7 @@ impl Report {
                 figure(2, |idle| idle.server_kib_a_connection.sum()),
             ];
             column.extend(breakdown(&memory(system), &roles, 2));
+            column.push(figure(2, |idle| idle.kernel_kib_a_connection));
             column.push(figure(3, |idle| idle.server_cpu_ms_a_connect.sum()));
             column.extend(breakdown(&cpu(system), &roles, 3));
             columns.push(column);

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use tokio::time::sleep;
 
 use crate::cpu;
+use crate::crowd::{Crowd, Held};
 use crate::link::Scratch;
 use crate::noise::Watch;
 use crate::report::{Figures, IdleFigures, LoadFigures, PerProcess, Sample};
@@ -35,6 +36,8 @@ pub struct Options {
     pub warm_up: Duration,
     /// A window also ends with so many answers.
     pub calls_max: Option<u64>,
+    /// So many connections a process of the bench may hold.
+    pub connections_a_process: usize,
     /// Where the programs are.
     pub tools: Tools,
 }
@@ -102,7 +105,21 @@ async fn measure(
             };
             load(&running, plan(customers, Pace::Open { calls_per_s }, Expected::Answer)).await
         }
-        Scenario::Idle { devices } => idle(&running, devices).await,
+        Scenario::Among { calls_per_s, pairs, .. } => {
+            let mut crowd = gather(&running, scenario, options, folder).await?;
+            let Held { failed, first_failure, .. } = &crowd.held;
+            ensure!(*failed == 0, "{failed} idle devices could not connect; first: {first_failure:?}");
+            let measured = load(&running, plan(pairs, Pace::Open { calls_per_s }, Expected::Answer)).await;
+            let dropped = crowd.dropped()?;
+            ensure!(dropped == 0, "{dropped} idle devices lost their connections");
+            measured
+        }
+        Scenario::Idle { again, .. } => {
+            if again {
+                drop(gather(&running, scenario, options, folder).await?);
+            }
+            idle(&running, scenario, options, folder).await
+        }
     };
     // A server that died explains a broken connection better than the connection does.
     for process in &mut running.processes {
@@ -143,31 +160,45 @@ async fn load(running: &Running, plan: Plan) -> Result<(Figures, Faults)> {
     Ok((Figures::Load(figures), observed.tally.faults()))
 }
 
-async fn idle(running: &Running, devices: usize) -> Result<(Figures, Faults)> {
-    let scratch = Scratch::new();
-    // Each as somebody's target.
-    let logins = (0..devices).map(|device| running.dialect.between(device, device).target);
+/// Connects those devices of the scenario that do nothing, each as somebody's target.
+async fn gather(running: &Running, scenario: Scenario, options: &Options, folder: &Path) -> Result<Crowd> {
+    let idle = scenario.devices() - scenario.idle()..scenario.devices();
+    let logins: Vec<_> = idle.map(|device| running.dialect.between(device, device).target).collect();
+    let bench = options.tools.own("switchboard-bench", "cargo build --release -p switchboard-bench")?;
+    Crowd::gather(&running.addresses, &logins, &bench, options.connections_a_process, folder).await
+}
+
+async fn idle(
+    running: &Running,
+    scenario: Scenario,
+    options: &Options,
+    folder: &Path,
+) -> Result<(Figures, Faults)> {
     sleep(SETTLE).await;
-    let before = Usage::read(&running.processes)?;
+    let (before, kernel_before) = (Usage::read(&running.processes)?, cpu::kernel_memory()?);
     let started = Instant::now();
-    let mut idlers = workload::connect_idlers(&running.addresses, logins, &scratch).await?;
+    let mut crowd = gather(running, scenario, options, folder).await?;
     let connecting_s = started.elapsed().as_secs_f64();
     sleep(SETTLE).await;
-    let after = Usage::read(&running.processes)?;
+    let (after, kernel_after) = (Usage::read(&running.processes)?, cpu::kernel_memory()?);
 
-    let connections = count(u64::try_from(idlers.connected)?);
+    let connections = count(u64::try_from(crowd.held.connected)?);
+    let kib_each = |bytes: u64| count(bytes) / 1024.0 / connections;
     // What a process gives back of its start has nothing to do with connections, and must not pay for them.
-    let growth = after.memory.zip(&before.memory, |after, before| {
-        count(after.rss_bytes.saturating_sub(before.rss_bytes)) / 1024.0 / connections
-    });
+    let growth = after
+        .memory
+        .zip(&before.memory, |after, before| kib_each(after.rss_bytes.saturating_sub(before.rss_bytes)));
+    let dropped = crowd.dropped()?;
+    let Held { connected, failed, first_failure } = std::mem::take(&mut crowd.held);
     let figures = IdleFigures {
-        connected: idlers.connected,
-        failed: idlers.failed,
-        dropped: idlers.dropped(),
-        first_failure: idlers.first_failure.take().map(|error| format!("{error:#}")),
+        connected,
+        failed,
+        dropped,
+        first_failure,
         connects_per_s: connections / connecting_s,
         server_cpu_ms_a_connect: after.cpu_since(&before).map(|used| used.as_secs_f64() * 1e3 / connections),
         server_kib_a_connection: growth,
+        kernel_kib_a_connection: kib_each(kernel_after.saturating_sub(kernel_before)),
     };
     Ok((Figures::Idle(figures), Faults::default()))
 }

@@ -22,6 +22,15 @@ pub enum Scenario {
         /// Taking turns.
         pairs: usize,
     },
+    /// As `Open`, among devices that are connected and do nothing.
+    Among {
+        /// Over all pairs.
+        calls_per_s: u32,
+        /// Taking turns.
+        pairs: usize,
+        /// The others, one connection each.
+        idle: usize,
+    },
     /// As `Open`, each pair of a customer of its own, with the limits of the settings' defaults: does a greedy customer
     /// beside them show in how long their calls take?
     Fair {
@@ -36,6 +45,8 @@ pub enum Scenario {
     Idle {
         /// One connection each.
         devices: usize,
+        /// They have been connected before, and lost their connections all at once: what does their coming back cost?
+        again: bool,
     },
     /// As `Closed`, but the targets are away and every call is to end as offline.
     Offline {
@@ -48,7 +59,8 @@ pub enum Scenario {
 
 /// How scenarios are written, for `--help`.
 pub const SYNTAX: &str = "200x4 (pairs x calls in flight each), 2000/s@100 (calls a second over so many pairs, \
-                          100 when left out), idle@19000 (connections), offline@200x1 (as 200x1, targets away), \
+                          100 when left out), 2000/s@100+19000 (the same among so many idle devices), idle@19000 \
+                          (connections), again@19000 (all of them come back), offline@200x1 (as 200x1, targets away), \
                           others@500/s and greedy@500/s (as 500/s@50, 50 customers, alone and beside a greedy one)";
 
 /// What a run without `--scenario` measures.
@@ -64,13 +76,23 @@ impl Scenario {
         match self {
             Self::Closed { pairs, .. } | Self::Open { pairs, .. } | Self::Offline { pairs, .. } => 2 * pairs,
             Self::Fair { customers, .. } => 2 * (customers + GREEDY_CALLERS),
-            Self::Idle { devices } => devices,
+            Self::Among { pairs, idle, .. } => 2 * pairs + idle,
+            Self::Idle { devices, .. } => devices,
+        }
+    }
+
+    /// How many of them, at the end of their numbers, do nothing.
+    pub fn idle(self) -> usize {
+        match self {
+            Self::Idle { devices, .. } => devices,
+            Self::Among { idle, .. } => idle,
+            _ => 0,
         }
     }
 
     /// How often a system needs to meet it at most: memory is the same each time, and so many connects take long.
     pub fn rounds_max(self) -> u32 {
-        if matches!(self, Self::Idle { .. }) { 1 } else { u32::MAX }
+        if self.idle() > 0 { 1 } else { u32::MAX }
     }
 
     /// Which customer a device belongs to: both of a pair are always of the same.
@@ -78,9 +100,7 @@ impl Scenario {
         const CUSTOMER_DEVICES: usize = 200;
         match self {
             Self::Fair { customers, .. } => (device / 2).min(customers),
-            Self::Closed { .. } | Self::Open { .. } | Self::Idle { .. } | Self::Offline { .. } => {
-                device / CUSTOMER_DEVICES
-            }
+            _ => device / CUSTOMER_DEVICES,
         }
     }
 }
@@ -94,7 +114,9 @@ impl fmt::Display for Scenario {
                 let beside = if *beside_greedy { "greedy" } else { "others" };
                 write!(f, "{beside}@{calls_per_s}/s@{customers}")
             }
-            Self::Idle { devices } => write!(f, "idle@{devices}"),
+            Self::Among { calls_per_s, pairs, idle } => write!(f, "{calls_per_s}/s@{pairs}+{idle}"),
+            Self::Idle { devices, again: false } => write!(f, "idle@{devices}"),
+            Self::Idle { devices, again: true } => write!(f, "again@{devices}"),
             Self::Offline { pairs, in_flight } => write!(f, "offline@{pairs}x{in_flight}"),
         }
     }
@@ -107,15 +129,18 @@ impl FromStr for Scenario {
         let scenario =
             parse(text).with_context(|| format!("`{text}` is no scenario; these are: {SYNTAX}"))?;
         // The nonce of a call names its pair in four hexadecimal digits.
-        ensure!(scenario.devices() <= 2 * 0xffff, "more than 65535 pairs");
+        ensure!(scenario.devices() - scenario.idle() <= 2 * 0xffff, "more than 65535 pairs");
+        ensure!(scenario.idle() <= 1_000_000, "more than 1000000 idle devices");
         ensure!(scenario.devices() > 0, "no devices");
         Ok(scenario)
     }
 }
 
 fn parse(text: &str) -> Result<Scenario> {
-    if let Some(devices) = text.strip_prefix("idle@") {
-        return Ok(Scenario::Idle { devices: devices.parse()? });
+    for (prefix, again) in [("idle@", false), ("again@", true)] {
+        if let Some(devices) = text.strip_prefix(prefix) {
+            return Ok(Scenario::Idle { devices: devices.parse()?, again });
+        }
     }
     if let Some(load) = text.strip_prefix("offline@") {
         let (pairs, in_flight) = pairs_by_calls(load)?;
@@ -126,6 +151,10 @@ fn parse(text: &str) -> Result<Scenario> {
             let (calls_per_s, customers) = rate_over_pairs(load, "@50")?.context("`/s` is missing")?;
             return Ok(Scenario::Fair { calls_per_s, customers, beside_greedy });
         }
+    }
+    if let Some((load, idle)) = text.split_once('+') {
+        let (calls_per_s, pairs) = rate_over_pairs(load, "@100")?.context("`/s` is missing")?;
+        return Ok(Scenario::Among { calls_per_s, pairs, idle: idle.parse()? });
     }
     if let Some((calls_per_s, pairs)) = rate_over_pairs(text, "@100")? {
         return Ok(Scenario::Open { calls_per_s, pairs });
@@ -156,11 +185,24 @@ mod tests {
 
     #[test]
     fn what_is_shown_is_what_is_typed() {
-        for text in DEFAULT {
+        for text in DEFAULT.iter().chain(&["2000/s@100+200000", "again@200000"]) {
             let scenario: Scenario = text.parse().unwrap();
             assert_eq!(scenario.to_string().parse::<Scenario>().unwrap(), scenario);
         }
-        for text in ["", "x", "200", "0x1", "200x0", "0/s", "9/s100", "idle", "idle@0", "offline@3"] {
+        for text in [
+            "",
+            "x",
+            "200",
+            "0x1",
+            "200x0",
+            "0/s",
+            "9/s100",
+            "idle",
+            "idle@0",
+            "offline@3",
+            "2x2+5",
+            "idle@1000001",
+        ] {
             assert!(text.parse::<Scenario>().is_err(), "{text}");
         }
     }

@@ -226,7 +226,10 @@ impl System {
         match scenario {
             Scenario::Offline { .. } => is_switchboard || self == Self::NatsUsers,
             Scenario::Fair { .. } => is_switchboard,
-            Scenario::Closed { .. } | Scenario::Open { .. } | Scenario::Idle { .. } => true,
+            Scenario::Closed { .. }
+            | Scenario::Open { .. }
+            | Scenario::Among { .. }
+            | Scenario::Idle { .. } => true,
         }
     }
 
@@ -396,8 +399,17 @@ impl Process {
     ///
     /// # Errors
     /// When the process ends or a minute passes before.
-    pub async fn until<T>(&mut self, what: &str, mut ready: impl FnMut(&Path) -> Option<T>) -> Result<T> {
-        let deadline = Instant::now() + START_TIMEOUT;
+    pub async fn until<T>(&mut self, what: &str, ready: impl FnMut(&Path) -> Option<T>) -> Result<T> {
+        self.until_within(START_TIMEOUT, what, ready).await
+    }
+
+    async fn until_within<T>(
+        &mut self,
+        patience: Duration,
+        what: &str,
+        mut ready: impl FnMut(&Path) -> Option<T>,
+    ) -> Result<T> {
+        let deadline = Instant::now() + patience;
         loop {
             if let Some(answer) = ready(&self.log) {
                 return Ok(answer);
@@ -415,13 +427,29 @@ impl Process {
     /// # Errors
     /// As [`Process::until`].
     pub async fn until_printed(&mut self, head: &str) -> Result<String> {
-        self.until(&format!("`{head}`"), |log| {
+        self.until_printed_within(head, START_TIMEOUT).await
+    }
+
+    /// The same with a patience of one's own.
+    ///
+    /// # Errors
+    /// When the process ends or that time passes before.
+    pub async fn until_printed_within(&mut self, head: &str, patience: Duration) -> Result<String> {
+        self.until_within(patience, &format!("`{head}`"), |log| {
             // A line counts when it is whole: its end has been written.
             let text = fs::read_to_string(log).ok()?;
             let whole = text.rsplit_once('\n')?.0;
             whole.lines().find_map(|line| line.strip_prefix(head)).map(|rest| rest.trim().to_owned())
         })
         .await
+    }
+
+    /// What it has printed so far.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub fn printed(&self) -> Result<String> {
+        fs::read_to_string(&self.log).with_context(|| format!("{}", self.log.display()))
     }
 
     /// Waits until it accepts connections at `address`.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Error, Result, anyhow, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use futures::{StreamExt, TryStreamExt, stream};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::frame::{self, Decimal, Packet};
-use crate::link::{self, Login, Outbox, Reader, Scratch};
+use crate::link::{self, Outbox, Reader, Scratch};
 use crate::scenario::GREEDY_CALLERS;
 use crate::tally::{CALL_TIMEOUT, Tally};
 use crate::wire::body::{self, Nonce};
@@ -503,62 +503,4 @@ impl Target {
         self.outbox.queue(|out| framing.publish(out, reply, &[body.unwrap_or(payload)]));
         Ok(())
     }
-}
-
-/// Devices that are connected and do nothing.
-pub struct Idlers {
-    /// How many are connected.
-    pub connected: usize,
-    /// How many could not connect.
-    pub failed: usize,
-    /// Why the first one could not.
-    pub first_failure: Option<Error>,
-    connections: JoinSet<()>,
-}
-
-impl Idlers {
-    /// How many connections have ended by themselves.
-    pub fn dropped(&mut self) -> usize {
-        let mut ended = 0;
-        while self.connections.try_join_next().is_some() {
-            ended += 1;
-        }
-        ended
-    }
-}
-
-/// Connects `devices` callable devices: each as the target of a pair of its own.
-///
-/// # Errors
-/// When not even one can connect.
-pub async fn connect_idlers(
-    nodes: &[SocketAddr],
-    logins: impl Iterator<Item = Login>,
-    scratch: &Scratch,
-) -> Result<Idlers> {
-    let mut idlers = Idlers { connected: 0, failed: 0, first_failure: None, connections: JoinSet::new() };
-    let mut connecting = stream::iter(logins.enumerate().map(|(index, login)| async move {
-        let connect = link::connect(node(nodes, index)?, &login, scratch);
-        timeout(CONNECT_TIMEOUT, connect).await.context("it took too long")?
-    }))
-    .buffer_unordered(CONNECTS_AT_ONCE);
-    while let Some(outcome) = connecting.next().await {
-        match outcome {
-            Ok((mut reader, _)) => {
-                idlers.connected += 1;
-                let scratch = scratch.clone();
-                idlers.connections.spawn_local(async move {
-                    // Nothing is sent to it, so this ends only when the connection does.
-                    while reader.batch(&scratch, |_| Ok(())).await.is_ok() {}
-                });
-            }
-            Err(error) => {
-                idlers.failed += 1;
-                idlers.first_failure.get_or_insert(error);
-            }
-        }
-    }
-    drop(connecting);
-    ensure!(idlers.connected > 0, "no device could connect: {:?}", idlers.first_failure);
-    Ok(idlers)
 }

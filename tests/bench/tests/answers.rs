@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use switchboard_bench::crowd::Crowd;
 use switchboard_bench::frame::{self, Packet};
 use switchboard_bench::framing::Framing;
 use switchboard_bench::link::{self, Scratch};
@@ -18,7 +19,7 @@ use switchboard_bench::report::{Figures, Sample};
 use switchboard_bench::run::{self, Options};
 use switchboard_bench::systems::Tools;
 use switchboard_bench::tally::Faults;
-use switchboard_bench::wire::{DeviceApi, body, device_id};
+use switchboard_bench::wire::{DeviceApi, Dialect, body, device_id};
 use switchboard_bench::workload::{self, Expected, Observed, Pace, Plan};
 use tokio::net::TcpListener;
 use tokio::task::spawn_local;
@@ -40,6 +41,7 @@ fn sample(system: &str, scenario: &str, calls: u64) -> Sample {
         window: Duration::from_secs(60),
         warm_up: Duration::ZERO,
         calls_max: Some(calls),
+        connections_a_process: 30,
         tools: Tools { own, nats_server: None, mosquitto: None },
     };
     let mut samples = on_one_thread(run::run(&options, |_| {})).unwrap();
@@ -73,16 +75,16 @@ fn every_answer_of_every_peer_is_right() {
 
 #[test]
 fn idle_devices_of_the_chain_stay_connected() {
-    stay_connected("chain");
+    stay_connected("chain", "again@50");
 }
 
 #[test]
 fn idle_devices_of_nats_stay_connected() {
-    stay_connected("nats-users");
+    stay_connected("nats-users", "idle@50");
 }
 
-fn stay_connected(system: &str) {
-    let sample = sample(system, "idle@50", 0);
+fn stay_connected(system: &str, scenario: &str) {
+    let sample = sample(system, scenario, 0);
     assert_eq!(sample.fault(), None);
     let Some(Figures::Idle(idle)) = &sample.figures else { panic!("no idle figures in {sample:?}") };
     assert_eq!(idle.connected, 50);
@@ -168,4 +170,40 @@ fn every_kind_of_fault_is_counted_as_what_it_is() {
         assert!(count(&faults) > 0, "{faults:?}");
         assert!(faults.first.is_some(), "{faults:?}");
     }
+}
+
+#[test]
+fn an_idle_connection_that_ends_is_noticed() {
+    let bench = Path::new(env!("CARGO_BIN_EXE_switchboard-bench"));
+    let folder = std::env::temp_dir().join(format!("switchboard-bench-crowd-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    // A runtime of its own, with which its connections end.
+    let server = std::thread::spawn(|| {
+        on_one_thread(async {
+            let listener = TcpListener::from_std(listener).unwrap();
+            tokio::select! {
+                () = liar(listener, Fault::Silent) => {}
+                _ = stopped => {}
+            }
+        });
+    });
+    on_one_thread(async {
+        let logins: Vec<_> =
+            (0..5).map(|it| DeviceApi { username: device_id }.between(it, it).target).collect();
+        let mut crowd = Crowd::gather(&[address], &logins, bench, 2, &folder).await.unwrap();
+        assert_eq!((crowd.held.connected, crowd.held.failed, crowd.dropped().unwrap()), (5, 0, 0));
+        stop.send(()).unwrap();
+        let all_dropped = async {
+            while crowd.dropped().unwrap() < 5 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), all_dropped).await.unwrap();
+    });
+    server.join().unwrap();
+    std::fs::remove_dir_all(&folder).unwrap();
 }

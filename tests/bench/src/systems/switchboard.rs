@@ -59,7 +59,7 @@ pub async fn start(
             let name = if nodes == 1 { role.to_owned() } else { format!("{role}-{number}") };
             let mut command = Command::new(&program);
             command.args(["--nats", &url, "--admin", "127.0.0.1:0", "--log-format", "json"]);
-            command.args(settings(scenario));
+            command.args(settings(scenario, nodes));
             processes.push(Process::start(&name, &mut command, folder)?);
         }
     }
@@ -83,7 +83,7 @@ pub async fn start_up(tools: &Tools, scenario: Scenario, folder: &Path) -> Resul
     let mut command = Command::new(tools.own("switchboard", BUILD)?);
     command.args(["up", "--ephemeral", "--nats-port", "0", "--api", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
     command.arg("--nats-server").arg(nats::program(tools)?).arg("--addresses").arg(&file);
-    command.args(["--log-format", "json"]).args(settings(scenario));
+    command.args(["--log-format", "json"]).args(settings(scenario, 1));
     let mut up = Process::start("up", &mut command, folder)?;
     let at = up.until("its addresses", |_| serde_json::from_slice(&fs::read(&file).ok()?).ok()).await?;
     let Addresses { nats, services } = at;
@@ -105,9 +105,14 @@ struct Service {
     mqtt: Option<SocketAddr>,
 }
 
-fn settings(scenario: Scenario) -> impl Iterator<Item = &'static str> {
+fn settings(scenario: Scenario, nodes: usize) -> impl Iterator<Item = String> {
+    /// The default of `ingress.max_connections` where files suffice.
+    const CONNECTIONS: usize = 100_000;
     let raised: &[&str] = if matches!(scenario, Scenario::Fair { .. }) { &SHARES } else { &LIMITS_RAISED };
-    SETTINGS.iter().chain(raised).flat_map(|setting| ["--set", setting])
+    let connections = scenario.devices().div_ceil(nodes);
+    let many = (connections > CONNECTIONS).then(|| format!("ingress.max_connections={connections}"));
+    let settings = SETTINGS.iter().chain(raised).map(|it| (*it).to_owned()).chain(many);
+    settings.flat_map(|setting| ["--set".to_owned(), setting])
 }
 
 /// Which one that is.
