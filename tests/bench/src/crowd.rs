@@ -18,7 +18,8 @@ use tokio::time::timeout;
 use crate::link::{self, Login, Scratch};
 use crate::systems::Process;
 
-/// Fewer than the ports that Linux takes for outgoing connections, 32768 to 60999.
+/// Ports are given out here: where most of an address' ports are taken, Linux looks long for one that is free.
+const FIRST_PORT: u16 = 20_000;
 const DEVICES_AN_ADDRESS: usize = 20_000;
 /// So many devices connect at the same time, of all processes.
 const CONNECTS_AT_ONCE: usize = 32;
@@ -47,7 +48,7 @@ pub struct Held {
 #[derive(Serialize, Deserialize)]
 struct Place {
     node: SocketAddr,
-    source: Ipv4Addr,
+    source: SocketAddr,
     login: Login,
 }
 
@@ -65,9 +66,11 @@ impl Crowd {
         folder: &Path,
     ) -> Result<Self> {
         let places = logins.iter().zip(nodes.iter().cycle()).enumerate().map(|(device, (login, node))| {
-            let host = u8::try_from(1 + device / DEVICES_AN_ADDRESS)
-                .context("more devices than loopback has room for")?;
-            Ok(Place { node: *node, source: Ipv4Addr::new(127, 0, 0, host), login: login.clone() })
+            let host =
+                u8::try_from(2 + device / DEVICES_AN_ADDRESS).context("more devices than addresses")?;
+            let port = FIRST_PORT + u16::try_from(device % DEVICES_AN_ADDRESS)?;
+            let source = (Ipv4Addr::new(127, 0, 0, host), port).into();
+            Ok(Place { node: *node, source, login: login.clone() })
         });
         let places: Vec<Place> = places.collect::<Result<_>>()?;
         let parts: Vec<&[Place]> = places.chunks(a_process).collect();

@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
@@ -217,19 +217,21 @@ pub async fn connect(address: SocketAddr, login: &Login, scratch: &Scratch) -> R
     connect_from(None, address, login, scratch).await
 }
 
-/// The same from one of the machine's own addresses, for an address has only so many ports.
+/// The same from an address and a port of one's own choice, for an address has only so many ports.
 ///
 /// # Errors
-/// As [`connect`], and when no port is free.
+/// As [`connect`], and when another socket is there.
 pub async fn connect_from(
-    source: Option<Ipv4Addr>,
+    source: Option<SocketAddr>,
     address: SocketAddr,
     login: &Login,
     scratch: &Scratch,
 ) -> Result<(Reader, Rc<Outbox>)> {
     let socket = TcpSocket::new_v4()?;
     if let Some(source) = source {
-        socket.bind((source, 0).into())?;
+        // Also while an earlier connection from there is still being forgotten.
+        socket.set_reuseaddr(true)?;
+        socket.bind(source)?;
     }
     let (mut reader, outbox) = open(socket.connect(address).await?, login.framing)?;
     let (client_id, filter) = (&login.client_id, &login.filter);
