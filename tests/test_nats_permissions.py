@@ -132,6 +132,20 @@ def test_either_connection_of_a_service_may_break(tmp_path, device, user):
         cluster.stop()
 
 
+def test_services_of_one_process_have_each_its_own_rights(tmp_path, device):
+    hardened = Hardened(tmp_path, nodes=0, authorizers=0, routers=0, whole_nodes=2)
+    try:
+        here, there = hardened.cluster.nodes
+        family = hardened.cluster.accounts.family()
+        caller = device(PahoV5, family.a).connect(here)
+        for identity, node in ((family.b, here), (family.c, there)):
+            device(HttpDevice, identity).connect(node).become_callable(echo)
+            assert caller.send_msg(identity, "1").text() == "1"
+        assert hardened.violations() == []
+    finally:
+        hardened.cluster.stop()
+
+
 def test_who_has_no_password_is_nobody(hardened):
     with RawNats(hardened.cluster.nats.url, "ingress", "guess") as stranger:
         assert "Authorization" in stranger.refused

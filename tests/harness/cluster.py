@@ -113,6 +113,12 @@ class Ingress(Service):
         return self.process.wait_for_message("ingress serves devices")
 
 
+class WholeNode(Ingress):
+    """A node that brings its authorizer and its router along."""
+
+    program = "switchboard-node"
+
+
 class Authorizer(Service):
     """A process that knows the devices."""
 
@@ -151,6 +157,7 @@ class Cluster:
         nodes: int = 1,
         authorizers: int = 1,
         routers: int = 1,
+        whole_nodes: int = 0,
         identities: int = 0,
         apis: int = 0,
         settings: dict[str, str] | None = None,
@@ -170,6 +177,11 @@ class Cluster:
             self.authorizers = [self._made(Authorizer, number) for number in range(1, authorizers + 1)]
             self.routers = [self._made(Router, number) for number in range(1, routers + 1)]
             self.nodes = [self._made(Ingress, number) for number in range(1, nodes + 1)]
+            for number in range(1, whole_nodes + 1):
+                node = self._made(WholeNode, number)
+                self.nodes.append(node)
+                self.authorizers.append(node)
+                self.routers.append(node)
             self.apis = [self._made(Api, number) for number in range(1, apis + 1)]
             for service in self._services:
                 service.wait_ready()

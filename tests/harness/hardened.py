@@ -3,6 +3,7 @@
 import json
 import re
 import secrets
+from functools import partial
 from pathlib import Path
 
 from harness.accounts import TOKENS
@@ -42,7 +43,7 @@ class Hardened:
         self.cluster = Cluster(
             folder,
             nats=lambda at, logs: kind(at, logs, "--config", configuration, env=environment),
-            launch=launch,
+            launch=partial(launch, folder),
             identities=identities,
             operator={f"SWITCHBOARD_NATS__{name.upper()}": value for name, value in settings("operator").items()},
             **options,
@@ -87,9 +88,19 @@ def settings(role: str) -> dict[str, str]:
     return given | {"store_user": STORE_USERS[role]} if role in STORE_USERS else given
 
 
-def launch(program: str) -> list[str | Path]:
+def launch(folder: Path, program: str) -> list[str | Path]:
     role = program.removeprefix("switchboard-")
-    return [built(program), *(word for name, value in settings(role).items() for word in ("--set", f"nats.{name}={value}"))]
+    given = settings(role) if role in PASSWORDS else settings_of_all(folder)
+    return [built(program), *(word for name, value in given.items() for word in ("--set", f"nats.{name}={value}"))]
+
+
+def settings_of_all(folder: Path) -> dict[str, str]:
+    """For a process of several services: each has the rights that it has by itself."""
+    files = folder / "passwords"
+    files.mkdir(exist_ok=True)
+    for role, password in PASSWORDS.items():
+        (files / role).write_text(password)
+    return {"user": "{service}", "store_user": "{service}-store", "password_file": f"{files}/{{service}}"}
 
 
 def with_witnesses(folder: Path) -> Path:

@@ -16,7 +16,7 @@ mod value;
 
 pub use load::{Fault, Faults, Flag, Loaded, Source, Sources, env_name};
 pub use networks::{Networks, network};
-pub use readers::{SERVICES, readers};
+pub use readers::{SERVICES, is_read_by, readers};
 pub use reload::{Change, Reload};
 pub use show::{env_names, print, reference, sample};
 pub use soften::{Softened, softened};
@@ -36,7 +36,9 @@ declare::settings! {
         url: String = "nats://127.0.0.1:4222".to_owned(), NatsServers;
         /// First token of every subject and bucket: systems with different prefixes share a NATS account unnoticed.
         prefix: String = "swb".to_owned(), SubjectToken;
-        /// User name; empty: none. Goes together with a password.
+        /// User name; empty: none. Goes together with a password. In it, and in `store_user`, `password_file` and
+        /// `credentials_file`, `{service}` stands for the service that connects: each of a process with several
+        /// (`switchboard-node`) has rights of its own.
         user: Option<String> = None, Anything;
         /// Password of the user; empty: none. Never printed or logged. Better given by the environment than by a file.
         password: Option<Secret> = None, Anything;

@@ -8,7 +8,7 @@ use ::metrics::{Counter, Gauge, counter, gauge};
 use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 
-use crate::config::{Reload, Settings, Sources, readers};
+use crate::config::{Reload, Settings, Sources, is_read_by};
 use crate::logs::Level;
 use crate::metrics::{Kind, describe};
 
@@ -132,7 +132,7 @@ impl Keeper {
         };
         let named = |is_reloaded: bool| {
             let changes = changes.iter().filter(move |it| it.is_reloaded == is_reloaded);
-            let read = changes.filter(|it| readers(it.setting).contains(&self.service));
+            let read = changes.filter(|it| is_read_by(it.setting, self.service));
             read.map(|it| it.setting).collect::<Vec<_>>()
         };
         let (taken, left) = (named(true), named(false));

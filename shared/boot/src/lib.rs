@@ -3,7 +3,7 @@
 //!
 //! A service's `main` is [`run`] with its own `serve`. A process of several services takes the pieces itself:
 //! [`CommonArgs::load`], [`logs::init`], [`metrics::install`], [`traces::start`], [`admin::bind`],
-//! [`shutdown::signals`], and one [`Context::for_service`] each.
+//! [`shutdown::signals`], and [`Together`] for its services.
 
 pub mod admin;
 pub mod args;
@@ -18,6 +18,7 @@ pub mod panics;
 pub mod post;
 mod process;
 pub mod shutdown;
+mod together;
 pub mod traces;
 mod trouble;
 
@@ -41,6 +42,7 @@ pub use config::Settings;
 pub use health::{Health, Part};
 pub use in_force::InForce;
 pub use process::max_open_files;
+pub use together::Together;
 pub use traces::Traces;
 pub use trouble::{Failed, Trouble};
 

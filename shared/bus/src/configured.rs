@@ -1,5 +1,6 @@
 //! How does a process's bus follow from its settings?
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use boot::config::Nats;
@@ -33,13 +34,41 @@ impl From<&Nats> for BusSettings {
     }
 }
 
+/// In user names and paths of the settings, the service that connects.
+const SERVICE: &str = "{service}";
+/// The services that may use JetStream.
+const STORING: [&str; 2] = ["authorizer", "router"];
+
+impl BusSettings {
+    /// As `service` shows itself to NATS, by itself or beside others of its process.
+    pub fn of_service(&self, service: &str) -> Self {
+        let named = |text: &String| text.replace(SERVICE, service);
+        let file = |path: &PathBuf| match path.to_str() {
+            Some(path) => path.replace(SERVICE, service).into(),
+            None => path.clone(),
+        };
+        BusSettings {
+            user: self.user.as_ref().map(named),
+            store_user: self.store_user.as_ref().filter(|_| STORING.contains(&service)).map(named),
+            password_file: self.password_file.as_ref().map(file),
+            credentials_file: self.credentials_file.as_ref().map(file),
+            ..self.clone()
+        }
+    }
+}
+
 impl Bus {
     /// Connects as the settings of `context` say, and tries until it succeeds: meanwhile its part `nats` is not
     /// ready and says why. None when the process is to end first.
     pub async fn connect_for(context: &boot::Context) -> Option<Bus> {
+        Bus::connect_beside(context, &BusSettings::from(&context.settings.nats)).await
+    }
+
+    /// The same for one of the services of a process, which all have these `settings`.
+    pub async fn connect_beside(context: &boot::Context, settings: &BusSettings) -> Option<Bus> {
         let nats = context.health.part("nats");
         let mut trouble = Trouble::new(CONNECT_PAUSE, LONGEST_PAUSE);
-        let settings = BusSettings::from(&context.settings.nats);
+        let settings = settings.of_service(context.service);
         loop {
             let connected = tokio::select! {
                 () = context.shutdown.cancelled() => return None,
@@ -69,6 +98,7 @@ impl Bus {
             }
         }
     }
+
     /// Whether every body that devices may send fits a message.
     ///
     /// # Errors
@@ -85,5 +115,32 @@ impl Bus {
             Some((setting, bytes)) => Err(BusError::BodiesTooLarge { setting, bytes, max_payload }),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_service_of_a_process_has_rights_of_its_own() {
+        let settings = BusSettings {
+            user: Some("{service}".to_owned()),
+            store_user: Some("{service}-store".to_owned()),
+            password_file: Some("/run/{service}/password".into()),
+            credentials_file: Some("/run/{service}.creds".into()),
+            ..BusSettings::default()
+        };
+        let router = settings.of_service("router");
+        assert_eq!(router.user.as_deref(), Some("router"));
+        assert_eq!(router.store_user.as_deref(), Some("router-store"));
+        assert_eq!(router.password_file, Some("/run/router/password".into()));
+        assert_eq!(router.credentials_file, Some("/run/router.creds".into()));
+        let ingress = settings.of_service("ingress");
+        assert_eq!(
+            (ingress.user.as_deref(), ingress.store_user),
+            (Some("ingress"), None),
+            "it stores nothing"
+        );
     }
 }

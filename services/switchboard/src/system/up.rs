@@ -8,12 +8,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use boot::config::{Flag, Source};
-use boot::{CommonArgs, Context, Health, InForce, Settings};
+use boot::{CommonArgs, Context, Health, InForce, Settings, Together};
 use bus::{Bus, BusSettings};
 use clap::Args;
 use switchboard_api::Api;
 use switchboard_ingress::Ingress;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::common::output::{complain, note, say};
@@ -264,7 +263,7 @@ async fn serve(
         }),
         api: Some(api.address()),
     };
-    let mut services = Services::start(base, ingress, api).await?;
+    let mut services = start(base, ingress, api).await?;
     let started = tokio::select! {
         () = base.health.wait_ready() => Ok(true),
         () = base.shutdown.cancelled() => Ok(false),
@@ -324,86 +323,25 @@ async fn load_demo(base: &Context) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// The services of this process.
-struct Services {
-    ingress: Running,
-    api: Running,
-    authorizer: Running,
-    router: Running,
-}
-
-struct Running {
-    name: &'static str,
-    stop: CancellationToken,
-    task: JoinHandle<anyhow::Result<()>>,
-    is_over: bool,
-}
-
-impl Running {
-    /// Waits for its end. Cancel-safe; once it has ended it says so no more.
-    async fn ended(&mut self) -> anyhow::Result<()> {
-        if self.is_over {
-            return std::future::pending().await;
-        }
-        let ended = (&mut self.task).await;
-        self.is_over = true;
-        let name = self.name;
-        ended.with_context(|| format!("{name} failed"))?.with_context(|| format!("{name} failed"))
-    }
-
-    async fn stop(&mut self) -> anyhow::Result<()> {
-        self.stop.cancel();
-        if self.is_over { Ok(()) } else { self.ended().await }
-    }
-}
-
-impl Services {
-    async fn start(base: &Context, ingress: Ingress, api: Api) -> anyhow::Result<Self> {
-        let settings: BusSettings = (&base.settings.nats).into();
-        // Each with a token of its own: they end one after another.
-        let scope = |name| Context { shutdown: CancellationToken::new(), ..base.for_service(name) };
-        let connect = async |name| Bus::connect(&settings, name).await.context("there is no NATS");
-        let contexts = ["authorizer", "router", "ingress", "api"].map(scope);
-        let buses = (connect("authorizer").await?, connect("router").await?, connect("ingress").await?);
-        let api_bus = connect("api").await?;
-        buses.2.admits_bodies(&base.settings)?;
-        let stops = contexts.each_ref().map(|context| context.shutdown.clone());
-        let [for_authorizer, for_router, for_ingress, for_api] = contexts;
-        let [stop_authorizer, stop_router, stop_ingress, stop_api] = stops;
-        let run = |name, stop, task| Running { name, stop, task, is_over: false };
-        let ingress = async move {
-            let served = ingress.serve(for_ingress, buses.2.clone()).await;
-            buses.2.close().await;
-            served
-        };
-        Ok(Services {
-            authorizer: run(
-                "authorizer",
-                stop_authorizer,
-                tokio::spawn(switchboard_authorizer::serve(for_authorizer, buses.0)),
-            ),
-            router: run("router", stop_router, tokio::spawn(switchboard_router::serve(for_router, buses.1))),
-            ingress: run("ingress", stop_ingress, tokio::spawn(ingress)),
-            api: run("api", stop_api, tokio::spawn(api.serve(for_api, api_bus))),
-        })
-    }
-
-    /// None should end by itself.
-    async fn first_end(&mut self) -> anyhow::Result<()> {
-        tokio::select! {
-            ended = self.ingress.ended() => ended,
-            ended = self.api.ended() => ended,
-            ended = self.authorizer.ended() => ended,
-            ended = self.router.ended() => ended,
-        }
-    }
-
-    /// Ingress and the API first: the calls that they still have in flight need the other two.
-    async fn stop(mut self) -> anyhow::Result<()> {
-        let (ingress, api) = tokio::join!(self.ingress.stop(), self.api.stop());
-        let (authorizer, router) = tokio::join!(self.authorizer.stop(), self.router.stop());
-        ingress.and(api).and(authorizer).and(router)
-    }
+/// Starts the services of this process.
+async fn start(base: &Context, ingress: Ingress, api: Api) -> anyhow::Result<Together> {
+    // One for all: it is what they find each other by.
+    let settings: BusSettings = (&base.settings.nats).into();
+    let connect =
+        async |name| Bus::connect(&settings.of_service(name), name).await.context("there is no NATS");
+    let (for_authorizer, for_router) = (connect("authorizer").await?, connect("router").await?);
+    let (for_ingress, for_api) = (connect("ingress").await?, connect("api").await?);
+    for_ingress.admits_bodies(&base.settings)?;
+    let mut services = Together::of(base);
+    services.answer("authorizer", |context| switchboard_authorizer::serve(context, for_authorizer));
+    services.answer("router", |context| switchboard_router::serve(context, for_router));
+    services.ask("ingress", |context| async move {
+        let served = ingress.serve(context, for_ingress.clone()).await;
+        for_ingress.close().await;
+        served
+    });
+    services.ask("api", |context| api.serve(context, for_api));
+    Ok(services)
 }
 
 /// Never ends: it only says what a slow start waits for.

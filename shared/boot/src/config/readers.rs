@@ -28,6 +28,13 @@ pub fn readers(path: &str) -> &'static [&'static str] {
     }
 }
 
+/// Whether a process with this name reads the setting of this path: a node is three services in one.
+pub fn is_read_by(path: &str, process: &str) -> bool {
+    let services = readers(path);
+    services.contains(&process)
+        || process == "node" && [INGRESS, AUTHORIZER, ROUTER].iter().any(|it| services.contains(it))
+}
+
 /// Who reads the settings of a section, unless one is told apart.
 pub(super) fn of_section(section: &str) -> &'static [&'static str] {
     match section {
