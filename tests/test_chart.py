@@ -38,6 +38,8 @@ CUSTOM = {model.__name__: model for model in (Certificate, PodMonitor, Prometheu
 # There is no model of the Gateway API's; a test of their own looks at them.
 ROUTES = ["TCPRoute", "TLSRoute", "HTTPRoute", "UDPRoute"]
 BASE = {"image": {"repository": "registry.example/switchboard"}, "nats": {"url": "nats://n:4222"}}
+# An existing NATS that calls a service otherwise.
+NAMED = {"url": "nats://n:4222", "passwordsSecret": "passwords", "users": {"router": "of-routers"}}
 # What checkov is not followed in, and for which objects, as `Pod.iot.name`.
 EXCEPTIONS = {
     ("CKV_K8S_8", "^Pod|-operator$"): "the pod of `helm test` ends by itself, and the operator's when NATS is lost",
@@ -482,6 +484,8 @@ def test_memory_follows_from_the_expected_devices():
     assert mebibytes("ingress", expectedDevices=150_000, ingress={"replicas": 4})[0] < requested / 2
     assert 510e6 < mebibytes("authorizer", expectedDevices=1_000_000)[0] * 2**20 < 700e6
     assert 400e6 < mebibytes("router", expectedDevices=1_000_000)[0] * 2**20 < 600e6
+    apart, together = (mebibytes("ingress", expectedDevices=1_000_000, topology=it)[0] for it in ("separate", "together"))
+    assert 910e6 < (together - apart) * 2**20 < 1_000e6
     given = {"requests": {"memory": "5Mi"}, "limits": {"memory": "7Mi"}}
     assert mebibytes("ingress", ingress={"resources": given}) == (5, 7)
     # What it is scaled at counts.
@@ -513,6 +517,9 @@ def test_an_old_node_goes_only_when_all_new_ones_are_there():
         ({"ingress": {"replicas": None}}, "ingress.replicas is missing"),
         ({"router": {"autoscaling": {"enabled": True, "cpuPerPod": None}}}, "but by nothing"),
         ({"identity": {"enabled": True}}, "nats.passwordsSecret is missing"),
+        ({"topology": "apart"}, "must be one of 'separate', 'together'"),
+        ({"topology": "together", "nats": NAMED}, "nats.users.router is not router"),
+        ({"topology": "together", "nats": NAMED | {"users": {}, "storeUsers": {"router": ""}}}, "nats.storeUsers"),
         ({"identity": {"enabled": True, "issuer": "SAXX"}}, "/identity/issuer"),
     ],
 )
@@ -591,6 +598,22 @@ def test_what_is_rendered_gives_each_node_an_identity(tmp_path):
         node = system.services["ingress"].wait_for_message("ingress serves devices")["node"]
         assert system.services["identity"].wait_for_message("a node joined")["node"] == node
         until("the demo account is imported over TLS", lambda: system.run("demo").code == 0)
+        assert 'the caller read: {"status":"ok"}' in call_as_helm_test_does(rendered, system, tmp_path).ok().out
+    finally:
+        system.stop()
+
+
+def test_in_one_process_each_service_is_its_own_user(tmp_path):
+    values = values_file(CHART / "ci" / "demo.yaml") | {"topology": "together", "monitoring": {"podMonitor": {"enabled": True}}}
+    rendered = render(values)
+    (endpoint,) = rendered.one("PodMonitor")["spec"]["podMetricsEndpoints"]
+    assert "switchboard-node" in [it["replacement"] for it in endpoint["relabelings"] if it["targetLabel"] == "job"]
+    assert lint(values) == []
+    assert not {"authorizer", "router"} & set(rendered.pods())
+    system = ChartSystem(rendered, tmp_path)
+    try:
+        until("the demo account is imported", lambda: system.run("demo").code == 0)
+        system.wait_ready()
         assert 'the caller read: {"status":"ok"}' in call_as_helm_test_does(rendered, system, tmp_path).ok().out
     finally:
         system.stop()

@@ -46,7 +46,7 @@ def prometheus(tmp_path_factory):
         "ingress.call_burst_per_device": "50",
         "ingress.calls_per_second_per_device": "200",
     }
-    cluster = Cluster(folder, nodes=2, authorizers=2, routers=2, identities=1, apis=1, settings=settings)
+    cluster = Cluster(folder, nodes=2, authorizers=2, routers=2, whole_nodes=1, identities=1, apis=1, settings=settings)
     try:
         with Everything(cluster), Joining(cluster.nats.url):
             it = Prometheus(cluster, folder / "prometheus", exporter.address)

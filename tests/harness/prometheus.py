@@ -27,14 +27,13 @@ class Prometheus:
         folder.mkdir()
         for rules in ("recording.yaml", "alerts.yaml"):
             shutil.copy(DEPLOY / rules, folder)
-        services = {"ingress": cluster.nodes, "authorizer": cluster.authorizers, "router": cluster.routers}
-        services |= {"api": cluster.apis, "identity": cluster.identities}
+        programs = dict.fromkeys(it.program for it in cluster.services)
         config = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "rule_files": ["recording.yaml", "alerts.yaml"],
             "scrape_configs": [
-                {"job_name": f"switchboard-{name}", "static_configs": [_target(it) for it in group]}
-                for name, group in services.items()
+                {"job_name": program, "static_configs": [_target(it) for it in cluster.services if it.program == program]}
+                for program in programs
             ],
         }
         if nats_exporter:

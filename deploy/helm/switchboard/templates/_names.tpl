@@ -54,7 +54,21 @@ labels:
 
 {{/* The services, as YAML. */}}
 {{- define "switchboard.components" -}}
-[ingress, authorizer, router{{ if .Values.api.enabled }}, api{{ end }}{{ if .Values.identity.enabled }}, identity{{ end }}]
+[ingress{{ if ne .Values.topology "together" }}, authorizer, router{{ end }}{{ if .Values.api.enabled }}, api{{ end }}{{ if .Values.identity.enabled }}, identity{{ end }}]
+{{- end -}}
+
+{{/* The services in a component's processes, as YAML. Takes (list $ "component"). */}}
+{{- define "switchboard.servicesOf" -}}
+{{- if and (eq (index . 1) "ingress") (eq (index . 0).Values.topology "together") -}}
+[ingress, authorizer, router]
+{{- else -}}
+[{{ index . 1 }}]
+{{- end -}}
+{{- end -}}
+
+{{/* Whether they are several. Takes (list $ "component"). */}}
+{{- define "switchboard.isWhole" -}}
+{{- if gt (len (include "switchboard.servicesOf" . | fromYamlArray)) 1 }}true{{ end -}}
 {{- end -}}
 
 {{- define "switchboard.serviceAccountName" -}}
@@ -102,6 +116,32 @@ default
 {{- $ := index . 0 -}}
 {{- $own := dict "authorizer" "authorizer-store" "router" "router-store" "operator" "operator" -}}
 {{- get (ternary $own $.Values.nats.storeUsers $.Values.nats.enabled) (index . 1) -}}
+{{- end -}}
+
+{{/* Who each service of a process with several is to NATS, as JSON: the same settings for all. */}}
+{{- define "switchboard.nats.ofEach" -}}
+{{- $nats := dict -}}
+{{- if .Values.nats.credentialsSecret -}}
+{{- $_ := set $nats "credentials_file" "/run/switchboard/nats/{service}.creds" -}}
+{{- else if include "switchboard.nats.passwordsSecret" . -}}
+{{- $_ := set $nats "user" "{service}" -}}
+{{- $_ := set $nats "password_file" "/run/switchboard/nats/{service}" -}}
+{{- $stores := list -}}
+{{- range $role := list "ingress" "authorizer" "router" -}}
+{{- if not (or $.Values.nats.enabled (eq $role (index $.Values.nats.users $role))) -}}
+{{- fail (printf "topology is together, and nats.users.%s is not %s: in one process each user is named as its service." $role $role) -}}
+{{- end -}}
+{{- if ne $role "ingress" -}}
+{{- $stores = append $stores (include "switchboard.nats.storeUser" (list $ $role)) -}}
+{{- end -}}
+{{- end -}}
+{{- if eq (join "," $stores) "authorizer-store,router-store" -}}
+{{- $_ := set $nats "store_user" "{service}-store" -}}
+{{- else if ne (join "," $stores) "," -}}
+{{- fail "topology is together, and nats.storeUsers are neither authorizer-store and router-store nor empty." -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $nats -}}
 {{- end -}}
 
 {{- define "switchboard.nats.url" -}}

@@ -8,7 +8,14 @@
 {{- $preStopSeconds := default 0 $values.preStopSleepSeconds -}}
 {{- $settings := include "switchboard.settings" $ | fromJson -}}
 {{- $known := $.Files.Get "files/settings.json" | fromJson -}}
-{{- $drainMs := dig $component "drain_ms" (dig (printf "%s.drain_ms" $component) "default" 0 $known) $settings | int64 -}}
+{{- /* One that brings others along ends before them, and they end together. */ -}}
+{{- $drainMs := dict "first" 0 "others" 0 -}}
+{{- range $service := include "switchboard.servicesOf" . | fromYamlArray -}}
+{{- $own := dig $service "drain_ms" (dig (printf "%s.drain_ms" $service) "default" 0 $known) $settings | int64 -}}
+{{- $when := ternary "first" "others" (eq $service $component) -}}
+{{- $_ := set $drainMs $when (max $own (get $drainMs $when | int64)) -}}
+{{- end -}}
+{{- $drainMs = add $drainMs.first $drainMs.others -}}
 metadata:
   labels:
     # None that a further version of the chart changes: these pods would start anew for it.
@@ -36,7 +43,7 @@ spec:
   containers:
     - name: {{ $component }}
       {{- include "switchboard.container" (list $ $values) | nindent 6 }}
-      command: [/usr/bin/switchboard-{{ $component }}, --config, /etc/switchboard/switchboard.toml]
+      command: [/usr/bin/switchboard-{{ ternary "node" $component (eq "true" (include "switchboard.isWhole" .)) }}, --config, /etc/switchboard/switchboard.toml]
       {{- include "switchboard.env" (list $ $component $values) | nindent 6 }}
       ports:
         {{- if eq $component "ingress" }}
@@ -69,7 +76,7 @@ spec:
       resources:
         {{- include "switchboard.resources" (list $ $component) | nindent 8 }}
       volumeMounts:
-        {{- include "switchboard.volumeMounts" (list $ $values) | nindent 8 }}
+        {{- include "switchboard.volumeMounts" (list $ $component $values) | nindent 8 }}
         {{- if and (eq $component "ingress") (include "switchboard.tls.enabled" $) }}
         - name: tls
           mountPath: /run/switchboard/tls
@@ -147,7 +154,9 @@ env:
 {{- define "switchboard.natsEnv" -}}
 {{- $ := index . 0 -}}
 {{- $role := index . 1 -}}
-{{- if not $.Values.nats.credentialsSecret -}}
+{{- if include "switchboard.isWhole" . -}}
+{{- /* Its file of settings says so. */ -}}
+{{- else if not $.Values.nats.credentialsSecret -}}
 {{- with include "switchboard.nats.passwordsSecret" $ -}}
 - name: SWITCHBOARD_NATS__USER
   value: {{ ternary $role (index $.Values.nats.users $role) $.Values.nats.enabled }}
@@ -182,13 +191,23 @@ env:
 {{- end -}}
 {{- end -}}
 
-{{/* Takes (list $ "pod's values"). */}}
+{{/* The Secret whose files say who this is to NATS, if files do. Takes (list $ "user's role"). */}}
+{{- define "switchboard.nats.filesSecret" -}}
+{{- $ := index . 0 -}}
+{{- if $.Values.nats.credentialsSecret -}}
+{{- $.Values.nats.credentialsSecret -}}
+{{- else if include "switchboard.isWhole" . -}}
+{{- include "switchboard.nats.passwordsSecret" $ -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Takes (list $ "user's role" "pod's values"). */}}
 {{- define "switchboard.volumeMounts" -}}
 {{- $ := index . 0 -}}
 - name: config
   mountPath: /etc/switchboard
   readOnly: true
-{{- if $.Values.nats.credentialsSecret }}
+{{- if include "switchboard.nats.filesSecret" . }}
 - name: nats
   mountPath: /run/switchboard/nats
   readOnly: true
@@ -198,7 +217,7 @@ env:
   mountPath: /run/switchboard/nats-tls
   readOnly: true
 {{- end }}
-{{- with (index . 1).extraVolumeMounts }}
+{{- with (index . 2).extraVolumeMounts }}
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
@@ -210,14 +229,19 @@ env:
 - name: config
   configMap:
     name: {{ include "switchboard.fullname" $ }}-{{ ternary "authorizer" $role (eq $role "operator") }}
-{{- with $.Values.nats.credentialsSecret }}
+{{- $isWhole := include "switchboard.isWhole" . }}
+{{- $services := include "switchboard.servicesOf" . | fromYamlArray }}
+{{- $suffix := ternary ".creds" "" (not (empty $.Values.nats.credentialsSecret)) }}
+{{- with include "switchboard.nats.filesSecret" . }}
 - name: nats
   secret:
     secretName: {{ . }}
     defaultMode: 0440
     items:
-      - key: {{ $role }}.creds
-        path: nats.creds
+      {{- range $services }}
+      - key: {{ . }}{{ $suffix }}
+        path: {{ ternary (printf "%s%s" . $suffix) "nats.creds" (eq "true" $isWhole) }}
+      {{- end }}
 {{- end }}
 {{- with $.Values.nats.tlsSecret }}
 - name: nats-tls

@@ -31,11 +31,20 @@ while it runs). */}}
 {{- $service := index . 1 -}}
 {{- $all := index . 2 -}}
 {{- $known := $.Files.Get "files/settings.json" | fromJson -}}
-{{- range $section, $settings := include "switchboard.settings" $ | fromJson -}}
+{{- $services := include "switchboard.servicesOf" (list $ $service) | fromYamlArray -}}
+{{- $given := include "switchboard.settings" $ | fromJson -}}
+{{- if include "switchboard.isWhole" (list $ $service) -}}
+{{- $_ := mustMergeOverwrite $given (dict "nats" (include "switchboard.nats.ofEach" $ | fromJson)) -}}
+{{- end -}}
+{{- range $section, $settings := $given -}}
 {{- $lines := list -}}
 {{- range $setting, $value := $settings -}}
 {{- $it := get $known (printf "%s.%s" $section $setting) -}}
-{{- if and (has $service $it.readers) (or $all (not $it.reloaded)) -}}
+{{- $isRead := false -}}
+{{- range $services -}}
+{{- $isRead = or $isRead (has . $it.readers) -}}
+{{- end -}}
+{{- if and $isRead (or $all (not $it.reloaded)) -}}
 {{- $lines = append $lines (printf "%s = %s" $setting (include "switchboard.toml.value" $value)) -}}
 {{- end -}}
 {{- end -}}

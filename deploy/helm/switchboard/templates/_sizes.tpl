@@ -29,7 +29,11 @@
   "authorizer" (mulf $.Values.expectedDevices 510)
   "router" (mulf $.Values.expectedDevices 400)
 -}}
-{{- $mebibytes := divf (get $bytes $service | default 0) 1048576 | ceil | add 128 -}}
+{{- $all := 0 -}}
+{{- range include "switchboard.servicesOf" . | fromYamlArray -}}
+{{- $all = addf $all (get $bytes . | default 0) -}}
+{{- end -}}
+{{- $mebibytes := divf $all 1048576 | ceil | add 128 -}}
 {{- $memory := dict
   "requests" (dict "memory" (printf "%dMi" $mebibytes))
   "limits" (dict "memory" (printf "%dMi" (mul 2 $mebibytes)))
