@@ -152,18 +152,24 @@ pub(crate) struct Questions {
 }
 
 impl Questions {
-    /// Subscribes to everything that is asked of an authorizer.
-    pub(crate) async fn subscribe(bus: &Bus) -> Result<Self, BusError> {
+    /// Subscribes to everything that is asked of an authorizer. While its directory may be out of date, others are
+    /// asked rather, also by its own process.
+    pub(crate) async fn subscribe(bus: &Bus, kept: &Arc<Kept>) -> Result<Self, BusError> {
         let subjects = bus.subjects();
+        let serve = async |subject: String| {
+            let kept = Arc::clone(kept);
+            let requests = bus.serve(subject, Some(QUEUE)).await?;
+            Ok::<_, BusError>(requests.locally_while(move || kept.looks_fresh()))
+        };
         Ok(Questions {
             // First, so that a call's bounce is heard from the first call on.
             bounces: bus.serve(subjects.bounces(bus.process()), None).await?,
-            credentials: bus.serve(subjects.authenticate(), Some(QUEUE)).await?,
-            lists: bus.serve(subjects.list(), Some(QUEUE)).await?,
-            judgements: bus.serve(subjects.judge(), Some(QUEUE)).await?,
-            apps: bus.serve(subjects.app(), Some(QUEUE)).await?,
-            app_calls: bus.serve(subjects.app_call(), Some(QUEUE)).await?,
-            calls: bus.serve(subjects.call(), Some(QUEUE)).await?,
+            credentials: serve(subjects.authenticate()).await?,
+            lists: serve(subjects.list()).await?,
+            judgements: serve(subjects.judge()).await?,
+            apps: serve(subjects.app()).await?,
+            app_calls: serve(subjects.app_call()).await?,
+            calls: serve(subjects.call()).await?,
         })
     }
 }

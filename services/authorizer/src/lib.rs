@@ -72,7 +72,7 @@ pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
             keys.wait_ready().await;
             // Before, the built-in rule could allow what a tenant's policies do not.
             let _ = sets_loaded.wait_for(|is_loaded| *is_loaded).await;
-            bus.again("take questions", || Questions::subscribe(&bus)).await
+            bus.again("take questions", || Questions::subscribe(&bus, &kept)).await
         } => Some(questions),
     };
     let mut recording = None;

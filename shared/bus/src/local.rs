@@ -22,6 +22,9 @@ use crate::room::Room;
 /// them.
 const QUEUE_CAPACITY: usize = 8_192;
 
+/// Whether a service can do now what it is asked; asked with each message, so it is quick, and sends nothing.
+pub(crate) type IsAble = Box<dyn Fn() -> bool + Send + Sync>;
+
 /// What the services of one process know of each other. Clones share it.
 #[derive(Clone, Default)]
 pub struct Local(Arc<Shared>);
@@ -42,6 +45,8 @@ struct Known {
 
 struct Subscription {
     number: u64,
+    /// Whether it can do what it is asked; none: always.
+    is_able: Option<IsAble>,
     queue: mpsc::Sender<(Message, Instant)>,
 }
 
@@ -86,11 +91,11 @@ impl Local {
         let mut known = self.0.known.write();
         known.last_number += 1;
         let number = known.last_number;
-        known
-            .subscriptions
-            .entry(subject.to_string())
-            .or_default()
-            .push(Subscription { number, queue: sender });
+        known.subscriptions.entry(subject.to_string()).or_default().push(Subscription {
+            number,
+            is_able: None,
+            queue: sender,
+        });
         Some(LocalQueue { local: self.clone(), subject: subject.to_string(), number, receiver })
     }
 
@@ -113,7 +118,8 @@ impl Local {
         let Some(subscriptions) = known.subscriptions.get(message.subject.as_str()) else {
             return HandedOver::No(message);
         };
-        let place = subscriptions.iter().find_map(|subscription| subscription.queue.try_reserve().ok());
+        let able = subscriptions.iter().filter(|it| it.is_able.as_ref().is_none_or(|is_able| is_able()));
+        let place = able.filter_map(|subscription| subscription.queue.try_reserve().ok()).next();
         match place.and_then(|place| Some((place, self.0.room.hold_now(&message.payload)?))) {
             Some((place, payload)) => {
                 place.send((taken(OutboundMessage { payload, ..message }), Instant::now()));
@@ -160,6 +166,16 @@ impl LocalQueue {
     /// The next one, and when it was sent; none once it is closed and empty.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Message, Instant)>> {
         self.receiver.poll_recv(cx)
+    }
+
+    /// While it is not able, others are to take what comes.
+    pub(crate) fn only_while(&self, is_able: IsAble) {
+        let mut known = self.local.0.known.write();
+        let subscriptions = known.subscriptions.get_mut(&self.subject);
+        let own = subscriptions.into_iter().flatten().find(|subscription| subscription.number == self.number);
+        if let Some(own) = own {
+            own.is_able = Some(is_able);
+        }
     }
 
     /// Others are to take what comes from now on. What is queued remains.

@@ -147,6 +147,15 @@ impl Requests {
         Requests { is_inbox, ..self }
     }
 
+    /// Services of this process go through NATS, which may know others, while `is_able` says no. It is asked with each
+    /// of their messages, so it must be quick, and send nothing.
+    pub fn locally_while(self, is_able: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        if let Some(local) = &self.local {
+            local.only_while(Box::new(is_able));
+        }
+        self
+    }
+
     /// The next message; none once the subscription has ended. Cancel-safe.
     pub async fn next(&mut self) -> Option<Request> {
         loop {

@@ -1,5 +1,7 @@
 //! What do services of one process hand each other, and what does NATS still carry?
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bus::server::NatsServer;
@@ -110,6 +112,24 @@ async fn who_drains_is_handed_nothing_more_and_takes_what_it_was() {
         taken.push(request.message);
     }
     assert_eq!(taken.iter().filter(|message| *message == "before").count(), 3);
+}
+
+#[tokio::test]
+async fn who_cannot_do_it_now_leaves_it_to_others() {
+    let mut process = process().await;
+    let is_able = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&is_able);
+    let requests = process.answerer.serve("swb.test.it", Some("group")).await.unwrap();
+    let mut requests = requests.locally_while(move || asked.load(Ordering::Relaxed));
+    process.asker.tell("swb.test.it", "to others".into()).await.unwrap();
+    assert_eq!(process.carried().await, ["to others"]);
+    is_able.store(true, Ordering::Relaxed);
+    process.asker.tell("swb.test.it", "here".into()).await.unwrap();
+    assert_eq!(process.carried().await, Vec::<Bytes>::new());
+    // Without others NATS has brought it back.
+    let mut taken = [requests.next().await.unwrap().message, requests.next().await.unwrap().message];
+    taken.sort_unstable();
+    assert_eq!(taken, ["here", "to others"]);
 }
 
 #[tokio::test]
