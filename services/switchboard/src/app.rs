@@ -191,7 +191,7 @@ pub(crate) async fn run(verb: AppVerb) -> anyhow::Result<ExitCode> {
 
 async fn add(args: AddArgs) -> anyhow::Result<()> {
     let (registry, recorder) = args.change.registry().await?;
-    let known = registry.load().await?;
+    let known = registry.load_places().await?;
     let (tenant, _) = find::tenant(&known, args.tenant.as_deref())?;
     let customer = |named: &String| Ok(find::customer(&known, named, Some(tenant))?.0);
     let customers = args.customers.iter().map(customer).collect::<anyhow::Result<BTreeSet<_>>>()?;
@@ -213,7 +213,7 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
 
 async fn key(args: KeyArgs) -> anyhow::Result<()> {
     let (registry, recorder) = args.change.registry().await?;
-    let known = registry.load().await?;
+    let known = registry.load_places().await?;
     let named = named(&known, &args.app)?;
     show_key(&known, &registry, &recorder, named, &args.lasting, args.json).await
 }
@@ -245,7 +245,7 @@ async fn show_key(
 
 async fn revoke(args: RevokeArgs) -> anyhow::Result<()> {
     let (registry, recorder) = args.change.registry().await?;
-    let known = registry.load().await?;
+    let known = registry.load_places().await?;
     let (id, app) = named(&known, &args.app)?;
     let ids: Vec<_> = app.keys.keys().copied().collect();
     let key = match (args.key, ids.as_slice()) {
@@ -267,7 +267,7 @@ async fn revoke(args: RevokeArgs) -> anyhow::Result<()> {
 
 async fn remove(args: RemoveArgs) -> anyhow::Result<()> {
     let (registry, recorder) = args.change.registry().await?;
-    let known = registry.load().await?;
+    let known = registry.load_places().await?;
     let (id, app) = named(&known, &args.app)?;
     confirm(&format!("Remove application {:?} ({id})", app.name), args.yes)?;
     let removed = entry("app.remove", [], format!("application {:?} ({id})", app.name));
@@ -277,7 +277,7 @@ async fn remove(args: RemoveArgs) -> anyhow::Result<()> {
 }
 
 async fn list(args: ListArgs) -> anyhow::Result<()> {
-    let known = args.reach.registry().await?.load().await?;
+    let known = args.reach.registry().await?.load_places().await?;
     let tenant = find::tenant_if_named(&known, args.tenant.as_deref())?;
     let of_tenant = |(_, app): &(&AppId, &App)| tenant.is_none_or(|tenant| app.tenant == tenant);
     let mut views: Vec<_> =

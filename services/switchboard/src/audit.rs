@@ -101,6 +101,7 @@ pub(crate) async fn run(verb: AuditVerb) -> anyhow::Result<ExitCode> {
 /// The audit, and the registry that tells names.
 struct Opened {
     log: AuditLog,
+    registry: Registry,
     known: Snapshot,
     _reached: Reached,
 }
@@ -117,8 +118,9 @@ impl Opened {
     async fn open(reach: &ReachArgs) -> anyhow::Result<Self> {
         let reached = reach.bus().await?;
         let registry = Registry::open(&reached.bus).await.context("cannot open the registry")?;
-        let known = registry.load().await?;
-        Ok(Opened { log: recorded::log(&reached.bus, &reached.settings), known, _reached: reached })
+        let known = registry.load_places().await?;
+        let log = recorded::log(&reached.bus, &reached.settings);
+        Ok(Opened { log, registry, known, _reached: reached })
     }
 
     fn tenant(&self, named: &str) -> anyhow::Result<TenantId> {
@@ -130,14 +132,15 @@ impl Opened {
         }
     }
 
-    fn filter(&self, args: &FilterArgs) -> anyhow::Result<Filter> {
-        let device = args.device.as_deref().map(|named| match named.parse() {
-            Ok(id) => Ok(id),
-            Err(_) => find::device(&self.known, named).map(|(id, _)| id),
-        });
+    async fn filter(&self, args: &FilterArgs) -> anyhow::Result<Filter> {
+        let device = match args.device.as_deref().map(|named| (named, named.parse())) {
+            None => None,
+            Some((_, Ok(id))) => Some(id),
+            Some((named, Err(_))) => Some(find::device(&self.registry, named).await?.0),
+        };
         Ok(Filter {
             tenant: args.tenant.as_deref().map(|named| self.tenant(named)).transpose()?,
-            device: device.transpose()?,
+            device,
             kind: args.kind.clone(),
             since: args.since.and_then(|since| SystemTime::now().checked_sub(since)),
         })
@@ -218,7 +221,7 @@ impl RecordView {
 
 async fn tail(args: TailArgs) -> anyhow::Result<()> {
     let opened = Opened::open(&args.filter.reach).await?;
-    let filter = opened.filter(&args.filter)?;
+    let filter = opened.filter(&args.filter).await?;
     let tell = |stored: &Stored| {
         if args.filter.json {
             // One a line: the list has no end.
@@ -245,7 +248,7 @@ async fn tail(args: TailArgs) -> anyhow::Result<()> {
 
 async fn query(args: QueryArgs) -> anyhow::Result<()> {
     let opened = Opened::open(&args.filter.reach).await?;
-    let filter = opened.filter(&args.filter)?;
+    let filter = opened.filter(&args.filter).await?;
     let (found, _) = opened.last(&filter, args.limit).await?;
     if args.filter.json {
         return say_json(&found.iter().map(RecordView::of).collect::<Vec<_>>());

@@ -104,7 +104,7 @@ pub(crate) async fn run(verb: CustomerVerb) -> anyhow::Result<ExitCode> {
 
 async fn add(args: AddArgs) -> anyhow::Result<()> {
     let (registry, recorder) = args.change.registry().await?;
-    let known = registry.load().await?;
+    let known = registry.load_places().await?;
     let (tenant, _) = find::tenant(&known, args.tenant.as_deref())?;
     let id = CustomerId(args.id.unwrap_or_else(Uuid::new_v4));
     let customer = Customer { tenant, name: args.name };
@@ -143,7 +143,7 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
 
 async fn rename(args: RenameArgs) -> anyhow::Result<()> {
     let (registry, recorder) = args.change.registry().await?;
-    let known = registry.load().await?;
+    let known = registry.load_places().await?;
     let (id, customer) = named(&known, &args.customer, args.tenant.as_deref())?;
     let what = format!("{:?} is now {:?} ({id})", customer.name, args.name);
     let renamed = entry("customer.rename", [], what);
@@ -154,7 +154,7 @@ async fn rename(args: RenameArgs) -> anyhow::Result<()> {
 
 async fn remove(args: RemoveArgs) -> anyhow::Result<()> {
     let (registry, recorder) = args.change.registry().await?;
-    let known = registry.load().await?;
+    let known = registry.load_places().await?;
     let (id, customer) = named(&known, &args.customer, args.tenant.as_deref())?;
     confirm(&format!("Remove customer {:?} ({id})", customer.name), args.yes)?;
     let removed = entry("customer.remove", [], format!("customer {:?} ({id})", customer.name));

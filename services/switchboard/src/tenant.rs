@@ -121,7 +121,7 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
 
 async fn rename(args: RenameArgs) -> anyhow::Result<()> {
     let (registry, recorder) = args.change.registry().await?;
-    let known = registry.load().await?;
+    let known = registry.load_places().await?;
     let (id, tenant) = find::tenant(&known, Some(&args.tenant))?;
     let renamed = entry("tenant.rename", [], format!("{:?} is now {:?}", tenant.name, args.name));
     recorder.change(id, renamed, registry.rename_tenant(id, &args.name)).await?;
@@ -131,7 +131,7 @@ async fn rename(args: RenameArgs) -> anyhow::Result<()> {
 
 async fn remove(args: RemoveArgs) -> anyhow::Result<()> {
     let (registry, recorder) = args.change.registry().await?;
-    let known = registry.load().await?;
+    let known = registry.load_places().await?;
     let (id, tenant) = find::tenant(&known, Some(&args.tenant))?;
     confirm(&format!("Remove tenant {:?} ({id})", tenant.name), args.yes)?;
     let removed = entry("tenant.remove", [], format!("tenant {:?}", tenant.name));

@@ -195,6 +195,15 @@ impl Bucket {
         self.get_once(key, wait).await
     }
 
+    /// The keys that a pattern matches, as in `name.*.ab`; those of removed values are among them for a while.
+    pub(crate) async fn matching(&self, pattern: &str, wait: Duration) -> Result<Vec<String>, StoreError> {
+        let filter = json!({ "subjects_filter": format!("{}{pattern}", self.inner.subject_prefix) });
+        let info = self.administer(&format!("STREAM.INFO.{}", self.inner.stream), &filter, wait).await?;
+        let subjects = info.pointer("/state/subjects").and_then(Value::as_object);
+        let keys = subjects.into_iter().flat_map(|subjects| subjects.keys());
+        Ok(keys.filter_map(|it| Some(it.strip_prefix(&self.inner.subject_prefix)?.to_owned())).collect())
+    }
+
     /// One request to JetStream's API; `operation` is the subject behind the API's prefix.
     pub(crate) async fn administer(
         &self,

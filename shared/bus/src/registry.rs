@@ -23,6 +23,7 @@
 
 mod app;
 mod bucket;
+mod look_up;
 mod records;
 mod token;
 mod watch;
@@ -32,7 +33,7 @@ use std::future::Future;
 
 use futures::stream::{self, StreamExt};
 use rpc::{AppId, CredentialHash, CustomerId, DeviceId, KeyId, TenantId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use uuid::Uuid;
 
 pub use app::{
@@ -443,8 +444,7 @@ impl Registry {
     /// # Errors
     /// When it does not exist, or still has devices.
     pub async fn remove_customer(&self, id: CustomerId) -> Result<Customer, RegistryError> {
-        let devices =
-            self.load().await?.devices.values().filter(|device| device.customer == Some(id)).count();
+        let devices = self.count(|device| device.customer == Some(id)).await?;
         if devices > 0 {
             return Err(RegistryError::StillUsed { kind: Kind::Customer, customers: 0, devices });
         }
@@ -459,8 +459,8 @@ impl Registry {
     /// # Errors
     /// When it does not exist, or still has some.
     pub async fn remove_tenant(&self, id: TenantId) -> Result<Tenant, RegistryError> {
-        let known = self.load().await?;
-        let devices = known.devices.values().filter(|device| device.tenant == id).count();
+        let known = self.load_places().await?;
+        let devices = self.count(|device| device.tenant == id).await?;
         let customers = known.customers.values().filter(|customer| customer.tenant == id).count();
         if devices + customers > 0 {
             return Err(RegistryError::StillUsed { kind: Kind::Tenant, customers, devices });
@@ -525,6 +525,18 @@ impl Registry {
         let app: App = self.bucket.remove(Key::App(id)).await?.ok_or(missing(Kind::App, id.0))?;
         self.bucket.give_up(Key::AppName(app.tenant, &app.name), id.0).await;
         Ok(app)
+    }
+
+    /// How many devices are `meant`.
+    async fn count(&self, meant: impl Fn(&Device) -> bool) -> Result<usize, RegistryError> {
+        let mut counted = HashSet::new();
+        let see = |id, device: Device| {
+            if meant(&device) {
+                counted.insert(id);
+            }
+        };
+        self.each_device(see).await?;
+        Ok(counted.len())
     }
 
     /// Name, record, credential: in this order, so that a device is let in only once all of it stands.

@@ -60,6 +60,43 @@ impl Account {
 }
 
 #[tokio::test]
+async fn a_device_and_a_customer_are_found_by_their_names_alone() {
+    let server = server(ServerOptions::default()).await;
+    let bus = connect(&server).await;
+    let account = account(&bus).await;
+    let registry = &account.registry;
+    let other = TenantId(Uuid::new_v4());
+    registry.add_tenant(other, &Tenant { name: "Other".into() }).await.unwrap();
+    let (a1, a2) = (account.device("A1"), account.device("A * > 2"));
+    let foreign = NewDevice { tenant: other, customer: None, ..account.device("A1") };
+    for device in [&a1, &a2, &foreign] {
+        registry.add_device(device).await.unwrap();
+    }
+    let named = async |name: &str| {
+        let found = registry.devices_named(name).await.unwrap();
+        found.into_iter().map(|(id, _)| id).collect::<BTreeSet<_>>()
+    };
+    assert_eq!(named("A1").await, [a1.id, foreign.id].into());
+    assert_eq!(named("A * > 2").await, [a2.id].into());
+    assert_eq!(registry.device_named(other, "A1").await.unwrap().unwrap().0, foreign.id);
+    registry.remove_device(foreign.id).await.unwrap();
+    registry.rename_device(a2.id, "A3").await.unwrap();
+    assert_eq!((named("A1").await, named("A * > 2").await), ([a1.id].into(), BTreeSet::new()));
+    assert_eq!(named("A3").await, [a2.id].into());
+
+    let (customer, _) = registry.customer_named(account.tenant, "Customer A").await.unwrap().unwrap();
+    assert_eq!(customer, account.customer);
+    assert!(registry.customer_named(other, "Customer A").await.unwrap().is_none());
+    let (_, device) = registry.device_named(account.tenant, "A1").await.unwrap().unwrap();
+    let places = registry.places_of(&device).await.unwrap();
+    assert!(places.tenants.contains_key(&account.tenant) && places.customers.contains_key(&customer));
+    assert!(registry.load_places().await.unwrap().devices.is_empty());
+    let mut seen = BTreeSet::new();
+    registry.each_device(|id, _| _ = seen.insert(id)).await.unwrap();
+    assert_eq!(seen, [a1.id, a2.id].into());
+}
+
+#[tokio::test]
 async fn names_ids_and_tokens_are_unique_and_come_free_again() {
     let server = server(ServerOptions::default()).await;
     let bus = connect(&server).await;

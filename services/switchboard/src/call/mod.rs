@@ -98,10 +98,9 @@ pub(crate) async fn run(args: CallArgs) -> anyhow::Result<ExitCode> {
     }
     let reached = args.reach.bus().await?;
     let registry = Registry::open(&reached.bus).await.context("cannot open the registry")?;
-    let known = registry.load().await?;
-    let (caller, from) =
-        find::device_by_ending(&known, args.from.as_deref().unwrap_or_default()).context("--from")?;
-    let (target, to) = find::device_by_ending(&known, &args.to).context("--to")?;
+    let from = args.from.as_deref().unwrap_or_default();
+    let (caller, from) = find::device_by_ending(&registry, from).await.context("--from")?;
+    let (target, to) = find::device_by_ending(&registry, &args.to).await.context("--to")?;
 
     let limits = &reached.settings.device_api;
     let timeout_ms = args.timeout_ms.unwrap_or(limits.default_timeout_ms);

@@ -1,5 +1,7 @@
 //! Which tenant, customer or device does a person mean? By id or by name; never by guessing.
 
+use std::collections::BTreeMap;
+
 use anyhow::bail;
 use bus::registry::{Customer, Device, Registry, Snapshot, Tenant};
 use clap::Args;
@@ -95,52 +97,142 @@ pub(crate) fn customer<'a>(
     }
 }
 
-/// The device of this id or name, or the only one with these labels.
+/// The customer of this id or name in the tenant, without reading all the others.
+///
+/// # Errors
+/// When there is none.
+pub(crate) async fn customer_of(
+    registry: &Registry,
+    tenant: TenantId,
+    named: &str,
+) -> anyhow::Result<(CustomerId, Customer)> {
+    if let Ok(id) = named.parse::<CustomerId>()
+        && let Some(customer) = registry.customer(id).await?
+    {
+        return Ok((id, customer));
+    }
+    if let Some(found) = registry.customer_named(tenant, named).await? {
+        return Ok(found);
+    }
+    let known = registry.load_places().await?;
+    customer(&known, named, Some(tenant)).map(|(id, customer)| (id, customer.clone()))
+}
+
+/// The device of this id or name, or the only one with these labels. All devices are read only where neither is one's.
 ///
 /// # Errors
 /// When there is none, or several.
-pub(crate) fn device<'a>(known: &'a Snapshot, named: &str) -> anyhow::Result<(DeviceId, &'a Device)> {
-    match exact(known, named)? {
-        Some(found) => Ok(found),
-        None => bail!("there is no device {named:?}{}", list(similar(known, named))),
-    }
+pub(crate) async fn device(registry: &Registry, named: &str) -> anyhow::Result<(DeviceId, Device)> {
+    found(registry, named, false).await
 }
 
 /// The device of this id or name, or the only one whose name ends in this: `A1` is `Test Device A1`.
 ///
 /// # Errors
 /// When there is none, or several.
-pub(crate) fn device_by_ending<'a>(
-    known: &'a Snapshot,
-    named: &str,
-) -> anyhow::Result<(DeviceId, &'a Device)> {
-    if let Some(found) = exact(known, named)? {
-        return Ok(found);
-    }
-    let found: Vec<_> = known.devices.iter().filter(|(_, device)| device.name.ends_with(named)).collect();
-    match found.as_slice() {
-        [(id, device)] if !named.is_empty() => Ok((**id, device)),
-        [] => bail!("there is no device {named:?}{}", list(similar(known, named))),
-        several => bail!(
-            "several names end in {named:?}: say which by id or full name{}",
-            list(places(known, several))
-        ),
-    }
+pub(crate) async fn device_by_ending(registry: &Registry, named: &str) -> anyhow::Result<(DeviceId, Device)> {
+    found(registry, named, true).await
 }
 
-/// The device to be changed or shown: by id without reading all the others.
-///
-/// # Errors
-/// When there is none, or several.
-pub(crate) async fn device_id(registry: &Registry, named: &str) -> anyhow::Result<(DeviceId, Device)> {
+async fn found(registry: &Registry, named: &str, by_ending: bool) -> anyhow::Result<(DeviceId, Device)> {
     if let Ok(id) = named.parse::<DeviceId>()
         && let Some(device) = registry.device(id).await?
     {
         return Ok((id, device));
     }
-    let known = registry.load().await?;
-    let (id, device) = device(&known, named)?;
-    Ok((id, device.clone()))
+    let mut by_name = registry.devices_named(named).await?;
+    let several = match (by_name.pop(), by_name.is_empty()) {
+        (Some(only), true) => return Ok(only),
+        (Some(last), false) => {
+            by_name.push(last);
+            Several { what: "are named", devices: by_name }
+        }
+        (None, _) => {
+            let mut meant = Meant::new(named, by_ending);
+            registry.each_device(|id, device| meant.see(id, device)).await?;
+            match meant.choose()? {
+                Ok(only) => return Ok(only),
+                Err(several) => several,
+            }
+        }
+    };
+    let mut places = Vec::new();
+    for (id, device) in several.devices.iter().take(MAX_KEPT) {
+        let known = registry.places_of(device).await?;
+        let customer = device.customer.map(|customer| customer_name(&known, customer));
+        let customer = customer.unwrap_or_else(|| "unassigned".to_owned());
+        let tenant = tenant_name(&known, device.tenant);
+        places.push((id.to_string(), format!("{} ({tenant}, {customer})", device.name)));
+    }
+    bail!("several devices {} {named:?}: say which by id or full name{}", several.what, list(places))
+}
+
+/// Candidates that are kept of a search: more than an error lists, so that it can say that there are more.
+const MAX_KEPT: usize = MAX_LISTED + 1;
+
+/// Devices between which nobody has decided.
+#[derive(Debug)]
+struct Several {
+    what: &'static str,
+    devices: Vec<(DeviceId, Device)>,
+}
+
+/// Which devices may a person mean who named none of them exactly? They are seen one by one, and few are kept.
+struct Meant<'a> {
+    named: &'a str,
+    lower: String,
+    /// What all labels must be: `room=12`, or `room=12,kind=door`.
+    labels: Vec<&'a str>,
+    by_ending: bool,
+    with_labels: BTreeMap<DeviceId, Device>,
+    ending: BTreeMap<DeviceId, Device>,
+    alike: BTreeMap<DeviceId, String>,
+}
+
+impl<'a> Meant<'a> {
+    fn new(named: &'a str, by_ending: bool) -> Self {
+        let labels: Vec<_> = named.split(',').collect();
+        let are_labels = labels.iter().all(|label| label.contains('='));
+        Meant {
+            named,
+            lower: named.to_lowercase(),
+            labels: if are_labels { labels } else { Vec::new() },
+            by_ending: by_ending && !named.is_empty(),
+            with_labels: BTreeMap::new(),
+            ending: BTreeMap::new(),
+            alike: BTreeMap::new(),
+        }
+    }
+
+    fn see(&mut self, id: DeviceId, device: Device) {
+        if self.alike.len() < MAX_KEPT && device.name.to_lowercase().contains(&self.lower) {
+            self.alike.insert(id, device.name.clone());
+        }
+        let has_labels = !self.labels.is_empty() && self.labels.iter().all(|label| has_label(&device, label));
+        if has_labels && self.with_labels.len() < MAX_KEPT {
+            self.with_labels.insert(id, device);
+        } else if self.by_ending && self.ending.len() < MAX_KEPT && device.name.ends_with(self.named) {
+            self.ending.insert(id, device);
+        }
+    }
+
+    fn choose(self) -> anyhow::Result<Result<(DeviceId, Device), Several>> {
+        for (what, found) in
+            [("have the labels", self.with_labels), ("have a name that ends in", self.ending)]
+        {
+            let mut devices: Vec<_> = found.into_iter().collect();
+            match (devices.pop(), devices.is_empty()) {
+                (Some(only), true) => return Ok(Ok(only)),
+                (Some(last), false) => {
+                    devices.push(last);
+                    return Ok(Err(Several { what, devices }));
+                }
+                (None, _) => {}
+            }
+        }
+        let alike = self.alike.into_iter().map(|(id, name)| (id.to_string(), name));
+        bail!("there is no device {:?}{}", self.named, list(alike))
+    }
 }
 
 /// Whether a device has the label `wanted`: `room=12`, or `room` with any value.
@@ -161,53 +253,6 @@ pub(crate) fn customer_name(known: &Snapshot, id: CustomerId) -> String {
     known.customers.get(&id).map_or_else(|| id.to_string(), |customer| customer.name.clone())
 }
 
-fn exact<'a>(known: &'a Snapshot, named: &str) -> anyhow::Result<Option<(DeviceId, &'a Device)>> {
-    if let Some((id, device)) = named.parse().ok().and_then(|id| known.devices.get_key_value(&id)) {
-        return Ok(Some((*id, device)));
-    }
-    let found: Vec<_> = known.devices.iter().filter(|(_, device)| device.name == named).collect();
-    match found.as_slice() {
-        [] => by_labels(known, named),
-        [(id, device)] => Ok(Some((**id, device))),
-        several => {
-            bail!("several devices are named {named:?}: say which by id{}", list(places(known, several)))
-        }
-    }
-}
-
-/// The only device with these labels: `room=12`, or `room=12,kind=door`.
-fn by_labels<'a>(known: &'a Snapshot, named: &str) -> anyhow::Result<Option<(DeviceId, &'a Device)>> {
-    let labels: Vec<_> = named.split(',').collect();
-    if !labels.iter().all(|label| label.contains('=')) {
-        return Ok(None);
-    }
-    let has_all = |device: &Device| labels.iter().all(|wanted| has_label(device, wanted));
-    let found: Vec<_> = known.devices.iter().filter(|(_, device)| has_all(device)).collect();
-    match found.as_slice() {
-        [] => Ok(None),
-        [(id, device)] => Ok(Some((**id, device))),
-        several => {
-            bail!("several devices have the labels {named}: say which{}", list(places(known, several)))
-        }
-    }
-}
-
-fn similar(known: &Snapshot, named: &str) -> Vec<(String, String)> {
-    let named = named.to_lowercase();
-    let alike = known.devices.iter().filter(|(_, device)| device.name.to_lowercase().contains(&named));
-    alike.map(|(id, device)| (id.to_string(), device.name.clone())).collect()
-}
-
-fn places(known: &Snapshot, devices: &[(&DeviceId, &Device)]) -> Vec<(String, String)> {
-    let place = |(id, device): &(&DeviceId, &Device)| {
-        let customer = device.customer.map(|customer| customer_name(known, customer));
-        let tenant = tenant_name(known, device.tenant);
-        let customer = customer.unwrap_or_else(|| "unassigned".to_owned());
-        (id.to_string(), format!("{} ({tenant}, {customer})", device.name))
-    };
-    devices.iter().map(place).collect()
-}
-
 fn tenants(known: &Snapshot) -> impl Iterator<Item = (String, String)> {
     known.tenants.iter().map(|(id, tenant)| (id.to_string(), tenant.name.clone()))
 }
@@ -221,7 +266,7 @@ fn list(candidates: impl IntoIterator<Item = (String, String)>) -> String {
     match (lines.is_empty(), more) {
         (true, _) => String::new(),
         (false, 0) => format!("\nThere are:{}", lines.concat()),
-        (false, more) => format!("\nThere are:{}\n  and {more} more", lines.concat()),
+        (false, _) => format!("\nThere are:{}\n  and more", lines.concat()),
     }
 }
 
@@ -230,69 +275,70 @@ mod tests {
     use super::*;
     use uuid::Uuid;
 
-    fn known(names: &[(u128, &str, u128)]) -> Snapshot {
-        let mut known = Snapshot::default();
-        for (id, name, tenant) in names {
-            let tenant = TenantId(Uuid::from_u128(*tenant));
-            known.tenants.insert(tenant, Tenant { name: format!("T{}", tenant.0.as_u128()) });
+    fn meant(named: &str, by_ending: bool, names: &[&str]) -> Result<u128, String> {
+        let mut meant = Meant::new(named, by_ending);
+        for (number, name) in (1..).zip(names) {
+            let (name, labels) = name.split_once(':').unwrap_or((name, ""));
+            let labels = labels.split_terminator(' ').filter_map(|label| label.split_once('='));
             let device = Device {
-                tenant,
+                tenant: TenantId(Uuid::from_u128(1)),
                 customer: None,
-                name: (*name).to_owned(),
+                name: name.to_owned(),
                 kind: "default".to_owned(),
-                labels: Default::default(),
+                labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
                 credential: rpc::CredentialHash(String::new()),
                 weak_token: false,
             };
-            known.devices.insert(DeviceId(Uuid::from_u128(*id)), device);
+            meant.see(DeviceId(Uuid::from_u128(number)), device);
         }
-        known
+        match meant.choose() {
+            Ok(Ok((id, _))) => Ok(id.0.as_u128()),
+            Ok(Err(several)) => Err(format!("{} {}", several.devices.len(), several.what)),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     #[test]
-    fn a_device_is_found_by_id_by_name_and_by_a_unique_ending() {
-        let known = known(&[(1, "Test Device A1", 1), (2, "Test Device A2", 1), (3, "A2", 1)]);
-        let id = |found: anyhow::Result<(DeviceId, &Device)>| found.map(|(id, _)| id.0.as_u128()).ok();
-        assert_eq!(id(device(&known, "00000000-0000-0000-0000-000000000002")), Some(2));
-        assert_eq!(id(device(&known, "Test Device A1")), Some(1));
-        assert_eq!(id(device(&known, "A1")), None);
-        assert_eq!(id(device_by_ending(&known, "A1")), Some(1));
-        assert_eq!(id(device_by_ending(&known, "A2")), Some(3), "the exact name comes first");
-        assert_eq!(id(device_by_ending(&known, "2")), None);
-        assert_eq!(id(device_by_ending(&known, "")), None);
-        let refused = device_by_ending(&known, "2").unwrap_err().to_string();
+    fn who_is_not_named_exactly_is_found_by_an_ending_that_only_one_has() {
+        let names = ["Test Device A1", "Test Device A2", "Hall A2"];
+        assert_eq!(meant("A1", true, &names), Ok(1));
+        assert_eq!(meant("A2", true, &names), Err("2 have a name that ends in".to_owned()));
+        let refused = meant("A1", false, &names).unwrap_err();
         assert!(
-            refused.contains("several names end in \"2\"") && refused.contains("Test Device A2"),
+            refused.starts_with("there is no device \"A1\"") && refused.contains("Test Device A1"),
             "{refused}"
         );
-        let refused = device(&known, "device a").unwrap_err().to_string();
-        assert!(refused.starts_with("there is no device") && refused.contains("Test Device A1"), "{refused}");
+        assert!(meant("", true, &names).is_err());
+        let many = vec!["Pump"; 1_000];
+        assert_eq!(meant("ump", true, &many), Err(format!("{MAX_KEPT} have a name that ends in")));
+        assert!(meant("um", true, &many).unwrap_err().ends_with("and more"));
     }
 
     #[test]
     fn a_label_is_wanted_by_key_or_with_its_value() {
-        let mut known = known(&[(1, "Lamp", 1)]);
-        let device = known.devices.values_mut().next().unwrap();
-        device.labels = [("room", "12"), ("expression", "a=b")].map(|(k, v)| (k.into(), v.into())).into();
-        assert!(by_labels(&known, "room=12,expression=a=b").unwrap().is_some());
-        assert!(by_labels(&known, "room=12,expression=b").unwrap().is_none());
-        let device = known.devices.values().next().unwrap();
-        for (wanted, has) in
-            [("room", true), ("room=12", true), ("room=1", false), ("expression=a=b", true), ("roo", false)]
-        {
-            assert_eq!(has_label(device, wanted), has, "{wanted}");
-        }
+        let lamps = ["Lamp:room=12 expression=a=b", "Lamp:room=12"];
+        assert_eq!(meant("room=12,expression=a=b", false, &lamps), Ok(1));
+        assert_eq!(meant("room=12", false, &lamps), Err("2 have the labels".to_owned()));
+        assert!(meant("room=12,expression=b", false, &lamps).is_err());
     }
 
     #[test]
-    fn several_of_one_name_are_listed_and_not_chosen_from() {
-        let known = known(&[(1, "Pump", 1), (2, "Pump", 2)]);
-        let refused = device(&known, "Pump").unwrap_err().to_string();
+    fn tenants_and_customers_go_by_name_where_that_is_enough() {
+        let mut known = Snapshot::default();
+        for number in [1, 2] {
+            let tenant = TenantId(Uuid::from_u128(number));
+            known.tenants.insert(tenant, Tenant { name: format!("T{number}") });
+            let customer = Customer { tenant, name: "Works".to_owned() };
+            known.customers.insert(CustomerId(Uuid::from_u128(number)), customer);
+        }
+        assert!(tenant(&known, None).unwrap_err().to_string().contains("--tenant"));
+        let second = tenant(&known, Some("T2")).unwrap().0;
+        assert_eq!(second.0.as_u128(), 2);
+        assert_eq!(customer(&known, "Works", Some(second)).unwrap().0.0.as_u128(), 2);
+        let refused = customer(&known, "Works", None).unwrap_err().to_string();
         assert!(
-            refused.contains("Pump (T1, unassigned)") && refused.contains("Pump (T2, unassigned)"),
+            refused.contains("Works of tenant T1") && refused.contains("Works of tenant T2"),
             "{refused}"
         );
-        assert!(tenant(&known, None).unwrap_err().to_string().contains("--tenant"));
-        assert_eq!(tenant(&known, Some("T2")).unwrap().0.0.as_u128(), 2);
     }
 }

@@ -279,7 +279,7 @@ pub(crate) async fn run(verb: DeviceVerb) -> anyhow::Result<ExitCode> {
 
 async fn add(args: AddArgs) -> anyhow::Result<()> {
     let (registry, recorder) = args.change.registry().await?;
-    let known = registry.load().await?;
+    let known = registry.load_places().await?;
     let (tenant, customer) = place(&known, args.tenant.as_deref(), args.customer.as_deref())?;
     let new = NewDevice {
         id: DeviceId(args.id.unwrap_or_else(Uuid::new_v4)),
@@ -366,9 +366,9 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
 async fn show(args: ShowArgs) -> anyhow::Result<()> {
     let reached = args.reach.bus().await?;
     let registry = Registry::open(&reached.bus).await.context("cannot open the registry")?;
-    let known = registry.load().await?;
-    let (id, device) = find::device_by_ending(&known, &args.device)?;
-    let view = DeviceView { ..view(&known, id, device) };
+    let (id, device) = find::device_by_ending(&registry, &args.device).await?;
+    let known = registry.places_of(&device).await?;
+    let view = view(&known, id, &device);
     let view = match presence(&reached.bus, id).await {
         Some((online, takeovers, place, last_seen)) => {
             DeviceView { online: Some(online), takeovers: Some(takeovers), place, last_seen, ..view }
@@ -417,9 +417,8 @@ async fn show(args: ShowArgs) -> anyhow::Result<()> {
 
 async fn assign(args: AssignArgs) -> anyhow::Result<()> {
     let (registry, recorder) = args.change.registry().await?;
-    let known = registry.load().await?;
-    let (id, device) = find::device(&known, &args.device)?;
-    let (customer, record) = find::customer(&known, &args.customer, Some(device.tenant))?;
+    let (id, device) = find::device(&registry, &args.device).await?;
+    let (customer, record) = find::customer_of(&registry, device.tenant, &args.customer).await?;
     let what = format!("{:?} is assigned to {:?} ({customer})", device.name, record.name);
     let assigned = entry("device.assign", [id], what);
     recorder.change(device.tenant, assigned, registry.assign_device(id, Some(customer))).await?;
@@ -429,7 +428,7 @@ async fn assign(args: AssignArgs) -> anyhow::Result<()> {
 
 async fn unassign(args: OneArgs) -> anyhow::Result<()> {
     let (registry, recorder) = args.change.registry().await?;
-    let (id, device) = find::device_id(&registry, &args.device).await?;
+    let (id, device) = find::device(&registry, &args.device).await?;
     let unassigned = entry("device.unassign", [id], format!("{:?} is assigned to nobody", device.name));
     recorder.change(device.tenant, unassigned, registry.assign_device(id, None)).await?;
     say(format_args!("Device {:?} is assigned to nobody.", device.name));
@@ -438,7 +437,7 @@ async fn unassign(args: OneArgs) -> anyhow::Result<()> {
 
 async fn rename(args: RenameArgs) -> anyhow::Result<()> {
     let (registry, recorder) = args.change.registry().await?;
-    let (id, device) = find::device_id(&registry, &args.device).await?;
+    let (id, device) = find::device(&registry, &args.device).await?;
     let renamed = entry("device.rename", [id], format!("{:?} is now {:?}", device.name, args.name));
     recorder.change(device.tenant, renamed, registry.rename_device(id, &args.name)).await?;
     say(format_args!("Device {:?} is now {:?}.", device.name, args.name));
@@ -447,7 +446,7 @@ async fn rename(args: RenameArgs) -> anyhow::Result<()> {
 
 async fn retype(args: RetypeArgs) -> anyhow::Result<()> {
     let (registry, recorder) = args.change.registry().await?;
-    let (id, device) = find::device_id(&registry, &args.device).await?;
+    let (id, device) = find::device(&registry, &args.device).await?;
     let retyped = entry("device.retype", [id], format!("{:?} is now of type {:?}", device.name, args.kind));
     recorder.change(device.tenant, retyped, registry.retype_device(id, &args.kind)).await?;
     say(format_args!("Device {:?} is of type {:?} now.", device.name, args.kind));
@@ -463,7 +462,7 @@ async fn relabel(verb: LabelVerb) -> anyhow::Result<()> {
         LabelVerb::Remove(args) => (&args.change, &args.device, format!("removed: {}", args.keys.join(" "))),
     };
     let (registry, recorder) = change.registry().await?;
-    let (id, device) = find::device_id(&registry, named).await?;
+    let (id, device) = find::device(&registry, named).await?;
     if let LabelVerb::Remove(args) = &verb
         && let Some(key) = args.keys.iter().find(|key| !device.labels.contains_key(*key))
     {
@@ -486,7 +485,7 @@ async fn rotate(args: RotateArgs) -> anyhow::Result<()> {
         token: &'a str,
     }
     let (registry, recorder) = args.change.registry().await?;
-    let (id, device) = find::device_id(&registry, &args.device).await?;
+    let (id, device) = find::device(&registry, &args.device).await?;
     let token = token(args.token.as_deref(), args.weak_token)?;
     confirm(&format!("End the sessions of {:?} and make its token void", device.name), args.yes)?;
     let rotated = entry("device.rotate-token", [id], format!("another token for {:?}", device.name));
@@ -503,7 +502,7 @@ async fn remove(args: RemoveArgs) -> anyhow::Result<ExitCode> {
     let (registry, recorder) = args.change.registry().await?;
     let mut devices = Vec::new();
     for named in &args.devices {
-        devices.push(find::device_id(&registry, named).await?);
+        devices.push(find::device(&registry, named).await?);
     }
     let question = match devices.as_slice() {
         [(id, device)] => format!("Remove device {:?} ({id})", device.name),

@@ -300,6 +300,7 @@ pub(crate) async fn run(verb: PolicyVerb) -> anyhow::Result<ExitCode> {
 /// One tenant's policies, and the registry that they are about.
 struct Opened {
     reached: Reached,
+    registry: Registry,
     known: Snapshot,
     policies: Policies,
     tenant: TenantId,
@@ -309,19 +310,34 @@ struct Opened {
 impl Opened {
     async fn open(
         reach: &ReachArgs,
-        of: impl FnOnce(&Snapshot) -> anyhow::Result<TenantId>,
+        of: impl AsyncFnOnce(&Registry, &Snapshot) -> anyhow::Result<TenantId>,
     ) -> anyhow::Result<Self> {
         let reached = reach.bus().await?;
         let registry = Registry::open(&reached.bus).await.context("cannot open the registry")?;
         let known = registry.load().await?;
         let policies = Policies::open(&reached.bus).await.context("cannot open the policies")?;
-        let tenant = of(&known)?;
+        let tenant = of(&registry, &known).await?;
         let live = policies.live(tenant).await?;
-        Ok(Opened { reached, known, policies, tenant, live })
+        Ok(Opened { reached, registry, known, policies, tenant, live })
     }
 
     async fn of_tenant(args: &OneTenantArgs) -> anyhow::Result<Self> {
-        Opened::open(&args.reach, |known| Ok(find::tenant(known, args.tenant.as_deref())?.0)).await
+        let of = async |_: &Registry, known: &Snapshot| Ok(find::tenant(known, args.tenant.as_deref())?.0);
+        Opened::open(&args.reach, of).await
+    }
+
+    /// Those of a device's tenant, and the device.
+    async fn around(reach: &ReachArgs, named: &str) -> anyhow::Result<(Self, DeviceId, Device)> {
+        let mut found = None;
+        let of = async |registry: &Registry, _: &Snapshot| {
+            let (id, device) = find::device_by_ending(registry, named).await?;
+            let tenant = device.tenant;
+            found = Some((id, device));
+            Ok(tenant)
+        };
+        let opened = Opened::open(reach, of).await?;
+        let (id, device) = found.context("the device was looked up")?;
+        Ok((opened, id, device))
     }
 
     /// The texts that are live, or what the first ones stand beside.
@@ -692,10 +708,8 @@ async fn asked_besides(
 }
 
 async fn explained(args: ExplainArgs) -> anyhow::Result<ExitCode> {
-    let of = |known: &Snapshot| Ok(find::device_by_ending(known, &args.from).context("--from")?.1.tenant);
-    let opened = Opened::open(&args.reach, of).await?;
-    let (from, caller) = find::device_by_ending(&opened.known, &args.from).context("--from")?;
-    let (to, target) = find::device_by_ending(&opened.known, &args.to).context("--to")?;
+    let (opened, from, caller) = Opened::around(&args.reach, &args.from).await?;
+    let (to, target) = find::device_by_ending(&opened.registry, &args.to).await?;
     if caller.tenant != target.tenant {
         bail!(
             "{:?} and {:?} are of different tenants: to each other they do not exist",
@@ -705,7 +719,7 @@ async fn explained(args: ExplainArgs) -> anyhow::Result<ExitCode> {
     }
     let set = opened.set()?;
     let (action, context) = asked(args.action, &args.asked, opened.utc_offset_min());
-    let (caller_facts, target_facts) = (facts(from, caller), facts(to, target));
+    let (caller_facts, target_facts) = (facts(from, &caller), facts(to, &target));
     let explanation = explain(&set, &caller_facts, action, &target_facts, &context);
     let version = opened.live.as_ref().filter(|live| !live.texts.is_empty()).map_or(0, |live| live.version);
     // Of lists nobody else is asked.
@@ -759,12 +773,10 @@ fn tell(found: &[&Facts], json: bool) -> anyhow::Result<()> {
 }
 
 async fn whom(args: WhomArgs) -> anyhow::Result<()> {
-    let of = |known: &Snapshot| Ok(find::device_by_ending(known, &args.device)?.1.tenant);
-    let opened = Opened::open(&args.reach, of).await?;
-    let (id, device) = find::device_by_ending(&opened.known, &args.device)?;
+    let (opened, id, device) = Opened::around(&args.reach, &args.device).await?;
     let (action, context) = asked(args.action, &args.asked, opened.utc_offset_min());
     let devices = opened.devices(|device| args.pick.takes(device));
-    tell(&survey::whom(&opened.set()?, &devices, &facts(id, device), action, &context), args.json)
+    tell(&survey::whom(&opened.set()?, &devices, &facts(id, &device), action, &context), args.json)
 }
 
 async fn who(args: WhoArgs) -> anyhow::Result<()> {
@@ -773,12 +785,10 @@ async fn who(args: WhoArgs) -> anyhow::Result<()> {
         (Some(named), None) => (named, Wanted::Call),
         (None, None) => bail!("say which device: --may-call or --may-list"),
     };
-    let of = |known: &Snapshot| Ok(find::device_by_ending(known, named)?.1.tenant);
-    let opened = Opened::open(&args.reach, of).await?;
-    let (id, device) = find::device_by_ending(&opened.known, named)?;
+    let (opened, id, device) = Opened::around(&args.reach, named).await?;
     let (action, context) = asked(wanted, &args.asked, opened.utc_offset_min());
     let devices = opened.devices(|device| args.pick.takes(device));
-    tell(&survey::who(&opened.set()?, &devices, &facts(id, device), action, &context), args.json)
+    tell(&survey::who(&opened.set()?, &devices, &facts(id, &device), action, &context), args.json)
 }
 
 #[derive(Serialize)]

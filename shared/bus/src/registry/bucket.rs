@@ -14,7 +14,7 @@ use crate::bucket::{self, Entry, Expected, Role, Spec};
 use crate::errors::StoreError;
 
 /// How long one request to JetStream may take.
-const REQUEST_WAIT: Duration = Duration::from_secs(5);
+pub(super) const REQUEST_WAIT: Duration = Duration::from_secs(5);
 /// How often a write is tried again after somebody else wrote the same key.
 const ATTEMPTS: u32 = 8;
 /// An index key whose holder does not exist is being written for at most this long; an older one was left by a

@@ -172,21 +172,48 @@ const KINDS: [&str; 6] = ["tenant.*", "customer.*", "device.*", "app.*", "creden
 
 /// Loads what stands in the bucket under `kinds` of keys.
 pub(super) async fn load(bucket: &Bucket, kinds: &[&'static str]) -> Result<Snapshot, RegistryError> {
-    let mut watch = Watch::new(&bucket.keys, kinds);
     let mut snapshot = Snapshot::default();
+    let take = |change| match change {
+        Change::Tenant(id, now) => put(&mut snapshot.tenants, id, now),
+        Change::Customer(id, now) => put(&mut snapshot.customers, id, now),
+        Change::Device(id, now) => put(&mut snapshot.devices, id, now),
+        Change::App(id, now) => put(&mut snapshot.apps, id, now),
+        Change::Loading => snapshot = Snapshot::default(),
+        _ => {}
+    };
+    each(bucket, kinds, take).await?;
+    Ok(snapshot)
+}
+
+/// Tells the devices that stand in the bucket.
+pub(super) async fn each_device(
+    bucket: &Bucket,
+    mut see: impl FnMut(DeviceId, Device),
+) -> Result<(), RegistryError> {
+    let take = |change| {
+        if let Change::Device(id, Some(device)) = change {
+            see(id, device);
+        }
+    };
+    each(bucket, &["device.*"], take).await
+}
+
+/// Tells what stands in the bucket under `kinds` of keys.
+async fn each(
+    bucket: &Bucket,
+    kinds: &[&'static str],
+    mut take: impl FnMut(Change),
+) -> Result<(), RegistryError> {
+    let mut watch = Watch::new(&bucket.keys, kinds);
     let incomplete = || RegistryError::Unreachable("the registry could not be read to its end".to_owned());
     let mut unreadable = HashSet::new();
     loop {
         let event =
             timeout(LOAD_IDLE, watch.next()).await.map_err(|_| incomplete())?.ok_or_else(incomplete)?;
         match change_of(event, &mut unreadable) {
-            Some(Change::Tenant(id, now)) => put(&mut snapshot.tenants, id, now),
-            Some(Change::Customer(id, now)) => put(&mut snapshot.customers, id, now),
-            Some(Change::Device(id, now)) => put(&mut snapshot.devices, id, now),
-            Some(Change::App(id, now)) => put(&mut snapshot.apps, id, now),
-            Some(Change::Loading) => snapshot = Snapshot::default(),
-            Some(Change::Loaded) => return Ok(snapshot),
-            Some(Change::Credential(..) | Change::Beat(_) | Change::Confirmed | Change::Lost) | None => {}
+            Some(Change::Loaded) => return Ok(()),
+            Some(change) => take(change),
+            None => {}
         }
     }
 }
