@@ -7,6 +7,7 @@ mod common;
 mod config;
 mod customer;
 mod device;
+mod manual;
 mod node;
 mod policy;
 mod system;
@@ -14,7 +15,7 @@ mod tenant;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use common::reach;
 
 /// Switchboard lets IoT devices find and call each other.
@@ -31,7 +32,13 @@ Examples:
   switchboard call --from A1 --to A2 '{\"x\":1}'  call a device as another one
   switchboard device add \"Pump 7\" --customer Waterworks
   switchboard device import --create devices.csv
-  switchboard device list --json"
+  switchboard device list --json
+
+Exit status:
+  0    it is done; of a call: it was answered
+  1    it failed, or something was refused, and standard error says what; of a call: any other outcome
+  2    flags or settings are at fault
+  130  it was interrupted half-way: the same command again goes on"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -81,11 +88,23 @@ enum Command {
     },
     /// Call a device as another one, and show the outcome and its time
     Call(Box<call::CallArgs>),
+    /// Write the registry with its hashes, and the policies, to a file
+    Backup(system::backup::BackupArgs),
+    /// Put back what a backup holds, into an empty system or another
+    Restore(system::restore::RestoreArgs),
+    /// Ask whether a service is ready
+    Health(system::health::HealthArgs),
     /// Check or print the configuration
     Config {
         #[command(subcommand)]
         verb: config::ConfigVerb,
     },
+    /// Print which version this is
+    Version(manual::VersionArgs),
+    /// Print what a shell completes this command with
+    Completions(manual::CompletionsArgs),
+    /// Write the manual's pages
+    Man(manual::ManArgs),
 }
 
 fn main() -> ExitCode {
@@ -100,6 +119,12 @@ fn main() -> ExitCode {
         Command::Audit { verb } => reach::run(audit::run(verb)),
         Command::Node { verb } => reach::run(node::run(verb)),
         Command::Call(args) => reach::run(call::run(*args)),
+        Command::Backup(args) => reach::run(system::backup::run(args)),
+        Command::Restore(args) => reach::run(system::restore::run(args)),
+        Command::Health(args) => reach::run(system::health::run(args)),
         Command::Config { verb } => config::run(verb),
+        Command::Version(args) => manual::version(&args),
+        Command::Completions(args) => manual::completions(&args, Cli::command()),
+        Command::Man(args) => manual::man(&args, Cli::command()),
     }
 }

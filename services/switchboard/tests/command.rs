@@ -449,6 +449,91 @@ fn an_import_that_was_cut_off_goes_on_when_it_is_typed_again() {
 }
 
 #[test]
+fn a_backup_makes_an_empty_system_the_same_again() {
+    let up = Up::start(&["--ephemeral", "--demo"]);
+    up.ok(&["tenant", "add", "Acme"]);
+    up.ok(&[
+        "device",
+        "add",
+        "Pump",
+        "--tenant",
+        "Acme",
+        "--token",
+        "token-of-the-pump",
+        "--label",
+        "room=12",
+    ]);
+    let app: Value = up.json(&["app", "add", "backend", "--tenant", "Acme", "--json"]);
+    let policy = up.file("quiet.cedar", "forbid (principal, action, resource);");
+    up.ok(&["policy", "put", "--tenant", "Acme", policy.to_str().unwrap()]);
+    let file = up.folder.path().join("system.backup");
+    let backup = file.to_str().unwrap();
+    up.ok(&["backup", backup]);
+    assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    let written = std::fs::read_to_string(&file).unwrap();
+    assert!(!written.contains("token-of-the-pump") && !written.contains(app["key"].as_str().unwrap()));
+
+    let other = Up::start(&["--ephemeral"]);
+    assert!(other.ok(&["restore", "--check", backup]).contains("whole"));
+    assert_eq!(other.ok(&["device", "list", "--json"]).trim(), "[]", "it was only checked");
+    assert!(other.ok(&["restore", backup]).contains("0 there already, 0 refused."));
+    for list in [
+        &["device", "list", "--json"][..],
+        &["customer", "list", "--json"],
+        &["app", "list", "--json"],
+        &["policy", "history", "--tenant", "Acme", "--json"],
+    ] {
+        assert_eq!(other.json(list), up.json(list), "{list:?}");
+    }
+    // Tokens are good: a device comes in, and is told whom it may call.
+    let http = other.addresses["services"][0]["http"].as_str().unwrap();
+    wait_for("the device is let in", || {
+        let call = ["call", "--via", "http", "--at", http, "--token", "A1_TEST_TOKEN", "--to", "A2"];
+        let said = other.run(&call);
+        text(&said.stdout).contains("No active connection").then_some(())
+    });
+    assert!(other.ok(&["restore", backup]).contains("0 records restored"), "the same again changes nothing");
+
+    // What stands there otherwise is left as it is, and half a file is none.
+    other.ok(&["device", "rename", "Pump", "Valve"]);
+    let refused = other.run(&["restore", backup]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("device \"Pump\""), "{refused:?}");
+    let half = up.file("half.backup", &written[..written.len() / 2]);
+    assert!(!other.run(&["restore", half.to_str().unwrap()]).status.success());
+}
+
+#[test]
+fn it_says_what_it_is_to_people_shells_and_machines() {
+    let ran = |arguments: &[&str]| switchboard(arguments).output().unwrap();
+    let version: Value = serde_json::from_slice(&ran(&["version", "--json"]).stdout).unwrap();
+    let said = text(&ran(&["version"]).stdout);
+    assert!(said.starts_with(&format!("switchboard {}", version["version"].as_str().unwrap())), "{said}");
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(text(&ran(&["completions", shell]).stdout).contains("rotate-token"), "{shell}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    assert!(ran(&["man", folder.path().to_str().unwrap()]).status.success());
+    let page = std::fs::read_to_string(folder.path().join("switchboard-device-import.1")).unwrap();
+    assert!(page.contains("Write the devices with their tokens"), "{page}");
+    assert!(std::fs::read_to_string(folder.path().join("switchboard.1")).unwrap().contains("130"));
+    assert!(!ran(&["man", "/nonexistent"]).status.success());
+}
+
+#[test]
+fn health_is_asked_of_a_service() {
+    let up = Up::start(&["--ephemeral"]);
+    let admin = up.addresses["services"][0]["admin"].as_str().unwrap();
+    let health = |asked: &[&str]| switchboard(&[&["health"], asked].concat()).output().unwrap();
+    let ready = health(&["--set", &format!("admin.listen={admin}")]);
+    assert!(ready.status.success(), "{ready:?}");
+    assert!(health(&[&format!("http://{admin}/livez")]).status.success());
+    assert_eq!(health(&[&format!("http://{admin}/nothing")]).status.code(), Some(1));
+    assert_eq!(health(&["http://127.0.0.1:1"]).status.code(), Some(1), "nobody is there");
+    assert_eq!(health(&["ftp://127.0.0.1"]).status.code(), Some(2));
+}
+
+#[test]
 fn of_many_refused_rows_a_file_has_all() {
     let up = Up::start(&["--ephemeral"]);
     let file = up.file("rows.csv", &format!("name,tenant\n{}", "P1,Nobody\n".repeat(30)));

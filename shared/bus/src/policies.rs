@@ -235,6 +235,35 @@ impl Policies {
         Ok(sets)
     }
 
+    /// Puts a backup's sets where the tenant has none: `history` as [`history`](Self::history) tells it, and a shadow.
+    /// False: the same is live already. None: another one is, and nothing was changed.
+    ///
+    /// # Errors
+    /// When NATS does not answer, or [`StoreError::Contended`] when somebody else writes at the same time.
+    pub async fn restore(
+        &self,
+        tenant: TenantId,
+        history: &[StoredSet],
+        shadow: Option<&StoredSet>,
+    ) -> Result<Option<bool>, StoreError> {
+        let [live, older @ ..] = history else { return Ok(Some(false)) };
+        match self.live(tenant).await? {
+            Some(standing) if standing == *live => return Ok(Some(false)),
+            Some(_) => return Ok(None),
+            None => {}
+        }
+        for set in older {
+            let key = version_key(tenant, set.version);
+            self.bucket.put(&key, json(set)?, self.standing(&key).await?, REQUEST_WAIT).await?;
+        }
+        if shadow.is_some() {
+            self.cast_shadow(tenant, shadow).await?;
+        }
+        let key = live_key(tenant);
+        self.bucket.put(&key, json(live)?, self.standing(&key).await?, REQUEST_WAIT).await?;
+        Ok(Some(true))
+    }
+
     async fn live_at(&self, tenant: TenantId) -> Result<Option<(u64, StoredSet)>, StoreError> {
         match self.bucket.get(&live_key(tenant), REQUEST_WAIT).await? {
             Some(Entry { value: Some(value), revision, .. }) => Ok(Some((revision, stored(&value)?))),

@@ -168,6 +168,20 @@ pub struct NewDevice {
     pub token: Token,
 }
 
+impl NewDevice {
+    fn record(&self) -> Device {
+        Device {
+            tenant: self.tenant,
+            customer: self.customer,
+            name: self.name.clone(),
+            kind: self.kind.clone(),
+            labels: self.labels.clone(),
+            credential: self.token.credential(),
+            weak_token: self.token.is_weak(),
+        }
+    }
+}
+
 /// The registry. Clones share one connection.
 #[derive(Clone)]
 pub struct Registry {
@@ -253,8 +267,9 @@ impl Registry {
     /// # Errors
     /// When a value is invalid, its name, id or token is taken, or its tenant or customer does not exist.
     pub async fn add_device(&self, device: &NewDevice) -> Result<Added, RegistryError> {
-        self.check_places(device).await?;
-        self.write_device(device).await
+        let record = device.record();
+        self.check_places(&record).await?;
+        self.write_device(device.id, &record).await
     }
 
     /// Adds many devices at once, and tells of each, by its place in the list, how it went. One refused stops no other.
@@ -266,22 +281,35 @@ impl Registry {
         &self,
         devices: &[NewDevice],
         stop: impl Future<Output = ()>,
+        tell: impl FnMut(usize, Result<Added, RegistryError>),
+    ) -> Result<(), RegistryError> {
+        self.restore_devices(devices.iter().map(|device| (device.id, device.record())), stop, tell).await
+    }
+
+    /// The same with records that stood in a registry: their tokens, which nobody knows, are good as before.
+    ///
+    /// # Errors
+    /// As [`add_devices`](Self::add_devices).
+    pub async fn restore_devices(
+        &self,
+        devices: impl IntoIterator<Item = (DeviceId, Device)>,
+        stop: impl Future<Output = ()>,
         mut tell: impl FnMut(usize, Result<Added, RegistryError>),
     ) -> Result<(), RegistryError> {
         let known = watch::load(&self.bucket, &["tenant.*", "customer.*"]).await?;
-        let add = async |(place, device): (usize, &NewDevice)| {
+        let add = async |(place, (id, device)): (usize, (DeviceId, Device))| {
             let checked = match known.check_places(device.tenant, device.customer) {
                 // What was loaded is one copy's, which may lag behind what was written a moment ago.
-                Err(RegistryError::Missing { .. }) => self.check_places(device).await,
+                Err(RegistryError::Missing { .. }) => self.check_places(&device).await,
                 checked => checked,
             };
             let added = match checked {
-                Ok(()) => self.write_device(device).await,
+                Ok(()) => self.write_device(id, &device).await,
                 Err(error) => Err(error),
             };
             (place, added)
         };
-        let devices = stream::iter(devices.iter().enumerate()).take_until(stop);
+        let devices = stream::iter(devices.into_iter().enumerate()).take_until(stop);
         let mut adding = std::pin::pin!(devices.map(add).buffer_unordered(BULK_IN_FLIGHT));
         while let Some((place, added)) = adding.next().await {
             tell(place, added);
@@ -540,33 +568,22 @@ impl Registry {
     }
 
     /// Name, record, credential: in this order, so that a device is let in only once all of it stands.
-    async fn write_device(&self, device: &NewDevice) -> Result<Added, RegistryError> {
-        check_name(&device.name)?;
-        check_type(&device.kind)?;
-        check_labels(&device.labels)?;
-        let hash = device.token.credential();
-        let record = Device {
-            tenant: device.tenant,
-            customer: device.customer,
-            name: device.name.clone(),
-            kind: device.kind.clone(),
-            labels: device.labels.clone(),
-            credential: hash.clone(),
-            weak_token: device.token.is_weak(),
-        };
+    async fn write_device(&self, id: DeviceId, record: &Device) -> Result<Added, RegistryError> {
+        check_name(&record.name)?;
+        check_type(&record.kind)?;
+        check_labels(&record.labels)?;
         // Where nobody looked whether a token is weak, it is the same device all the same.
         let is_same =
-            |standing: &Device| Device { weak_token: record.weak_token, ..standing.clone() } == record;
-        let index = Key::DeviceName(device.tenant, &device.name);
-        let name = self.take_device_name(device.id, device.tenant, &device.name).await?;
-        let added =
-            self.add_record(Key::Device(device.id), device.id.0, &record, is_same, (index, name)).await?;
-        match self.take_credential(device.id, &hash).await {
+            |standing: &Device| Device { weak_token: record.weak_token, ..standing.clone() } == *record;
+        let index = Key::DeviceName(record.tenant, &record.name);
+        let name = self.take_device_name(id, record.tenant, &record.name).await?;
+        let added = self.add_record(Key::Device(id), id.0, record, is_same, (index, name)).await?;
+        match self.take_credential(id, &record.credential).await {
             Ok(Held::Already) => Ok(added),
             Ok(Held::Newly) => Ok(Added::Created),
             Err(error @ RegistryError::Taken { .. }) if added == Added::Created => {
-                self.bucket.remove::<Device>(Key::Device(device.id)).await?;
-                self.undo(index, device.id.0, name, &error).await;
+                self.bucket.remove::<Device>(Key::Device(id)).await?;
+                self.undo(index, id.0, name, &error).await;
                 Err(error)
             }
             Err(error) => Err(error),
@@ -660,7 +677,7 @@ impl Registry {
     }
 
     /// Whether the tenant and the customer that it names exist.
-    async fn check_places(&self, device: &NewDevice) -> Result<(), RegistryError> {
+    async fn check_places(&self, device: &Device) -> Result<(), RegistryError> {
         self.existing_tenant(device.tenant).await?;
         match device.customer {
             Some(customer) => self.existing_customer(customer, device.tenant).await,

@@ -38,9 +38,22 @@ impl ChangeArgs {
     /// # Errors
     /// As [`ReachArgs::registry`].
     pub(crate) async fn registry(&self) -> anyhow::Result<(Registry, Recorder)> {
-        let Reached { bus, settings } = self.reach.bus().await?;
+        let Reached { bus, settings } = self.reached().await?;
         let registry = Registry::open(&bus).await.context("cannot open the registry")?;
-        Ok((registry, Recorder::of(&bus, &settings, self.reason.clone())))
+        Ok((registry, self.recorder(&bus, &settings)))
+    }
+
+    /// Connects.
+    ///
+    /// # Errors
+    /// As [`ReachArgs::bus`].
+    pub(crate) async fn reached(&self) -> anyhow::Result<Reached> {
+        self.reach.bus().await
+    }
+
+    /// Writes records in the name of whoever typed the command.
+    pub(crate) fn recorder(&self, bus: &Bus, settings: &Settings) -> Recorder {
+        Recorder::of(bus, settings, self.reason.clone())
     }
 }
 
