@@ -22,10 +22,12 @@ STORES = {
     "router-store": [("KV_swb_claims", f"$KV.swb_claims.{DEVICE}"), ("KV_swb_seen", f"$KV.swb_seen.{DEVICE}"), ("KV_swb_keys", None)],
     "operator": [("KV_swb_devices", f"$KV.swb_devices.note.{DEVICE}"), ("KV_swb_policies", None), ("swb_audit", f"swb.audit.{NODE}.operator")],
 }
+# What operators tell processes: they gain nothing by having that said in their place.
+INSTRUCT = {"swb.instruct.ingress", "swb.instruct.router"}
 # Where a thief would like a message to arrive.
 WANTED = [
     *[f"swb.node.{NODE}", f"swb.event.takeover.{NODE}", f"swb.event.claims.{NODE}", f"swb.event.device.{DEVICE}"],
-    f"swb.operate.{NODE}",
+    *[f"swb.operate.{NODE}", *INSTRUCT],
     *["swb.route", "swb.handover", "swb.presence", "swb.event.directory", f"swb.reply.{NODE}.1", f"swb.feed.{NODE}.1"],
     *[f"$KV.swb_devices.device.{DEVICE}", f"$KV.swb_claims.{NODE}", "$KV.swb_keys.stolen", f"swb.audit.{DEVICE}.{USERS[0]}"],
     *[f"$JS.API.STREAM.{what}.{bucket}" for what, bucket in product(("DELETE", "PURGE", "UPDATE"), BUCKETS.values())],
@@ -37,7 +39,8 @@ MAY_SAY = {
     "authorizer": {"swb.route", "swb.presence", "swb.event.directory", f"swb.event.device.{DEVICE}", f"swb.reply.{NODE}.1"},
     "router": {"swb.handover", *(f"swb.{it}.{NODE}" for it in ("node", "event.takeover", "event.claims")), f"swb.reply.{NODE}.1"},
     "router-store": {f"$KV.swb_claims.{NODE}"},
-    "operator": {f"$KV.swb_devices.device.{DEVICE}", "swb.presence", f"swb.operate.{NODE}"},
+    "api": {f"swb.reply.{NODE}.1"},
+    "operator": {f"$KV.swb_devices.device.{DEVICE}", "swb.presence", f"swb.operate.{NODE}", *INSTRUCT},
 }
 # "Its target is offline", to a router's caller.
 OFFLINE = head(4, [])
@@ -59,11 +62,12 @@ def asked(user: str) -> list[tuple[str, str]]:
     device_asks = [authenticate, ("swb.call", "{}"), ("swb.list", "{}")]
     claim = head(device(DEVICE), node(NODE), node(NODE), 0, None, None, 1, bytes(28))
     compare = head(node(NODE), 0, 1, [])
+    inspected = [(f"swb.inspect.{service}", head(0, [])) for service in ("ingress", "api", "authorizer", "router")]
     answered = {
         "ingress": [*device_asks, ("swb.compare", compare), ("swb.claim", claim)],
         "authorizer": [("swb.presence", head([]))],
-        "api": [("swb.app", head("00" * 32, [0, []])), ("swb.appcall", "{}")],
-        "operator": [*device_asks, ("swb.presence", head([])), ("swb.operate.all", head(0, [])), *api],
+        "api": [("swb.app", head("00" * 32, [0, []])), ("swb.appcall", "{}"), *inspected],
+        "operator": [*device_asks, ("swb.presence", head([])), ("swb.operate.all", head(0, [])), *inspected, *api],
     }
     return answered.get(user, api)
 
@@ -130,7 +134,8 @@ def test_an_answer_goes_nowhere_but_back(hardened, witnesses, steal, user):
             assert thief.publish(subject, body, reply_to=wanted) is None
     settle(hardened, witnesses, user)
     # What it may ask is heard where it is asked.
-    assert arrived(witnesses, user, {subject for subject, _ in asked(user)}) == []
+    said = {subject for subject, _ in asked(user)} | (INSTRUCT if user == "operator" else set())
+    assert arrived(witnesses, user, said) == []
 
 
 @pytest.mark.parametrize("user", USERS)

@@ -70,6 +70,7 @@ def test_a_node_hears_what_is_for_it_alone(thief):
     tag = int(thief.node, 16) >> 50
     own = [f"swb.{it}" for it in (f"node.{thief.node}", f"reply.{thief.node}.>", f"answer.{tag}", f"event.takeover.{thief.node}")]
     own += [f"swb.event.claims.{thief.node}", "swb.event.device.*", "swb.event.directory", "swb.beat", f"swb.operate.{thief.node}", "swb.operate.all"]
+    own += ["swb.inspect.ingress", "swb.instruct.ingress"]
     assert {it: thief.subscribe(it) for it in own} == dict.fromkeys(own)
     kinds = ["node", "reply", "event.takeover", "event.claims", "event", "answer", "operate"]
     others = [f"swb.{kind}.{which}" for kind in kinds for which in (OTHER, "*", ">", f"{OTHER}.>", "*.>", f"*.{thief.node}")]

@@ -14,7 +14,8 @@ from harness.raw_nats import RawNats
 from harness.waiting import until
 
 NODE = "swb.node.0123456789abcdef"
-OPERATE = ["swb.operate.0123456789abcdef", "swb.operate.all"]
+OPERATE = ["swb.operate.0123456789abcdef", "swb.operate.all", "swb.instruct.ingress", "swb.instruct.api", "swb.instruct.authorizer", "swb.instruct.router"]
+INSPECT = ["swb.inspect.ingress", "swb.inspect.api", "swb.inspect.authorizer", "swb.inspect.router"]
 INBOX = "swb.reply.0123456789abcdef.1"
 # The subject that NATS puts in an inbox's place for a question from another account.
 BETWEEN = "_R_.abcdef.abcdef"
@@ -178,8 +179,8 @@ PUBLISH = {
         [
             *["swb.route", "swb.presence", NODE, f"swb.bounce.1.{INBOX}", "swb.app", "swb.appcall", *NO_STORE],
             *[f"swb.event.device.{DEVICE}", "swb.event.directory", "swb.handover", "swb.beat", "swb.judge"],
-            # No node has another send its devices away.
-            *OPERATE,
+            # No node has another send its devices away, or looks into it.
+            *[*OPERATE, *INSPECT],
             # Who is told of claims is theirs to say who write them.
             *["swb.event.takeover.0123456789abcdef", "swb.event.claims.0123456789abcdef"],
         ],
@@ -187,7 +188,7 @@ PUBLISH = {
     "authorizer": (
         ["swb.route", "swb.presence", INBOX, BETWEEN, f"swb.event.device.{DEVICE}", f"swb.decide.{DEVICE}.quota"],
         [
-            *[NODE, "swb.call", "swb.authenticate", "swb.uplink.t.d.telemetry", "swb.answer.7", *NO_STORE, *OPERATE],
+            *[NODE, "swb.call", "swb.authenticate", "swb.uplink.t.d.telemetry", "swb.answer.7", *NO_STORE, *OPERATE, *INSPECT],
             *["swb.claim", "swb.lease", "swb.handover", "swb.beat", "swb.judge", "swb.event.takeover.0123456789abcdef"],
         ],
     ),
@@ -200,11 +201,11 @@ PUBLISH = {
         ],
     ),
     "api": (
-        ["swb.app", "swb.appcall", "swb.reply.0123456789abcdef.echo.1"],
-        # No call as a device, none that nobody has judged, and no answer in another's name.
+        ["swb.app", "swb.appcall", "swb.reply.0123456789abcdef.echo.1", INBOX, BETWEEN, *INSPECT],
+        # No call as a device, none that nobody has judged.
         [
             *["swb.call", "swb.list", "swb.authenticate", "swb.route", "swb.presence", "swb.judge", "swb.handover", NODE],
-            *[INBOX, BETWEEN, "swb.claim", "swb.beat", "swb.answer.7", f"swb.event.device.{DEVICE}", *NO_STORE],
+            *["swb.claim", "swb.beat", "swb.answer.7", f"swb.event.device.{DEVICE}", *NO_STORE],
             *OPERATE,
         ],
     ),
@@ -212,7 +213,7 @@ PUBLISH = {
         [NODE, INBOX, BETWEEN, "swb.event.takeover.0123456789abcdef", "swb.handover", "swb.beat", "swb.judge"],
         [
             *["swb.route", "swb.presence", "swb.call", "swb.authenticate", "swb.uplink.t.d.telemetry", "swb.answer.7"],
-            *["swb.claim", "swb.lease", f"swb.event.device.{DEVICE}", *NO_STORE, *OPERATE],
+            *["swb.claim", "swb.lease", f"swb.event.device.{DEVICE}", *NO_STORE, *OPERATE, *INSPECT],
         ],
     ),
     "router-store": (
@@ -225,7 +226,7 @@ PUBLISH = {
     "operator": (
         [
             *[f"$KV.swb_devices.device.{DEVICE}", "swb.call", "swb.list", "swb.authenticate", "swb.presence", f"swb.audit.{DEVICE}.operator"],
-            *[f"swb.decide.{DEVICE}.quota", *OPERATE],
+            *[f"swb.decide.{DEVICE}.quota", *OPERATE, *INSPECT],
         ],
         [
             *["swb.route", NODE, INBOX, BETWEEN, "swb.claim", f"$KV.swb_claims.{DEVICE}", f"$KV.swb_seen.{DEVICE}", "$KV.swb_keys.tickets"],
@@ -233,7 +234,7 @@ PUBLISH = {
             *["swb.answer.7", "$JS.API.STREAM.DELETE.KV_swb_devices", "$JS.API.STREAM.PURGE.KV_swb_devices"],
         ],
     ),
-    "listener": ([], ["swb.call", "swb.route", "swb.answer.7", NODE, INBOX, BETWEEN, "swb.uplink.t.d.telemetry", *NO_STORE, *OPERATE]),
+    "listener": ([], ["swb.call", "swb.route", "swb.answer.7", NODE, INBOX, BETWEEN, "swb.uplink.t.d.telemetry", *NO_STORE, *OPERATE, *INSPECT]),
 }
 
 # What nobody may hear, in a queue group or not.
@@ -246,25 +247,28 @@ NOBODY_HEARS = [
 # Subject and queue group.
 SUBSCRIBE = {
     "ingress": (
-        [(NODE, ""), ("swb.reply.0123456789abcdef.>", ""), ("swb.event.device.*", ""), ("swb.event.claims.*", ""), ("swb.answer.7", ""), ("swb.beat", ""), ("swb.operate.*", "")],
+        [(NODE, ""), ("swb.reply.0123456789abcdef.>", ""), ("swb.event.device.*", ""), ("swb.event.claims.*", ""), ("swb.answer.7", ""), ("swb.beat", ""), ("swb.operate.*", ""), ("swb.inspect.ingress", ""), ("swb.instruct.ingress", "")],
         [
             *[("swb.call", ""), ("swb.call", "authorizer"), ("swb.authenticate", ""), ("swb.authenticate", "authorizer")],
             *[("swb.route", ""), ("swb.route", "router"), ("swb.uplink.>", ""), ("swb.feed.*.>", "")],
             *[("swb.claim", "router"), ("swb.claim", ""), ("swb.lease", ""), ("swb.cancel", "")],
+            *[("swb.inspect.*", ""), ("swb.inspect.router", ""), ("swb.instruct.*", ""), ("swb.instruct.api", "")],
         ],
     ),
     "authorizer": (
-        [("swb.call", "authorizer"), ("swb.judge", "authorizer"), ("swb.authenticate", "authorizer"), ("swb.reply.0123456789abcdef.>", "")],
+        [("swb.call", "authorizer"), ("swb.judge", "authorizer"), ("swb.authenticate", "authorizer"), ("swb.reply.0123456789abcdef.>", ""), ("swb.inspect.authorizer", ""), ("swb.instruct.authorizer", "")],
         # Nothing is overheard: who takes a question takes it out of the queue.
         [
             *[("swb.call", ""), ("swb.call", "spy"), ("swb.authenticate", ""), ("swb.route", "router"), ("swb.route", "")],
             *[(NODE, ""), ("swb.answer.7", ""), ("swb.uplink.>", ""), ("swb.feed.*.>", "")],
+            *[("swb.inspect.*", ""), ("swb.inspect.router", ""), ("swb.instruct.*", ""), ("swb.instruct.router", "")],
         ],
     ),
     "authorizer-store": ([("swb.feed.0123456789abcdef.>", "")], [("swb.call", "authorizer"), ("swb.route", "router"), (NODE, "")]),
     "api": (
-        [("swb.reply.0123456789abcdef.>", ""), ("swb.beat", "")],
+        [("swb.reply.0123456789abcdef.>", ""), ("swb.beat", ""), ("swb.inspect.api", ""), ("swb.instruct.api", "")],
         [
+            *[("swb.inspect.*", ""), ("swb.inspect.ingress", ""), ("swb.instruct.*", ""), ("swb.instruct.router", "")],
             *[("swb.app", "authorizer"), ("swb.app", ""), ("swb.appcall", "authorizer"), ("swb.appcall", "")],
             *[("swb.call", ""), ("swb.route", "router"), (NODE, ""), ("swb.uplink.>", ""), ("swb.event.session.>", "")],
         ],
@@ -273,17 +277,18 @@ SUBSCRIBE = {
         [
             *[("swb.route", "router"), ("swb.presence", "router")],
             *[("swb.claim", "router"), ("swb.handover", "router"), ("swb.lease", ""), ("swb.cancel", ""), ("swb.beat", "")],
+            *[("swb.inspect.router", ""), ("swb.instruct.router", "")],
         ],
         [
             *[("swb.route", ""), ("swb.route", "spy"), ("swb.call", "authorizer"), ("swb.call", ""), (NODE, ""), ("swb.answer.7", "")],
-            *[("swb.judge", ""), ("swb.judge", "authorizer")],
+            *[("swb.judge", ""), ("swb.judge", "authorizer"), ("swb.inspect.*", ""), ("swb.instruct.authorizer", "")],
             # Tickets go by in claims: nobody overhears them.
             *[("swb.claim", ""), ("swb.handover", ""), ("swb.release", "spy")],
             *[("swb.authenticate", "authorizer"), ("swb.uplink.>", ""), ("swb.feed.*.>", "")],
         ],
     ),
     "router-store": ([("swb.feed.0123456789abcdef.>", "")], [("swb.call", "authorizer"), ("swb.route", "router"), (NODE, "")]),
-    "operator": ([("swb.reply.0123456789abcdef.>", "")], [("swb.call", ""), ("swb.route", ""), (NODE, ""), ("swb.uplink.>", ""), ("swb.operate.all", "")]),
+    "operator": ([("swb.reply.0123456789abcdef.>", "")], [("swb.call", ""), ("swb.route", ""), (NODE, ""), ("swb.uplink.>", ""), ("swb.operate.all", ""), ("swb.inspect.router", ""), ("swb.instruct.router", "")]),
     "listener": ([("swb.uplink.>", ""), ("swb.event.session.>", "")], [("swb.reply.>", ""), (NODE, ""), ("swb.call", "")]),
 }
 

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use boot::traces::{Hop, Tracer};
 use bus::{AskError, Bus, Subject};
 use bytes::Bytes;
-use rpc::{AppCall, CallId, Limit, Outcome, Seen, Target, wire};
+use rpc::{
+    AppCall, CallId, CustomerId, DeviceId, HopEnd, HopOf, Limit, Outcome, Party, Seen, Station, Target, wire,
+};
 
 use crate::keys::Caller;
 use crate::request::Wanted;
@@ -58,9 +60,17 @@ impl Calls {
         let serial = self.last_serial.fetch_add(1, Ordering::Relaxed) + 1;
         let call = CallId { node: self.bus.process(), serial };
         let mut span = self.tracer.begin("call", Hop::Asked, &mut traceparent);
-        span.note("switchboard.call", call);
         span.note("switchboard.app", caller.identity.app);
-        span.unless_told("given_up");
+        let hop = HopOf {
+            station: Station::Api,
+            call,
+            from: DeviceId(caller.identity.app.0),
+            to: target.id(),
+            party: Some(Party::of(caller.identity.tenant, Some(CustomerId(caller.identity.app.0)))),
+            budget_ms: wanted.timeout,
+            protocol: None,
+        };
+        self.tracer.record(&mut span, hop, HopEnd::GivenUp);
         let timeout = wanted.timeout.as_duration();
         let head = AppCall {
             call,
@@ -93,7 +103,6 @@ impl Calls {
             }
         };
         span.end(&outcome);
-        tracing::debug!(%call, app = %caller.identity.app, outcome = outcome.as_str(), "the call has ended");
         Ended { outcome, body, call: Some(call), seen }
     }
 }

@@ -22,6 +22,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use boot::Settings;
 use bus::Bus;
+use bus::inspect::Numbers;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -78,6 +79,7 @@ impl Api {
         bus.admits_bodies(&settings)?;
         let part = context.health.part("api");
         let tracer = context.traces.tracer(context.service, bus.process());
+        let _inspected = bus.inspected(&context, &tracer, Numbers::default());
         let server = Arc::new(Server {
             keys: Keys::new(bus.clone(), &settings.api),
             calls: Calls::new(bus.clone(), tracer),

@@ -15,9 +15,9 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use rpc::{
     AppAsk, AppCall, AppCaller, AppIdentity, AppReply, AppRequest, AuthenticateReply, AuthenticateRequest,
-    Budget, Call, CredentialHash, CustomerId, Deadline, DeviceId, Holder, Identity, JudgeReply, JudgeRequest,
-    ListRequest, Outcome, Party, Place, PresenceReply, PresenceRequest, Routed, Shares, Sought, Stamp,
-    TenantId, Ticket, TicketError, wire,
+    Budget, Call, CredentialHash, CustomerId, Deadline, DeviceId, Holder, HopEnd, HopOf, Identity,
+    JudgeReply, JudgeRequest, ListRequest, Outcome, Party, Place, PresenceReply, PresenceRequest, Routed,
+    Shares, Sought, Stamp, Station, TenantId, Ticket, TicketError, wire,
 };
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -289,15 +289,17 @@ impl Answers {
         // A node knows devices alone.
         call.app = None;
         let mut span = self.tracer.follow("decide", Hop::Taken, &mut call.traceparent);
-        span.note("switchboard.call", call.call);
+        let Call { caller: from, target, budget_ms, protocol, .. } = call;
+        let (station, to, party) = (Station::Authorizer, Some(target), None);
+        let of = HopOf { station, call: call.call, from, to, party, budget_ms, protocol };
+        self.tracer.record(&mut span, of, HopEnd::CutOff);
         let longest = Budget::from_ms(self.judged().max_timeout_ms);
         let deadline = call.budget_ms.min(longest).starting(arrived);
         let connect_deadline = call.connect_budget_ms.min(longest).starting(arrived);
         let is_fresh = self.kept.is_fresh().await;
         if deadline.has_passed(Instant::now()) {
             // Its caller has given up, and says so itself.
-            tracing::debug!(call = %call.call, "expired on its way");
-            span.end_as("expired", false);
+            span.end_as(HopEnd::Expired);
             meters.expired.increment(1);
             return None;
         }
@@ -329,29 +331,42 @@ impl Answers {
         };
         let AppCall { call, credential, target, method, until, oneway, mut traceparent, .. } = head;
         let mut span = self.tracer.follow("decide", Hop::Taken, &mut traceparent);
-        span.note("switchboard.call", call);
         let longest = Budget::from_ms(self.judged().max_timeout_ms);
         let deadline = head.budget_ms.min(longest).starting(arrived);
         let connect_deadline = head.connect_budget_ms.min(longest).starting(arrived);
         let is_fresh = self.kept.is_fresh().await;
+        let found = self.kept.directory.app_of(&credential, unix_s());
+        let meant =
+            |(_, _, app): &(_, _, Arc<bus::registry::App>)| self.kept.directory.target(app.tenant, &target);
+        let to = found.as_ref().map(meant);
+        let of = HopOf {
+            station: Station::Authorizer,
+            call,
+            from: DeviceId(found.as_ref().map_or(uuid::Uuid::nil(), |(app, ..)| app.0)),
+            to,
+            party: None,
+            budget_ms: head.budget_ms,
+            protocol: None,
+        };
+        self.tracer.record(&mut span, of, HopEnd::CutOff);
         if deadline.has_passed(Instant::now()) {
-            span.end_as("expired", false);
+            span.end_as(HopEnd::Expired);
             meters.expired.increment(1);
             return None;
         }
-        let refused = match self.kept.directory.app_of(&credential, unix_s()) {
+        let refused = match found.zip(to) {
             _ if !is_fresh => {
                 meters.stale.increment(1);
                 Outcome::Unavailable
             }
-            Some((app, key, known)) => {
+            Some(((app, key, known), target)) => {
                 let call = Call {
                     call,
                     caller: DeviceId(app.0),
                     caller_name: known.name.clone(),
                     visit: 0,
                     ticket: None,
-                    target: self.kept.directory.target(known.tenant, &target),
+                    target,
                     budget_ms: head.budget_ms,
                     until,
                     connect_budget_ms: head.connect_budget_ms,
@@ -444,8 +459,12 @@ impl Answers {
     }
 
     /// Forwards an allowed call and answers a refused one, unless somebody else has to be asked.
-    async fn judge(&self, judging: Judging) -> Option<Asking> {
+    async fn judge(&self, mut judging: Judging) -> Option<Asking> {
         let asked = judging.asked();
+        if !self.kept.judges.is_empty() {
+            let tenant = self.kept.directory.tenant_of(asked.caller);
+            judging.span.decided_by(self.kept.judges.version(tenant));
+        }
         // A ticket for the token before is none: its session is about to end.
         match self.decide(&asked, |known| Some(known) == judging.stamp) {
             Decision::Refuse(refusal) => self.refuse(judging, refusal).await,
@@ -513,7 +532,6 @@ impl Answers {
     async fn forward(&self, judging: Judging) {
         let Judging { call, body, inbox, span, deadline, connect_deadline, .. } = judging;
         let meters = &self.meters.calls;
-        tracing::debug!(call = %call.call, caller = %call.caller, target = %call.target, "allowed");
         let bounce = [self.bounce_prefix.as_str(), inbox.as_str()].concat();
         let now = Instant::now();
         let call = Call {
@@ -533,7 +551,7 @@ impl Answers {
         match self.bus.forward(self.route.clone(), bounce, wire::encode(&routed, &body)).await {
             Ok(()) => {
                 meters.allowed.increment(1);
-                span.end_as("allowed", false);
+                span.end_as(HopEnd::Allowed);
             }
             Err(error) => {
                 tracing::warn!(call = %id, %error, "an allowed call cannot be sent on");
@@ -718,7 +736,7 @@ impl Answers {
         };
         if asked.arrived.elapsed() >= LIST_WAIT {
             // Whoever asked has given up.
-            asked.span.end_as("expired", false);
+            asked.span.end_as(HopEnd::Expired);
             return self.meters.list("expired");
         }
         // What held when it was asked may hold no more.

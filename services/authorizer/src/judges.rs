@@ -56,10 +56,15 @@ struct InForce {
 impl Judges {
     /// The judge of a tenant that has policies, or a shadow alone: then the built-in rule decides.
     pub fn of(&self, tenant: TenantId) -> Option<Arc<Judge>> {
-        if self.count.load(Ordering::Acquire) == 0 {
+        if self.is_empty() {
             return None;
         }
         self.by_tenant.read().unwrap_or_else(PoisonError::into_inner).get(&tenant).cloned()
+    }
+
+    /// Whether no tenant has policies.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count.load(Ordering::Acquire) == 0
     }
 
     /// The version of the policies that a tenant's devices are judged by; 0: the built-in rule.
@@ -69,7 +74,7 @@ impl Judges {
 
     /// The external decision point of a tenant that has policies.
     pub(crate) fn external(&self, tenant: TenantId) -> Option<Arc<External>> {
-        if self.count.load(Ordering::Acquire) == 0 {
+        if self.is_empty() {
             return None;
         }
         self.externals.read().unwrap_or_else(PoisonError::into_inner).get(&tenant).cloned()

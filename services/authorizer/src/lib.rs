@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bus::inspect::Numbers;
 use bus::{Bus, Keyring};
 use tokio_util::sync::CancellationToken;
 
@@ -42,6 +43,8 @@ pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
     let subscribed = context.health.part("questions");
     let kept = Arc::new(Kept::new());
     let keys = Keyring::follow(&bus);
+    let tracer = context.traces.tracer(context.service, bus.process());
+    let _inspected = bus.inspected(&context, &tracer, Numbers::default());
 
     // Followed until the last answer is given, so that it is given by what holds then.
     let answered = CancellationToken::new();
@@ -79,7 +82,6 @@ pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
     if let Some(questions) = questions {
         subscribed.ready();
         asked.send_replace(true);
-        let tracer = context.traces.tracer(context.service, bus.process());
         let judged = Judged::from(&*context.in_force.now());
         let externals = Externals::new(&bus, &context.settings.authorizer);
         let (denials, writer) = Denials::start(&bus, &context.settings, answered.clone());

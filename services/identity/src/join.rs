@@ -212,6 +212,8 @@ fn subscribes(subjects: &Subjects, node: NodeId) -> Vec<String> {
         subjects.beat(),
         subjects.operate(node),
         subjects.operate_all(),
+        subjects.inspect(USER),
+        subjects.instruct(USER),
     ]
 }
 

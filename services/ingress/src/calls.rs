@@ -11,8 +11,8 @@ use bus::{AskError, Bus, Question, Subject};
 use bytes::Bytes;
 use metrics::{Histogram, histogram};
 use rpc::{
-    AuthenticateReply, AuthenticateRequest, Call, CallId, CancelRequest, CredentialHash, DeviceId, Identity,
-    Limit, ListRequest, Method, NodeId, Outcome, Protocol, wire,
+    AuthenticateReply, AuthenticateRequest, Call, CallId, CancelRequest, CredentialHash, HopEnd, HopOf,
+    Identity, Limit, ListRequest, Method, NodeId, Outcome, Protocol, Station, wire,
 };
 use tokio::sync::oneshot;
 
@@ -143,8 +143,17 @@ impl Calls {
                 let call =
                     CallId { node: self.node, serial: self.last_serial.fetch_add(1, Ordering::Relaxed) + 1 };
                 let mut span = self.trace(Method::SendMsg, by, &mut traceparent);
-                span.note("switchboard.call", call);
                 span.note("switchboard.target", target);
+                let hop = HopOf {
+                    station: Station::Caller,
+                    call,
+                    from: caller,
+                    to: Some(target),
+                    party: Some(by.party),
+                    budget_ms: timeout,
+                    protocol: Some(by.protocol),
+                };
+                self.tracer.record(&mut span, hop, HopEnd::GivenUp);
                 let (budget_ms, connect_budget_ms) = (timeout, connect_timeout);
                 prompt =
                     (connect_timeout.as_ms() == 0).then(|| (Instant::now(), self.offline_seconds.clone()));
@@ -172,8 +181,8 @@ impl Calls {
         };
         let question = Question { subject, message, wait, asked: None };
         let asked = self.bus.ask_then(question, move |asked| {
-            if let Some((call, target)) = call {
-                log_call(call, caller, target, &asked);
+            if let (Some((call, target)), Err(error)) = (call, &asked) {
+                tracing::warn!(%call, %caller, %target, %error, "the call has no outcome");
             }
             drop(places);
             let (outcome, body) = outcome_of(asked);
@@ -223,7 +232,7 @@ impl Calls {
         let mut span = self.tracer.begin(method.as_str(), Hop::Asked, traceparent);
         span.note("switchboard.protocol", caller.protocol.as_str());
         span.note("switchboard.caller", caller.device);
-        span.unless_told("given_up");
+        span.unless_told(HopEnd::GivenUp);
         span
     }
 
@@ -306,11 +315,4 @@ fn outcome_of(asked: Result<Bytes, AskError>) -> (Outcome, Bytes) {
         ) => Outcome::Unavailable,
     };
     (outcome, Bytes::new())
-}
-
-fn log_call(call: CallId, caller: DeviceId, target: DeviceId, asked: &Result<Bytes, AskError>) {
-    match asked {
-        Ok(_) => tracing::debug!(%call, %caller, %target, "the call has its outcome"),
-        Err(error) => tracing::warn!(%call, %caller, %target, %error, "the call has no outcome"),
-    }
 }

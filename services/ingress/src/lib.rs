@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use boot::config::Settings;
 use bus::Bus;
+use bus::inspect::Numbers;
 use rpc::Pace;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -135,12 +136,13 @@ impl Ingress {
         let ready = context.health.part("ingress");
         ready.not_ready("not serving yet");
 
+        let tracer = context.traces.tracer(context.service, bus.process());
+        let _inspected = bus.inspected(&context, &tracer, Numbers::default());
         let inlets = tokio::select! {
             inlets = open(&bus) => inlets,
             () = context.shutdown.cancelled() => return Ok(()),
             never = self.coap.refuse_all() => match never {},
         };
-        let tracer = context.traces.tracer(context.service, bus.process());
         let shares = NodeShares::new(&settings, self.max_connections);
         let calls = Calls::new(bus.clone(), bus.process(), context.in_force.clone(), tracer.clone(), shares);
         let node =

@@ -13,8 +13,8 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use rpc::{
-    Budget, CredentialHash, Delivery, DeliveryReply, DeviceId, DeviceStanding, DeviceState, Limit, Method,
-    NodeId, Outcome, SessionId, Takeover, UplinkKind, wire,
+    Budget, CredentialHash, Delivery, DeliveryReply, DeviceId, DeviceStanding, DeviceState, HopEnd, HopOf,
+    Limit, Method, NodeId, Outcome, SessionId, Station, Takeover, UplinkKind, wire,
 };
 use tokio::sync::{Notify, RwLock, Semaphore, watch};
 use tokio::time::{Instant as Deadline, MissedTickBehavior, interval, timeout_at};
@@ -256,15 +256,22 @@ impl Node {
         };
         let call = delivery.call;
         let mut span = self.tracer.follow("deliver", Hop::Asks, &mut delivery.traceparent);
-        span.note("switchboard.call", call);
         span.note("switchboard.target", delivery.target);
-        span.unless_told(Outcome::TimedOut.as_str());
+        let hop = HopOf {
+            station: Station::Target,
+            call,
+            from: delivery.caller.unwrap_or(DeviceId(uuid::Uuid::nil())),
+            to: Some(delivery.target),
+            party: None,
+            budget_ms: delivery.budget_ms,
+            protocol: None,
+        };
+        self.tracer.record(&mut span, hop, HopEnd::TimedOut);
         let longest = Budget::from_ms(self.settings().device_api.max_timeout_ms);
         let deadline = delivery.budget_ms.min(longest).starting(arrived);
         let deadline = self.bus.ends(delivery.until.as_ref(), deadline);
         if deadline.has_passed(Instant::now()) {
             // Its caller has been told that it is over.
-            tracing::debug!(%call, "the delivery came too late");
             let router = Router { inbox, arrived, span, place: None };
             return self.reply(router, &DeliveryReply::Ended(Outcome::Unavailable), b"").await;
         }
@@ -285,7 +292,6 @@ impl Node {
         else {
             return;
         };
-        tracing::debug!(%call, ?refused, "the delivery was not taken");
         let reply = match refused {
             Refused::Closed => DeliveryReply::NotHere,
             Refused::Busy(limit) => DeliveryReply::Ended(Outcome::Busy(limit)),

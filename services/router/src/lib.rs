@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use boot::Context;
+use boot::traces::Tracer;
 use bus::claims::ClaimStore;
+use bus::inspect::Numbers;
 use bus::{Bus, BusError, Keyring, Request, Requests};
 use rpc::{BEAT_EVERY, Beat, wire};
 use tokio::sync::watch;
@@ -51,11 +53,13 @@ pub async fn serve(context: Context, bus: Bus) -> anyhow::Result<()> {
     let [claims_part, calls_part] = &parts;
     let mut keeping = JoinSet::new();
     keeping.spawn(bus.clone().show_connection(context.health.part("nats")));
+    let (tracer, numbers) = (context.traces.tracer(context.service, bus.process()), Numbers::default());
+    let _inspected = bus.inspected(&context, &tracer, numbers.clone());
 
     let started = tokio::select! {
         () = context.shutdown.cancelled() => None,
         started = async {
-            let router = open(&context, &bus, &mut keeping).await;
+            let router = open(&context, &bus, (tracer.clone(), numbers), &mut keeping).await;
             claims_part.ready();
             let asked = bus.again("take calls", || subscribe(&bus)).await;
             calls_part.ready();
@@ -83,12 +87,16 @@ struct Asked {
 }
 
 /// A router that knows all claims, kept so by tasks of `keeping`.
-async fn open(context: &Context, bus: &Bus, keeping: &mut JoinSet<()>) -> Router {
+async fn open(
+    context: &Context,
+    bus: &Bus,
+    (tracer, numbers): (Tracer, Numbers),
+    keeping: &mut JoinSet<()>,
+) -> Router {
     let limits = Limits::from(&*context.in_force.now());
     let store = bus.again("open the claims", || ClaimStore::open(bus)).await;
     let keys = Keyring::follow(bus);
     keys.wait_ready().await;
-    let tracer = context.traces.tracer(context.service, bus.process());
     let room = Room::new(context.health.part("claims"));
     let router = Router::new(Parts { bus: bus.clone(), store, keys, tracer, limits, room });
     // Heard from before the claims are read: a node whose lease is missed is taken for dead.
@@ -122,7 +130,7 @@ async fn open(context: &Context, bus: &Bus, keeping: &mut JoinSet<()>) -> Router
         let limits = router.0.limits.clone();
         context.in_force.clone().each(move |settings| limits.change(settings))
     });
-    keeping.spawn(count(router.clone()));
+    keeping.spawn(count(router.clone(), numbers));
     keeping.spawn({
         let router = router.clone();
         async move { router.0.seen.keep(&router.0.bus).await }
@@ -224,11 +232,13 @@ async fn beat(router: Router) {
     }
 }
 
-async fn count(router: Router) {
+async fn count(router: Router, numbers: Numbers) {
     let meters = StateMeters::new();
     loop {
         let (claims, nodes, waiting) =
             router.look(|core, _| (core.map().len(), core.leases().len(), core.waiting()));
+        let counted = [("claims", claims), ("nodes", nodes), ("waiting", waiting)];
+        counted.into_iter().for_each(|(name, number)| numbers.set(name, number));
         meters.claims.set(claims as f64);
         meters.nodes.set(nodes as f64);
         meters.waiting.set(waiting as f64);

@@ -11,8 +11,8 @@ use bus::{AskError, Question, Request};
 use bytes::Bytes;
 use futures::FutureExt;
 use rpc::{
-    Budget, Deadline, Delivery, DeliveryReply, JudgeReply, JudgeRequest, Limit, NoPlace, Outcome, Party,
-    Place, Routed, TenantId, Until, wire,
+    Budget, Deadline, Delivery, DeliveryReply, HopEnd, HopOf, JudgeReply, JudgeRequest, Limit, NoPlace,
+    Outcome, Party, Place, Routed, Station, TenantId, Until, wire,
 };
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -43,7 +43,7 @@ pub(crate) struct Carried {
 impl Carried {
     /// Nobody waits for its outcome any more.
     pub(crate) fn give_up(self) {
-        self.span.end_as("given_up", false);
+        self.span.end_as(HopEnd::GivenUp);
     }
 }
 
@@ -79,9 +79,10 @@ impl Router {
         }
         let verdict = routed.verdict_ms.map(starting);
         let mut span = self.0.tracer.follow("route", Hop::Taken, &mut routed.call.traceparent);
-        span.note("switchboard.call", routed.call.call);
-        span.unless_told("cut_off");
-        let (id, target) = (routed.call.call, routed.call.target);
+        let rpc::Call { call: id, caller: from, target, budget_ms, protocol, .. } = routed.call;
+        let (station, to, party_told) = (Station::Router, Some(target), Some(party));
+        let of = HopOf { station, call: id, from, to, party: party_told, budget_ms, protocol };
+        self.0.tracer.record(&mut span, of, HopEnd::CutOff);
         let in_flight = self.0.in_flight.token();
         let (_in_flight, _place) = (in_flight, place);
         let carried = Box::new(Carried { routed, body, arrived, verdict, span, _in_flight, _place });
@@ -143,7 +144,7 @@ impl Router {
             // It may have been received, and a call happens at most once.
             Ok(_) | Err(AskError::Expired | AskError::Gone) => {
                 self.0.meters.handed_over.increment(1);
-                call.payload.span.end_as("handed_over", false);
+                call.payload.span.end_as(HopEnd::HandedOver);
             }
         }
     }
@@ -162,7 +163,7 @@ impl Router {
         if call.payload.verdict.is_some_and(|verdict| call.has_waited || verdict.has_passed(started)) {
             return self.judge_again(call);
         }
-        call.payload.span.note("switchboard.node", found.claim.node);
+        call.payload.span.handed_to(found.claim.node);
         let head = &call.payload.routed.call;
         let budget_ms = call.deadline.remaining(started);
         let delivery = Delivery {
@@ -277,14 +278,6 @@ impl Router {
             outcome = &Outcome::AnswerTooLarge;
             message = wire::encode(outcome, b"");
         }
-        let head = &routed.call;
-        tracing::debug!(
-            call = %head.call,
-            caller = %head.caller,
-            target = %head.target,
-            outcome = outcome.as_str(),
-            "routed"
-        );
         span.end(outcome);
         self.0.meters.ended(outcome);
         self.0.meters.call_seconds.record(arrived.elapsed());

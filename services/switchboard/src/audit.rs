@@ -359,7 +359,8 @@ fn line<'a>(record: &Record, name: impl Fn(DeviceId) -> Option<&'a str>) -> Stri
     line
 }
 
-fn time_span(text: &str) -> Result<Duration, String> {
+/// `90s`, `30m`, `12h`, `7d`.
+pub(crate) fn time_span(text: &str) -> Result<Duration, String> {
     let parse = || {
         let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
         let seconds = match unit {

@@ -196,7 +196,7 @@ impl Fleet {
     async fn reports(&self) -> anyhow::Result<Reports> {
         let bus = &self.reached.bus;
         let order = wire::encode(&Order::Report, b"");
-        let replies = bus.ask_all(bus.subjects().operate_all(), order, ANSWER_WAIT).await;
+        let replies = bus.ask_all([bus.subjects().operate_all()], order, ANSWER_WAIT).await;
         let replies = replies.context("the nodes cannot be asked")?;
         let decoded = replies.iter().map(wire::decode::<NodeReport>);
         let reports = decoded.collect::<Result<Vec<_>, _>>().context("a node's answer cannot be read")?;

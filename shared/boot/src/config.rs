@@ -437,6 +437,14 @@ declare::settings! {
         format: LogFormat = LogFormat::Auto, Anything;
     }
 
+    /// What became of calls, for `switchboard call show`: a record of each hop, in the memory of the process that took
+    /// it.
+    [journal] Journal {
+        /// Hops that a process remembers; the newest take the place of the oldest. Each takes 96 bytes, no more than
+        /// there have been. 0: none.
+        max_hops: usize = 100_000, 0..=10_000_000;
+    }
+
     /// OpenTelemetry traces: one span for each hop of a call, sent to a collector. The variables OTEL_… are not read.
     [traces] Traces {
         /// A collector's OTLP receiver over HTTP, to whose address /v1/traces is added. In plain text, so one nearby:

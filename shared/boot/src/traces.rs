@@ -2,7 +2,8 @@
 //!
 //! A hop's [`Span`] takes its parent from the head's `traceparent`, puts itself in its place, and is recorded when it
 //! is dropped: calls wait in tables and mailboxes, and a span that waits there with its call is recorded however that
-//! ends. A call that is not traced costs a comparison, and no memory but the span's own eight bytes.
+//! ends. A call that is not traced costs a comparison. Of every call, traced or not, the span also is the hop's record
+//! in the [`Journal`].
 
 mod export;
 #[cfg(test)]
@@ -19,13 +20,14 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use opentelemetry_proto::tonic::trace::v1::{self as otlp, Status};
-use rpc::{DeliveryReply, Outcome, Sampling, TraceContext};
+use rpc::{DeliveryReply, HopEnd, HopOf, NodeId, Outcome, Protocol, Sampling, TraceContext};
 use tokio::sync::mpsc;
 
 pub use export::Exporter;
 
 use crate::clock::since_1970;
-use crate::config;
+use crate::config::{self, Settings};
+use crate::journal::{Journal, Underway};
 use crate::metrics::{Kind, describe};
 
 /// Of a span (W3C Trace Context §3.2.2.5; OTLP's `SpanFlags`).
@@ -33,9 +35,12 @@ const SAMPLED: u32 = 1;
 /// The parent is of another process, or not: both bits of OTLP's `SpanFlags`.
 const PARENT_IS_REMOTE: u32 = 0x300;
 
-/// What a process traces. Clones share it; the default traces nothing.
+/// What a process records of calls. Clones share it; the default records nothing.
 #[derive(Clone, Debug, Default)]
-pub struct Traces(Option<Arc<Shared>>);
+pub struct Traces {
+    shared: Option<Arc<Shared>>,
+    journal_hops: usize,
+}
 
 struct Shared {
     queue: mpsc::Sender<Finished>,
@@ -61,8 +66,14 @@ struct Finished {
 
 /// Starts tracing as the settings say: what hops record through the first, the second sends. Needs a tokio runtime, and
 /// metrics that are [installed](crate::metrics::install).
-pub fn start(settings: &config::Traces) -> (Traces, Exporter) {
-    let Some(endpoint) = &settings.endpoint else { return (Traces::default(), Exporter::default()) };
+pub fn start(settings: &Settings) -> (Traces, Exporter) {
+    let journal_hops = settings.journal.max_hops;
+    let (shared, exporter) = start_sending(&settings.traces).unzip();
+    (Traces { shared, journal_hops }, exporter.unwrap_or_default())
+}
+
+fn start_sending(settings: &config::Traces) -> Option<(Arc<Shared>, Exporter)> {
+    let endpoint = settings.endpoint.as_ref()?;
     describe(&[
         (Kind::Counter, "switchboard_trace_spans_total", "Spans recorded here, by what became of them."),
         (
@@ -81,13 +92,14 @@ pub fn start(settings: &config::Traces) -> (Traces, Exporter) {
         over_limit: counter!("switchboard_trace_calls_over_limit_total"),
     };
     tracing::info!(endpoint, "traces are sent");
-    (Traces(Some(Arc::new(shared))), Exporter::start(endpoint, settings, finished))
+    Some((Arc::new(shared), Exporter::start(endpoint, settings, finished)))
 }
 
 impl Traces {
     /// The hops of one service, of which `instance` is this copy.
     pub fn tracer(&self, service: &str, instance: impl fmt::Display) -> Tracer {
-        let Some(shared) = &self.0 else { return Tracer(None) };
+        let journal = Journal::new(self.journal_hops);
+        let Some(shared) = &self.shared else { return Tracer { hops: None, journal } };
         let service = Resource {
             attributes: vec![
                 text("service.name", format!("switchboard-{service}")),
@@ -96,13 +108,17 @@ impl Traces {
             ],
             ..Resource::default()
         };
-        Tracer(Some(Arc::new(Hops { shared: Arc::clone(shared), service: Arc::new(service) })))
+        let hops = Hops { shared: Arc::clone(shared), service: Arc::new(service) };
+        Tracer { hops: Some(Arc::new(hops)), journal }
     }
 }
 
 /// Records the hops of one service. Clones share everything; the default records nothing.
 #[derive(Clone, Debug, Default)]
-pub struct Tracer(Option<Arc<Hops>>);
+pub struct Tracer {
+    hops: Option<Arc<Hops>>,
+    journal: Journal,
+}
 
 #[derive(Debug)]
 struct Hops {
@@ -122,10 +138,22 @@ pub enum Hop {
 }
 
 impl Tracer {
+    /// What it has recorded of every call.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// The span's hop is one of this call: it is recorded in the journal, ended `unless_told` otherwise.
+    pub fn record(&self, span: &mut Span, of: HopOf, unless_told: HopEnd) {
+        span.note("switchboard.call", of.call);
+        span.unless_told(unless_told);
+        span.hop = Some(self.journal.begin(of, unless_told));
+    }
+
     /// A call comes in from outside: decides whether it is traced. Where it is, `traceparent` is the new span's from
     /// here on; where the device asks for more than `traces.max_calls_per_second`, it says no longer that it is.
     pub fn begin(&self, name: &'static str, hop: Hop, traceparent: &mut Option<String>) -> Span {
-        let Some(hops) = &self.0 else { return Span::default() };
+        let Some(hops) = &self.hops else { return Span::default() };
         let Shared { per_million, draws, pace, over_limit, .. } = &*hops.shared;
         let draw = || mixed(draws.fetch_add(GOLDEN_GAMMA, Ordering::Relaxed));
         let decided = Sampling::decide(traceparent.as_deref(), *per_million, draw);
@@ -145,7 +173,7 @@ impl Tracer {
 
     /// A call comes from the hop before, which has decided.
     pub fn follow(&self, name: &'static str, hop: Hop, traceparent: &mut Option<String>) -> Span {
-        let Some(hops) = &self.0 else { return Span::default() };
+        let Some(hops) = &self.hops else { return Span::default() };
         match traceparent.as_deref().map(str::parse::<TraceContext>) {
             Some(Ok(parent)) if parent.sampled => hops.open(name, hop, Some(parent), traceparent),
             Some(_) | None => Span::default(),
@@ -182,13 +210,17 @@ impl Hops {
             start_time_unix_nano: unix_nanos(),
             ..otlp::Span::default()
         };
-        Span(Some(Box::new(Open { hops: Arc::clone(self), started: Instant::now(), otherwise: "", span })))
+        let open = Open { hops: Arc::clone(self), started: Instant::now(), otherwise: "", span };
+        Span { traced: Some(Box::new(open)), hop: None }
     }
 }
 
-/// A hop of a call that is under way; of one that is not traced, nothing. Recorded when dropped.
+/// A hop that is under way. Recorded when dropped: in the journal if it is one of a call, and sent if it is traced.
 #[derive(Debug, Default)]
-pub struct Span(Option<Box<Open>>);
+pub struct Span {
+    traced: Option<Box<Open>>,
+    hop: Option<Underway>,
+}
 
 struct Open {
     hops: Arc<Hops>,
@@ -202,28 +234,59 @@ impl Span {
     /// Notes something about the call, in place of what the key said before: ids and words of closed lists, never a
     /// token or a body.
     pub fn note(&mut self, key: &'static str, value: impl fmt::Display) {
-        if let Some(open) = &mut self.0 {
+        if let Some(open) = &mut self.traced {
             open.span.attributes.retain(|noted| noted.key != key);
             open.span.attributes.push(text(key, value.to_string()));
         }
     }
 
     /// How the hop ends when nobody says so: its call was given up, or ran out of time.
-    pub fn unless_told(&mut self, outcome: &'static str) {
-        if let Some(open) = &mut self.0 {
-            open.otherwise = outcome;
+    pub fn unless_told(&mut self, end: HopEnd) {
+        if let Some(open) = &mut self.traced {
+            open.otherwise = end.as_str();
+        }
+    }
+
+    /// The call goes on to this node.
+    pub fn handed_to(&mut self, node: NodeId) {
+        self.note("switchboard.node", node);
+        if let Some(hop) = &mut self.hop {
+            hop.handed_to(node);
+        }
+    }
+
+    /// It was decided by this version of a tenant's policies.
+    pub fn decided_by(&mut self, policy_version: u64) {
+        if let Some(hop) = &mut self.hop {
+            hop.decided_by(policy_version);
+        }
+    }
+
+    /// What its device speaks.
+    pub fn spoken(&mut self, protocol: Protocol) {
+        self.note("switchboard.protocol", protocol.as_str());
+        if let Some(hop) = &mut self.hop {
+            hop.spoken(protocol);
         }
     }
 
     /// The hop is over, and the call with it, as far as this hop knows.
-    pub fn end(self, outcome: &Outcome) {
-        self.end_as(outcome.as_str(), is_failure(outcome));
+    pub fn end(mut self, outcome: &Outcome) {
+        if let Some(hop) = &mut self.hop {
+            hop.ended(outcome);
+        }
+        if let Some(open) = &mut self.traced {
+            open.end(outcome.as_str(), is_failure(outcome));
+        }
     }
 
     /// The hop is over: it handed the call on, or knows its end by another name than an outcome's.
-    pub fn end_as(mut self, outcome: &'static str, failed: bool) {
-        if let Some(open) = &mut self.0 {
-            open.end(outcome, failed);
+    pub fn end_as(mut self, end: HopEnd) {
+        if let Some(hop) = &mut self.hop {
+            hop.ended_as(end);
+        }
+        if let Some(open) = &mut self.traced {
+            open.end(end.as_str(), false);
         }
     }
 
@@ -231,8 +294,8 @@ impl Span {
     pub fn end_delivery(self, reply: &DeliveryReply) {
         match reply {
             DeliveryReply::Ended(outcome) => self.end(outcome),
-            DeliveryReply::NotHere => self.end_as("not_here", false),
-            DeliveryReply::Outdated => self.end_as("outdated", false),
+            DeliveryReply::NotHere => self.end_as(HopEnd::NotHere),
+            DeliveryReply::Outdated => self.end_as(HopEnd::Outdated),
         }
     }
 }

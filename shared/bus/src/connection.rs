@@ -243,29 +243,36 @@ impl Bus {
         Ok(reply.payload)
     }
 
-    /// Asks everybody who listens, and takes what is answered within `wait`: nothing where nobody listens. Asked twice
-    /// at a time, answers to the one may be among those to the other.
+    /// Asks everybody who listens on these subjects, and takes what is answered within `wait`; at once, and nothing,
+    /// where nobody listens.
     ///
     /// # Errors
     /// When the question cannot be sent.
     pub async fn ask_all(
         &self,
-        subject: impl Into<Subject>,
+        subjects: impl IntoIterator<Item = String>,
         message: Bytes,
         wait: Duration,
     ) -> Result<Vec<Bytes>, AskError> {
-        let inbox = format!("{}all", self.inner.inbox);
+        // One for each question, which nobody can guess.
+        let inbox = format!("{}all-{}", self.inner.inbox, self.inner.pending.next_number());
         let mut replies = self.serve(inbox.clone(), None).await.map_err(|_| AskError::Down)?;
-        self.forward(subject, inbox, message).await.map_err(|error| match error {
-            TellError::Down => AskError::Down,
-            TellError::Unsendable => AskError::Unsendable,
-        })?;
+        let mut asked = 0;
+        for subject in subjects {
+            self.forward(subject, inbox.clone(), message.clone()).await.map_err(|error| match error {
+                TellError::Down => AskError::Down,
+                TellError::Unsendable => AskError::Unsendable,
+            })?;
+            asked += 1;
+        }
         let (until, mut found) = (Instant::now() + wait, Vec::new());
-        while let Ok(Some(reply)) = timeout_at(until, replies.next()).await {
-            if reply.no_responders {
-                break;
+        while asked > 0
+            && let Ok(Some(reply)) = timeout_at(until, replies.next()).await
+        {
+            match reply.no_responders {
+                true => asked -= 1,
+                false => found.push(reply.message),
             }
-            found.push(reply.message);
         }
         Ok(found)
     }

@@ -14,6 +14,7 @@ mod connect;
 mod connection;
 mod credentials;
 mod errors;
+pub mod inspect;
 mod jetstream;
 mod keys;
 mod local;

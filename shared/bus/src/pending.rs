@@ -281,7 +281,8 @@ impl Pending {
         handlers.into_iter().for_each(|handler| handler(Err(NoReply::Down)));
     }
 
-    fn next_number(&self) -> u64 {
+    /// A number that nobody can guess.
+    pub(crate) fn next_number(&self) -> u64 {
         self.numbers.hash_one(self.asked.fetch_add(1, Ordering::Relaxed))
     }
 

@@ -93,6 +93,14 @@ pub enum Target {
 }
 
 impl Target {
+    /// Its id, where it is named by that.
+    pub fn id(&self) -> Option<DeviceId> {
+        match self {
+            Target::Id(id) => Some(*id),
+            Target::Name(_) => None,
+        }
+    }
+
     /// What a person or program has written: an id where it reads as one.
     pub fn parse(text: &str) -> Self {
         text.parse().map_or_else(|_| Target::Name(text.to_owned()), Target::Id)

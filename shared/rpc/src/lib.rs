@@ -11,6 +11,7 @@ mod closed_list;
 mod directory;
 pub mod faults;
 mod ids;
+mod journal;
 mod node_key;
 mod order;
 mod outcome;
@@ -41,6 +42,9 @@ pub use directory::{
 };
 pub use ids::{
     AppId, CallId, CustomerId, DeviceId, KeyId, NODE_TAG_BITS, NodeId, ParseIdError, SessionId, TenantId,
+};
+pub use journal::{
+    HopEnd, HopFilter, HopOf, HopRecord, Inspect, MAX_TOLD_HOPS, Report, Station, Status, missing,
 };
 pub use node_key::NodeKey;
 pub use order::{NodeReport, NodeState, Order, Pace};

@@ -141,6 +141,16 @@ impl Subjects {
         self.under("operate.all")
     }
 
+    /// An operator or the API → every process of a service: how are you, and what do you know of calls?
+    pub fn inspect(&self, service: &str) -> String {
+        self.under(&format!("inspect.{service}"))
+    }
+
+    /// An operator → every process of a service: what it is to log or tell for a while.
+    pub fn instruct(&self, service: &str) -> String {
+        self.under(&format!("instruct.{service}"))
+    }
+
     /// One process's reply inbox; its asks are numbered below it.
     pub fn inbox(&self, process: NodeId) -> String {
         self.under(&format!("reply.{process}"))

@@ -227,7 +227,7 @@ impl Sessions {
     ) -> Result<(), (Refused, Box<Incoming>)> {
         match self.find(device, session) {
             Some(session) => {
-                call.reply_to.span.note("switchboard.protocol", session.visitor.protocol.as_str());
+                call.reply_to.span.spoken(session.visitor.protocol);
                 match shares.delivery(session.visitor.party) {
                     Ok(place) => call.reply_to.place = Some(place),
                     Err(limit) => return Err((Refused::Busy(limit), call)),

@@ -1,5 +1,6 @@
 //! What does a device get when it calls another one? `switchboard call`, through authorizer and router as any call.
 
+mod journal;
 mod via;
 
 use std::net::SocketAddr;
@@ -28,7 +29,8 @@ use via::Via;
 const GRACE: Duration = Duration::from_secs(1);
 
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    after_help = "\
 Devices are named by id, by name, or by an ending that only one name has: A1 is \"Test Device A1\". What the caller \
 would read goes to standard output, outcome and time to standard error. The exit status is 0 when the call was \
 answered (or, with --oneway, delivered), else 1.
@@ -40,8 +42,17 @@ Examples:
   switchboard call --from A1 --to A2 '{\"x\":1}'
   switchboard call --from A1 --to A2 --timeout-ms 2000 --connect-timeout-ms 2000
   switchboard call --from A1 --to A2 --json null | jq .outcome
-  switchboard call --via http --token A1_TEST_TOKEN --to A2 '{\"x\":1}'")]
+  switchboard call --via http --token A1_TEST_TOKEN --to A2 '{\"x\":1}'
+  switchboard call show 5bd1…-2a                     what became of a call, hop by hop
+  switchboard call list --from A1 --since 5m --outcome offline",
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    subcommand_value_name = "show|list",
+    subcommand_help_heading = "What became of calls"
+)]
 pub(crate) struct CallArgs {
+    #[command(subcommand)]
+    verb: Option<journal::JournalVerb>,
     /// The device that calls
     #[arg(long, value_name = "DEVICE", required_unless_present = "via")]
     from: Option<String>,
@@ -55,8 +66,8 @@ pub(crate) struct CallArgs {
     #[arg(long, value_name = "ADDR", requires = "via")]
     at: Option<SocketAddr>,
     /// The device that is called
-    #[arg(long, value_name = "DEVICE")]
-    to: String,
+    #[arg(long, value_name = "DEVICE", required = true)]
+    to: Option<String>,
     /// What the target receives as params, any JSON
     #[arg(default_value = "null")]
     body: String,
@@ -76,6 +87,12 @@ pub(crate) struct CallArgs {
     reach: ReachArgs,
 }
 
+impl CallArgs {
+    fn named_target(&self) -> &str {
+        self.to.as_deref().unwrap_or_default()
+    }
+}
+
 /// How the call went, as JSON.
 #[derive(Serialize)]
 struct CallView<'a> {
@@ -90,7 +107,10 @@ struct CallView<'a> {
     body: &'a RawValue,
 }
 
-pub(crate) async fn run(args: CallArgs) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(mut args: CallArgs) -> anyhow::Result<ExitCode> {
+    if let Some(verb) = args.verb.take() {
+        return journal::run(verb).await;
+    }
     serde_json::from_str::<serde::de::IgnoredAny>(&args.body)
         .with_context(|| format!("the body must be JSON, as '{{\"x\":1}}'; {:?} is not", args.body))?;
     if let (Some(via), Some(token)) = (args.via, &args.token) {
@@ -100,7 +120,7 @@ pub(crate) async fn run(args: CallArgs) -> anyhow::Result<ExitCode> {
     let registry = Registry::open(&reached.bus).await.context("cannot open the registry")?;
     let from = args.from.as_deref().unwrap_or_default();
     let (caller, from) = find::device_by_ending(&registry, from).await.context("--from")?;
-    let (target, to) = find::device_by_ending(&registry, &args.to).await.context("--to")?;
+    let (target, to) = find::device_by_ending(&registry, args.named_target()).await.context("--to")?;
 
     let limits = &reached.settings.device_api;
     let timeout_ms = args.timeout_ms.unwrap_or(limits.default_timeout_ms);
@@ -209,11 +229,11 @@ struct Listed {
 async fn as_device(args: &CallArgs, via: Via, token: &str) -> anyhow::Result<ExitCode> {
     let settings = args.reach.settings()?;
     let at = args.at.unwrap_or(via.listen(&settings));
-    let target = match args.to.parse::<DeviceId>() {
+    let target = match args.named_target().parse::<DeviceId>() {
         Ok(id) => id,
         Err(_) => {
             let listed = via.ask(at, token, r#"{"method":"getDevices"}"#, LIST_WAIT).await?;
-            listed_target(&listed, &args.to)?
+            listed_target(&listed, args.named_target())?
         }
     };
     let timeout_ms = args.timeout_ms.unwrap_or(settings.device_api.default_timeout_ms);

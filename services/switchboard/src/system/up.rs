@@ -192,7 +192,7 @@ async fn up(own: OwnArgs, mut settings: Settings, uses_other_nats: bool) -> anyh
     };
 
     let metrics = boot::metrics::install("switchboard")?;
-    let (traces, exporter) = boot::traces::start(&settings.traces);
+    let (traces, exporter) = boot::traces::start(&settings);
     let health = Health::new();
     let settings = Arc::new(settings);
     let base = Context {

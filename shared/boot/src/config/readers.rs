@@ -43,6 +43,7 @@ pub(super) fn of_section(section: &str) -> &'static [&'static str] {
         "router" => &[ROUTER],
         "api" => &[API],
         "identity" => &[IDENTITY],
+        "journal" => &[INGRESS, AUTHORIZER, ROUTER, API],
         _ => &SERVICES,
     }
 }

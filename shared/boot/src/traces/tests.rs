@@ -1,3 +1,5 @@
+use rpc::{Budget, CallId, DeviceId, HopFilter, Station};
+
 use super::*;
 
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -13,7 +15,7 @@ fn tracer(per_million: u32, per_second: u32, queue: usize) -> (Tracer, mpsc::Rec
         queue_full: Counter::noop(),
         over_limit: Counter::noop(),
     };
-    (Traces(Some(Arc::new(shared))).tracer("test", 1), finished)
+    (Traces { shared: Some(Arc::new(shared)), journal_hops: 10 }.tracer("test", 1), finished)
 }
 
 fn recorded(finished: &mut mpsc::Receiver<Finished>) -> Vec<otlp::Span> {
@@ -64,8 +66,8 @@ fn what_is_not_traced_stays_as_it_is() {
             let given = text.map(str::to_owned);
             let at = given.as_ref().map(|text| text.as_ptr());
             let mut traceparent = given;
-            assert!(tracer.begin("sendMsg", Hop::Asked, &mut traceparent).0.is_none());
-            assert!(tracer.follow("route", Hop::Taken, &mut traceparent).0.is_none());
+            assert!(tracer.begin("sendMsg", Hop::Asked, &mut traceparent).traced.is_none());
+            assert!(tracer.follow("route", Hop::Taken, &mut traceparent).traced.is_none());
             assert_eq!(traceparent.as_deref(), text);
             assert_eq!(traceparent.as_ref().map(|text| text.as_ptr()), at, "nothing was allocated");
         }
@@ -114,7 +116,7 @@ fn a_span_says_how_its_hop_ended_once() {
     let (tracer, mut finished) = tracer(0, 0, 20);
     let open = || {
         let mut span = tracer.follow("deliver", Hop::Asks, &mut Some(PARENT.to_owned()));
-        span.unless_told("timed_out");
+        span.unless_told(HopEnd::TimedOut);
         span.note("switchboard.node", 1);
         span.note("switchboard.node", 2);
         span
@@ -149,6 +151,28 @@ fn a_full_queue_drops_spans_and_holds_nobody_up() {
 }
 
 #[test]
-fn a_span_that_records_nothing_is_a_word() {
-    assert_eq!(size_of::<Span>(), size_of::<usize>());
+fn a_span_is_its_hops_record_in_the_journal_traced_or_not() {
+    let (tracer, mut finished) = tracer(0, 0, 10);
+    let call = CallId { node: NodeId(1), serial: 7 };
+    let (from, budget_ms): (DeviceId, _) =
+        ("00000000-0000-0000-0000-000000000001".parse().unwrap(), Budget::from_ms(1_000));
+    let (to, party, protocol) = (Some(from), None, None);
+    for traceparent in [None, Some(PARENT.to_owned())] {
+        let mut span = tracer.follow("route", Hop::Taken, &mut traceparent.clone());
+        let of = HopOf { station: Station::Router, call, from, to, party, budget_ms, protocol };
+        tracer.record(&mut span, of, HopEnd::CutOff);
+        span.handed_to(NodeId(9));
+        span.end(&Outcome::Offline);
+    }
+    let mut cut_off = Span::default();
+    let of = HopOf { station: Station::Target, call, from, to, party, budget_ms, protocol };
+    tracer.record(&mut cut_off, of, HopEnd::CutOff);
+    cut_off.spoken(Protocol::Coap);
+    drop(cut_off);
+    let hops = tracer.journal().find(&HopFilter::default(), 10);
+    let told: Vec<_> = hops.iter().map(|it| (it.station, it.end, it.node, it.protocol)).collect();
+    let routed = (Station::Router, HopEnd::Offline, Some(NodeId(9)), None);
+    assert_eq!(told, [(Station::Target, HopEnd::CutOff, None, Some(Protocol::Coap)), routed, routed]);
+    let [span] = recorded(&mut finished).try_into().unwrap();
+    assert_eq!(noted(&span, "switchboard.call"), [call.to_string()]);
 }

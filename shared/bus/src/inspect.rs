@@ -1,0 +1,226 @@
+//! What do all processes of a system say of themselves, and of a call? Each answers for itself; whoever asks gathers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use boot::clock::unix_ms;
+use boot::traces::Tracer;
+use boot::{Context, Journal, args, max_open_files};
+use parking_lot::Mutex;
+use rpc::{
+    CallId, DeviceId, HopEnd, HopFilter, HopRecord, Inspect, Limit, MAX_TOLD_HOPS, NodeId, Protocol, Report,
+    Station, Status, missing, wire,
+};
+use serde::Serialize;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{AskError, Bus, Request};
+
+/// Who answers: those that calls come by.
+pub const SERVICES: [&str; 4] = ["ingress", "api", "authorizer", "router"];
+/// How long answers are gathered. A process that is there answers much sooner.
+pub const GATHER: Duration = Duration::from_millis(300);
+/// What counts as lately.
+const LATELY_S: u64 = 10;
+
+/// Asks all processes, and gathers what they answer within [`GATHER`]: who does not, is not there, or of a version
+/// that cannot be asked.
+///
+/// # Errors
+/// When the question cannot be sent.
+pub async fn ask(bus: &Bus, question: &Inspect) -> Result<Vec<Report>, AskError> {
+    let subjects = SERVICES.map(|service| bus.subjects().inspect(service));
+    let replies = bus.ask_all(subjects, wire::encode(question, b""), GATHER).await?;
+    let mut reports: Vec<Report> =
+        replies.iter().filter_map(|reply| Some(wire::decode::<Report>(reply).ok()?.0)).collect();
+    reports.sort_by(|one, other| (&one.service, one.process).cmp(&(&other.service, other.process)));
+    Ok(reports)
+}
+
+/// A hop of a call, and the process that took it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hop {
+    /// Where: caller, api, authorizer, router or target.
+    pub at: &'static str,
+    /// Which process.
+    pub process: NodeId,
+    /// Microseconds since 1970 on that process' clock, when it began.
+    pub began_us: u64,
+    /// Milliseconds that it took.
+    pub ms: f64,
+    /// How it ended.
+    pub end: &'static str,
+    /// The limit that was reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<&'static str>,
+    /// The node that a router handed it to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeId>,
+    /// By which version of a tenant's policies it was decided; 0: by none of its own.
+    pub policy_version: u32,
+    /// Milliseconds that were left of the call's time when it began.
+    pub budget_ms: u32,
+    /// What its device speaks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
+}
+
+impl Hop {
+    /// A hop that `process` has recorded.
+    pub fn of(process: NodeId, record: &HopRecord) -> Self {
+        Hop {
+            at: record.station.as_str(),
+            process,
+            began_us: record.began_us,
+            ms: f64::from(record.took_us) / 1_000.0,
+            end: record.end.as_str(),
+            limit: record.limit.map(Limit::as_str),
+            node: record.node,
+            policy_version: record.policy_version,
+            budget_ms: record.budget_ms.as_ms(),
+            protocol: record.protocol,
+        }
+    }
+}
+
+/// What all processes together know of a call.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Account {
+    /// Its id.
+    pub call: String,
+    /// Who called: a device's id, or an application's.
+    pub from: Option<DeviceId>,
+    /// Who was called.
+    pub to: Option<DeviceId>,
+    /// How it ended where it came in, or as far as it is known.
+    pub outcome: Option<&'static str>,
+    /// Its hops, in the order of the way.
+    pub hops: Vec<Hop>,
+    /// Which hop is missing, and what is known of that.
+    pub missing: Option<String>,
+    /// How many processes have answered.
+    pub asked: usize,
+}
+
+/// What became of a call. Takes [`GATHER`].
+///
+/// # Errors
+/// When the question cannot be sent.
+pub async fn account(bus: &Bus, call: CallId) -> Result<Account, AskError> {
+    let filter = HopFilter { call: Some(call), ..HopFilter::default() };
+    let reports = ask(bus, &Inspect::Hops(filter, MAX_TOLD_HOPS)).await?;
+    Ok(Account::of(call, &reports, &[]))
+}
+
+impl Account {
+    /// Of a call, from what processes tell, and from `more` that the asker knows himself.
+    pub fn of(call: CallId, reports: &[Report], more: &[(NodeId, HopRecord)]) -> Self {
+        let told = reports.iter().flat_map(|it| it.hops.iter().map(|hop| (it.process, *hop)));
+        let mut hops: Vec<(NodeId, HopRecord)> = told.chain(more.iter().copied()).collect();
+        hops.sort_by_key(|(_, hop)| (hop.station, hop.began_us));
+        let records: Vec<HopRecord> = hops.iter().map(|(_, hop)| *hop).collect();
+        let there: Vec<NodeId> =
+            reports.iter().map(|it| it.process).chain(more.iter().map(|(process, _)| *process)).collect();
+        let known = |id: DeviceId| (!id.0.is_nil()).then_some(id);
+        // Of several the last: the router that took over, the node that the call went to after another.
+        let ended = records.iter().find(|it| it.station.is_first()).or_else(|| {
+            records.iter().rev().find(|it| matches!(it.station, Station::Router | Station::Authorizer))
+        });
+        Account {
+            call: call.to_string(),
+            from: records.iter().find_map(|it| known(it.from)),
+            to: records.iter().find_map(|it| known(it.to)),
+            outcome: ended.filter(|it| it.end != HopEnd::Allowed).map(|it| it.end.as_str()),
+            missing: missing(call, &records, &there),
+            hops: hops.iter().map(|(process, hop)| Hop::of(*process, hop)).collect(),
+            asked: reports.len(),
+        }
+    }
+}
+
+/// What a service counts, for whoever asks how it is. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Numbers(Arc<Mutex<BTreeMap<&'static str, u64>>>);
+
+impl Numbers {
+    /// So many there are now.
+    pub fn set(&self, name: &'static str, number: usize) {
+        self.0.lock().insert(name, number as u64);
+    }
+}
+
+/// Answers what operators and the API want to know of a process, until it is dropped.
+#[must_use]
+pub struct Inspected {
+    _answering: AbortOnDropHandle<()>,
+}
+
+impl Bus {
+    /// Answers in the name of the service that has this context and records its hops with this tracer.
+    pub fn inspected(&self, context: &Context, tracer: &Tracer, numbers: Numbers) -> Inspected {
+        let (context, journal) = (context.clone(), tracer.journal().clone());
+        let process = Process { context, journal, numbers, started_ms: unix_ms() };
+        Inspected { _answering: AbortOnDropHandle::new(tokio::spawn(process.answer(self.clone()))) }
+    }
+}
+
+struct Process {
+    context: Context,
+    journal: Journal,
+    numbers: Numbers,
+    started_ms: u64,
+}
+
+impl Process {
+    async fn answer(self, bus: Bus) {
+        let subject = bus.subjects().inspect(self.context.service);
+        let mut asked = bus.again("be inspected", || bus.serve(subject.clone(), None)).await;
+        while let Some(Request { message, reply_to, .. }) = asked.next().await {
+            // No answer to a question of a later version.
+            let (Some(inbox), Ok((question, _))) = (reply_to, wire::decode::<Inspect>(&message)) else {
+                continue;
+            };
+            let report = self.report(&bus, &question);
+            if let Err(error) = bus.tell(inbox, wire::encode(&report, b"")).await {
+                tracing::debug!(%error, "what was asked of this process cannot be answered");
+            }
+        }
+    }
+
+    fn report(&self, bus: &Bus, question: &Inspect) -> Report {
+        let service = self.context.service.to_owned();
+        let (hops, status) = match question {
+            Inspect::Status => (Vec::new(), Some(self.status(bus))),
+            Inspect::Hops(filter, most) => {
+                (self.journal.find(filter, (*most).min(MAX_TOLD_HOPS) as usize), None)
+            }
+        };
+        Report { service, process: bus.process(), hops, status }
+    }
+
+    fn status(&self, bus: &Bus) -> Status {
+        let now_ms = unix_ms();
+        let since_us = Some((now_ms.saturating_sub(LATELY_S * 1_000)).saturating_mul(1_000));
+        let lately = HopFilter { since_us, ..HopFilter::default() };
+        let (held, most) = self.journal.room();
+        let numbers = self.numbers.0.lock().clone().into_iter();
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        Status {
+            version: args::version().to_owned(),
+            started_ms: self.started_ms,
+            now_ms,
+            host: host.trim().to_owned(),
+            unready: self.context.health.unready(),
+            log_level: self.context.in_force.now().log.level.clone(),
+            journal: (held as u64, most as u64),
+            hops_in_10_s: self.journal.find(&lately, usize::MAX).len() as u64,
+            numbers: numbers.map(|(name, number)| (name.to_owned(), number)).collect(),
+            max_files: max_open_files(),
+            max_payload_bytes: bus.max_payload_bytes() as u64,
+            settings: Vec::new(),
+        }
+    }
+}
