@@ -106,3 +106,87 @@ def test_the_node_that_died_with_a_call_is_named(cluster, device):
     account = whole(cluster, listed["call"], 3)
     assert way(account) == [("caller", "lost"), ("authorizer", "allowed"), ("router", "lost")]
     assert f"handed it to node {there.node_id}, which does not answer" in account["missing"]
+
+
+@pytest.fixture
+def tail(cluster):
+    started = []
+
+    def begin(*arguments):
+        started.append(cluster.accounts.started("tail", *arguments, "--json"))
+        return started[-1]
+
+    yield begin
+    for it in started:
+        it.interrupt()
+        assert it.wait() == 130
+
+
+def test_calls_are_shown_as_they_end_to_who_asks_for_them(cluster, device, tail):
+    family, other, here = cluster.accounts.family(), cluster.accounts.family(), cluster.nodes[0]
+    device(PahoV5, family.b).connect(here).become_callable(echo)
+    caller, stranger = device(PahoV5, family.a).connect(here), device(PahoV5, other.a).connect(here)
+    offline = tail("--to", other.b.id, "--outcome", "offline")
+    bodies = tail("--customer", family.a.customer, "--bodies", "8", "--why", "a test")
+    lines = lambda it: [json.loads(line) for line in it.out.splitlines()]
+
+    def heard():
+        assert stranger.send_msg(other.b, "1").text() == said.OFFLINE
+        assert caller.send_msg(family.b, '"0123456789"').text() == '"0123456789"'
+        return lines(offline) and lines(bodies)
+
+    until("both are told", heard)
+    assert {(it["hop"], it["from"], it["to"], it["outcome"]) for it in lines(offline)} == {("caller", other.a.id, other.b.id, "offline")}
+    assert {(it["from"], it["outcome"], it["request"], it["answer"]) for it in lines(bodies)} == {
+        (family.a.id, "answered", '"0123456', '"0123456')
+    }
+    assert not any("request" in it for it in lines(offline))
+    recorded = json.loads(cluster.accounts.cli("audit", "query", "--kind", "tail.bodies", "--json").ok().out)
+    assert [(it["why"], it["user"]) for it in recorded] == [("a test", "operator")]
+    assert family.a.customer in recorded[0]["what"]
+    refused = cluster.accounts.cli("tail", "--bodies", "8")
+    assert refused.code == 1 and "--customer" in refused.err
+
+
+def test_a_trace_is_a_call_drawn(cluster, device):
+    family, here = cluster.accounts.family(), cluster.nodes[0]
+    device(PahoV5, family.b).connect(here).become_callable(echo)
+    drawn = cluster.accounts.cli("trace", "--from", family.a.id, "--to", family.b.id, '1').ok().out
+    assert "answered" in drawn and 'answer: 1' in drawn and drawn.count("█") >= 4
+    trace = cluster.accounts.cli("trace", "--from", family.a.id, "--to", family.c.id, "--json")
+    assert trace.code == 1
+    account = json.loads(trace.out)
+    assert way(account) == [("caller", "offline"), ("authorizer", "allowed"), ("router", "offline")]
+    assert account["missing"] is None
+
+
+def test_more_is_logged_for_a_while(cluster, device):
+    family, here, router = cluster.accounts.family(), cluster.nodes[0], cluster.routers[0]
+    caller = device(PahoV5, family.a).connect(here)
+    told = json.loads(cluster.accounts.cli("log-level", "router=debug", "--for", "3s", "--json").ok().out)
+    assert [(it["service"], it["fault"]) for it in told] == [("router", None)]
+    assert caller.send_msg(family.b, "1").text() == said.OFFLINE
+    hop = router.process.wait_for_message("a hop ended")
+    assert (hop["at"], hop["outcome"], hop["target"]) == ("router", "offline", family.b.id)
+    router.process.wait_for_message("what is logged is as the settings say again")
+    wrong = cluster.accounts.cli("log-level", "router=no,such=thing=1")
+    assert wrong.code == 1 and "no filter" in wrong.err
+
+
+def test_what_runs_where_and_what_will_hurt(cluster):
+    processes = json.loads(cluster.accounts.cli("status", "--json").ok().out)
+    by_service = {}
+    for it in processes:
+        by_service.setdefault(it["service"], []).append(it)
+    assert {it["process"] for it in by_service["ingress"]} >= {it.node_id for it in cluster.nodes[:2]}
+    assert set(by_service) == {"ingress", "api", "authorizer", "router"}
+    assert all(it["unready"] == {} for it in processes)
+    assert "sessions" in by_service["ingress"][0]["numbers"] and "claims" in by_service["router"][0]["numbers"]
+    assert by_service["router"][0]["hopsPerSecond"] >= 0
+    doctor = cluster.accounts.cli("doctor", "--json")
+    assert doctor.code == 1
+    found = {(it["about"], it["what"]) for it in json.loads(doctor.out)}
+    assert ("services", "there is a single router") in found
+    assert "nats" in {about for about, _ in found}
+    table = cluster.accounts.cli("status").ok().out
+    assert table.startswith("SERVICE") and "router" in table

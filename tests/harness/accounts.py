@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.processes import Ran, run
+from harness.processes import Process, Ran, run
 from harness.programs import built
 
 # Every token that any registry of this run was given.
@@ -58,6 +58,11 @@ class Accounts:
     def cli(self, *arguments: str, stdin: str = "") -> Ran:
         """Runs `switchboard ARGUMENTS` against this registry."""
         return run(built("switchboard"), *arguments, "--nats", self._nats_url, stdin=stdin, env=self._env)
+
+    def started(self, *arguments: str) -> Process:
+        """The same for a command that goes on until it is stopped."""
+        command = [built("switchboard"), *arguments, "--nats", self._nats_url]
+        return Process(arguments[0], command, None, env=self._env)
 
     def family(self) -> Family:
         """A customer that no other test has."""

@@ -71,6 +71,7 @@ impl Calls {
             protocol: None,
         };
         self.tracer.record(&mut span, hop, HopEnd::GivenUp);
+        span.asks(&wanted.params);
         let timeout = wanted.timeout.as_duration();
         let head = AppCall {
             call,
@@ -102,6 +103,7 @@ impl Calls {
                 (outcome, Bytes::new(), seen)
             }
         };
+        span.is_answered(&body);
         span.end(&outcome);
         Ended { outcome, body, call: Some(call), seen }
     }

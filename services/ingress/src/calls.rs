@@ -154,6 +154,7 @@ impl Calls {
                     protocol: Some(by.protocol),
                 };
                 self.tracer.record(&mut span, hop, HopEnd::GivenUp);
+                span.asks(&body);
                 let (budget_ms, connect_budget_ms) = (timeout, connect_timeout);
                 prompt =
                     (connect_timeout.as_ms() == 0).then(|| (Instant::now(), self.offline_seconds.clone()));
@@ -180,12 +181,14 @@ impl Calls {
             }
         };
         let question = Question { subject, message, wait, asked: None };
+        let mut span = span;
         let asked = self.bus.ask_then(question, move |asked| {
             if let (Some((call, target)), Err(error)) = (call, &asked) {
                 tracing::warn!(%call, %caller, %target, %error, "the call has no outcome");
             }
             drop(places);
             let (outcome, body) = outcome_of(asked);
+            span.is_answered(&body);
             span.end(&outcome);
             if let (Outcome::Offline, Some((started, seconds))) = (&outcome, prompt) {
                 seconds.record(started.elapsed());

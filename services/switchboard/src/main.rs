@@ -94,6 +94,16 @@ enum Command {
     Restore(system::restore::RestoreArgs),
     /// Ask whether a service is ready
     Health(system::health::HealthArgs),
+    /// Make a call as a device, and show where it was for how long
+    Trace(Box<call::trace::TraceArgs>),
+    /// Show calls as they end, of all processes, until Ctrl-C
+    Tail(call::tail::TailArgs),
+    /// Show what runs where, and whether it is ready
+    Status(system::status::StatusArgs),
+    /// Look for what will hurt: settings that differ, limits that are too low, clocks that disagree
+    Doctor(system::doctor::DoctorArgs),
+    /// Log more for a while, at processes that run
+    LogLevel(system::log_level::LogLevelArgs),
     /// Check or print the configuration
     Config {
         #[command(subcommand)]
@@ -122,6 +132,11 @@ fn main() -> ExitCode {
         Command::Backup(args) => reach::run(system::backup::run(args)),
         Command::Restore(args) => reach::run(system::restore::run(args)),
         Command::Health(args) => reach::run(system::health::run(args)),
+        Command::Trace(args) => reach::run(call::trace::run(*args)),
+        Command::Tail(args) => reach::run(call::tail::run(args)),
+        Command::Status(args) => reach::run(system::status::run(args)),
+        Command::Doctor(args) => reach::run(system::doctor::run(args)),
+        Command::LogLevel(args) => reach::run(system::log_level::run(args)),
         Command::Config { verb } => config::run(verb),
         Command::Version(args) => manual::version(&args),
         Command::Completions(args) => manual::completions(&args, Cli::command()),

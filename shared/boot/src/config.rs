@@ -18,7 +18,7 @@ pub use load::{Fault, Faults, Flag, Loaded, Source, Sources, env_name};
 pub use networks::{Networks, network};
 pub use readers::{SERVICES, is_read_by, readers};
 pub use reload::{Change, Reload};
-pub use show::{env_names, print, reference, sample};
+pub use show::{changed, env_names, print, reference, sample};
 pub use soften::{Softened, softened};
 pub use value::{LogFormat, Secret};
 

@@ -7,11 +7,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
-use rpc::{HopEnd, HopFilter, HopOf, HopRecord, NodeId, Outcome, Protocol};
+use rpc::{HopEnd, HopFilter, HopOf, HopRecord, NodeId, Outcome, Protocol, Tap};
 use tracing::field::display;
 
 use crate::clock::since_1970;
+pub use crate::taps::Listening;
+use crate::taps::{Bodies, Taps};
 
 /// Records that are looked through at a time: a hop that ends meanwhile waits no longer than for that.
 const LOOKED_THROUGH_AT_ONCE: usize = 1_024;
@@ -24,6 +27,7 @@ pub struct Journal(Option<Arc<Ring>>);
 struct Ring {
     max_hops: usize,
     kept: Mutex<Kept>,
+    taps: Taps,
 }
 
 #[derive(Debug)]
@@ -37,14 +41,27 @@ impl Journal {
     /// Of so many hops at most, 0: none. Takes memory as hops come, 96 bytes each.
     pub fn new(max_hops: usize) -> Self {
         let hops = VecDeque::with_capacity(max_hops);
-        let ring = || Arc::new(Ring { max_hops, kept: Mutex::new(Kept { hops, gone: 0 }) });
+        let kept = Mutex::new(Kept { hops, gone: 0 });
+        let ring = || Arc::new(Ring { max_hops, kept, taps: Taps::default() });
         Journal((max_hops > 0).then(ring))
     }
 
     /// Begins a hop, which is recorded when it is dropped; ended so, unless it is told another way.
     pub(crate) fn begin(&self, of: HopOf, unless_told: HopEnd) -> Underway {
         let record = HopRecord::new(of, 0, unless_told);
-        Underway { journal: self.clone(), started: Instant::now(), record }
+        Underway { journal: self.clone(), started: Instant::now(), record, bodies: None }
+    }
+
+    /// Hands hops over as they end, until nobody has said for [`rpc::TAP_LEASE`] that he still listens. None: somebody
+    /// with this number listens already, and is heard to go on.
+    ///
+    /// # Errors
+    /// Says why nobody can listen.
+    pub fn tap(&self, tap: Tap, now: Instant) -> Result<Option<Listening>, &'static str> {
+        match &self.0 {
+            Some(ring) => ring.taps.open(tap, now),
+            None => Err("it has no journal (journal.max_hops is 0)"),
+        }
     }
 
     /// The newest hops that match, the newest first, at most `most`.
@@ -75,10 +92,24 @@ impl Journal {
         self.0.as_ref().map_or((0, 0), |ring| (ring.kept.lock().hops.len(), ring.max_hops))
     }
 
-    fn keep(&self, hop: HopRecord) {
+    /// How many hops one who listens was not told since this was asked last; none: he listens no more.
+    pub fn left_out(&self, listening: &Listening, now: Instant) -> Option<u64> {
+        self.0.as_ref()?.taps.left_out(listening.id(), now)
+    }
+
+    fn keep(&self, hop: HopRecord, bodies: Option<Box<Bodies>>) {
         let Some(ring) = &self.0 else { return };
-        let mut kept = ring.kept.lock();
-        if kept.hops.len() == ring.max_hops {
+        ring.keep(hop);
+        if ring.taps.are_there() {
+            ring.taps.offer(hop, bodies, Instant::now());
+        }
+    }
+}
+
+impl Ring {
+    fn keep(&self, hop: HopRecord) {
+        let mut kept = self.kept.lock();
+        if kept.hops.len() == self.max_hops {
             kept.hops.pop_front();
             kept.gone += 1;
         }
@@ -92,6 +123,8 @@ pub(crate) struct Underway {
     journal: Journal,
     started: Instant,
     record: HopRecord,
+    /// Only where somebody listens who wants to read them.
+    bodies: Option<Box<Bodies>>,
 }
 
 impl Underway {
@@ -101,6 +134,17 @@ impl Underway {
 
     pub(crate) fn decided_by(&mut self, policy_version: u64) {
         self.record.policy_version = u32::try_from(policy_version).unwrap_or(u32::MAX);
+    }
+
+    pub(crate) fn asks(&mut self, body: &Bytes) {
+        let is_read = self.journal.0.as_ref().is_some_and(|ring| ring.taps.read_bodies());
+        self.bodies = is_read.then(|| Box::new(Bodies { request: body.clone(), answer: None }));
+    }
+
+    pub(crate) fn is_answered(&mut self, body: &Bytes) {
+        if let Some(bodies) = &mut self.bodies {
+            bodies.answer = Some(body.clone());
+        }
     }
 
     pub(crate) fn ended(&mut self, outcome: &Outcome) {
@@ -122,7 +166,7 @@ impl Drop for Underway {
         self.record.took_us = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
         let began = since_1970().saturating_sub(took);
         self.record.began_us = u64::try_from(began.as_micros()).unwrap_or(u64::MAX);
-        self.journal.keep(self.record);
+        self.journal.keep(self.record, self.bodies.take());
         tell(&self.record);
     }
 }

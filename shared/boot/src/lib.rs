@@ -19,6 +19,7 @@ pub mod panics;
 pub mod post;
 mod process;
 pub mod shutdown;
+mod taps;
 mod together;
 pub mod traces;
 mod trouble;

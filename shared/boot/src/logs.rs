@@ -3,8 +3,10 @@
 use std::fmt;
 use std::io::{IsTerminal, stderr};
 use std::panic::PanicHookInfo;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
@@ -12,6 +14,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload::Handle;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::InForce;
 use crate::config::{Log, LogFormat};
 use crate::log_limit::LineLimit;
 use crate::panics;
@@ -33,7 +36,54 @@ pub enum LogError {
 }
 
 /// Changes what is logged, to a `log.level` of loaded settings.
-pub type Level = Box<dyn Fn(&str) + Send + Sync>;
+pub type Level = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// The log of this process, and what is in it now.
+static NOW: Mutex<Option<Now>> = Mutex::new(None);
+
+struct Now {
+    level: Level,
+    filter: String,
+    /// How often it was changed: who changes it back looks whether somebody else has changed it since.
+    changes: u64,
+}
+
+/// What this process logs now: a filter as `log.level` has it.
+pub fn level() -> String {
+    NOW.lock().as_ref().map(|now| now.filter.clone()).unwrap_or_default()
+}
+
+/// Logs what `filter` says for a while, then what the settings say.
+///
+/// # Errors
+/// When it is no filter, or this process has no log.
+pub fn for_a_while(wanted: &str, lasts: Duration, in_force: InForce) -> Result<(), String> {
+    if let Err(LogError::Level { source, .. }) = filter(wanted) {
+        return Err(format!("{wanted:?} is no filter, as debug, or info,switchboard_router=debug: {source}"));
+    }
+    let changes = change(wanted).ok_or("this process has no log of its own")?;
+    tracing::info!(level = wanted, lasts_s = lasts.as_secs(), "an operator changes what is logged");
+    tokio::spawn(async move {
+        tokio::time::sleep(lasts).await;
+        let is_changed = NOW.lock().as_ref().is_none_or(|now| now.changes != changes);
+        if !is_changed {
+            let level = &in_force.now().log.level;
+            tracing::info!(level, "what is logged is as the settings say again");
+            change(level);
+        }
+    });
+    Ok(())
+}
+
+/// Changes what is logged; returns how often that was done.
+fn change(filter: &str) -> Option<u64> {
+    let mut now = NOW.lock();
+    let now = now.as_mut()?;
+    (now.level)(filter);
+    now.filter = filter.to_owned();
+    now.changes += 1;
+    Some(now.changes)
+}
 
 /// Sets up the logs of this process, panics included, which end it from now on ([`panics`]). What is logged comes from
 /// the settings alone, not from `RUST_LOG`.
@@ -42,7 +92,7 @@ pub type Level = Box<dyn Fn(&str) + Send + Sync>;
 /// When the process has logs already.
 pub fn init(settings: &Log) -> Result<Level, LogError> {
     let builder = tracing_subscriber::fmt().with_env_filter(filter(&settings.level)?).with_writer(stderr);
-    let level: Level;
+    let relevel: Level;
     let set = if is_json(settings) {
         // Without the module, whose key would be `target`, like the field for the device that is called.
         let builder = builder
@@ -52,22 +102,25 @@ pub fn init(settings: &Log) -> Result<Level, LogError> {
             .with_current_span(true)
             .with_span_list(false)
             .with_filter_reloading();
-        level = relevel(builder.reload_handle());
+        relevel = releveling(builder.reload_handle());
         builder.finish().with(LineLimit).try_init()
     } else {
         let builder = builder.compact().with_timer(UtcClock).with_ansi(stderr().is_terminal());
         let builder = builder.with_filter_reloading();
-        level = relevel(builder.reload_handle());
+        relevel = releveling(builder.reload_handle());
         builder.finish().with(LineLimit).try_init()
     };
     set.map_err(|_| LogError::Twice)?;
+    *NOW.lock() = Some(Now { level: relevel, filter: settings.level.clone(), changes: 0 });
     let as_a_line: fn(&PanicHookInfo<'_>) = |panic| tracing::error!(panic = %panic, "a thread panicked");
     panics::end_the_process(is_json(settings).then_some(as_a_line));
-    Ok(level)
+    Ok(Arc::new(|level| {
+        change(level);
+    }))
 }
 
-fn relevel<S: 'static>(handle: Handle<EnvFilter, S>) -> Level {
-    Box::new(move |level| match filter(level).map(|filter| handle.reload(filter)) {
+fn releveling<S: 'static>(handle: Handle<EnvFilter, S>) -> Level {
+    Arc::new(move |level| match filter(level).map(|filter| handle.reload(filter)) {
         Ok(Ok(())) => {}
         failed => tracing::error!(?failed, "what is logged could not be changed"),
     })

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use bytes::Bytes;
 use metrics::{Counter, counter};
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
 use opentelemetry_proto::tonic::resource::v1::Resource;
@@ -259,6 +260,20 @@ impl Span {
     pub fn decided_by(&mut self, policy_version: u64) {
         if let Some(hop) = &mut self.hop {
             hop.decided_by(policy_version);
+        }
+    }
+
+    /// What the call's target is sent, where it comes in.
+    pub fn asks(&mut self, body: &Bytes) {
+        if let Some(hop) = &mut self.hop {
+            hop.asks(body);
+        }
+    }
+
+    /// What its target answered, there.
+    pub fn is_answered(&mut self, body: &Bytes) {
+        if let Some(hop) = &mut self.hop {
+            hop.is_answered(body);
         }
     }
 

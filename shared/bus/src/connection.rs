@@ -254,8 +254,7 @@ impl Bus {
         message: Bytes,
         wait: Duration,
     ) -> Result<Vec<Bytes>, AskError> {
-        // One for each question, which nobody can guess.
-        let inbox = format!("{}all-{}", self.inner.inbox, self.inner.pending.next_number());
+        let inbox = self.inbox_of_many(self.unguessable());
         let mut replies = self.serve(inbox.clone(), None).await.map_err(|_| AskError::Down)?;
         let mut asked = 0;
         for subject in subjects {
@@ -275,6 +274,16 @@ impl Bus {
             }
         }
         Ok(found)
+    }
+
+    /// A number that nobody can guess, another one each time.
+    pub(crate) fn unguessable(&self) -> u64 {
+        self.inner.pending.next_number()
+    }
+
+    /// Where many answers to one question go.
+    pub(crate) fn inbox_of_many(&self, number: u64) -> String {
+        format!("{}all-{number}", self.inner.inbox)
     }
 
     /// Asks, and has `then` take the reply, or the reason why there is none. It runs once, unless the question is

@@ -2,20 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use boot::clock::unix_ms;
+use boot::config::{changed, readers};
+use boot::journal::Listening;
 use boot::traces::Tracer;
 use boot::{Context, Journal, args, max_open_files};
 use parking_lot::Mutex;
 use rpc::{
-    CallId, DeviceId, HopEnd, HopFilter, HopRecord, Inspect, Limit, MAX_TOLD_HOPS, NodeId, Protocol, Report,
-    Station, Status, missing, wire,
+    CallId, DeviceId, HopEnd, HopFilter, HopRecord, Inspect, Instruct, Instructed, Limit, MAX_TOLD_HOPS,
+    NodeId, Protocol, Report, Station, Status, TAP_LEASE, Tap, Tapped, missing, wire,
 };
 use serde::Serialize;
+use tokio::task::JoinSet;
+use tokio::time::timeout_at;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{AskError, Bus, Request};
+use crate::{AskError, Bus, BusError, Request, Requests, Subject, TellError};
 
 /// Who answers: those that calls come by.
 pub const SERVICES: [&str; 4] = ["ingress", "api", "authorizer", "router"];
@@ -23,6 +27,92 @@ pub const SERVICES: [&str; 4] = ["ingress", "api", "authorizer", "router"];
 pub const GATHER: Duration = Duration::from_millis(300);
 /// What counts as lately.
 const LATELY_S: u64 = 10;
+
+/// The longest that other things are logged than the settings say.
+const LONGEST_LOG: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Where the hops go that somebody listens to, by his number.
+type Inboxes = Arc<Mutex<BTreeMap<u64, Subject>>>;
+
+/// Tells who listens, until he does no more.
+async fn tell_hops(bus: Bus, service: String, journal: Journal, mut listening: Listening, inboxes: Inboxes) {
+    let id = listening.id();
+    loop {
+        let hops = listening.next().await;
+        let Some(left_out) = journal.left_out(&listening, Instant::now()) else { break };
+        let inbox = inboxes.lock().get(&id).cloned();
+        if let Some(inbox) = inbox.filter(|_| !hops.is_empty() || left_out > 0) {
+            let tapped = Tapped { service: service.clone(), process: bus.process(), hops, left_out };
+            say(&bus, inbox, &tapped).await;
+        }
+    }
+    inboxes.lock().remove(&id);
+}
+
+async fn say(bus: &Bus, inbox: Subject, head: &impl wire::Head) {
+    if let Err(error) = bus.tell(inbox, wire::encode(head, b"")).await {
+        tracing::debug!(%error, "what was asked of this process cannot be answered");
+    }
+}
+
+/// Tells all processes of these services, and gathers what became of it within [`GATHER`].
+///
+/// # Errors
+/// When it cannot be sent.
+pub async fn instruct(bus: &Bus, services: &[&str], what: &Instruct) -> Result<Vec<Instructed>, AskError> {
+    let subjects = services.iter().map(|service| bus.subjects().instruct(service));
+    let replies = bus.ask_all(subjects, wire::encode(what, b""), GATHER).await?;
+    Ok(replies.iter().filter_map(|reply| Some(wire::decode::<Instructed>(reply).ok()?.0)).collect())
+}
+
+/// Hears hops of all processes as they end, for as long as it is kept.
+pub struct Listener {
+    bus: Bus,
+    tap: Tap,
+    inbox: String,
+    heard: Requests,
+    again_at: Instant,
+}
+
+impl Listener {
+    /// Begins to listen.
+    ///
+    /// # Errors
+    /// When NATS is away.
+    pub async fn begin(bus: &Bus, filter: HopFilter, body_bytes: u32) -> Result<Self, BusError> {
+        let id = bus.unguessable();
+        let inbox = bus.inbox_of_many(id);
+        let heard = bus.serve(inbox.clone(), None).await?;
+        let tap = Tap { id, filter, body_bytes };
+        Ok(Listener { bus: bus.clone(), tap, inbox, heard, again_at: Instant::now() })
+    }
+
+    /// The next hops, or why a process tells none.
+    ///
+    /// # Errors
+    /// When NATS is away.
+    pub async fn next(&mut self) -> Result<Result<Tapped, Instructed>, TellError> {
+        loop {
+            if self.again_at <= Instant::now() {
+                self.again_at = Instant::now() + TAP_LEASE / 3;
+                let message = wire::encode(&Instruct::Tap(self.tap.clone()), b"");
+                for service in SERVICES {
+                    let subject = self.bus.subjects().instruct(service);
+                    self.bus.forward(subject, self.inbox.clone(), message.clone()).await?;
+                }
+            }
+            let heard = timeout_at(self.again_at.into(), self.heard.next()).await;
+            let Ok(Some(Request { message, no_responders: false, .. })) = heard else { continue };
+            if let Ok((tapped, _)) = wire::decode::<Tapped>(&message) {
+                return Ok(Ok(tapped));
+            }
+            match wire::decode::<Instructed>(&message) {
+                Ok((Instructed { fault: None, .. }, _)) | Err(_) => {}
+                Ok((refused, _)) => return Ok(Err(refused)),
+            }
+        }
+    }
+}
 
 /// Asks all processes, and gathers what they answer within [`GATHER`]: who does not, is not there, or of a version
 /// that cannot be asked.
@@ -176,18 +266,59 @@ struct Process {
 
 impl Process {
     async fn answer(self, bus: Bus) {
-        let subject = bus.subjects().inspect(self.context.service);
-        let mut asked = bus.again("be inspected", || bus.serve(subject.clone(), None)).await;
-        while let Some(Request { message, reply_to, .. }) = asked.next().await {
-            // No answer to a question of a later version.
-            let (Some(inbox), Ok((question, _))) = (reply_to, wire::decode::<Inspect>(&message)) else {
-                continue;
-            };
-            let report = self.report(&bus, &question);
-            if let Err(error) = bus.tell(inbox, wire::encode(&report, b"")).await {
-                tracing::debug!(%error, "what was asked of this process cannot be answered");
+        let (subjects, service) = (bus.subjects(), self.context.service);
+        let inspect = || bus.serve(subjects.inspect(service), None);
+        let mut asked = bus.again("be inspected", inspect).await;
+        let instruct = || bus.serve(subjects.instruct(service), None);
+        let mut instructed = bus.again("be instructed", instruct).await;
+        let mut telling = JoinSet::new();
+        let inboxes = Inboxes::default();
+        loop {
+            // No answer to what is of a later version.
+            tokio::select! {
+                Some(Request { message, reply_to, .. }) = asked.next() => {
+                    if let (Some(inbox), Ok((question, _))) = (reply_to, wire::decode::<Inspect>(&message)) {
+                        say(&bus, inbox, &self.report(&bus, &question)).await;
+                    }
+                }
+                Some(Request { message, reply_to, .. }) = instructed.next() => {
+                    while telling.try_join_next().is_some() {}
+                    if let (Some(inbox), Ok((instruct, _))) = (reply_to, wire::decode::<Instruct>(&message)) {
+                        let (service, process) = (service.to_owned(), bus.process());
+                        let fault = match instruct {
+                            Instruct::Log(filter, lasts_s) => self.log(&filter, lasts_s).err(),
+                            Instruct::Tap(tap) => self.tap(&bus, tap, &inbox, &inboxes, &mut telling).err(),
+                        };
+                        say(&bus, inbox, &Instructed { service, process, fault }).await;
+                    }
+                }
+                else => return,
             }
         }
+    }
+
+    fn log(&self, filter: &str, lasts_s: u32) -> Result<(), String> {
+        let lasts = Duration::from_secs(lasts_s.into()).min(LONGEST_LOG);
+        boot::logs::for_a_while(filter, lasts, self.context.in_force.clone())
+    }
+
+    fn tap(
+        &self,
+        bus: &Bus,
+        tap: Tap,
+        inbox: &Subject,
+        inboxes: &Inboxes,
+        telling: &mut JoinSet<()>,
+    ) -> Result<(), String> {
+        let id = tap.id;
+        let listening = self.journal.tap(tap, Instant::now())?;
+        // NATS has another way back for each time that it is said.
+        inboxes.lock().insert(id, inbox.clone());
+        if let Some(listening) = listening {
+            let (bus, service, inboxes) = (bus.clone(), self.context.service.to_owned(), Arc::clone(inboxes));
+            telling.spawn(tell_hops(bus, service, self.journal.clone(), listening, inboxes));
+        }
+        Ok(())
     }
 
     fn report(&self, bus: &Bus, question: &Inspect) -> Report {
@@ -199,6 +330,13 @@ impl Process {
             }
         };
         Report { service, process: bus.process(), hops, status }
+    }
+
+    /// What of its settings is not as by default, of those that it reads.
+    fn settings(&self) -> Vec<(String, String)> {
+        let mut settings = changed(&self.context.in_force.now());
+        settings.retain(|(path, _)| readers(path).contains(&self.context.service));
+        settings
     }
 
     fn status(&self, bus: &Bus) -> Status {
@@ -214,13 +352,13 @@ impl Process {
             now_ms,
             host: host.trim().to_owned(),
             unready: self.context.health.unready(),
-            log_level: self.context.in_force.now().log.level.clone(),
+            log_level: boot::logs::level(),
             journal: (held as u64, most as u64),
             hops_in_10_s: self.journal.find(&lately, usize::MAX).len() as u64,
             numbers: numbers.map(|(name, number)| (name.to_owned(), number)).collect(),
             max_files: max_open_files(),
             max_payload_bytes: bus.max_payload_bytes() as u64,
-            settings: Vec::new(),
+            settings: self.settings(),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What is known of a call that is over? A record of each hop, kept by the process that took it, and what is missing.
 
+use std::time::Duration;
+
 use minicbor::{Decode, Encode};
 
 use crate::{Budget, CallId, DeviceId, Limit, NodeId, Outcome, OutcomeName, Party, Protocol, closed_list};
@@ -354,6 +356,79 @@ pub struct Status {
     /// Its settings, each with its value in TOML, without those that name its own places and secrets.
     #[n(11)]
     pub settings: Vec<(String, String)>,
+}
+
+/// What processes are told (`swb.instruct.<service>`).
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Instruct {
+    /// Log this for so many seconds, then again what the settings say; 0: that at once. Answered with [`Instructed`].
+    #[n(0)]
+    Log(#[n(0)] String, #[n(1)] u32),
+    /// Tell of hops as they end, for [`TAP_LEASE`] unless it is said again. Answered with [`Tapped`], again and again.
+    #[n(1)]
+    Tap(#[n(0)] Tap),
+}
+
+/// For how long a process tells of hops to somebody who says no more.
+pub const TAP_LEASE: Duration = Duration::from_secs(10);
+
+/// Which hops somebody wants to hear of.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Tap {
+    /// Whose: the same each time that it is said.
+    #[n(0)]
+    pub id: u64,
+    /// Which.
+    #[n(1)]
+    pub filter: HopFilter,
+    /// Bytes of each call's body, and of its answer, that are told with the hop where it came in.
+    #[n(2)]
+    pub body_bytes: u32,
+}
+
+/// What became of an instruction.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Instructed {
+    /// Which service it is.
+    #[n(0)]
+    pub service: String,
+    /// Which process.
+    #[n(1)]
+    pub process: NodeId,
+    /// Why it was not followed.
+    #[n(2)]
+    pub fault: Option<String>,
+}
+
+/// Hops that have ended.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Tapped {
+    /// Which service they are of.
+    #[n(0)]
+    pub service: String,
+    /// Which process.
+    #[n(1)]
+    pub process: NodeId,
+    /// In the order in which they ended.
+    #[n(2)]
+    pub hops: Vec<TappedHop>,
+    /// Those that were left out before them, since there were too many.
+    #[n(3)]
+    pub left_out: u64,
+}
+
+/// A hop, and how the bodies begin if they were asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct TappedHop {
+    /// The hop.
+    #[n(0)]
+    pub hop: HopRecord,
+    /// What the target was sent.
+    #[n(1)]
+    pub request: Option<String>,
+    /// What it answered.
+    #[n(2)]
+    pub answer: Option<String>,
 }
 
 /// What an account of a call lacks, in words; none where it is whole. `there` are the processes that answered.

@@ -43,6 +43,8 @@ pub enum System {
         /// So many of those.
         nodes: usize,
     },
+    /// One node without a journal of calls: what that costs is the difference.
+    Forgetful,
     /// `switchboard up`: everything in one process, and its nats-server.
     Up,
     /// The same hops over the same NATS with nothing in them: what such a chain costs at least.
@@ -74,7 +76,7 @@ pub struct Described {
 }
 
 /// All there are, in the order in which they are shown.
-pub const ALL: [Described; 10] = [
+pub const ALL: [Described; 11] = [
     Described {
         system: System::Separate { nodes: 1 },
         name: "switchboard",
@@ -86,6 +88,12 @@ pub const ALL: [Described; 10] = [
         name: "together",
         does: "the same; its three services in one process",
         does_not: "",
+    },
+    Described {
+        system: System::Forgetful,
+        name: "forgetful",
+        does: "as switchboard",
+        does_not: "remember calls",
     },
     Described {
         system: System::Up,
@@ -138,10 +146,10 @@ pub const ALL: [Described; 10] = [
 ];
 
 /// How systems are written, for `--help`.
-pub const SYNTAX: &str = "The systems to compare, in the order in which they take turns: switchboard, together, up, \
+pub const SYNTAX: &str = "The systems to compare, in the order in which they take turns: switchboard, together, forgetful, up, \
                           chain, chain-nested, mosquitto, mosquitto-acl, rumqttd, nats-mqtt, nats-users; \
                           switchboard-2 is two of each service, every call from one node to the other \
-                          [default: all but together, chain-nested and nats-mqtt]";
+                          [default: all but together, forgetful, chain-nested and nats-mqtt]";
 
 /// What a run without `--systems` compares.
 pub const DEFAULT: &[&str] =
@@ -222,7 +230,8 @@ impl System {
     /// Whether it can be measured under `scenario`: a bare broker cannot tell a caller that its target is offline, and
     /// only Switchboard shares out what there is.
     pub fn takes_part_in(self, scenario: Scenario) -> bool {
-        let is_switchboard = matches!(self, Self::Separate { .. } | Self::Together { .. } | Self::Up);
+        let is_switchboard =
+            matches!(self, Self::Separate { .. } | Self::Together { .. } | Self::Forgetful | Self::Up);
         match scenario {
             Scenario::Offline { .. } => is_switchboard || self == Self::NatsUsers,
             Scenario::Fair { .. } => is_switchboard,
@@ -239,8 +248,15 @@ impl System {
     /// When a program is missing or does not become ready; the message ends with what it logged.
     pub async fn start(self, tools: &Tools, scenario: Scenario, folder: &Path) -> Result<Running> {
         let started = match self {
-            Self::Separate { nodes } => switchboard::start(tools, false, nodes, scenario, folder).await,
-            Self::Together { nodes } => switchboard::start(tools, true, nodes, scenario, folder).await,
+            Self::Separate { nodes } => {
+                switchboard::start(tools, switchboard::Shape::Separate, nodes, scenario, folder).await
+            }
+            Self::Together { nodes } => {
+                switchboard::start(tools, switchboard::Shape::Together, nodes, scenario, folder).await
+            }
+            Self::Forgetful => {
+                switchboard::start(tools, switchboard::Shape::Forgetful, 1, scenario, folder).await
+            }
             Self::Up => switchboard::start_up(tools, scenario, folder).await,
             Self::Chain => chain::start(tools, chain::Shape::Forwarding, folder).await,
             Self::ChainNested => chain::start(tools, chain::Shape::Nested, folder).await,
@@ -259,7 +275,7 @@ impl System {
     /// When a program that it needs is missing.
     pub fn version(self, tools: &Tools) -> Result<String> {
         match self {
-            Self::Separate { .. } => switchboard::version(tools, "switchboard-ingress"),
+            Self::Separate { .. } | Self::Forgetful => switchboard::version(tools, "switchboard-ingress"),
             Self::Together { .. } => switchboard::version(tools, "switchboard-node"),
             Self::Up => switchboard::version(tools, "switchboard"),
             Self::Chain | Self::ChainNested => chain::version(tools),

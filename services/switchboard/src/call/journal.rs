@@ -179,15 +179,15 @@ fn bars(hops: &[Hop]) -> Vec<String> {
 
 /// A call of the list, as JSON.
 #[derive(Serialize)]
-struct CallView {
-    call: String,
+pub(super) struct CallView {
+    pub(super) call: String,
     at: String,
     from: DeviceId,
     to: DeviceId,
     outcome: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<&'static str>,
-    ms: f64,
+    pub(super) ms: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     protocol: Option<&'static str>,
 }

@@ -1,6 +1,8 @@
 //! What does a device get when it calls another one? `switchboard call`, through authorizer and router as any call.
 
 mod journal;
+pub(crate) mod tail;
+pub(crate) mod trace;
 mod via;
 
 use std::net::SocketAddr;
@@ -8,7 +10,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use bus::registry::Registry;
+use bus::registry::{Device, Registry};
 use bus::{AskError, Bus};
 use bytes::Bytes;
 use clap::Args;
@@ -131,33 +133,9 @@ pub(crate) async fn run(mut args: CallArgs) -> anyhow::Result<ExitCode> {
     if connect_ms > timeout_ms {
         bail!("--connect-timeout-ms must be at most the timeout of the call, {timeout_ms}");
     }
-    let (node, visit) = (reached.bus.process(), 1);
-    let (ticket, reason) = match ticket(&reached.bus, &from.credential, visit).await {
-        Ok(ticket) => (Some(ticket), None),
-        Err(reason) => (None, Some(reason)),
-    };
-    let call = Call {
-        call: CallId { node, serial: 1 },
-        caller,
-        caller_name: from.name.clone(),
-        visit,
-        ticket,
-        target,
-        budget_ms: Budget::from_ms(timeout_ms),
-        until: None,
-        connect_budget_ms: Budget::from_ms(connect_ms),
-        protocol: None,
-        oneway: args.oneway,
-        traceparent: None,
-        app: None,
-    };
-    let message = wire::encode(&call, args.body.as_bytes());
-    let started = Instant::now();
-    let (outcome, body, reason) = match reason {
-        Some(reason) => (Outcome::Unavailable, Bytes::new(), Some(reason)),
-        None => ask(&reached.bus, message, call.budget_ms.as_duration() + GRACE).await?,
-    };
-    let took = started.elapsed();
+    let budgets = (Budget::from_ms(timeout_ms), Budget::from_ms(connect_ms));
+    let Made { outcome, body, reason, took, .. } =
+        make(&reached.bus, (caller, &from), target, budgets, args.oneway, &args.body).await?;
     let read = device_api::answer(Method::SendMsg, &outcome, body);
     let read = std::str::from_utf8(&read).context("the answer is not text")?;
     let ms = took.as_secs_f64() * 1000.0;
@@ -175,6 +153,55 @@ pub(crate) async fn run(mut args: CallArgs) -> anyhow::Result<ExitCode> {
         Outcome::Answered | Outcome::Delivered => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     })
+}
+
+/// A call that was made.
+struct Made {
+    call: CallId,
+    outcome: Outcome,
+    body: Bytes,
+    /// Why, where there is more to say than the outcome.
+    reason: Option<&'static str>,
+    took: Duration,
+}
+
+/// Makes a call as a device, whose record says who it is.
+async fn make(
+    bus: &Bus,
+    (caller, from): (DeviceId, &Device),
+    target: DeviceId,
+    (budget_ms, connect_budget_ms): (Budget, Budget),
+    oneway: bool,
+    body: &str,
+) -> anyhow::Result<Made> {
+    let (node, visit) = (bus.process(), 1);
+    let id = CallId { node, serial: 1 };
+    let made = |outcome, body, reason, took| Made { call: id, outcome, body, reason, took };
+    let ticket = match ticket(bus, &from.credential, visit).await {
+        Ok(ticket) => Some(ticket),
+        Err(reason) => {
+            return Ok(made(Outcome::Unavailable, Bytes::new(), Some(reason), Duration::ZERO));
+        }
+    };
+    let call = Call {
+        call: id,
+        caller,
+        caller_name: from.name.clone(),
+        visit,
+        ticket,
+        target,
+        budget_ms,
+        until: None,
+        connect_budget_ms,
+        protocol: None,
+        oneway,
+        traceparent: None,
+        app: None,
+    };
+    let message = wire::encode(&call, body.as_bytes());
+    let started = Instant::now();
+    let (outcome, body, reason) = ask(bus, message, budget_ms.as_duration() + GRACE).await?;
+    Ok(made(outcome, body, reason, started.elapsed()))
 }
 
 /// How long an authorizer may take to say who the caller is.

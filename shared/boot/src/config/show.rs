@@ -74,6 +74,13 @@ pub fn print(loaded: &Loaded) -> String {
     })
 }
 
+/// The settings that are not as they are by default, each with its value in TOML. Secrets read `"(set)"`.
+pub fn changed(settings: &Settings) -> Vec<(String, String)> {
+    let entries = settings.entries();
+    let changed = entries.iter().filter(|it| it.value != it.default);
+    changed.map(|it| (it.path(), it.value.clone().unwrap_or_default())).collect()
+}
+
 /// The sample configuration: every setting with its documentation and its default, commented out.
 pub fn sample() -> String {
     let entries = Settings::default().entries();

@@ -33,19 +33,29 @@ const TOGETHER: [&str; 1] = ["node"];
 /// What an operator of a machine with two cores would say of one customer, where that is what is measured.
 const SHARES: [&str; 1] = ["ingress.calls_per_second_per_customer=2000"];
 
-/// Starts `nodes` of each service, and `together` three services in a process, with the devices of `scenario` in the
-/// registry.
+/// How its services are put into processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// Each one for itself.
+    Separate,
+    /// The three of a node in one.
+    Together,
+    /// Each one for itself, none with a journal.
+    Forgetful,
+}
+
+/// Starts `nodes` of each service with the devices of `scenario` in the registry.
 ///
 /// # Errors
 /// When a program is missing, refuses the devices or does not become ready.
 pub async fn start(
     tools: &Tools,
-    together: bool,
+    shape: Shape,
     nodes: usize,
     scenario: Scenario,
     folder: &Path,
 ) -> Result<Running> {
-    let roles: &[&str] = if together { &TOGETHER } else { &SEPARATE };
+    let roles: &[&str] = if shape == Shape::Together { &TOGETHER } else { &SEPARATE };
     let services = roles
         .iter()
         .map(|role| Ok((*role, tools.own(&format!("switchboard-{role}"), BUILD)?)))
@@ -60,6 +70,9 @@ pub async fn start(
             let mut command = Command::new(&program);
             command.args(["--nats", &url, "--admin", "127.0.0.1:0", "--log-format", "json"]);
             command.args(settings(scenario, nodes));
+            if shape == Shape::Forgetful {
+                command.args(["--set", "journal.max_hops=0"]);
+            }
             processes.push(Process::start(&name, &mut command, folder)?);
         }
     }
