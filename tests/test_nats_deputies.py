@@ -29,6 +29,8 @@ WANTED = [
     *[f"swb.node.{NODE}", f"swb.event.takeover.{NODE}", f"swb.event.claims.{NODE}", f"swb.event.device.{DEVICE}"],
     *[f"swb.operate.{NODE}", *INSTRUCT],
     *["swb.route", "swb.handover", "swb.presence", "swb.event.directory", f"swb.reply.{NODE}.1", f"swb.feed.{NODE}.1"],
+    # An application's own.
+    f"swb.app.{DEVICE}.{DEVICE}.call.{DEVICE}",
     *[f"$KV.swb_devices.device.{DEVICE}", f"$KV.swb_claims.{NODE}", "$KV.swb_keys.stolen", f"swb.audit.{DEVICE}.{USERS[0]}"],
     *[f"$JS.API.STREAM.{what}.{bucket}" for what, bucket in product(("DELETE", "PURGE", "UPDATE"), BUCKETS.values())],
     *["_INBOX.thief", "$SYS.REQ.SERVER.PING"],

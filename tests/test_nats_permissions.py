@@ -20,6 +20,8 @@ INBOX = "swb.reply.0123456789abcdef.1"
 # The subject that NATS puts in an inbox's place for a question from another account.
 BETWEEN = "_R_.abcdef.abcdef"
 DEVICE = "aa435e80-9fce-11e6-8080-808080808080"
+# An application's own, which no service may say.
+APP_CALL = f"swb.app.{DEVICE}.{DEVICE}.call.{DEVICE}"
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +157,7 @@ def test_who_has_no_password_is_nobody(hardened):
 # What nobody may do: NATS' own subjects, and those of clients that take what they are given.
 NOBODYS = [
     *["$SYS.REQ.SERVER.PING", "$SYS.REQ.ACCOUNT.NODES.CONNZ", "$SYS.REQ.USER.INFO", "$SYS.REQ.USER.AUTH"],
-    *["$JS.API.INFO", "$JS.API.STREAM.NAMES", "_INBOX.1.2", "anything"],
+    *["$JS.API.INFO", "$JS.API.STREAM.NAMES", "_INBOX.1.2", "anything", APP_CALL, "$SRV.PING"],
 ]
 # What one has who reaches no JetStream.
 NO_STORE = [
@@ -242,7 +244,7 @@ NOBODY_HEARS = [
     (subject, queue)
     for subject in ("$SYS.>", "$SYS.REQ.USER.AUTH", "_INBOX.>", "_R_.>", "$KV.>", "$JS.>", "swb.js.>", "swb.>", ">", "*.*.*")
     for queue in ("", "thieves", "authorizer", "router")
-]
+] + [(subject, queue) for subject in ("swb.app.*.*.call.*", "swb.app.>", APP_CALL, "$SRV.>") for queue in ("", "thieves", "router")]
 
 # Subject and queue group.
 SUBSCRIBE = {
@@ -256,7 +258,11 @@ SUBSCRIBE = {
         ],
     ),
     "authorizer": (
-        [("swb.call", "authorizer"), ("swb.judge", "authorizer"), ("swb.authenticate", "authorizer"), ("swb.reply.0123456789abcdef.>", ""), ("swb.inspect.authorizer", ""), ("swb.instruct.authorizer", "")],
+        [
+            *[("swb.call", "authorizer"), ("swb.judge", "authorizer"), ("swb.authenticate", "authorizer")],
+            *[("swb.app.*.*.call.*", "authorizer"), ("$SRV.*", ""), ("$SRV.*.switchboard", ""), ("swb.reply.0123456789abcdef.>", "")],
+            *[("swb.inspect.authorizer", ""), ("swb.instruct.authorizer", "")],
+        ],
         # Nothing is overheard: who takes a question takes it out of the queue.
         [
             *[("swb.call", ""), ("swb.call", "spy"), ("swb.authenticate", ""), ("swb.route", "router"), ("swb.route", "")],
@@ -270,6 +276,7 @@ SUBSCRIBE = {
         [
             *[("swb.inspect.*", ""), ("swb.inspect.ingress", ""), ("swb.instruct.*", ""), ("swb.instruct.router", "")],
             *[("swb.app", "authorizer"), ("swb.app", ""), ("swb.appcall", "authorizer"), ("swb.appcall", "")],
+            ("swb.app.*.*.call.*", "authorizer"),
             *[("swb.call", ""), ("swb.route", "router"), (NODE, ""), ("swb.uplink.>", ""), ("swb.event.session.>", "")],
         ],
     ),

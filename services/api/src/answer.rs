@@ -154,23 +154,11 @@ pub struct End<'a> {
 
 /// Our response to a call that ended so; `body` is the target's answer, byte for byte.
 pub fn ended(end: End<'_>, body: Bytes) -> Response {
-    let failed = |status, title| failed(end, status, title).into_response();
-    let mut response = match end.outcome {
-        Outcome::Answered => said(StatusCode::OK, JSON, body),
-        Outcome::Delivered => StatusCode::NO_CONTENT.into_response(),
-        Outcome::Denied => failed(StatusCode::FORBIDDEN, "The application may not make this call"),
-        Outcome::UnknownDevice => failed(StatusCode::NOT_FOUND, "There is no such device"),
-        Outcome::Offline => failed(StatusCode::CONFLICT, "The device is not connected"),
-        Outcome::TimedOut => failed(StatusCode::GATEWAY_TIMEOUT, "The device did not answer in time"),
-        Outcome::Lost => failed(StatusCode::BAD_GATEWAY, "The device's connection ended before it answered"),
-        Outcome::Busy(_) => failed(StatusCode::TOO_MANY_REQUESTS, "A limit is reached"),
-        Outcome::TooLargeForTarget => {
-            failed(StatusCode::PAYLOAD_TOO_LARGE, "The device's connection takes no message of this size")
-        }
-        Outcome::AnswerTooLarge => failed(StatusCode::BAD_GATEWAY, "The device's answer is too large"),
-        Outcome::AnswerInvalid => failed(StatusCode::BAD_GATEWAY, "The device's answer is not JSON"),
-        Outcome::Malformed(_) => failed(StatusCode::BAD_REQUEST, "The call was not understood"),
-        Outcome::Unavailable => failed(StatusCode::SERVICE_UNAVAILABLE, "A service is missing, or failed"),
+    let (status, title) = end.outcome.told();
+    let mut response = match StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR) {
+        StatusCode::OK => said(StatusCode::OK, JSON, body),
+        StatusCode::NO_CONTENT => StatusCode::NO_CONTENT.into_response(),
+        status => failed(end, status, title).into_response(),
     };
     label(&mut response, end);
     response

@@ -1,9 +1,9 @@
-//! What is asked of the authorizer, and what does it answer? Six subjects, a loop each, nothing kept in between.
+//! What is asked of the authorizer, and what does it answer? A loop for each subject, nothing kept in between.
 
 use std::borrow::Cow;
 use std::iter;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use boot::Settings;
@@ -14,10 +14,11 @@ use bus::{Bus, BusError, Keyring, Request, Requests, Subject};
 use bytes::Bytes;
 use parking_lot::RwLock;
 use rpc::{
-    AppAsk, AppCall, AppCaller, AppIdentity, AppReply, AppRequest, AuthenticateReply, AuthenticateRequest,
-    Budget, Call, CredentialHash, CustomerId, Deadline, DeviceId, Holder, HopEnd, HopOf, Identity,
-    JudgeReply, JudgeRequest, ListRequest, Outcome, Party, Place, PresenceReply, PresenceRequest, Routed,
-    Shares, Sought, Stamp, Station, TenantId, Ticket, TicketError, wire,
+    AppAsk, AppCall, AppCaller, AppId, AppIdentity, AppReply, AppRequest, AuthenticateReply,
+    AuthenticateRequest, Budget, Call, CallId, CredentialHash, CustomerId, Deadline, DeviceId, Holder,
+    HopEnd, HopOf, Identity, JudgeReply, JudgeRequest, Limit, ListRequest, Outcome, Party, Place,
+    PresenceReply, PresenceRequest, Rate, Rates, Routed, Seen, Shares, Sought, Stamp, Station, TenantId,
+    Ticket, TicketError, wire,
 };
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -25,8 +26,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::denials::{Denial, Denials, Denied};
 use crate::directory::{Known, NoList, Peer};
+use crate::discovery::{self, Served};
 use crate::external::question::Question;
 use crate::external::{Asked, Externals};
+use crate::face::{self, CallLimits, Wanted};
 use crate::keep::Kept;
 use crate::listing::render;
 use crate::meters::Meters;
@@ -56,6 +59,10 @@ pub(crate) struct Answers {
     externals: Externals,
     external_questions: Shares<TenantId>,
     turns: Turns,
+    /// Of the calls that applications make over NATS.
+    last_serial: AtomicU64,
+    app_rates: Rates<AppId>,
+    served: Served,
     meters: Meters,
     tracer: Tracer,
     route: Subject,
@@ -77,11 +84,15 @@ pub(crate) struct Judged {
     pub(crate) max_external_questions: usize,
     /// Of those, one tenant's.
     pub(crate) percent_per_tenant: u16,
+    /// Of the calls that applications make over NATS.
+    pub(crate) app_calls: CallLimits,
+    /// Of one application, as the API has it.
+    pub(crate) app_rate: Rate,
 }
 
 impl From<&Settings> for Judged {
     fn from(settings: &Settings) -> Self {
-        let Settings { device_api, authorizer, shares, .. } = settings;
+        let Settings { device_api, authorizer, shares, api, .. } = settings;
         Judged {
             rules: Rules { conceal_foreign_devices: device_api.conceal_foreign_devices },
             max_devices_per_list: device_api.max_devices_per_customer,
@@ -90,6 +101,8 @@ impl From<&Settings> for Judged {
             max_external_questions: authorizer.max_external_questions,
             percent_per_tenant: shares.per_customer_percent,
             list_bytes_per_second: authorizer.list_bytes_per_second_per_customer,
+            app_calls: CallLimits::from(settings),
+            app_rate: Rate { per_second: api.calls_per_second_per_app, burst: api.call_burst_per_app },
         }
     }
 }
@@ -105,6 +118,7 @@ impl Judged {
 enum By {
     Device,
     App,
+    AppOverNats,
 }
 
 /// A call that is being judged.
@@ -144,6 +158,8 @@ struct AskedList {
 pub(crate) struct Questions {
     calls: Requests,
     app_calls: Requests,
+    /// What applications call over NATS, and who looks for that; none: it is not taken.
+    over_nats: Option<(Requests, [Requests; 3])>,
     apps: Requests,
     judgements: Requests,
     lists: Requests,
@@ -152,9 +168,9 @@ pub(crate) struct Questions {
 }
 
 impl Questions {
-    /// Subscribes to everything that is asked of an authorizer. While its directory may be out of date, others are
-    /// asked rather, also by its own process.
-    pub(crate) async fn subscribe(bus: &Bus, kept: &Arc<Kept>) -> Result<Self, BusError> {
+    /// Subscribes to everything that is asked of an authorizer; by applications over NATS `for_apps` alone. While its
+    /// directory may be out of date, others are asked rather, also by its own process.
+    pub(crate) async fn subscribe(bus: &Bus, kept: &Arc<Kept>, for_apps: bool) -> Result<Self, BusError> {
         let subjects = bus.subjects();
         let serve = async |subject: String| {
             let kept = Arc::clone(kept);
@@ -170,6 +186,13 @@ impl Questions {
             apps: serve(subjects.app()).await?,
             app_calls: serve(subjects.app_call()).await?,
             calls: serve(subjects.call()).await?,
+            over_nats: match for_apps {
+                true => {
+                    let calls = bus.serve(subjects.app_calls(), Some(QUEUE)).await?;
+                    Some((calls, discovery::subscribe(bus).await?))
+                }
+                false => None,
+            },
         })
     }
 }
@@ -189,6 +212,7 @@ impl Answers {
         let meters = Meters::new();
         let external_questions = judged.external_questions();
         let turns = Turns::new(judged.list_bytes_per_second);
+        let (app_rates, served) = (Rates::new(judged.app_rate), Served::new(&bus, QUEUE));
         Answers {
             bus,
             kept,
@@ -198,6 +222,9 @@ impl Answers {
             externals,
             external_questions,
             turns,
+            last_serial: AtomicU64::new(0),
+            app_rates,
+            served,
             meters,
             tracer,
             route,
@@ -220,11 +247,19 @@ impl Answers {
 
     /// Answers until `stop`, then what is still asked until other authorizers have taken over.
     pub(crate) async fn all(self: Arc<Self>, questions: Questions, stop: CancellationToken) {
-        let Questions { calls, app_calls, apps, judgements, lists, credentials, bounces } = questions;
+        let Questions { calls, app_calls, over_nats, apps, judgements, lists, credentials, bounces } =
+            questions;
         let mut loops = JoinSet::new();
         loops.spawn(Arc::clone(&self).answer_calls(calls, By::Device, stop.clone()));
         loops.spawn(Arc::clone(&self).answer_calls(app_calls, By::App, stop.clone()));
         loops.spawn(Arc::clone(&self).answer_apps(apps, stop.clone()));
+        if let Some((calls, looked_for)) = over_nats {
+            loops.spawn(Arc::clone(&self).answer_calls(calls, By::AppOverNats, stop.clone()));
+            for requests in looked_for {
+                let (answers, stop) = (Arc::clone(&self), stop.clone());
+                loops.spawn(async move { answers.served.answer(&answers.bus, requests, &stop).await });
+            }
+        }
         loops.spawn(Arc::clone(&self).answer_judgements(judgements, stop.clone()));
         loops.spawn(Arc::clone(&self).answer_lists(lists, stop.clone()));
         loops.spawn(Arc::clone(&self).answer_credentials(credentials, stop));
@@ -263,12 +298,16 @@ impl Answers {
         let admitted = match by {
             By::Device => self.admit(request).await,
             By::App => self.admit_app(request).await,
+            By::AppOverNats => self.admit_over_nats(request).await,
         };
         let asking = match admitted {
             Some(judging) => self.judge(judging).await,
             None => None,
         };
         self.meters.call_seconds.record(taken.elapsed());
+        if matches!(by, By::AppOverNats) {
+            self.served.taken(taken.elapsed());
+        }
         asking
     }
 
@@ -373,7 +412,7 @@ impl Answers {
                     protocol: None,
                     oneway,
                     traceparent,
-                    app: Some(AppCaller { app, key, method }),
+                    app: Some(AppCaller { app, key: Some(key), method }),
                 };
                 return Some(Judging { call, body, inbox, span, stamp: None, deadline, connect_deadline });
             }
@@ -385,6 +424,68 @@ impl Answers {
         span.end(&refused);
         self.say(inbox, &refused, &[]).await;
         None
+    }
+
+    /// The same for an application that calls over NATS, which lets nobody else publish there.
+    async fn admit_over_nats(&self, request: Request) -> Option<Judging> {
+        let inbox = request.reply_to.clone()?;
+        let serial = self.last_serial.fetch_add(1, Ordering::Relaxed) + 1;
+        let call = CallId { node: self.bus.process(), serial };
+        match self.read_over_nats(&request, call, inbox.clone()).await {
+            Ok(judging) => Some(judging),
+            Err(outcome) => {
+                self.tell_app(inbox, call, &outcome).await;
+                None
+            }
+        }
+    }
+
+    async fn read_over_nats(
+        &self,
+        request: &Request,
+        call: CallId,
+        inbox: Subject,
+    ) -> Result<Judging, Outcome> {
+        let (meters, now) = (&self.meters.calls, Instant::now());
+        let Some((tenant, app, device)) = self.bus.subjects().app_called(&request.subject) else {
+            meters.unreadable.increment(1);
+            return Err(Outcome::malformed("the subject must name a tenant and an application by their ids"));
+        };
+        if !self.kept.is_fresh().await {
+            meters.stale.increment(1);
+            return Err(Outcome::Unavailable);
+        }
+        let Some(known) = self.kept.directory.app(app).filter(|known| known.tenant == tenant) else {
+            meters.refused(Refusal::UnknownCaller).increment(1);
+            return Err(Outcome::Denied);
+        };
+        if !self.app_rates.take(app, now) {
+            return Err(Outcome::Busy(Limit::AppCallRate));
+        }
+        let wanted =
+            face::parse(device, &request.message, |name| request.header(name), &self.judged().app_calls);
+        let wanted = wanted.inspect_err(|_| meters.unreadable.increment(1))?;
+        let Wanted { target, method, params, timeout, connect_timeout, oneway, mut traceparent } = wanted;
+        let mut span = self.tracer.follow("decide", Hop::Taken, &mut traceparent);
+        span.note("switchboard.call", call);
+        let (deadline, connect_deadline) =
+            (timeout.starting(request.arrived), connect_timeout.starting(request.arrived));
+        let call = Call {
+            call,
+            caller: DeviceId(app.0),
+            caller_name: known.name.clone(),
+            visit: 0,
+            ticket: None,
+            target: self.kept.directory.target(tenant, &target),
+            budget_ms: timeout,
+            until: None,
+            connect_budget_ms: connect_timeout,
+            protocol: None,
+            oneway,
+            traceparent,
+            app: Some(AppCaller { app, key: None, method }),
+        };
+        Ok(Judging { call, body: params, inbox, span, stamp: None, deadline, connect_deadline })
     }
 
     /// Tells applications who they are.
@@ -523,23 +624,25 @@ impl Answers {
     }
 
     async fn end_refused(&self, judging: Judging, reason: &'static str, outcome: Outcome) {
-        let Judging { inbox, mut span, .. } = judging;
+        let Judging { call, inbox, mut span, .. } = judging;
         span.note("switchboard.refusal", reason);
         span.end(&outcome);
-        self.say(inbox, &outcome, &[]).await;
+        self.tell_ended(inbox, &call, &outcome).await;
     }
 
     async fn forward(&self, judging: Judging) {
         let Judging { call, body, inbox, span, deadline, connect_deadline, .. } = judging;
         let meters = &self.meters.calls;
-        let bounce = [self.bounce_prefix.as_str(), inbox.as_str()].concat();
+        let bounce = match call.app.as_ref().is_some_and(AppCaller::is_over_nats) {
+            true => self.bus.subjects().app_bounce(self.bus.process(), call.call, &inbox),
+            false => [self.bounce_prefix.as_str(), inbox.as_str()].concat(),
+        };
         let now = Instant::now();
         let call = Call {
             budget_ms: deadline.remaining(now),
             connect_budget_ms: connect_deadline.remaining(now),
             ..call
         };
-        let id = call.call;
         let verdict_ms = Some(VERDICT_HOLDS);
         let directory = &self.kept.directory;
         let party = match &call.app {
@@ -554,10 +657,10 @@ impl Answers {
                 span.end_as(HopEnd::Allowed);
             }
             Err(error) => {
-                tracing::warn!(call = %id, %error, "an allowed call cannot be sent on");
+                tracing::warn!(call = %routed.call.call, %error, "an allowed call cannot be sent on");
                 meters.unsent.increment(1);
                 span.end(&Outcome::Unavailable);
-                self.say(inbox, &Outcome::Unavailable, &[]).await;
+                self.tell_ended(inbox, &routed.call, &Outcome::Unavailable).await;
             }
         }
     }
@@ -632,13 +735,15 @@ impl Answers {
     async fn answer_bounces(self: Arc<Self>, mut requests: Requests, stop: CancellationToken) {
         let subjects = self.bus.subjects();
         while let Some(request) = requests.next_until(&stop).await {
-            let inbox = subjects.bounced_inbox(self.bus.process(), &request.subject);
-            let Some(inbox) = inbox.filter(|inbox| request.no_responders && subjects.is_inbox(inbox)) else {
-                continue;
-            };
+            let bounced = subjects.bounced_inbox(self.bus.process(), &request.subject);
+            let is_one = |(_, inbox): &(_, &str)| request.no_responders && subjects.is_inbox(inbox);
+            let Some((of_app, inbox)) = bounced.filter(is_one) else { continue };
             tracing::debug!(inbox, "no router is there");
             self.meters.bounces.increment(1);
-            self.say(inbox, &Outcome::Unavailable, &[]).await;
+            match of_app {
+                Some(call) => self.tell_app(inbox, call, &Outcome::Unavailable).await,
+                None => self.say(inbox, &Outcome::Unavailable, &[]).await,
+            }
         }
     }
 
@@ -867,6 +972,23 @@ impl Answers {
         span.end(&outcome);
         self.say(inbox, &outcome, &body).await;
         self.meters.list_seconds.record(arrived.elapsed());
+    }
+
+    /// Answers the caller of a call that no router has.
+    async fn tell_ended(&self, inbox: Subject, call: &Call, outcome: &Outcome) {
+        match call.app.as_ref().is_some_and(AppCaller::is_over_nats) {
+            true => self.tell_app(inbox, call.call, outcome).await,
+            false => self.say(inbox, outcome, &[]).await,
+        }
+    }
+
+    /// The same for an application that called over NATS. What no router has nobody has seen.
+    async fn tell_app(&self, inbox: impl Into<Subject>, call: CallId, outcome: &Outcome) {
+        self.served.refused(outcome);
+        let ended = (outcome, Seen::Never);
+        if let Err(error) = self.bus.tell_app(inbox, Some(call), ended, Bytes::new()).await {
+            tracing::debug!(%error, "an answer cannot be sent");
+        }
     }
 
     async fn say(&self, inbox: impl Into<Subject>, head: &impl wire::Head, body: &[u8]) {

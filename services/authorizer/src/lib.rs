@@ -2,13 +2,16 @@
 //!
 //! `keep` follows the registry into the [`directory`], and [`freshness`] says whether that may decide; [`judges`]
 //! follows the tenants' policies; `answer` serves the bus from them; [`policy`] decides over calls; [`external`]
-//! asks a tenant's own decision point; `denials` records what was refused.
+//! asks a tenant's own decision point; `denials` records what was refused. [`face`] reads what applications ask over
+//! NATS, and `discovery` is how they find it.
 //! Any number of copies share the questions, and none keeps anything between two of them.
 
 mod answer;
 mod denials;
 pub mod directory;
+mod discovery;
 pub mod external;
+pub mod face;
 pub mod freshness;
 pub mod judges;
 mod keep;
@@ -75,7 +78,8 @@ pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
             keys.wait_ready().await;
             // Before, the built-in rule could allow what a tenant's policies do not.
             let _ = sets_loaded.wait_for(|is_loaded| *is_loaded).await;
-            bus.again("take questions", || Questions::subscribe(&bus, &kept)).await
+            let for_apps = context.settings.authorizer.answer_applications;
+            bus.again("take questions", || Questions::subscribe(&bus, &kept, for_apps)).await
         } => Some(questions),
     };
     let mut recording = None;

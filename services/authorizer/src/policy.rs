@@ -97,15 +97,16 @@ pub fn decide(caller: Option<&Standing>, target: Option<&Standing>, rules: Rules
     Decision::Refuse(Refusal::NotAllowed)
 }
 
-/// Decides over a call that an application makes by a key of its, which must live at `now_s`, in seconds since 1970.
-/// Its scope says all; a tenant's policies are about devices among themselves. What it may not see is not there.
+/// Decides over a call that an application makes over NATS, or by a key of its, which must live at `now_s`, in seconds
+/// since 1970. Its scope says all; a tenant's policies are about devices among themselves. What it may not see is not
+/// there.
 pub fn decide_app(
     app: Option<&App>,
     caller: &AppCaller,
     target: Option<(&Standing, &BTreeMap<String, String>)>,
     now_s: u64,
 ) -> Decision {
-    let Some(app) = app.filter(|app| app.has_key(caller.key, now_s)) else {
+    let Some(app) = app.filter(|app| caller.key.is_none_or(|key| app.has_key(key, now_s))) else {
         return Decision::Refuse(Refusal::UnknownCaller);
     };
     let is_there = |(target, labels): &(&Standing, &BTreeMap<String, String>)| {
@@ -208,10 +209,11 @@ mod tests {
         };
         let caller = |key, method: &str| AppCaller {
             app: rpc::AppId(Uuid::from_u128(1)),
-            key,
+            key: Some(key),
             method: method.to_owned(),
         };
         let (labels, blink) = (BTreeMap::new(), caller(id, "blink"));
+        let over_nats = AppCaller { key: None, ..blink.clone() };
         let own = standing(2, 100, Some(10));
         let refused = |refusal| Decision::Refuse(refusal);
         for (what, app, by, target, now_s, expected) in [
@@ -235,6 +237,7 @@ mod tests {
                 refused(Refusal::NotAllowed),
             ),
             ("nobody", Some(&app), &blink, None, 199, refused(Refusal::UnknownTarget)),
+            ("over NATS", Some(&app), &over_nats, Some(own), 200, Decision::Allow),
             (
                 "another customer's",
                 Some(&app),

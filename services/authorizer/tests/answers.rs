@@ -20,6 +20,7 @@ use bus::registry::{App, AppKey, Customer, NewDevice, NewKey, Registry, Tenant, 
 use bus::server::{NatsServer, ServerOptions, find_binary};
 use bus::{AskError, Bus, BusSettings, Request};
 use bytes::Bytes;
+use futures::StreamExt;
 use rpc::{
     AppAsk, AppCall, AppCaller, AppId, AppReply, AppRequest, AuthenticateReply, AuthenticateRequest, Budget,
     Call, CallId, CredentialHash, CustomerId, DeviceId, DeviceState, JudgeReply, JudgeRequest, ListRequest,
@@ -465,7 +466,7 @@ async fn an_application_calls_for_as_long_as_its_key_lives_and_nobody_calls_in_i
     assert_eq!((identity.app, identity.key, identity.name.as_str()), (app, key.id(), "backend"));
 
     let mut router = world.bus.serve(world.bus.subjects().route(), Some("router")).await.unwrap();
-    let caller = AppCaller { app, key: key.id(), method: "blink".into() };
+    let caller = AppCaller { app, key: Some(key.id()), method: "blink".into() };
     for named in ["A1", &a1.id.to_string()] {
         let message = wire::encode(&app_call(&key, named), b"[1]");
         let inbox = format!("{}.1", world.bus.subjects().inbox(NODE));
@@ -511,6 +512,112 @@ async fn an_application_calls_for_as_long_as_its_key_lives_and_nobody_calls_in_i
     assert_eq!(who().await, AppReply::Refused);
     let ended = world.ask(world.bus.subjects().app_call(), &app_call(&key, "A1"), b"1").await;
     assert_eq!(ended, (Outcome::Denied, Bytes::new()));
+    running.stop().await;
+    world.server.stop().await;
+}
+
+/// Asks as a program that knows nothing of ours, and has the inbox that it may.
+async fn asked_over_nats(
+    client: &async_nats::Client,
+    subject: String,
+    headers: &[(&str, &str)],
+    body: &'static str,
+) -> async_nats::Message {
+    let mut inbox = client.subscribe("swb.reply.app-1").await.unwrap();
+    let mut map = async_nats::HeaderMap::new();
+    headers.iter().for_each(|(name, value)| map.insert(*name, *value));
+    client.publish_with_reply_and_headers(subject, "swb.reply.app-1", map, body.into()).await.unwrap();
+    tokio::time::timeout(WAIT, inbox.next()).await.expect("no answer").unwrap()
+}
+
+fn header<'a>(message: &'a async_nats::Message, name: &str) -> Option<&'a str> {
+    message.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str)
+}
+
+#[tokio::test]
+async fn an_application_calls_over_nats_as_its_subject_says() {
+    let world = World::new().await;
+    let a1 = world.add("A1", Some(world.customer)).await;
+    let (app, key) = application(&world, 3_600).await;
+    let running = start(&world, |settings| {
+        settings.authorizer.answer_applications = true;
+        settings.api.call_burst_per_app = 8;
+        settings.api.calls_per_second_per_app = 1;
+    })
+    .await;
+    let client = async_nats::connect(world.server.url()).await.unwrap();
+    let subject =
+        |tenant: TenantId, app: AppId, device: &str| format!("swb.app.{tenant}.{app}.call.{device}");
+    let own = subject(world.tenant, app, "A1");
+    let ended = |message: &async_nats::Message| {
+        let of = |name| header(message, name).unwrap_or_default().to_owned();
+        (of("Swb-Outcome"), of("Swb-Seen"), of("Nats-Service-Error-Code"))
+    };
+    let said = |outcome: &str, code: &str| (outcome.to_owned(), "never".to_owned(), code.to_owned());
+
+    let nobody = asked_over_nats(&client, own.clone(), &[], "").await;
+    assert_eq!(ended(&nobody), said("unavailable", "503"), "no router is there");
+    assert!(header(&nobody, "Swb-Call").is_some_and(|call| call.parse::<CallId>().is_ok()));
+    let (elsewhere, stranger) = (TenantId(Uuid::new_v4()), AppId(Uuid::new_v4()));
+    for (subject, body, headers, expected) in [
+        (subject(world.tenant, stranger, "A1"), "", &[][..], said("denied", "403")),
+        (subject(elsewhere, app, "A1"), "", &[], said("denied", "403")),
+        ("swb.app.me.too.call.A1".to_owned(), "", &[], said("malformed", "400")),
+        (subject(world.tenant, app, "A9"), "", &[], said("unknown_device", "404")),
+        (own.clone(), r#"{"timeout":1}"#, &[], said("malformed", "400")),
+        (own.clone(), "", &[("Swb-Timeout", "0")], said("malformed", "400")),
+    ] {
+        let refused = asked_over_nats(&client, subject.clone(), headers, body).await;
+        assert_eq!(ended(&refused), expected, "{subject} {body}");
+        assert!(header(&refused, "Nats-Service-Error").is_some_and(|text| !text.is_empty()));
+    }
+
+    let mut router = world.bus.serve(world.bus.subjects().route(), Some("router")).await.unwrap();
+    let headers = [("Swb-Timeout", "3000"), ("Swb-Connect-Timeout", "0")];
+    let body = r#"{"method":"blink","params":{"a" : 1.50}}"#;
+    let (answer, ()) = tokio::join!(asked_over_nats(&client, own.clone(), &headers, body), async {
+        let (routed, body) = wire::decode::<Routed>(&router.next().await.unwrap().message).unwrap();
+        let caller = AppCaller { app, key: None, method: "blink".into() };
+        assert_eq!((routed.call.app.as_ref(), routed.call.target), (Some(&caller), a1.id));
+        assert_eq!(&body[..], br#"{"a" : 1.50}"#, "byte for byte");
+        assert!((2_000..=3_000).contains(&routed.call.budget_ms.as_ms()));
+        let ended = (&Outcome::Answered, Outcome::Answered.seen());
+        world.bus.tell_app(routed.reply_to, Some(routed.call.call), ended, "[1]".into()).await.unwrap();
+    });
+    assert_eq!(&answer.payload[..], b"[1]");
+    assert_eq!(ended(&answer), ("answered".to_owned(), "yes".to_owned(), String::new()));
+
+    // It has no key there, so none ends it; it itself does.
+    world.registry.revoke_key(app, key.id()).await.unwrap();
+    let busy = async {
+        loop {
+            let refused = asked_over_nats(&client, own.clone(), &[], "[]").await;
+            if ended(&refused) != said("malformed", "400") {
+                return refused;
+            }
+        }
+    };
+    let busy = tokio::time::timeout(WAIT, busy).await.expect("its rate is no limit");
+    assert_eq!((ended(&busy), header(&busy, "Swb-Limit")), (said("busy", "429"), Some("app_call_rate")));
+    world.registry.remove_app(app).await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while ended(&asked_over_nats(&client, own.clone(), &[], "").await) != said("denied", "403") {
+        assert!(Instant::now() < deadline, "an application that was removed still calls");
+    }
+
+    for (verb, kind) in [("PING", "ping"), ("INFO", "info"), ("STATS.switchboard", "stats")] {
+        let found = asked_over_nats(&client, format!("$SRV.{verb}"), &[], "").await;
+        let found: serde_json::Value = serde_json::from_slice(&found.payload).unwrap();
+        assert_eq!(found["type"], format!("io.nats.micro.v1.{kind}_response"));
+        if kind == "stats" {
+            assert!(found["endpoints"][0]["num_requests"].as_u64() >= Some(9), "{found}");
+        }
+    }
+    // Who looks for services chooses where the answer goes; it goes to inboxes alone.
+    let mut thief = client.subscribe("swb.route").await.unwrap();
+    client.publish_with_reply("$SRV.PING", "swb.route", "".into()).await.unwrap();
+    asked_over_nats(&client, "$SRV.PING".to_owned(), &[], "").await;
+    assert!(futures::FutureExt::now_or_never(thief.next()).is_none());
     running.stop().await;
     world.server.stop().await;
 }

@@ -7,12 +7,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use boot::traces::{Hop, Span};
-use bus::{AskError, Question, Request};
+use bus::{AskError, MAX_APP_HEADER_BYTES, Question, Request};
 use bytes::Bytes;
 use futures::FutureExt;
 use rpc::{
-    Budget, Deadline, Delivery, DeliveryReply, HopEnd, HopOf, JudgeReply, JudgeRequest, Limit, NoPlace,
-    Outcome, Party, Place, Routed, Station, TenantId, Until, wire,
+    AppCaller, Budget, Deadline, Delivery, DeliveryReply, HopEnd, HopOf, JudgeReply, JudgeRequest, Limit,
+    NoPlace, Outcome, Party, Place, Routed, Station, TenantId, Until, wire,
 };
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -272,28 +272,42 @@ impl Router {
     /// Answers the caller. What fits no message is told as such.
     pub(crate) fn end(&self, call: Call, outcome: &Outcome, answer: &Bytes) {
         let Carried { routed, arrived, span, _in_flight: in_flight, .. } = *call.payload;
-        let (mut outcome, mut message) = (outcome, wire::encode(outcome, answer));
-        if message.len() > self.0.bus.max_payload_bytes() {
+        let head = &routed.call;
+        let is_over_nats = head.app.as_ref().is_some_and(AppCaller::is_over_nats);
+        let message_of = |outcome: &Outcome, answer: &Bytes| match is_over_nats {
+            true => answer.clone(),
+            false => wire::encode(outcome, answer),
+        };
+        let (mut outcome, mut message) = (outcome, message_of(outcome, answer));
+        let headers_bytes = if is_over_nats { MAX_APP_HEADER_BYTES } else { 0 };
+        if message.len() + headers_bytes > self.0.bus.max_payload_bytes() {
             tracing::debug!(call = %call.id, bytes = message.len(), "the answer fits no message");
             outcome = &Outcome::AnswerTooLarge;
-            message = wire::encode(outcome, b"");
+            message = message_of(outcome, &Bytes::new());
         }
         span.end(outcome);
         self.0.meters.ended(outcome);
         self.0.meters.call_seconds.record(arrived.elapsed());
         // Nearly always the connection takes it at once.
-        if self.answer(&routed, message.clone()).now_or_never().is_none() {
-            let router = self.clone();
+        let told = is_over_nats.then_some(outcome);
+        if self.answer(&routed, told, message.clone()).now_or_never().is_none() {
+            let (router, told) = (self.clone(), told.cloned());
             tokio::spawn(async move {
-                router.answer(&routed, message).await;
+                router.answer(&routed, told.as_ref(), message).await;
                 drop(in_flight);
             });
         }
     }
 
-    async fn answer(&self, routed: &Routed, message: Bytes) {
-        if let Err(error) = self.0.bus.tell(routed.reply_to.as_str(), message).await {
-            tracing::warn!(%error, call = %routed.call.call, "the outcome cannot be sent");
+    /// `told`: the outcome, where it stands in headers.
+    async fn answer(&self, routed: &Routed, told: Option<&Outcome>, message: Bytes) {
+        let (inbox, call) = (routed.reply_to.as_str(), routed.call.call);
+        let sent = match told {
+            Some(outcome) => self.0.bus.tell_app(inbox, Some(call), (outcome, outcome.seen()), message).await,
+            None => self.0.bus.tell(inbox, message).await,
+        };
+        if let Err(error) = sent {
+            tracing::warn!(%error, %call, "the outcome cannot be sent");
         }
     }
 }

@@ -332,6 +332,9 @@ declare::settings! {
 
     /// The service that knows devices, and says which call is allowed.
     [authorizer] Authorizer {
+        /// Take calls of applications over NATS, too, on `<nats.prefix>.app.<tenant>.<application>.call.<device>`. Who
+        /// may call as which is NATS' part: an account for each (`deploy/nats`). Routers must be of this version.
+        answer_applications: bool = false, Anything;
         /// Threads of the process; 0: one for each core. One thread spends the least CPU on a call, and further
         /// processes share the work as well as further threads do.
         worker_threads: u16 = 1, 0..=1_024;

@@ -353,6 +353,16 @@ impl Bus {
         self.publish(subject.into(), None, None, message, self.inner.send_timeout).await
     }
 
+    /// The same with headers.
+    pub(crate) async fn tell_with(
+        &self,
+        subject: Subject,
+        headers: HeaderMap,
+        message: Bytes,
+    ) -> Result<(), TellError> {
+        self.publish(subject, None, Some(headers), message, self.inner.send_timeout).await
+    }
+
     /// Publishes, and returns once the server has the message: a round trip of our own behind it proves that, on
     /// one connection in order, whether anyone listens or not.
     ///

@@ -4,6 +4,7 @@
 //! JetStream: [`claims`] says where each device is connected, [`seen`] where it was (routers), [`registry`] holds
 //! devices (authorizers, the command), [`Keyring`] the keys of tickets (authorizers, routers).
 
+mod applications;
 pub mod audit;
 mod bucket;
 mod callout;
@@ -30,6 +31,7 @@ mod serve;
 pub mod server;
 mod watch;
 
+pub use applications::MAX_APP_HEADER_BYTES;
 pub use async_nats::Subject;
 pub use connect::{BusSettings, Connection};
 pub use connection::{Asked, Bus, Question};

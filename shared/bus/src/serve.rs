@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use async_nats::{Message, StatusCode, Subject, Subscriber};
+use async_nats::{HeaderMap, HeaderValue, Message, StatusCode, Subject, Subscriber};
 use bytes::Bytes;
 use futures::StreamExt;
 use parking_lot::Mutex;
@@ -33,6 +33,14 @@ pub struct Request {
     pub arrived: std::time::Instant,
     /// NATS' word that nobody listened to what was published with this subject for its reply; `message` is empty.
     pub no_responders: bool,
+    headers: Option<HeaderMap>,
+}
+
+impl Request {
+    /// A header of the message; none of ours has any, but an application's may.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.as_ref()?.get(name).map(HeaderValue::as_str)
+    }
 }
 
 /// The messages of one subscription, as they come in.
@@ -218,6 +226,7 @@ impl Requests {
                 subject: message.subject,
                 reply_to: message.reply.filter(|reply| (self.is_inbox)(&self.subjects, reply)),
                 message: message.payload,
+                headers: message.headers,
             }
         }))
     }

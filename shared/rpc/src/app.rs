@@ -41,12 +41,19 @@ pub struct AppCaller {
     /// The application.
     #[n(0)]
     pub app: AppId,
-    /// By which of its keys: with the key its calls end.
+    /// By which of its keys: with the key its calls end. None: it calls over NATS, which says who it is.
     #[n(1)]
-    pub key: KeyId,
+    pub key: Option<KeyId>,
     /// What the target reads as `method`.
     #[n(2)]
     pub method: String,
+}
+
+impl AppCaller {
+    /// Whether it is told in NATS' headers how its call ended, in place of a head of ours.
+    pub const fn is_over_nats(&self) -> bool {
+        self.key.is_none()
+    }
 }
 
 /// An application's call on its way from the API to the authorizer (`swb.appcall`). Its body, the params, follows.

@@ -242,6 +242,26 @@ impl Outcome {
         }
     }
 
+    /// How an application is told of it: a status of HTTP (RFC 9110 §15), which is also the error code of NATS'
+    /// ADR-32, and words.
+    pub const fn told(&self) -> (u16, &'static str) {
+        match self {
+            Outcome::Answered => (200, "The device has answered"),
+            Outcome::Delivered => (204, "The device has the call"),
+            Outcome::Denied => (403, "The application may not make this call"),
+            Outcome::UnknownDevice => (404, "There is no such device"),
+            Outcome::Offline => (409, "The device is not connected"),
+            Outcome::TimedOut => (504, "The device did not answer in time"),
+            Outcome::Lost => (502, "The device's connection ended before it answered"),
+            Outcome::Busy(_) => (429, "A limit is reached"),
+            Outcome::TooLargeForTarget => (413, "The device's connection takes no message of this size"),
+            Outcome::AnswerTooLarge => (502, "The device's answer is too large"),
+            Outcome::AnswerInvalid => (502, "The device's answer is not JSON"),
+            Outcome::Malformed(_) => (400, "The call was not understood"),
+            Outcome::Unavailable => (503, "A service is missing, or failed"),
+        }
+    }
+
     /// Its name, for devices, metrics and logs.
     pub const fn as_str(&self) -> &'static str {
         self.name().as_str()

@@ -1,6 +1,6 @@
 //! Where does each message go? Every NATS subject of the system, under one configurable prefix.
 
-use crate::{DeviceId, NodeId, TenantId};
+use crate::{AppId, CallId, DeviceId, NodeId, TenantId};
 
 /// How the reply subjects begin that NATS makes up for a question from another account.
 const BETWEEN_ACCOUNTS: &str = "_R_.";
@@ -64,6 +64,21 @@ impl Subjects {
     /// Api → authorizer: what an application wants to know.
     pub fn app(&self) -> String {
         self.under("app")
+    }
+
+    /// An application → authorizer: all that applications call over NATS. The tokens that stand for `*` are its tenant,
+    /// itself, and the device that it calls; NATS says who may publish which.
+    pub fn app_calls(&self) -> String {
+        self.under("app.*.*.call.*")
+    }
+
+    /// The tenant, the application and the device out of a subject of [`app_calls`](Self::app_calls).
+    pub fn app_called<'a>(&self, subject: &'a str) -> Option<(TenantId, AppId, &'a str)> {
+        let rest = subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".app.")?;
+        let mut tokens = rest.splitn(4, '.');
+        let (tenant, app) = (tokens.next()?.parse().ok()?, tokens.next()?.parse().ok()?);
+        (tokens.next()? == "call").then_some(())?;
+        Some((tenant, app, tokens.next()?))
     }
 
     /// Authorizer → router: an allowed call.
@@ -178,14 +193,26 @@ impl Subjects {
         self.under(&format!("bounce.{authorizer}.{inbox}"))
     }
 
+    /// The same for an application that called over NATS: it is told of which of its calls.
+    pub fn app_bounce(&self, authorizer: NodeId, call: CallId, inbox: &str) -> String {
+        self.bounce(authorizer, &format!("app.{call}.{inbox}"))
+    }
+
     /// Everything that can bounce to one authorizer.
     pub fn bounces(&self, authorizer: NodeId) -> String {
         self.under(&format!("bounce.{authorizer}.>"))
     }
 
-    /// The caller's inbox out of a bounce subject; none if it is not one of `authorizer`'s.
-    pub fn bounced_inbox<'a>(&self, authorizer: NodeId, subject: &'a str) -> Option<&'a str> {
-        subject.strip_prefix(self.under(&format!("bounce.{authorizer}.")).as_str())
+    /// The caller's inbox out of a bounce subject, and an application's call; none if it is not one of `authorizer`'s.
+    pub fn bounced_inbox<'a>(
+        &self,
+        authorizer: NodeId,
+        subject: &'a str,
+    ) -> Option<(Option<CallId>, &'a str)> {
+        let inbox = subject.strip_prefix(self.under(&format!("bounce.{authorizer}.")).as_str())?;
+        let of_app = inbox.strip_prefix("app.").and_then(|rest| rest.split_once('.'));
+        let of_app = of_app.and_then(|(call, inbox)| Some((Some(call.parse().ok()?), inbox)));
+        Some(of_app.unwrap_or((None, inbox)))
     }
 
     /// A node → the nodes of that [tag](NodeId::tag): a device answers a call that one of them gave it.
@@ -261,7 +288,28 @@ mod tests {
         let inbox = format!("{}.17", subjects.inbox(NodeId(7)));
         let bounce = subjects.bounce(NodeId(1), &inbox);
         assert_eq!(bounce, "swb.bounce.0000000000000001.swb.reply.0000000000000007.17");
-        assert_eq!(subjects.bounced_inbox(NodeId(1), &bounce), Some(inbox.as_str()));
+        assert_eq!(subjects.bounced_inbox(NodeId(1), &bounce), Some((None, inbox.as_str())));
         assert_eq!(subjects.bounced_inbox(NodeId(2), &bounce), None);
+        let call = CallId { node: NodeId(1), serial: 0xab };
+        let bounce = subjects.app_bounce(NodeId(1), call, &inbox);
+        assert_eq!(subjects.bounced_inbox(NodeId(1), &bounce), Some((Some(call), inbox.as_str())));
+        // Where the prefix of all subjects is that word.
+        let subjects = Subjects::new("app");
+        let bounce = subjects.bounce(NodeId(1), "app.reply.0000000000000007.17");
+        let inbox = (None, "app.reply.0000000000000007.17");
+        assert_eq!(subjects.bounced_inbox(NodeId(1), &bounce), Some(inbox));
+    }
+
+    #[test]
+    fn a_call_over_nats_is_of_whom_its_subject_says() {
+        let subjects = Subjects::new("swb");
+        let id = |n| uuid::Uuid::from_u128(n);
+        let (tenant, app) = (TenantId(id(1)), AppId(id(2)));
+        let subject = |rest: &str| format!("swb.app.{tenant}.{app}.{rest}");
+        assert_eq!(subjects.app_called(&subject("call.lamp-1")), Some((tenant, app, "lamp-1")));
+        let nobody = format!("swb.app.{tenant}.backend.call.lamp-1");
+        for other in [&subject("call"), &subject("list.lamp-1"), &nobody, "swb.app", "swb.appcall", ""] {
+            assert_eq!(subjects.app_called(other), None, "{other}");
+        }
     }
 }

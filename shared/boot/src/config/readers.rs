@@ -20,6 +20,9 @@ pub fn readers(path: &str) -> &'static [&'static str] {
         "device_api.max_devices_per_customer"
         | "device_api.max_devices_per_page"
         | "device_api.conceal_foreign_devices" => &[AUTHORIZER],
+        "api.max_body_bytes" | "api.calls_per_second_per_app" | "api.call_burst_per_app" => {
+            &[AUTHORIZER, API]
+        }
         "ingress.claim_timeout_ms"
         | "ingress.lease_ms"
         | "ingress.handover_ms"

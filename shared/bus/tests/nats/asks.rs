@@ -158,7 +158,7 @@ async fn a_forwarded_message_that_nobody_takes_bounces() {
             forwarder.forward("swb.route", bounce, call.message).await.unwrap();
             let bounced = bounces.next().await.unwrap();
             assert!(bounced.no_responders);
-            let caller = subjects.bounced_inbox(forwarder.process(), &bounced.subject).unwrap();
+            let caller = subjects.bounced_inbox(forwarder.process(), &bounced.subject).unwrap().1;
             forwarder.tell(caller, "no router".into()).await.unwrap();
         }
     });
