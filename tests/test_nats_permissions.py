@@ -244,7 +244,7 @@ NOBODY_HEARS = [
     (subject, queue)
     for subject in ("$SYS.>", "$SYS.REQ.USER.AUTH", "_INBOX.>", "_R_.>", "$KV.>", "$JS.>", "swb.js.>", "swb.>", ">", "*.*.*")
     for queue in ("", "thieves", "authorizer", "router")
-] + [(subject, queue) for subject in ("swb.app.*.*.call.*", "swb.app.>", APP_CALL, "$SRV.>") for queue in ("", "thieves", "router")]
+] + [(subject, queue) for subject in ("swb.app.*.*.call.*", "swb.app.>", APP_CALL) for queue in ("", "thieves", "router")]
 
 # Subject and queue group.
 SUBSCRIBE = {
