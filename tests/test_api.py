@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from harness.accounts import TOKENS
+from harness.accounts import TENANT, TOKENS, identity
 from harness.apps import App, add_app, add_key, call
 from harness.devices import PROTOCOLS, PahoV5
 from harness.processes import run
@@ -117,6 +117,27 @@ def test_an_application_reaches_its_scope_and_nothing_else_is_there(shared_clust
     accounts.cli("tenant", "add", f"Others of {family.customer}").ok()
     foreign = add_app(accounts, "--tenant", f"Others of {family.customer}")
     assert problem(call(api, foreign, family.a.id)) == (404, "unknown_device", "never")
+
+
+def test_a_key_counts_from_its_networks_alone(shared_cluster, api, family):
+    accounts = shared_cluster.accounts
+    here = add_app(accounts, "--network", "127.0.0.0/8", "--network", "::1")
+    elsewhere = add_app(accounts, "--network", "10.0.0.0/8")
+    path = f"/v1/devices/{family.a.id}"
+    assert problem(call(api, here, family.a.id)) == (409, "offline", "never")
+    # Of a stranger nobody believes where he comes from.
+    for headers in ({}, {"X-Forwarded-For": "10.0.0.1"}):
+        assert problem(call(api, elsewhere, family.a.id, **headers)) == (403, "denied", "never")
+        for asked in (path, "/v1/devices", "/v1/presence"):
+            assert problem(api.ask("GET", asked, "", Authorization=elsewhere.bearer, **headers))[:2] == (403, "denied")
+        thingsboard = api.ask("POST", f"/api/rpc/oneway/{family.a.id}", '{"method":"x"}', Authorization=elsewhere.bearer, **JSON)
+        assert (thingsboard.status, thingsboard.json["errorCode"]) == (401, 10)
+    assert api.ask("GET", "/v1/openapi.json", "").status == 200
+    listed = json.loads(accounts.cli("app", "list", "--json").ok().out)
+    assert next(it for it in listed if it["id"] == here.id)["networks"] == ["127.0.0.0/8", "::1"]
+    assert "from 10.0.0.0/8" in accounts.cli("app", "list").ok().out
+    refused = accounts.cli("app", "add", "Nowhere", "--tenant", TENANT, "--network", "10.0.0.1/8")
+    assert refused.code == 1 and "networks" in refused.err and "10.0.0.0/8" in refused.err
 
 
 def test_who_shows_no_key_that_lives_is_nobody(app, api, family):

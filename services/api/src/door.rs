@@ -7,8 +7,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::Request;
 use boot::config;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rpc::Limit;
@@ -19,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::metrics::Meters;
+use crate::networks::Peer;
 
 /// Bytes of a request's head; a larger one is answered 431.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
@@ -37,8 +41,8 @@ pub(crate) async fn serve(
     let idle = Duration::from_millis(settings.idle_timeout_ms);
     let patience = Duration::from_millis(settings.request_timeout_ms);
     while let Some(accepted) = closing.run_until_cancelled(listener.accept()).await {
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "a connection cannot be accepted");
                 sleep(ACCEPT_PAUSE).await;
@@ -50,8 +54,12 @@ pub(crate) async fn serve(
             continue;
         }
         let _ = stream.set_nodelay(true);
-        let (service, closing, meters) =
+        let (router, closing, meters) =
             (TowerToHyperService::new(router.clone()), closing.clone(), meters.clone());
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(Peer(address.ip()));
+            router.call(request)
+        });
         connections.spawn(async move {
             meters.connections.increment(1.0);
             let serving = http1::Builder::new()

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use boot::config;
+use boot::config::{self, Networks};
 use bus::registry::AppKey;
 use bus::{AskError, Bus};
 use parking_lot::Mutex;
@@ -49,6 +49,8 @@ struct Known {
 pub(crate) struct Caller {
     pub(crate) credential: CredentialHash,
     pub(crate) identity: AppIdentity,
+    /// From where its key is taken; none: from everywhere.
+    pub(crate) networks: Option<Networks>,
 }
 
 /// Why nobody is let in.
@@ -115,7 +117,10 @@ impl Keys {
         })?;
         match wire::decode::<AppReply>(&reply) {
             Ok((AppReply::Identity(identity), _)) => {
-                let caller = Arc::new(Caller { credential: credential.clone(), identity });
+                // What cannot be read is nobody's.
+                let networks =
+                    identity.networks.as_ref().map(|all| all.join(",").parse().unwrap_or_default());
+                let caller = Arc::new(Caller { credential: credential.clone(), identity, networks });
                 let mut known = self.known.lock();
                 if known.len() >= MAX_KNOWN {
                     known.retain(|_, it| it.asked.elapsed() < KNOWN_FOR);

@@ -2,7 +2,8 @@
 //!
 //! `door` lets clients in and cuts off who is slow; `routes` and `thingsboard` are two faces of one handler, `calls`,
 //! which asks the authorizers, as `devices` does; `keys` knows whom a key is for, and what each application takes of
-//! its limits; [`request`] and [`answer`] are pure. Any number of copies, and none keeps what another needs.
+//! its limits; `networks` knows from where it may be shown; [`request`] and [`answer`] are pure. Any number of copies,
+//! and none keeps what another needs.
 
 pub mod answer;
 mod calls;
@@ -10,6 +11,7 @@ mod devices;
 mod door;
 mod keys;
 mod metrics;
+mod networks;
 pub mod openapi;
 pub mod request;
 mod routes;
@@ -21,6 +23,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use boot::Settings;
+use boot::config::Networks;
 use bus::Bus;
 use bus::inspect::Numbers;
 use tokio::net::TcpListener;
@@ -38,6 +41,7 @@ pub(crate) struct Server {
     calls: Calls,
     limits: CallLimits,
     max_body_bytes: usize,
+    trusted_proxies: Networks,
     body_timeout: Duration,
 }
 
@@ -85,6 +89,7 @@ impl Api {
             calls: Calls::new(bus.clone(), tracer),
             limits: CallLimits::from(&settings.device_api),
             max_body_bytes: settings.api.max_body_bytes,
+            trusted_proxies: settings.api.trusted_proxies.clone(),
             body_timeout: Duration::from_millis(settings.api.request_timeout_ms),
         });
         let stop_background = CancellationToken::new();

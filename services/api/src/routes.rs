@@ -7,6 +7,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -21,7 +22,7 @@ use crate::answer::{self, End, Problem};
 use crate::calls::Ended;
 use crate::keys::{Caller, NotLetIn};
 use crate::request::{self, Wanted};
-use crate::{Server, devices, openapi, thingsboard};
+use crate::{Server, devices, networks, openapi, thingsboard};
 
 /// The longest path segment that names a device, in bytes: a name of 255 characters.
 const MAX_DEVICE_BYTES: usize = 1_020;
@@ -39,6 +40,7 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
             let status = StatusCode::METHOD_NOT_ALLOWED;
             Problem::new(status, "method_not_allowed", "The path does not take this method")
         })
+        .layer(middleware::from_fn_with_state(Arc::clone(&server), networks::admit))
         .with_state(server)
 }
 
@@ -234,7 +236,7 @@ impl Server {
 }
 
 /// The key that a request shows: `Authorization: Bearer …`, or as ThingsBoard has it.
-fn shown_key(headers: &HeaderMap) -> Option<&str> {
+pub(crate) fn shown_key(headers: &HeaderMap) -> Option<&str> {
     let named = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let shown = named("authorization").or_else(|| named("x-authorization"))?;
     let (scheme, key) = shown.split_once(' ')?;

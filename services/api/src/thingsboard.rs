@@ -25,6 +25,9 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<Server>> {
         .routes(routes!(twoway_v1))
 }
 
+/// What all of them begin with.
+pub(crate) const PATHS: &str = "/api/";
+
 macro_rules! route {
     ($name:ident, $path:literal, $oneway:literal, $version:expr, $doc:literal) => {
         #[doc = $doc]

@@ -555,7 +555,8 @@ impl Answers {
         let Some((app, key, known)) = found else { return (AppReply::Refused, &meters.refused) };
         let expires_s = known.keys.get(&key).map_or(0, |it| it.expires_s);
         let (tenant, name, role) = (known.tenant, known.name.clone(), known.role);
-        let identity = AppIdentity { app, key, tenant, name, role, expires_s };
+        let networks = known.networks.as_ref().map(|all| all.iter().cloned().collect());
+        let identity = AppIdentity { app, key, tenant, name, role, expires_s, networks };
         (AppReply::Identity(identity), &meters.identified)
     }
 

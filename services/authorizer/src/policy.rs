@@ -106,7 +106,12 @@ pub fn decide_app(
     target: Option<(&Standing, &BTreeMap<String, String>)>,
     now_s: u64,
 ) -> Decision {
-    let Some(app) = app.filter(|app| caller.key.is_none_or(|key| app.has_key(key, now_s))) else {
+    let has_shown_itself = |app: &&App| match caller.key {
+        Some(key) => app.has_key(key, now_s),
+        // NATS does not say from where.
+        None => app.networks.is_none(),
+    };
+    let Some(app) = app.filter(has_shown_itself) else {
         return Decision::Refuse(Refusal::UnknownCaller);
     };
     let is_there = |(target, labels): &(&Standing, &BTreeMap<String, String>)| {
@@ -204,6 +209,7 @@ mod tests {
             role: rpc::Role::Caller,
             customers: Some([CustomerId(Uuid::from_u128(10))].into()),
             labels: BTreeMap::new(),
+            networks: None,
             methods: Some(["blink".to_owned()].into()),
             keys: [(id, key)].into(),
         };
@@ -212,6 +218,7 @@ mod tests {
             key: Some(key),
             method: method.to_owned(),
         };
+        let bound = App { networks: Some(["10.0.0.0/8".to_owned()].into()), ..app.clone() };
         let (labels, blink) = (BTreeMap::new(), caller(id, "blink"));
         let over_nats = AppCaller { key: None, ..blink.clone() };
         let own = standing(2, 100, Some(10));
@@ -237,6 +244,14 @@ mod tests {
                 refused(Refusal::NotAllowed),
             ),
             ("nobody", Some(&app), &blink, None, 199, refused(Refusal::UnknownTarget)),
+            (
+                "over NATS, bound to networks",
+                Some(&bound),
+                &over_nats,
+                Some(own),
+                200,
+                refused(Refusal::UnknownCaller),
+            ),
             ("over NATS", Some(&app), &over_nats, Some(own), 200, Decision::Allow),
             (
                 "another customer's",

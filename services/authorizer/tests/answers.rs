@@ -421,6 +421,7 @@ async fn application(world: &World, lasts_s: u64) -> (AppId, AppKey) {
         customers: None,
         labels: BTreeMap::new(),
         methods: None,
+        networks: None,
         keys: BTreeMap::new(),
     };
     world.registry.add_app(id, &app).await.unwrap();

@@ -53,6 +53,10 @@ pub(crate) struct AddArgs {
     /// A method that it may call; may be repeated. All when not given
     #[arg(long = "method", value_name = "METHOD")]
     methods: Vec<String>,
+    /// A network from which its keys are taken, as 10.0.0.0/8, or an address; may be repeated. From everywhere when not
+    /// given
+    #[arg(long = "network", value_name = "NETWORK")]
+    networks: Vec<String>,
     #[command(flatten)]
     lasting: LastingArgs,
     /// Print JSON
@@ -166,6 +170,7 @@ struct AppView<'a> {
     customers: Option<&'a BTreeSet<CustomerId>>,
     labels: &'a BTreeMap<String, String>,
     methods: Option<&'a BTreeSet<String>>,
+    networks: Option<&'a BTreeSet<String>>,
     keys: Vec<KeyView>,
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<&'a str>,
@@ -196,6 +201,7 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
     let customer = |named: &String| Ok(find::customer(&known, named, Some(tenant))?.0);
     let customers = args.customers.iter().map(customer).collect::<anyhow::Result<BTreeSet<_>>>()?;
     let methods: BTreeSet<_> = args.methods.into_iter().collect();
+    let networks: BTreeSet<_> = args.networks.into_iter().collect();
     let app = App {
         tenant,
         name: args.name,
@@ -203,6 +209,7 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
         customers: (!customers.is_empty()).then_some(customers),
         labels: args.labels.into_iter().collect(),
         methods: (!methods.is_empty()).then_some(methods),
+        networks: (!networks.is_empty()).then_some(networks),
         keys: BTreeMap::new(),
     };
     let id = AppId(Uuid::new_v4());
@@ -214,7 +221,7 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
 async fn key(args: KeyArgs) -> anyhow::Result<()> {
     let (registry, recorder) = args.change.registry().await?;
     let known = registry.load_places().await?;
-    let named = named(&known, &args.app)?;
+    let named = meant(&known, &args.app)?;
     show_key(&known, &registry, &recorder, named, &args.lasting, args.json).await
 }
 
@@ -246,7 +253,7 @@ async fn show_key(
 async fn revoke(args: RevokeArgs) -> anyhow::Result<()> {
     let (registry, recorder) = args.change.registry().await?;
     let known = registry.load_places().await?;
-    let (id, app) = named(&known, &args.app)?;
+    let (id, app) = meant(&known, &args.app)?;
     let ids: Vec<_> = app.keys.keys().copied().collect();
     let key = match (args.key, ids.as_slice()) {
         (Some(key), ids) if ids.contains(&key) => key,
@@ -268,7 +275,7 @@ async fn revoke(args: RevokeArgs) -> anyhow::Result<()> {
 async fn remove(args: RemoveArgs) -> anyhow::Result<()> {
     let (registry, recorder) = args.change.registry().await?;
     let known = registry.load_places().await?;
-    let (id, app) = named(&known, &args.app)?;
+    let (id, app) = meant(&known, &args.app)?;
     confirm(&format!("Remove application {:?} ({id})", app.name), args.yes)?;
     let removed = entry("app.remove", [], format!("application {:?} ({id})", app.name));
     recorder.change(app.tenant, removed, registry.remove_app(id)).await?;
@@ -299,22 +306,30 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn named<'a>(known: &'a Snapshot, args: &AppArgs) -> anyhow::Result<(AppId, &'a App)> {
-    let tenant = find::tenant_if_named(known, args.tenant.as_deref())?;
-    if let Some((id, app)) = args.app.parse().ok().and_then(|id| known.apps.get_key_value(&id)) {
+fn meant<'a>(known: &'a Snapshot, args: &AppArgs) -> anyhow::Result<(AppId, &'a App)> {
+    named(known, &args.app, find::tenant_if_named(known, args.tenant.as_deref())?)
+}
+
+/// The application of this id or name; of that name in `tenant`, if given.
+pub(crate) fn named<'a>(
+    known: &'a Snapshot,
+    named: &str,
+    tenant: Option<TenantId>,
+) -> anyhow::Result<(AppId, &'a App)> {
+    if let Some((id, app)) = named.parse().ok().and_then(|id| known.apps.get_key_value(&id)) {
         return Ok((*id, app));
     }
-    let is_meant = |app: &App| app.name == args.app && tenant.is_none_or(|tenant| app.tenant == tenant);
+    let is_meant = |app: &App| app.name == named && tenant.is_none_or(|tenant| app.tenant == tenant);
     let found: Vec<_> = known.apps.iter().filter(|(_, app)| is_meant(app)).collect();
     match found.as_slice() {
         [(id, app)] => Ok((**id, app)),
-        [] => bail!("there is no application {:?}; `switchboard app list` shows them", args.app),
-        _ => bail!("several applications are named {:?}: say which by id, or name the --tenant", args.app),
+        [] => bail!("there is no application {named:?}; `switchboard app list` shows them"),
+        _ => bail!("several applications are named {named:?}: say which by id, or name the --tenant"),
     }
 }
 
 /// What it may reach, in words.
-fn scope(known: &Snapshot, app: &App) -> String {
+pub(crate) fn scope(known: &Snapshot, app: &App) -> String {
     let customers = app
         .customers
         .as_ref()
@@ -325,9 +340,12 @@ fn scope(known: &Snapshot, app: &App) -> String {
     );
     let labelled =
         if app.labels.is_empty() { String::new() } else { format!(" with {}", labels(&app.labels)) };
-    let methods = app.methods.as_ref().map(|all| all.iter().cloned().collect::<Vec<_>>().join(", "));
-    let by = methods.map_or_else(String::new, |methods| format!(", by {methods}"));
-    format!("{devices}{labelled}{by}")
+    let listed = |how: &str, all: Option<&BTreeSet<String>>| {
+        let all = all.map(|all| all.iter().cloned().collect::<Vec<_>>().join(", "));
+        all.map_or_else(String::new, |all| format!(", {how} {all}"))
+    };
+    let (by, from) = (listed("by", app.methods.as_ref()), listed("from", app.networks.as_ref()));
+    format!("{devices}{labelled}{by}{from}")
 }
 
 fn view<'a>(known: &Snapshot, id: AppId, app: &'a App) -> AppView<'a> {
@@ -343,6 +361,7 @@ fn view<'a>(known: &Snapshot, id: AppId, app: &'a App) -> AppView<'a> {
         customers: app.customers.as_ref(),
         labels: &app.labels,
         methods: app.methods.as_ref(),
+        networks: app.networks.as_ref(),
         keys: keys.collect(),
         key: None,
     }

@@ -385,6 +385,9 @@ declare::settings! {
         /// Address to listen on, in plain text: TLS is the part of a proxy in front. Loopback unless told: 0.0.0.0:8081
         /// is every IPv4 address of the machine.
         listen: SocketAddr = loopback(8081), Anything;
+        /// Proxies in front, whose word of who is behind them (`X-Forwarded-For`) is taken, for applications that are
+        /// bound to networks.
+        trusted_proxies: Networks = Networks::default(), Anything;
         /// Connections at once; a further one is closed.
         max_connections: usize = 10_000, 1..=1_000_000;
         /// Bytes of one request's body; a larger one is refused (413). Stay well below `max_payload` of NATS, 1 MiB

@@ -9,6 +9,7 @@ pub mod admin;
 pub mod args;
 pub mod clock;
 pub mod config;
+pub mod forwarded;
 pub mod health;
 mod in_force;
 pub mod journal;

@@ -335,6 +335,7 @@ async fn applications_have_names_of_their_own_and_two_keys_that_live() {
         customers: Some([account.customer].into()),
         labels: BTreeMap::new(),
         methods: None,
+        networks: None,
         keys: BTreeMap::new(),
     };
     let id = AppId(Uuid::new_v4());

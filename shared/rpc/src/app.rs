@@ -244,4 +244,7 @@ pub struct AppIdentity {
     /// When the key ends, in seconds since 1970.
     #[n(5)]
     pub expires_s: u64,
+    /// The networks from which the key is taken; none: from everywhere.
+    #[n(6)]
+    pub networks: Option<Vec<String>>,
 }

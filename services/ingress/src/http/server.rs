@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::http::HeaderMap;
+use boot::forwarded;
 
 use super::cors::Cors;
 use super::devices::Devices;
@@ -11,7 +12,6 @@ use super::exchange::Exchange;
 use super::metrics::HttpMetrics;
 use crate::device::limits::DeviceLimits;
 use crate::node::Node;
-use crate::proxied;
 
 pub(super) struct Server {
     pub(super) node: Arc<Node>,
@@ -28,6 +28,6 @@ impl Server {
 
     /// From whom a request comes, be it through a proxy.
     pub(super) fn sender(&self, exchange: &Exchange, headers: &HeaderMap) -> IpAddr {
-        proxied::sender(exchange.peer, headers, &self.node.settings().http.trusted_proxies)
+        forwarded::sender(exchange.peer, headers, &self.node.settings().http.trusted_proxies)
     }
 }

@@ -1,6 +1,7 @@
 //! Which addresses are meant by networks in CIDR notation (RFC 4632 §3.1, RFC 4291 §2.3)?
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 
 use toml::de::DeValue;
 
@@ -26,6 +27,16 @@ impl Networks {
     /// True when there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+impl FromStr for Networks {
+    type Err = String;
+
+    /// # Errors
+    /// With what was expected.
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::from_text(text).ok_or_else(Self::expected)
     }
 }
 

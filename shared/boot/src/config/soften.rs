@@ -73,6 +73,13 @@ const SOFTENERS: &[Softener] = &[
         "who forges a sender's address multiplies his traffic",
     ),
     (
+        "authorizer.answer_applications",
+        |it, _| {
+            it.authorizer.answer_applications && it.nats.user.is_none() && it.nats.credentials_file.is_none()
+        },
+        "who reaches NATS calls as any application: give it accounts",
+    ),
+    (
         "authorizer.external_origins",
         |it, _| it.authorizer.external_origins.is_some(),
         "who calls whom, and the answer to whether it may, go there in plain text",
@@ -82,6 +89,7 @@ const SOFTENERS: &[Softener] = &[
         |it, _| it.audit.denials_per_second == 0,
         "the audit says how many calls were denied, and not which",
     ),
+    ("api.trusted_proxies", |it, at| it.api.trusted_proxies != at.api.trusted_proxies, PROXIES),
     ("admin.listen", |it, _| goes_out(it.admin.listen), "its counts are everybody's: there is no password"),
     (
         "log.level",

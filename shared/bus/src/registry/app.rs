@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use boot::config::Networks;
 use rpc::{AppId, CredentialHash, CustomerId, KeyId, Role, TenantId};
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,8 @@ use super::{Invalid, RegistryError};
 pub const MAX_KEYS: usize = 2;
 /// The most customers or methods that an application's scope names.
 const MAX_SCOPE: usize = 256;
+/// What a network must be.
+const NETWORK: &str = "networks by their first address, as 10.0.0.0/8 or fd00::/8, or addresses";
 /// The longest method, in characters.
 pub const MAX_METHOD_CHARS: usize = 255;
 /// How long a key lasts that names no time of its own, in seconds.
@@ -43,6 +46,9 @@ pub struct App {
     /// The methods that it may call; none: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub methods: Option<BTreeSet<String>>,
+    /// The networks from which its keys are taken, as 10.0.0.0/8; none: from everywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub networks: Option<BTreeSet<String>>,
     /// At most [`MAX_KEYS`] that live.
     #[serde(default)]
     pub keys: BTreeMap<KeyId, KeyRecord>,
@@ -85,9 +91,14 @@ impl App {
         super::check_name(&self.name)?;
         super::check_labels(&self.labels)?;
         self.methods.iter().flatten().try_for_each(|it| check_method(it))?;
+        for network in self.networks.iter().flatten() {
+            let one = network.parse::<Networks>().ok().filter(|it| !it.is_empty() && !network.contains(','));
+            one.ok_or_else(|| Invalid { field: "networks", expected: NETWORK.to_owned() })?;
+        }
         let sizes = [
             ("customers", self.customers.as_ref().map(BTreeSet::len)),
             ("methods", self.methods.as_ref().map(BTreeSet::len)),
+            ("networks", self.networks.as_ref().map(BTreeSet::len)),
         ];
         for (field, size) in sizes {
             if size.is_some_and(|size| size == 0 || size > MAX_SCOPE) {
@@ -240,6 +251,7 @@ mod tests {
             customers: None,
             labels: BTreeMap::new(),
             methods: None,
+            networks: None,
             keys: BTreeMap::new(),
         };
         let labels = |text: &str| BTreeMap::from([("zone".to_owned(), text.to_owned())]);
