@@ -158,6 +158,34 @@ def test_who_shows_no_key_that_lives_is_nobody(app, api, family):
         assert app.key not in response.body
 
 
+def test_an_application_may_what_no_policy_forbids(shared_cluster, api, node, device, tmp_path):
+    accounts, tenant = shared_cluster.accounts, "Tenant of policies for applications"
+    lamp, lock = (identity(f"{name} of {tenant}", tenant=tenant) for name in ("lamp", "lock"))
+    accounts.add(lamp, lock)
+    caller = add_app(accounts, "--tenant", tenant)
+    for it in (lamp, lock):
+        device(PahoV5, it).connect(node).become_callable(lambda call: call.answer("1"))
+    accounts.cli("device", "label", "set", lock.id, "kind=lock").ok()
+    locks = tmp_path / "locks.cedar"
+    locks.write_text('forbid (principal is App, action, resource in Group::"kind=lock") unless { context.method == "status" };')
+    differs = json.loads(accounts.cli("policy", "diff", str(locks), "--app", caller.id, "--tenant", tenant, "--json").ok().out)
+    assert {(it["action"], it["from"], it["to"], it["now"]) for it in differs["examples"]} == {
+        ("call", caller.name, lock.name, False),
+        ("list", caller.name, lock.name, False),
+    }
+    accounts.cli("policy", "put", str(locks), "--tenant", tenant).ok()
+    until("the policy is in force", lambda: all(call(api, caller, lock.id).status == 404 for _ in range(12)))
+    assert call(api, caller, lamp.id).body == "1"
+    assert call(api, caller, lock.id, {"method": "status"}).body == "1"
+    listed = api.ask("GET", "/v1/devices", "", Authorization=caller.bearer).json["devices"]
+    assert {lamp.id, lock.id} & {it["id"] for it in listed} == {lamp.id}
+    explain = ("policy", "explain", "--app", caller.name, "--to", lock.name)
+    denied = accounts.cli(*explain)
+    assert denied.code == 1 and "denied, forbid locks:1" in denied.out
+    why = json.loads(accounts.cli(*explain, "--by", "status", "--json").ok().out)
+    assert why["allowed"] and why["inScope"]
+
+
 def test_a_key_ends_within_a_second_and_its_successor_goes_on(shared_cluster, node, family, device):
     accounts = shared_cluster.accounts
     device(PahoV5, family.a).connect(node).become_callable(lambda call: call.answer("1"))

@@ -523,10 +523,12 @@ impl Answers {
 
     /// The devices that an application seeks, and which of them a router knows to be there.
     async fn seek(&self, credential: &CredentialHash, sought: &Sought) -> AppReply {
-        let Some((_, _, app)) = self.kept.directory.app_of(credential, unix_s()) else {
+        let now_s = unix_s();
+        let Some((id, _, app)) = self.kept.directory.app_of(credential, now_s) else {
             return AppReply::Refused;
         };
         let mut page = self.kept.directory.seek(&app, sought);
+        page.devices.retain(|device| self.kept.judges.may_see(id, &app, device.id, now_s));
         if page.devices.is_empty() {
             return AppReply::Devices(page);
         }
@@ -669,8 +671,10 @@ impl Answers {
     /// Decides over a call, and records a refusal. `counts` says whether the caller's ticket does.
     fn decide(&self, asked: &JudgeRequest, counts: impl FnOnce(Stamp) -> bool) -> Decision {
         if let Some(by) = &asked.app {
-            let decision = self.kept.directory.decide_app(by, asked.target, unix_s());
-            let tenant = self.kept.directory.app(by.app).map(|app| app.tenant);
+            let Kept { directory, judges, .. } = &*self.kept;
+            let context = |utc_offset_min| context(asked, utc_offset_min).by_method(&by.method);
+            let decision = judges.decide_app(directory, by, asked.target, unix_s(), context);
+            let tenant = directory.app(by.app).map(|app| app.tenant);
             return self.decided(asked, tenant, decision);
         }
         let (caller, target) = self.kept.directory.standings(asked.caller, asked.target);

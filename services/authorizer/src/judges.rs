@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use boot::Health;
 use bus::Bus;
 use bus::policies::{External, Policies, PolicyChange, StoredSet};
-use bus::registry::Change;
-use rpc::{DeviceId, TenantId};
+use bus::registry::{App, Change};
+use rpc::{AppCaller, AppId, DeviceId, TenantId};
 use tokio::sync::watch::Sender;
 use tokio_util::sync::CancellationToken;
 
@@ -116,7 +116,7 @@ impl Judges {
         if judge.allows(caller, Action::Call, target, &context) {
             return Decision::Allow;
         }
-        let list = Context { method: "getDevices", oneway: false, timeout_ms: 0, size_bytes: 0, ..context };
+        let list = context.as_list();
         // Whom a device may list it knows; concealing that one would only hide the reason.
         if rules.conceal_foreign_devices
             && caller != target
@@ -125,6 +125,40 @@ impl Judges {
             return Decision::Refuse(Refusal::Concealed);
         }
         Decision::Refuse(Refusal::NotAllowed)
+    }
+
+    /// Decides over an application's call: by its scope, and within that by what the tenant's policies forbid. What it
+    /// may not see is not there.
+    pub fn decide_app(
+        &self,
+        directory: &Directory,
+        by: &AppCaller,
+        target: DeviceId,
+        now_s: u64,
+        context: impl FnOnce(i16) -> Context,
+    ) -> Decision {
+        let decision = directory.decide_app(by, target, now_s);
+        if decision != Decision::Allow {
+            return decision;
+        }
+        let Some(app) = directory.app(by.app) else { return Decision::Refuse(Refusal::UnknownCaller) };
+        let Some(judge) = self.of(app.tenant) else { return decision };
+        let context = context(judge.utc_offset_min());
+        if judge.allows_app(by.app, &app, Action::Call, target, &context) {
+            return decision;
+        }
+        Decision::Refuse(match judge.allows_app(by.app, &app, Action::List, target, &context.as_list()) {
+            true => Refusal::NotAllowed,
+            false => Refusal::Concealed,
+        })
+    }
+
+    /// Whether an application may see a device that is in its scope, as far as policies go.
+    pub(crate) fn may_see(&self, id: AppId, app: &Arc<App>, target: DeviceId, now_s: u64) -> bool {
+        self.of(app.tenant).is_none_or(|judge| {
+            let context = Context::of_list(now_s, judge.utc_offset_min());
+            judge.allows_app(id, app, Action::List, target, &context)
+        })
     }
 
     /// Takes over a change of the registry, here and in the directory.

@@ -15,7 +15,7 @@ use bus::registry::App;
 use rpc::{AppCaller, CustomerId, DeviceId, Outcome, TenantId};
 
 pub use explain::{Explanation, explain};
-pub use facts::{Action, Context, Facts};
+pub use facts::{Action, AppFacts, Caller, Context, Facts};
 pub use judge::{Judge, Live};
 pub use set::{BUILT_IN, Fault, PolicySet};
 
@@ -98,8 +98,7 @@ pub fn decide(caller: Option<&Standing>, target: Option<&Standing>, rules: Rules
 }
 
 /// Decides over a call that an application makes over NATS, or by a key of its, which must live at `now_s`, in seconds
-/// since 1970. Its scope says all; a tenant's policies are about devices among themselves. What it may not see is not
-/// there.
+/// since 1970. By its scope, within which a tenant's policies may forbid more. What it may not see is not there.
 pub fn decide_app(
     app: Option<&App>,
     caller: &AppCaller,
@@ -209,8 +208,8 @@ mod tests {
             role: rpc::Role::Caller,
             customers: Some([CustomerId(Uuid::from_u128(10))].into()),
             labels: BTreeMap::new(),
-            networks: None,
             methods: Some(["blink".to_owned()].into()),
+            networks: None,
             keys: [(id, key)].into(),
         };
         let caller = |key, method: &str| AppCaller {
@@ -218,8 +217,8 @@ mod tests {
             key: Some(key),
             method: method.to_owned(),
         };
-        let bound = App { networks: Some(["10.0.0.0/8".to_owned()].into()), ..app.clone() };
         let (labels, blink) = (BTreeMap::new(), caller(id, "blink"));
+        let bound = App { networks: Some(["10.0.0.0/8".to_owned()].into()), ..app.clone() };
         let over_nats = AppCaller { key: None, ..blink.clone() };
         let own = standing(2, 100, Some(10));
         let refused = |refusal| Decision::Refuse(refusal);
@@ -244,6 +243,7 @@ mod tests {
                 refused(Refusal::NotAllowed),
             ),
             ("nobody", Some(&app), &blink, None, 199, refused(Refusal::UnknownTarget)),
+            ("over NATS", Some(&app), &over_nats, Some(own), 200, Decision::Allow),
             (
                 "over NATS, bound to networks",
                 Some(&bound),
@@ -252,7 +252,6 @@ mod tests {
                 200,
                 refused(Refusal::UnknownCaller),
             ),
-            ("over NATS", Some(&app), &over_nats, Some(own), 200, Decision::Allow),
             (
                 "another customer's",
                 Some(&app),

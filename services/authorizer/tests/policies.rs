@@ -8,12 +8,13 @@
     reason = "a test may fail by panicking; clippy knows only those who bear the attribute, not their helpers"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+use bus::registry::App;
 use proptest::prelude::*;
-use rpc::{CustomerId, DeviceId, Protocol};
+use rpc::{AppId, CustomerId, DeviceId, Protocol, Role};
 use switchboard_authorizer::listing::render;
 use switchboard_authorizer::policy::set::{MAX_POLICIES, MAX_SET_BYTES};
 use switchboard_authorizer::policy::*;
@@ -43,6 +44,22 @@ fn faults(text: &str) -> Vec<Fault> {
 
 fn noon() -> Context {
     Context::of_call(false, 10_000, 10, 1_795_694_400, 0).over(Some(Protocol::Mqtt))
+}
+
+fn app(number: u128, role: Role, customers: Option<&[u128]>) -> (AppId, Arc<App>) {
+    let customers: Option<BTreeSet<_>> =
+        customers.map(|all| all.iter().map(|it| CustomerId(Uuid::from_u128(*it))).collect());
+    let app = App {
+        tenant: rpc::TenantId(Uuid::from_u128(100)),
+        name: format!("App {number}"),
+        role,
+        customers,
+        labels: BTreeMap::new(),
+        methods: None,
+        networks: None,
+        keys: BTreeMap::new(),
+    };
+    (AppId(Uuid::from_u128(number)), Arc::new(app))
 }
 
 const IN_ROOM: &str = r#"permit (principal is Device, action, resource) when {
@@ -261,6 +278,16 @@ fn any_policy() -> impl Strategy<Value = String> {
         4 => Just(("principal is Device".to_owned(), "resource".to_owned())),
         1 => (0u128..4).prop_map(|it| (format!("principal == Device::\"{}\"", id(it)), "resource".to_owned())),
         1 => Just(("principal is Device in Group::\"k=a\"".to_owned(), "resource".to_owned())),
+        2 => Just(("principal".to_owned(), "resource in Group::\"k=a\"".to_owned())),
+        1 => Just(("principal is App".to_owned(), "resource".to_owned())),
+        1 => (0u128..2).prop_map(|it| (
+            format!("principal == App::\"{}\"", Uuid::from_u128(it)),
+            "resource".to_owned(),
+        )),
+        1 => (0u128..2).prop_map(|it| (
+            format!("principal in Customer::\"{}\"", Uuid::from_u128(it)),
+            "resource".to_owned(),
+        )),
         1 => Just(("principal is Device".to_owned(), "resource in Group::\"k=b\"".to_owned())),
         1 => (0u128..2).prop_map(|it| (
             "principal is Device".to_owned(),
@@ -291,7 +318,7 @@ fn any_device(number: u128) -> impl Strategy<Value = Facts> {
 fn any_context() -> impl Strategy<Value = Context> {
     (any::<bool>(), 0u32..4, 0u32..4, 0u8..4, any::<bool>()).prop_map(
         |(oneway, timeout_ms, size_bytes, hour, http)| Context {
-            method: "sendMsg",
+            method: "sendMsg".into(),
             protocol: if http { "http" } else { "" },
             oneway,
             timeout_ms,
@@ -324,6 +351,20 @@ proptest! {
                     judge.put(facts.clone());
                     let place = devices.iter().position(|other| other.id == facts.id).unwrap();
                     devices[place] = facts;
+                }
+            }
+            for (context, target) in contexts.iter().flat_map(|it| devices.iter().map(move |of| (it, of))) {
+                for (number, role, customers) in
+                    [(0, Role::Caller, None), (1, Role::Admin, Some(&[0, 1][..])), (1, Role::Caller, Some(&[2]))]
+                {
+                    let ((id, app), context) = (app(number, role, customers), context.clone().by_method("blink"));
+                    let facts = AppFacts::of(id, &app);
+                    for action in Action::ALL {
+                        let all = set.evaluate_all(&facts, action, target, &context);
+                        prop_assert_eq!(&set.evaluate(&facts, action, target, &context), &all, "{:?}", policies);
+                        let allowed = judge.allows_app(id, &app, action, target.id, &context);
+                        prop_assert_eq!(allowed, all.is_allowed, "{:?}", policies);
+                    }
                 }
             }
             for context in &contexts {
@@ -499,4 +540,100 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn an_application_may_what_no_policy_forbids_and_a_permit_is_not_asked_for() {
+    let (target, secret) = (device(1, Some(1), &[]), device(2, Some(2), &[("secret", "yes")]));
+    let (caller, admin) = (app(1, Role::Caller, Some(&[1])), app(2, Role::Admin, None));
+    let blink = noon().by_method("blink");
+    let allows = |text: &str, (id, app): &(AppId, Arc<App>), target: &Facts, context: &Context| {
+        let set = Arc::new(set(text));
+        let judge = Judge::new(Some(Arc::clone(&set)), 1, 0, [target.clone()]);
+        let asked = || judge.allows_app(*id, app, Action::Call, target.id, context);
+        let allowed = asked();
+        assert_eq!((asked(), judge.take_asked().remembered), (allowed, 1), "{text}");
+        assert_eq!(explain(&set, &AppFacts::of(*id, app), Action::Call, target, context).allowed, allowed);
+        allowed
+    };
+    let of_its_customers = "forbid (principal is App, action, resource)
+        unless { resource has customer && principal in resource.customer };";
+    let unless_admin = "forbid (principal is App, action, resource) unless { principal.role == \"admin\" };";
+    for (text, by, target, expected) in [
+        (BUILT_IN, &caller, &target, true),
+        (IN_ROOM, &caller, &target, true),
+        ("forbid (principal is Device, action, resource);", &caller, &target, true),
+        ("forbid (principal, action, resource);", &caller, &target, false),
+        (unless_admin, &caller, &target, false),
+        (unless_admin, &admin, &target, true),
+        (
+            "forbid (principal is App, action, resource) when { context.method == \"blink\" };",
+            &admin,
+            &target,
+            false,
+        ),
+        (
+            "forbid (principal is App, action, resource) when { context.method == \"sendMsg\" };",
+            &admin,
+            &target,
+            true,
+        ),
+        ("forbid (principal, action, resource in Group::\"secret=yes\");", &admin, &secret, false),
+        ("forbid (principal, action, resource in Group::\"secret=yes\");", &admin, &target, true),
+        (
+            "forbid (principal is App, action, resource) when { principal has customers };",
+            &caller,
+            &target,
+            false,
+        ),
+        (
+            "forbid (principal is App, action, resource) when { principal has customers };",
+            &admin,
+            &target,
+            true,
+        ),
+        (of_its_customers, &caller, &target, true),
+        (of_its_customers, &admin, &target, false),
+        // What cannot be evaluated denies.
+        (
+            "forbid (principal is App, action, resource) when { context.timeout * 9223372036854775807 > 0 };",
+            &admin,
+            &target,
+            false,
+        ),
+    ] {
+        assert_eq!(allows(text, by, target, &blink), expected, "{text} {}", by.1.name);
+    }
+    let unreadable = Judge::new(None, 1, 0, [target.clone()]);
+    assert!(!unreadable.allows_app(admin.0, &admin.1, Action::Call, target.id, &blink));
+    let judge = Judge::new(Some(Arc::new(set(BUILT_IN))), 1, 0, []);
+    assert!(!judge.allows_app(admin.0, &admin.1, Action::Call, target.id, &blink), "nobody");
+
+    // It is another one once it has changed.
+    let judge = Judge::new(Some(Arc::new(set(unless_admin))), 1, 0, [target.clone()]);
+    assert!(!judge.allows_app(caller.0, &caller.1, Action::Call, target.id, &blink));
+    let promoted = app(1, Role::Admin, None);
+    assert!(judge.allows_app(caller.0, &promoted.1, Action::Call, target.id, &blink));
+}
+
+#[test]
+fn what_an_application_is_forbidden_is_explained_and_found_in_a_difference() {
+    let secret = device(2, Some(2), &[("secret", "yes")]);
+    let (id, app) = app(1, Role::Caller, None);
+    let facts = AppFacts::of(id, &app);
+    let text = "@id(\"secrets\") forbid (principal is App, action, resource) when {
+  resource.hasTag(\"secret\") && principal.role != \"admin\"
+};";
+    let (old, new) = (set(BUILT_IN), set(&format!("{BUILT_IN}{text}")));
+    let why = explain(&new, &facts, Action::Call, &secret, &noon().by_method("blink"));
+    assert!(!why.allowed);
+    assert_eq!(why.decided_by, ["forbid test:8 \"secrets\""]);
+    let told = why.to_string();
+    assert!(told.contains("principal.role = \"caller\""), "{told}");
+    assert!(told.contains("give \"App 1\" the role admin"), "{told}");
+    assert!(told.contains("take the label secret from \"Device 2\""), "{told}");
+    let devices = [device(1, Some(1), &[]), secret];
+    let at = [(Action::Call, noon().by_method("blink")), (Action::List, noon().as_list())];
+    let found = survey::app_difference(&old, &new, &facts, &devices, &at);
+    assert_eq!(found, [(Action::Call, devices[1].id, false), (Action::List, devices[1].id, false)]);
 }

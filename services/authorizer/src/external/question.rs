@@ -100,7 +100,7 @@ impl<'a> Entity<'a> {
 impl Question {
     /// Of a call that the policies permit.
     pub fn of(tenant: TenantId, version: u64, caller: &Facts, target: &Facts, context: &Context) -> Question {
-        let Context { method, protocol, oneway, timeout_ms, size_bytes, hour, weekday } = *context;
+        let Context { ref method, protocol, oneway, timeout_ms, size_bytes, hour, weekday } = *context;
         let mut evaluation = Evaluation {
             subject: Entity::of(tenant, caller),
             action: Verb { name: Action::Call.as_str(), properties: Method { method, protocol, oneway } },

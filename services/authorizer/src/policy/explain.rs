@@ -3,10 +3,10 @@
 use std::fmt;
 
 use cedar_policy::pst::{self, BinaryOp, Expr, Literal, Var};
-use rpc::{CustomerId, Protocol};
+use rpc::{CustomerId, Protocol, Role as AppRole};
 use serde::Serialize;
 
-use super::facts::{Action, Context, Facts, readings};
+use super::facts::{Action, AppFacts, Caller, Context, Facts, readings};
 use super::set::{PolicySet, holds};
 
 /// Single changes that are tried in pairs, at most.
@@ -23,7 +23,8 @@ pub struct Explanation {
     pub decided_by: Vec<String>,
     /// Policies that could not be evaluated, each of which denies.
     pub failed: Vec<String>,
-    /// The policies that matter: those that decided, else every one that permits something.
+    /// The policies that matter: those that decided, else every one that permits something; of an application, that
+    /// forbids something.
     pub policies: Vec<Weighed>,
     /// The smallest changes that turn the decision, each evaluated: one change each, or two where one is not enough.
     pub would_change_it: Vec<Vec<String>>,
@@ -76,20 +77,21 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// Explains a decision.
-pub fn explain(
+/// Explains a decision; of an application, one about a device that is in its scope.
+pub fn explain<'a>(
     set: &PolicySet,
-    caller: &Facts,
+    caller: impl Into<Caller<'a>>,
     action: Action,
     target: &Facts,
     context: &Context,
 ) -> Explanation {
-    let case = Case { caller: caller.clone(), target: target.clone(), context: context.clone() };
+    let caller = caller.into();
+    let case = Case { caller: Principal::of(caller), target: target.clone(), context: context.clone() };
     let verdict = set.evaluate(caller, action, target, context);
     let name = |id| set.source(id).map(ToString::to_string).unwrap_or_default();
     let decided_by: Vec<_> = verdict.determining.iter().map(name).collect();
     let matters = |policy: &String, is_permit: bool| match decided_by.is_empty() {
-        true => is_permit,
+        true => is_permit == caller.device().is_some(),
         false => decided_by.contains(policy),
     };
     let policies = set.policies(action).filter_map(|(source, policy)| {
@@ -112,9 +114,31 @@ pub fn explain(
 /// What is judged.
 #[derive(Clone)]
 struct Case {
-    caller: Facts,
+    caller: Principal,
     target: Facts,
     context: Context,
+}
+
+#[derive(Clone)]
+enum Principal {
+    Device(Facts),
+    App(AppFacts),
+}
+
+impl Principal {
+    fn of(caller: Caller<'_>) -> Self {
+        match caller {
+            Caller::Device(facts) => Principal::Device(facts.clone()),
+            Caller::App(facts) => Principal::App(facts.clone()),
+        }
+    }
+
+    fn caller(&self) -> Caller<'_> {
+        match self {
+            Principal::Device(facts) => Caller::Device(facts),
+            Principal::App(facts) => Caller::App(facts),
+        }
+    }
 }
 
 fn conditions(policy: &pst::Template, action: Action, case: &Case) -> Vec<Condition> {
@@ -125,7 +149,7 @@ fn conditions(policy: &pst::Template, action: Action, case: &Case) -> Vec<Condit
         part("resource", policy.resource.to_string()),
     ]
     .join(", ");
-    let holds_now = |text: &str| holds(text, &case.caller, action, &case.target, &case.context);
+    let holds_now = |text: &str| holds(text, case.caller.caller(), action, &case.target, &case.context);
     let mut found =
         vec![Condition { holds: holds_now(&format!("permit ({scope});")), text: scope, read: Vec::new() }];
     let mut parts = Vec::new();
@@ -157,8 +181,11 @@ fn split<'a>(expr: &'a Expr, at: BinaryOp, is_negated: bool, parts: &mut Vec<(&'
 
 /// The values that an expression reads.
 fn reads(expr: &Expr, case: &Case, read: &mut Vec<String>) {
+    if let (Expr::Var(Var::Principal), Some(app)) = (of_which(expr), case.caller.caller().app()) {
+        read.extend(read_of_app(expr, app));
+    }
     let of = |var: &Expr| match var {
-        Expr::Var(Var::Principal) => Some(("principal", &case.caller)),
+        Expr::Var(Var::Principal) => case.caller.caller().device().map(|facts| ("principal", facts)),
         Expr::Var(Var::Resource) => Some(("resource", &case.target)),
         _ => None,
     };
@@ -217,6 +244,34 @@ fn reads(expr: &Expr, case: &Case, read: &mut Vec<String>) {
     read.dedup();
 }
 
+/// Whose attribute, or membership, an expression is.
+fn of_which(expr: &Expr) -> &Expr {
+    match expr {
+        Expr::GetAttr { expr, .. } | Expr::HasAttr { expr, .. } => expr,
+        Expr::BinaryOp { op: BinaryOp::In | BinaryOp::Eq | BinaryOp::NotEq, left, .. } => left,
+        other => other,
+    }
+}
+
+/// What an expression reads of an application.
+fn read_of_app(expr: &Expr, app: &AppFacts) -> Option<String> {
+    let customers = || match &app.customers {
+        Some(all) => all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        None => "all".to_owned(),
+    };
+    Some(match expr {
+        Expr::GetAttr { attr, .. } if attr == "role" => format!("principal.role = {:?}", app.role.as_str()),
+        Expr::GetAttr { attr, .. } if attr == "name" => format!("principal.name = {:?}", app.name),
+        Expr::GetAttr { attr, .. } if attr == "customers" => format!("principal.customers = {}", customers()),
+        Expr::HasAttr { attrs, .. } if attrs.first() == "customers" => {
+            format!("principal.customers = {}", customers())
+        }
+        Expr::BinaryOp { op: BinaryOp::In, .. } => format!("principal.customers = {}", customers()),
+        Expr::BinaryOp { .. } => format!("principal = {}", app.id),
+        _ => return None,
+    })
+}
+
 /// What makes a device a member of what is named.
 fn members(role: &str, facts: &Facts, of: &Expr, read: &mut Vec<String>) {
     match of {
@@ -251,16 +306,19 @@ enum Change {
     Label(Role, String, Option<String>),
     Assign(Role, Option<CustomerId>),
     Type(Role, String),
+    AppRole(AppRole),
     Protocol(Protocol),
     Context(&'static str, u32),
 }
 
 impl Change {
     fn apply(&self, case: &mut Case) {
-        let is_self = case.caller.id == case.target.id;
+        let is_self = case.caller.caller().device().is_some_and(|caller| caller.id == case.target.id);
         let mut change = |role: Role, change: &dyn Fn(&mut Facts)| {
-            if role == Role::Caller || is_self {
-                change(&mut case.caller);
+            if let Principal::Device(caller) = &mut case.caller
+                && (role == Role::Caller || is_self)
+            {
+                change(caller);
             }
             if role == Role::Target || is_self {
                 change(&mut case.target);
@@ -275,6 +333,11 @@ impl Change {
             }),
             Change::Assign(role, customer) => change(*role, &|facts| facts.customer = *customer),
             Change::Type(role, kind) => change(*role, &|facts| facts.kind = kind.as_str().into()),
+            Change::AppRole(role) => {
+                if let Principal::App(app) = &mut case.caller {
+                    app.role = *role;
+                }
+            }
             Change::Protocol(protocol) => case.context = case.context.clone().over(Some(*protocol)),
             Change::Context(field, value) => {
                 let context = &mut case.context;
@@ -291,8 +354,8 @@ impl Change {
 
     fn text(&self, case: &Case) -> String {
         let of = |role: &Role| match role {
-            Role::Caller => &case.caller.name,
-            Role::Target => &case.target.name,
+            Role::Caller => case.caller.caller().name(),
+            Role::Target => &*case.target.name,
         };
         match self {
             Change::Label(role, key, Some(value)) => format!("give {:?} the label {key}={value}", of(role)),
@@ -300,6 +363,7 @@ impl Change {
             Change::Assign(role, Some(customer)) => format!("assign {:?} to customer {customer}", of(role)),
             Change::Assign(role, None) => format!("take {:?} from its customer", of(role)),
             Change::Type(role, kind) => format!("give {:?} the type {kind}", of(role)),
+            Change::AppRole(role) => format!("give {:?} the role {}", of(&Role::Caller), role.as_str()),
             Change::Protocol(protocol) => format!("call over {protocol}"),
             Change::Context("oneway", value) => format!("call with oneway {}", *value != 0),
             Change::Context(field, value) => format!("call with {field} {value}"),
@@ -314,7 +378,7 @@ impl Change {
             }
             (Change::Assign(role, _), Change::Assign(other, _))
             | (Change::Type(role, _), Change::Type(other, _)) => role == other,
-            (Change::Protocol(_), Change::Protocol(_)) => true,
+            (Change::Protocol(_), Change::Protocol(_)) | (Change::AppRole(_), Change::AppRole(_)) => true,
             (Change::Context(field, _), Change::Context(other, _)) => field == other,
             _ => false,
         }
@@ -325,7 +389,8 @@ fn changes(set: &PolicySet, action: Action, case: &Case, is_allowed: bool) -> Ve
     let turns = |changes: &[&Change]| {
         let mut changed = case.clone();
         changes.iter().for_each(|change| change.apply(&mut changed));
-        set.evaluate(&changed.caller, action, &changed.target, &changed.context).is_allowed != is_allowed
+        set.evaluate(changed.caller.caller(), action, &changed.target, &changed.context).is_allowed
+            != is_allowed
     };
     let tell = |changes: &[&Change]| changes.iter().map(|change| change.text(case)).collect::<Vec<_>>();
     let candidates = candidates(set, action, case);
@@ -348,10 +413,20 @@ fn changes(set: &PolicySet, action: Action, case: &Case, is_allowed: bool) -> Ve
 /// Every single change that the policies could notice: of all that they mention, the values that they mention.
 fn candidates(set: &PolicySet, action: Action, case: &Case) -> Vec<Change> {
     let footprint = set.footprint();
-    let roles = [(Role::Target, &case.target, &case.caller), (Role::Caller, &case.caller, &case.target)];
     let mut found = Vec::new();
+    let roles = match &case.caller {
+        Principal::Device(caller) => {
+            vec![(Role::Target, &case.target, caller), (Role::Caller, caller, &case.target)]
+        }
+        Principal::App(app) => {
+            let others = AppRole::ALL.iter().filter(|role| **role != app.role);
+            found.extend(others.map(|role| Change::AppRole(*role)));
+            // Of its own there is nothing to take a value from.
+            vec![(Role::Target, &case.target, &case.target)]
+        }
+    };
     for (key, values) in &footprint.labels {
-        for (role, facts, other) in roles {
+        for (role, facts, other) in roles.iter().copied() {
             let has = facts.labels.get(key);
             let values = other.labels.get(key).into_iter().chain(values);
             let other_values = values.filter(|value| has != Some(*value));
@@ -360,7 +435,7 @@ fn candidates(set: &PolicySet, action: Action, case: &Case) -> Vec<Change> {
         }
     }
     if footprint.reads_customer() {
-        for (role, facts, other) in roles {
+        for (role, facts, other) in roles.iter().copied() {
             let named = footprint.customers.iter().filter_map(|id| id.parse().ok());
             let customers = other.customer.into_iter().chain(named).filter(|id| facts.customer != Some(*id));
             found.extend(customers.map(|id| Change::Assign(role, Some(id))));
@@ -368,13 +443,13 @@ fn candidates(set: &PolicySet, action: Action, case: &Case) -> Vec<Change> {
         }
     }
     if footprint.reads_type() {
-        for (role, facts, other) in roles {
+        for (role, facts, other) in roles.iter().copied() {
             let named = footprint.types.iter().map(String::as_str).chain([&*other.kind]);
             let types = named.filter(|kind| **kind != *facts.kind);
             found.extend(types.map(|kind| Change::Type(role, kind.to_owned())));
         }
     }
-    if footprint.context.contains_key("protocol") {
+    if footprint.context.contains_key("protocol") && case.caller.caller().device().is_some() {
         let others = Protocol::ALL.iter().filter(|protocol| protocol.as_str() != case.context.protocol);
         found.extend(others.map(|protocol| Change::Protocol(*protocol)));
     }

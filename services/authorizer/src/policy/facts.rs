@@ -1,13 +1,16 @@
-//! What is a decision made of? Two devices, an action and a context, in our words and in Cedar's.
+//! What is a decision made of? A device or an application, a device, an action and a context, in our words and in
+//! Cedar's.
 
-use std::collections::{BTreeMap, HashSet};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, LazyLock};
 
+use bus::registry::App;
 use cedar_policy::{
     Context as CedarContext, Entities, Entity, EntityId, EntityTypeName, EntityUid, Request,
     RestrictedExpression, Schema,
 };
-use rpc::{CustomerId, DeviceId, Protocol};
+use rpc::{AppId, CustomerId, DeviceId, Protocol, Role};
 
 /// What a principal wants with a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -46,11 +49,86 @@ pub struct Facts {
     pub labels: BTreeMap<String, String>,
 }
 
+/// What policies may know of an application.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AppFacts {
+    /// Its id.
+    pub id: AppId,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its role.
+    pub role: Role,
+    /// The customers that its scope names; none: all of the tenant.
+    pub customers: Option<BTreeSet<CustomerId>>,
+}
+
+impl AppFacts {
+    /// Of an application of this id.
+    pub fn of(id: AppId, app: &App) -> Self {
+        AppFacts { id, name: app.name.as_str().into(), role: app.role, customers: app.customers.clone() }
+    }
+}
+
+/// Who wants something of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Caller<'a> {
+    /// Another device, or itself.
+    Device(&'a Facts),
+    /// An application, in whose scope the device is.
+    App(&'a AppFacts),
+}
+
+impl<'a> Caller<'a> {
+    /// The device, if it is one.
+    pub fn device(self) -> Option<&'a Facts> {
+        match self {
+            Caller::Device(facts) => Some(facts),
+            Caller::App(_) => None,
+        }
+    }
+
+    /// The application, if it is one.
+    pub fn app(self) -> Option<&'a AppFacts> {
+        match self {
+            Caller::Device(_) => None,
+            Caller::App(facts) => Some(facts),
+        }
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'a str {
+        match self {
+            Caller::Device(facts) => &facts.name,
+            Caller::App(facts) => &facts.name,
+        }
+    }
+
+    /// Whether it is that customer's, or one of its customers' where it is an application.
+    pub(super) fn is_in(self, customer: CustomerId) -> bool {
+        match self {
+            Caller::Device(facts) => facts.customer == Some(customer),
+            Caller::App(facts) => facts.customers.as_ref().is_some_and(|all| all.contains(&customer)),
+        }
+    }
+}
+
+impl<'a> From<&'a Facts> for Caller<'a> {
+    fn from(facts: &'a Facts) -> Self {
+        Caller::Device(facts)
+    }
+}
+
+impl<'a> From<&'a AppFacts> for Caller<'a> {
+    fn from(facts: &'a AppFacts) -> Self {
+        Caller::App(facts)
+    }
+}
+
 /// What policies may know of a request, beside who and whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Context {
-    /// `sendMsg` or `getDevices`.
-    pub method: &'static str,
+    /// `sendMsg` or `getDevices`; of an application's call, what the device reads.
+    pub method: Cow<'static, str>,
     /// How the caller is connected; empty where its node does not tell it.
     pub protocol: &'static str,
     /// The caller wants no answer.
@@ -76,7 +154,7 @@ impl Context {
         let local_s = i64::try_from(unix_s).unwrap_or(i64::MAX / 2) + i64::from(utc_offset_min) * 60;
         let hour = local_s.div_euclid(3_600).rem_euclid(24);
         let weekday = (local_s.div_euclid(86_400) + FIRST_WEEKDAY).rem_euclid(7) + 1;
-        let method = "sendMsg";
+        let method = "sendMsg".into();
         let (hour, weekday) = (hour as u8, weekday as u8);
         Context { method, protocol: "", oneway, timeout_ms, size_bytes, hour, weekday }
     }
@@ -84,6 +162,16 @@ impl Context {
     /// The same, of a caller that is connected so.
     pub fn over(self, protocol: Option<Protocol>) -> Self {
         Context { protocol: protocol.map_or("", Protocol::as_str), ..self }
+    }
+
+    /// The same, of an application, which calls by that method.
+    pub fn by_method(self, method: &str) -> Self {
+        Context { method: method.to_owned().into(), protocol: "", ..self }
+    }
+
+    /// The same circumstances, of a list.
+    pub fn as_list(&self) -> Self {
+        Context { method: "getDevices".into(), oneway: false, timeout_ms: 0, size_bytes: 0, ..self.clone() }
     }
 
     /// One of [`NUMBERS`](Self::NUMBERS).
@@ -98,7 +186,7 @@ impl Context {
 
     /// Of a `getDevices` at such a time.
     pub fn of_list(unix_s: u64, utc_offset_min: i16) -> Self {
-        Context { method: "getDevices", ..Context::of_call(false, 0, 0, unix_s, utc_offset_min) }
+        Context::of_call(false, 0, 0, unix_s, utc_offset_min).as_list()
     }
 }
 
@@ -121,6 +209,7 @@ pub(super) const SCHEMA: &str = include_str!("schema.cedarschema");
 pub(super) struct Words {
     pub(super) schema: Schema,
     device: EntityTypeName,
+    app: EntityTypeName,
     customer: EntityTypeName,
     group: EntityTypeName,
     action: EntityTypeName,
@@ -131,7 +220,14 @@ pub(super) fn words() -> Option<&'static Words> {
         let (schema, _) = Schema::from_cedarschema_str(SCHEMA).ok()?;
         let name = |name: &str| name.parse().ok();
         let (device, customer) = (name("Device")?, name("Customer")?);
-        Some(Words { schema, device, customer, group: name("Group")?, action: name("Action")? })
+        Some(Words {
+            schema,
+            device,
+            app: name("App")?,
+            customer,
+            group: name("Group")?,
+            action: name("Action")?,
+        })
     });
     WORDS.as_ref()
 }
@@ -140,7 +236,7 @@ impl Words {
     /// A question in Cedar's words.
     pub(super) fn question(
         &self,
-        caller: &Facts,
+        caller: Caller<'_>,
         action: Action,
         target: &Facts,
         context: &Context,
@@ -162,14 +258,24 @@ impl Words {
             let labels = facts.labels.iter().map(|(key, value)| (key.clone(), text(value)));
             Entity::new_with_tags(uid(&self.device, &facts.id.to_string()), attributes, parents, labels).ok()
         };
-        let mut entities = vec![entity(caller)?];
-        if caller.id != target.id {
-            entities.push(entity(target)?);
-        }
+        let mut entities = vec![entity(target)?];
+        let principal = match caller {
+            Caller::Device(caller) => {
+                if caller.id != target.id {
+                    entities.push(entity(caller)?);
+                }
+                uid(&self.device, &caller.id.to_string())
+            }
+            Caller::App(caller) => {
+                let principal = uid(&self.app, &caller.id.to_string());
+                entities.push(self.app_entity(principal.clone(), caller)?);
+                principal
+            }
+        };
         let entities = Entities::from_entities(entities, None).ok()?;
         let number = |number: i64| RestrictedExpression::new_long(number);
         let context = CedarContext::from_pairs([
-            ("method".to_owned(), RestrictedExpression::new_string(context.method.to_owned())),
+            ("method".to_owned(), RestrictedExpression::new_string(context.method.clone().into_owned())),
             ("protocol".to_owned(), RestrictedExpression::new_string(context.protocol.to_owned())),
             ("oneway".to_owned(), RestrictedExpression::new_bool(context.oneway)),
             ("timeout".to_owned(), number(context.timeout_ms.into())),
@@ -178,13 +284,28 @@ impl Words {
             ("weekday".to_owned(), number(context.weekday.into())),
         ]);
         let request = Request::new(
-            uid(&self.device, &caller.id.to_string()),
+            principal,
             uid(&self.action, action.as_str()),
             uid(&self.device, &target.id.to_string()),
             context.ok()?,
             None,
         );
         Some((request.ok()?, entities))
+    }
+
+    fn app_entity(&self, principal: EntityUid, facts: &AppFacts) -> Option<Entity> {
+        let text = |text: &str| RestrictedExpression::new_string(text.to_owned());
+        let uid = |id: &CustomerId| {
+            EntityUid::from_type_name_and_id(self.customer.clone(), EntityId::new(id.to_string()))
+        };
+        let customers = facts.customers.iter().flatten().map(uid);
+        let mut attributes =
+            vec![("name".to_owned(), text(&facts.name)), ("role".to_owned(), text(facts.role.as_str()))];
+        if facts.customers.is_some() {
+            let customers = customers.clone().map(RestrictedExpression::new_entity_uid);
+            attributes.push(("customers".to_owned(), RestrictedExpression::new_set(customers)));
+        }
+        Entity::new(principal, attributes.into_iter().collect(), customers.collect()).ok()
     }
 }
 

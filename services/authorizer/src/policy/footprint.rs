@@ -1,5 +1,6 @@
 //! What do policies look at? Two devices, or two contexts, that differ in nothing of it are judged alike.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -233,6 +234,11 @@ impl Footprint {
         (self.reads_customer, self.reads_any_label) = (true, true);
     }
 
+    /// Whether methods count.
+    pub fn reads_method(&self) -> bool {
+        self.context.contains_key("method")
+    }
+
     /// Whether types count.
     pub fn reads_type(&self) -> bool {
         self.reads_type
@@ -279,7 +285,11 @@ impl Footprint {
             });
         }
         ContextClass {
-            method: self.context.contains_key("method").then_some(context.method),
+            // An application's own is told apart where it counts.
+            method: self.reads_method().then_some(match context.method {
+                Cow::Borrowed(method) => method,
+                Cow::Owned(_) => "",
+            }),
             protocol: self.context.contains_key("protocol").then_some(context.protocol),
             oneway: self.context.contains_key("oneway").then_some(context.oneway),
             numbers,

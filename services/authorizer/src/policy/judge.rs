@@ -4,13 +4,15 @@
 //! Never stale: a judge holds one set for its life, and a device that changes is classed anew. With a shadow, classes
 //! are those of both sets, and a decision is remembered with what the shadow would have said.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rpc::DeviceId;
+use bus::registry::App;
+use rpc::{AppId, DeviceId};
 
-use super::facts::{Action, Context, Facts};
+use super::facts::{Action, AppFacts, Context, Facts};
 use super::footprint::{ContextClass, DeviceClass, Footprint};
 use super::set::PolicySet;
 use crate::listing::{Listing, Listings};
@@ -89,6 +91,9 @@ struct Book {
     classes: HashMap<DeviceClass, ClassId>,
     next_class: ClassId,
     verdicts: HashMap<Key, Judged>,
+    /// What is remembered for each application, as long as that does not change.
+    apps: HashMap<AppId, AppBook>,
+    app_verdicts: usize,
     asked: Asked,
     samples: Vec<Sample>,
     /// What was listed for callers of a class since the devices changed last.
@@ -104,6 +109,16 @@ struct Key {
     is_self: bool,
     context: ContextClass,
 }
+
+#[derive(Debug)]
+struct AppBook {
+    app: Arc<App>,
+    facts: AppFacts,
+    verdicts: HashMap<AppKey, bool>,
+}
+
+/// Action, class of the target, context, and the application's method where methods count.
+type AppKey = (Action, ClassId, ContextClass, Option<Box<str>>);
 
 impl Judge {
     /// Of a version of a tenant's set; none when that cannot be read.
@@ -181,6 +196,49 @@ impl Judge {
     pub fn allows(&self, caller: DeviceId, action: Action, target: DeviceId, context: &Context) -> bool {
         let class = self.footprint.context_class(context);
         self.book().allows(self, caller, action, target, context, class)
+    }
+
+    /// Whether no policy forbids that to an application in whose scope the target is; a device that it does not know is
+    /// forbidden. A shadow is not asked.
+    pub fn allows_app(
+        &self,
+        id: AppId,
+        app: &Arc<App>,
+        action: Action,
+        target: DeviceId,
+        context: &Context,
+    ) -> bool {
+        let set = match &self.live {
+            Live::Set(set) => set,
+            Live::BuiltIn => return true,
+            Live::Unreadable => return false,
+        };
+        let method = self.footprint.reads_method().then(|| context.method.as_ref().into());
+        let context_class = self.footprint.context_class(context);
+        let mut book = self.book();
+        let Book { devices, apps, app_verdicts, asked, .. } = &mut *book;
+        let Some((target, class)) = devices.get(&target) else { return false };
+        if *app_verdicts >= MAX_REMEMBERED {
+            apps.clear();
+            *app_verdicts = 0;
+        }
+        let own = || AppBook { app: Arc::clone(app), facts: AppFacts::of(id, app), verdicts: HashMap::new() };
+        let known = apps.entry(id).or_insert_with(own);
+        if !Arc::ptr_eq(&known.app, app) {
+            *known = own();
+        }
+        let AppBook { facts, verdicts, .. } = known;
+        match verdicts.entry((action, *class, context_class, method)) {
+            Entry::Occupied(remembered) => {
+                asked.remembered += 1;
+                *remembered.get()
+            }
+            Entry::Vacant(place) => {
+                asked.evaluated += 1;
+                *app_verdicts += 1;
+                *place.insert(set.evaluate(&*facts, action, target, context).is_allowed)
+            }
+        }
     }
 
     /// Whom the caller may list, itself left out, by name and then id: at most `limit`, those behind `after` if given.
@@ -289,6 +347,7 @@ impl Book {
     /// Forgets decisions, and the classes that no device has.
     fn forget(&mut self) {
         self.verdicts.clear();
+        self.apps.clear();
         let old = std::mem::take(&mut self.classes);
         let mut used: HashMap<ClassId, ClassId> = HashMap::new();
         self.next_class = 0;

@@ -8,7 +8,7 @@ use cedar_policy::{
 };
 use miette::Diagnostic;
 
-use super::facts::{Action, Context, Facts, words};
+use super::facts::{Action, Caller, Context, Facts, words};
 use super::footprint::Footprint;
 use super::sieve::Sieve;
 
@@ -144,21 +144,34 @@ impl PolicySet {
         })
     }
 
-    /// Asks the policies themselves.
-    pub fn evaluate(&self, caller: &Facts, action: Action, target: &Facts, context: &Context) -> Verdict {
+    /// Asks the policies themselves. An application, in whose scope the target is, may what none of them forbids.
+    pub fn evaluate<'a>(
+        &self,
+        caller: impl Into<Caller<'a>>,
+        action: Action,
+        target: &Facts,
+        context: &Context,
+    ) -> Verdict {
+        let caller = caller.into();
         let relevant = self.speaking_of(action).filter(|it| it.sieve.passes(caller, target, context));
         self.judge(relevant, caller, action, target, context)
     }
 
     /// The same without the sieve, for a test that it leaves out nothing.
-    pub fn evaluate_all(&self, caller: &Facts, action: Action, target: &Facts, context: &Context) -> Verdict {
-        self.judge(self.speaking_of(action), caller, action, target, context)
+    pub fn evaluate_all<'a>(
+        &self,
+        caller: impl Into<Caller<'a>>,
+        action: Action,
+        target: &Facts,
+        context: &Context,
+    ) -> Verdict {
+        self.judge(self.speaking_of(action), caller.into(), action, target, context)
     }
 
     fn judge<'a>(
         &self,
         policies: impl Iterator<Item = &'a Ready>,
-        caller: &Facts,
+        caller: Caller<'_>,
         action: Action,
         target: &Facts,
         context: &Context,
@@ -166,8 +179,9 @@ impl PolicySet {
         let (mut permits, mut forbids, mut failed) = (Vec::new(), Vec::new(), Vec::new());
         let denied = || Verdict { is_allowed: false, determining: Vec::new(), failed: Vec::new() };
         let mut policies = policies.peekable();
+        let is_permitted = caller.app().is_some();
         if policies.peek().is_none() {
-            return denied();
+            return Verdict { is_allowed: is_permitted, ..denied() };
         }
         let question = words().and_then(|words| words.question(caller, action, target, context));
         let Some((request, entities)) = question else { return denied() };
@@ -184,7 +198,7 @@ impl PolicySet {
         }
         Verdict {
             // Cedar would skip a policy that fails; it could be one that forbids.
-            is_allowed: !permits.is_empty() && forbids.is_empty() && failed.is_empty(),
+            is_allowed: (is_permitted || !permits.is_empty()) && forbids.is_empty() && failed.is_empty(),
             determining: if forbids.is_empty() { permits } else { forbids },
             failed,
         }
@@ -441,7 +455,7 @@ fn place(text: &str, start: usize) -> (usize, usize) {
 /// Whether one policy's text, a permit, permits; none when it cannot be evaluated.
 pub(super) fn holds(
     text: &str,
-    caller: &Facts,
+    caller: Caller<'_>,
     action: Action,
     target: &Facts,
     context: &Context,

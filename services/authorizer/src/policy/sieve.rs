@@ -5,9 +5,9 @@
 //! out. After strict validation only arithmetic and functions can fail.
 
 use cedar_policy::pst::{self, BinaryOp, EntityOrSlot, EntityUID, Expr, Literal, UnaryOp, Var};
-use rpc::{CustomerId, DeviceId};
+use rpc::{AppId, CustomerId, DeviceId};
 
-use super::facts::{Context, Facts, in_group};
+use super::facts::{Caller, Context, Facts, in_group};
 
 /// The parts of a policy that are understood here, of those that must all be true.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,6 +27,8 @@ enum Part {
     Any(Vec<Part>),
     IsSelf,
     Is(Role, DeviceId),
+    IsApp(AppId),
+    IsDevice(Role),
     InCustomer(Role, CustomerId),
     InGroup(Role, String),
     HasCustomer(Role),
@@ -59,11 +61,12 @@ impl Sieve {
             Principal::Any => None,
             Principal::Eq(it) => named(it).map(|uid| is(Role::Caller, uid)),
             Principal::In(it) => named(it).and_then(|uid| is_in(Role::Caller, uid)),
-            Principal::Is(kind) => Some(Part::Always(kind.0.id.as_str() == "Device")),
-            Principal::IsIn(kind, it) => match kind.0.id.as_str() {
-                "Device" => named(it).and_then(|uid| is_in(Role::Caller, uid)),
-                _ => Some(Part::Always(false)),
-            },
+            Principal::Is(kind) => Some(is_kind(Role::Caller, kind.0.id.as_str())),
+            Principal::IsIn(kind, it) => {
+                let is_in = named(it).and_then(|uid| is_in(Role::Caller, uid));
+                let is_kind = is_kind(Role::Caller, kind.0.id.as_str());
+                Some(is_in.map_or(is_kind.clone(), |is_in| Part::All(vec![is_kind, is_in])))
+            }
         });
         parts.extend(match &policy.resource {
             Resource::Any | Resource::Is(_) => None,
@@ -83,7 +86,7 @@ impl Sieve {
     }
 
     /// False: the policy says nothing to this question.
-    pub(super) fn passes(&self, caller: &Facts, target: &Facts, context: &Context) -> bool {
+    pub(super) fn passes(&self, caller: Caller<'_>, target: &Facts, context: &Context) -> bool {
         self.0.iter().all(|part| part.holds(caller, target, context))
     }
 }
@@ -146,10 +149,7 @@ fn part(expr: &Expr) -> Option<Part> {
             (role, "customer", 1) => Part::HasCustomer(role),
             _ => return None,
         },
-        Expr::Is { expr, entity_type, in_expr: None } => {
-            role(expr)?;
-            Part::Always(entity_type.0.id.as_str() == "Device")
-        }
+        Expr::Is { expr, entity_type, in_expr: None } => is_kind(role(expr)?, entity_type.0.id.as_str()),
         Expr::BinaryOp { op, left, right } => match op {
             And => Part::All(vec![part(left)?, part(right)?]),
             Or => Part::Any(vec![part(left)?, part(right)?]),
@@ -273,7 +273,19 @@ fn named(named: &EntityOrSlot) -> Option<&EntityUID> {
     }
 }
 
+fn is_kind(role: Role, kind: &str) -> Part {
+    match kind {
+        "Device" => Part::IsDevice(role),
+        "App" => Part::Not(Box::new(Part::IsDevice(role))),
+        _ => Part::Always(false),
+    }
+}
+
 fn is(role: Role, uid: &EntityUID) -> Part {
+    if uid.ty.0.id.as_str() == "App" {
+        let id = uid.eid.parse::<AppId>().ok().filter(|id| id.to_string() == uid.eid.as_str());
+        return id.filter(|_| role == Role::Caller).map_or(Part::Always(false), Part::IsApp);
+    }
     // An id that is not written as ours are is nobody's.
     let id = uid.eid.parse::<DeviceId>().ok().filter(|id| id.to_string() == uid.eid.as_str());
     match id.filter(|_| uid.ty.0.id.as_str() == "Device") {
@@ -294,29 +306,32 @@ fn is_in(role: Role, uid: &EntityUID) -> Option<Part> {
     match uid.ty.0.id.as_str() {
         "Customer" => in_customer(role, uid),
         "Group" => Some(Part::InGroup(role, uid.eid.to_string())),
-        "Device" => Some(is(role, uid)),
+        "Device" | "App" => Some(is(role, uid)),
         _ => None,
     }
 }
 
 impl Part {
-    fn holds(&self, caller: &Facts, target: &Facts, context: &Context) -> bool {
+    fn holds(&self, caller: Caller<'_>, target: &Facts, context: &Context) -> bool {
         let of = |role: &Role| match role {
-            Role::Caller => caller,
-            Role::Target => target,
+            Role::Caller => caller.device(),
+            Role::Target => Some(target),
         };
         match self {
             Part::Always(it) => *it,
             Part::Not(part) => !part.holds(caller, target, context),
             Part::All(parts) => parts.iter().all(|part| part.holds(caller, target, context)),
             Part::Any(parts) => parts.iter().any(|part| part.holds(caller, target, context)),
-            Part::IsSelf => caller.id == target.id,
-            Part::Is(role, id) => of(role).id == *id,
-            Part::InCustomer(role, id) => of(role).customer == Some(*id),
-            Part::InGroup(role, group) => in_group(of(role), group),
-            Part::HasCustomer(role) => of(role).customer.is_some(),
-            Part::OneCustomer => caller.customer.is_some() && caller.customer == target.customer,
-            Part::HasLabel(role, key) => of(role).labels.contains_key(key),
+            Part::IsSelf => caller.device().is_some_and(|caller| caller.id == target.id),
+            Part::Is(role, id) => of(role).is_some_and(|it| it.id == *id),
+            Part::IsApp(id) => caller.app().is_some_and(|app| app.id == *id),
+            Part::IsDevice(role) => of(role).is_some(),
+            Part::InCustomer(Role::Caller, id) => caller.is_in(*id),
+            Part::InCustomer(Role::Target, id) => target.customer == Some(*id),
+            Part::InGroup(role, group) => of(role).is_some_and(|it| in_group(it, group)),
+            Part::HasCustomer(role) => of(role).is_some_and(|it| it.customer.is_some()),
+            Part::OneCustomer => target.customer.is_some_and(|customer| caller.is_in(customer)),
+            Part::HasLabel(role, key) => of(role).is_some_and(|it| it.labels.contains_key(key)),
             Part::Equal(a, b) => {
                 let (a, b) = (a.read(caller, target, context), b.read(caller, target, context));
                 a.is_some() && a == b
@@ -341,18 +356,19 @@ impl Part {
 }
 
 impl Text {
-    /// None: a label that the device lacks, which Cedar never gets to read.
-    fn read<'a>(&'a self, caller: &'a Facts, target: &'a Facts, context: &'a Context) -> Option<&'a str> {
+    /// None: what the device lacks, or an application has not, which Cedar never gets to read.
+    fn read<'a>(&'a self, caller: Caller<'a>, target: &'a Facts, context: &'a Context) -> Option<&'a str> {
         let of = |role: &Role| match role {
-            Role::Caller => caller,
-            Role::Target => target,
+            Role::Caller => caller.device(),
+            Role::Target => Some(target),
         };
         match self {
             Text::Literal(text) => Some(text),
-            Text::Label(role, key) => of(role).labels.get(key).map(String::as_str),
-            Text::Name(role) => Some(&of(role).name),
-            Text::Type(role) => Some(&of(role).kind),
-            Text::Method => Some(context.method),
+            Text::Label(role, key) => of(role)?.labels.get(key).map(String::as_str),
+            Text::Name(Role::Caller) => Some(caller.name()),
+            Text::Name(Role::Target) => Some(&target.name),
+            Text::Type(role) => Some(&of(role)?.kind),
+            Text::Method => Some(&context.method),
             Text::Protocol => Some(context.protocol),
         }
     }

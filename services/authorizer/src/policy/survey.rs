@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use rpc::DeviceId;
 
-use super::facts::{Action, Context, Facts};
+use super::facts::{Action, AppFacts, Context, Facts};
 use super::set::PolicySet;
 
 /// Pairs that are named as examples.
@@ -82,7 +82,7 @@ pub fn difference(
                 let Some((caller, target)) = pairs().find(|(caller, target)| caller.id != target.id) else {
                     continue;
                 };
-                let allows = |set: &PolicySet| set.evaluate(caller, *action, target, context).is_allowed;
+                let allows = |set: &PolicySet| set.evaluate(*caller, *action, target, context).is_allowed;
                 let (before, after) = (allows(old), allows(new));
                 if before == after {
                     continue;
@@ -96,6 +96,30 @@ pub fn difference(
                 found
                     .examples
                     .extend(examples.map(|(caller, target)| (*action, caller.id, target.id, after)));
+            }
+        }
+    }
+    found
+}
+
+/// How `new` differs from `old` for an application, over the devices that its scope reaches: action, device, and
+/// whether it is one more. Exactly, in one context of each action.
+pub fn app_difference(
+    old: &PolicySet,
+    new: &PolicySet,
+    app: &AppFacts,
+    devices: &[Facts],
+    at: &[(Action, Context)],
+) -> Vec<(Action, DeviceId, bool)> {
+    let mut found = Vec::new();
+    for (action, context) in at {
+        let mut known = HashMap::new();
+        for target in devices {
+            let class = (old.footprint().device_class(target), new.footprint().device_class(target));
+            let allows = |set: &PolicySet| set.evaluate(app, *action, target, context).is_allowed;
+            let (before, after) = *known.entry(class).or_insert_with(|| (allows(old), allows(new)));
+            if before != after {
+                found.push((*action, target.id, after));
             }
         }
     }

@@ -10,23 +10,27 @@ use boot::clock::unix_ms;
 use bus::StoreError;
 use bus::audit::{Entry, From};
 use bus::policies::{External, MAX_EXTERNAL_MS, Point, Policies, StoredSet};
-use bus::registry::{Device, Registry, Snapshot};
+use bus::registry::{App, Device, Registry, Snapshot};
 use clap::{Args, Subcommand, ValueEnum};
-use rpc::{DeviceId, Protocol, TenantId};
+use rpc::{AppId, DEFAULT_METHOD, DeviceId, Protocol, TenantId};
 use serde::Serialize;
 use switchboard_authorizer::external::question::Question;
 use switchboard_authorizer::external::{Asker, Objection};
-use switchboard_authorizer::policy::{Action, BUILT_IN, Context, Facts, PolicySet, explain, survey};
+use switchboard_authorizer::policy::{
+    Action, AppFacts, BUILT_IN, Context, Facts, PolicySet, explain, survey,
+};
 
-use crate::audit;
 use crate::common::find::{self, PickArgs};
 use crate::common::output::{count, grouped, note, say, say_json};
 use crate::common::reach::{ReachArgs, Reached};
 use crate::common::recorded::{self, ReasonArgs, Recorder, entry};
 use crate::common::table::Table;
+use crate::{app, audit};
 
 /// The name of the text that a tenant's policies begin with.
 const BUILT_IN_NAME: &str = "built-in";
+/// Changes for applications that are named as examples.
+const MAX_APP_EXAMPLES: usize = 20;
 /// How far back denied calls are looked for.
 const LATELY: Duration = Duration::from_secs(7 * 24 * 3_600);
 
@@ -48,13 +52,13 @@ pub(crate) enum PolicyVerb {
     External(ExternalArgs),
     /// Read files as `put` would, and change nothing
     Check(CheckArgs),
-    /// Say whether a device may call or list another, why, and what would change it
+    /// Say whether a device, or an application, may call or list a device, why, and what would change it
     Explain(ExplainArgs),
     /// Whom may this device call or list?
     Whom(WhomArgs),
     /// Who may call or list this device?
     Who(WhoArgs),
-    /// Say for how many pairs of devices files would change the answer, and for which
+    /// Say for how many pairs of a device or application and a device files would change the answer, and for which
     Diff(DiffArgs),
     /// List the versions of a tenant's policies
     History(OneTenantArgs),
@@ -187,8 +191,14 @@ struct AskedArgs {
 #[derive(Args)]
 pub(crate) struct ExplainArgs {
     /// The device that wants it: id, name, or an ending that only its name has
-    #[arg(long, value_name = "DEVICE")]
-    from: String,
+    #[arg(long, value_name = "DEVICE", required_unless_present = "app")]
+    from: Option<String>,
+    /// The application that wants it, in place of a device: id or name
+    #[arg(long, value_name = "APP", conflicts_with_all = ["from", "protocol"])]
+    app: Option<String>,
+    /// By which method the application calls
+    #[arg(long, value_name = "METHOD", default_value = DEFAULT_METHOD, requires = "app")]
+    by: String,
     /// The other device
     #[arg(long, value_name = "DEVICE")]
     to: String,
@@ -258,6 +268,9 @@ pub(crate) struct DiffArgs {
     /// The shadow instead
     #[arg(long, conflicts_with = "files")]
     shadow: bool,
+    /// Only for this application (id or name); for all devices and applications of the tenant when not given
+    #[arg(long, value_name = "APP")]
+    app: Option<String>,
     /// End with status 1 if so
     #[arg(long, value_enum)]
     fail_on: Option<FailOn>,
@@ -340,6 +353,33 @@ impl Opened {
         Ok((opened, id, device))
     }
 
+    /// What changes for the tenant's applications, or one of them, within their scopes.
+    fn difference_for_apps(
+        &self,
+        args: &DiffArgs,
+        old: &PolicySet,
+        new: &PolicySet,
+        devices: &[Facts],
+    ) -> anyhow::Result<Vec<(AppId, Action, DeviceId, bool)>> {
+        let apps: Vec<(AppId, &App)> = match &args.app {
+            Some(named) => vec![app::named(&self.known, named, Some(self.tenant))?],
+            None => {
+                let all = self.known.apps.iter().filter(|(_, app)| app.tenant == self.tenant);
+                all.map(|(id, app)| (*id, app)).collect()
+            }
+        };
+        let at = [Wanted::Call, Wanted::List];
+        let at = at.map(|it| asked_by_app(it, &args.asked, DEFAULT_METHOD, self.utc_offset_min()));
+        let mut found = Vec::new();
+        for (id, app) in apps {
+            let reached = devices.iter().filter(|it| app.reaches(it.customer, &it.labels));
+            let reached: Vec<_> = reached.cloned().collect();
+            let changed = survey::app_difference(old, new, &AppFacts::of(id, app), &reached, &at);
+            found.extend(changed.into_iter().map(|(action, device, now)| (id, action, device, now)));
+        }
+        Ok(found)
+    }
+
     /// The texts that are live, or what the first ones stand beside.
     fn texts(&self) -> BTreeMap<String, String> {
         match &self.live {
@@ -386,7 +426,7 @@ impl Opened {
             let when = UNIX_EPOCH + Duration::from_millis(record.at_ms);
             let (action, context) = asked_at(when, Wanted::Call, asked, self.utc_offset_min());
             denials += 1;
-            now_allowed += u64::from(new.evaluate(caller, action, target, &context).is_allowed);
+            now_allowed += u64::from(new.evaluate(*caller, action, target, &context).is_allowed);
         })
         .await?;
         Ok((denials, now_allowed))
@@ -708,8 +748,9 @@ async fn asked_besides(
 }
 
 async fn explained(args: ExplainArgs) -> anyhow::Result<ExitCode> {
-    let (opened, from, caller) = Opened::around(&args.reach, &args.from).await?;
-    let (to, target) = find::device_by_ending(&opened.registry, &args.to).await?;
+    let Some(from) = &args.from else { return explained_of_app(&args).await };
+    let (opened, from, caller) = Opened::around(&args.reach, from).await.context("--from")?;
+    let (to, target) = find::device_by_ending(&opened.registry, &args.to).await.context("--to")?;
     if caller.tenant != target.tenant {
         bail!(
             "{:?} and {:?} are of different tenants: to each other they do not exist",
@@ -735,21 +776,82 @@ async fn explained(args: ExplainArgs) -> anyhow::Result<ExitCode> {
         say_json(&ExplainView { from, to, action, version, explanation, external })?;
         return Ok(status);
     }
-    let answer = if explanation.allowed { "allowed" } else { "denied" };
-    let by = match (explanation.decided_by.as_slice(), version) {
-        ([], _) => "no policy permits it".to_owned(),
-        (several, _) => several.join(", "),
+    let by = match explanation.decided_by.as_slice() {
+        [] => "no policy permits it".to_owned(),
+        several => several.join(", "),
     };
-    say(format_args!("{} {} {}: {answer}, {by}", caller.name, action.as_str(), target.name));
-    say(match version {
-        0 => "The built-in rule, as Cedar".to_owned(),
-        version => format!("Version {version}, hour {}, weekday {}", context.hour, context.weekday),
-    });
-    say(&explanation);
+    say_why(&caller.name, (action, &context), &target.name, &by, version, &explanation);
     if let Some(ExternalView { point, objection, reason, .. }) = external {
         let answer = objection.unwrap_or("allowed");
         let reason = if reason.is_empty() { String::new() } else { format!(", {reason:?}") };
         say(format_args!("And {point}, asked from here: {answer}{reason}"));
+    }
+    Ok(status)
+}
+
+fn say_why(
+    from: &str,
+    (action, context): (Action, &Context),
+    to: &str,
+    by: &str,
+    version: u64,
+    explanation: &explain::Explanation,
+) {
+    let answer = if explanation.allowed { "allowed" } else { "denied" };
+    say(format_args!("{from} {} {to}: {answer}, {by}", action.as_str()));
+    say(match version {
+        0 => "The built-in rule, as Cedar".to_owned(),
+        version => format!("Version {version}, hour {}, weekday {}", context.hour, context.weekday),
+    });
+    say(explanation);
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AppExplainView<'a> {
+    app: &'a str,
+    to: &'a str,
+    action: &'a str,
+    version: u64,
+    /// Whether the device is in its scope, and the method, of a call.
+    in_scope: bool,
+    #[serde(flatten)]
+    explanation: explain::Explanation,
+}
+
+/// Whether an application may: its scope first, then what the policies forbid.
+async fn explained_of_app(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
+    let named = args.app.as_deref().unwrap_or_default();
+    let of = async |_: &Registry, known: &Snapshot| Ok(app::named(known, named, None)?.1.tenant);
+    let opened = Opened::open(&args.reach, of).await?;
+    let (id, found) = app::named(&opened.known, named, None)?;
+    let (to, target) = find::device_by_ending(&opened.registry, &args.to).await.context("--to")?;
+    let set = opened.set()?;
+    let (action, context) = asked_by_app(args.action, &args.asked, &args.by, opened.utc_offset_min());
+    let of_scope = [
+        (target.tenant == found.tenant, "the device is of another tenant"),
+        (found.reaches(target.customer, &target.labels), "the device is outside of its scope"),
+        (action == Action::List || found.may_call(&args.by), "the method is outside of its scope"),
+    ];
+    let why_not = of_scope.iter().find(|(holds, _)| !holds).map(|(_, why)| *why);
+    let mut explanation = explain(&set, &AppFacts::of(id, found), action, &facts(to, &target), &context);
+    let by = match (why_not, explanation.decided_by.as_slice()) {
+        (Some(why), _) => why.to_owned(),
+        (None, _) if explanation.allowed => format!("its scope is {}", app::scope(&opened.known, found)),
+        (None, several) => several.join(", "),
+    };
+    explanation.allowed &= why_not.is_none();
+    let status = if explanation.allowed { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    let version = opened.live.as_ref().filter(|live| !live.texts.is_empty()).map_or(0, |live| live.version);
+    let (app, to, in_scope) = (found.name.as_str(), target.name.as_str(), why_not.is_none());
+    if args.json {
+        let action = action.as_str();
+        say_json(&AppExplainView { app, to, action, version, in_scope, explanation })?;
+    } else if in_scope {
+        say_why(app, (action, &context), to, &by, version, &explanation);
+    } else {
+        say(format_args!("{app} {} {to}: denied, {by}", action.as_str()));
+        note(format_args!("Its scope is {}; no policy widens it.", app::scope(&opened.known, found)));
     }
     Ok(status)
 }
@@ -806,6 +908,9 @@ struct DiffView<'a> {
 struct ChangedPair<'a> {
     action: &'a str,
     from: &'a str,
+    /// It is an application.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    app: bool,
     to: &'a str,
     now: bool,
 }
@@ -820,16 +925,31 @@ async fn diff(args: DiffArgs) -> anyhow::Result<ExitCode> {
     let (old, new) = (opened.set()?, read(&texts)?);
     let devices = opened.devices(|_| true);
     let at = [Wanted::Call, Wanted::List].map(|wanted| asked(wanted, &args.asked, opened.utc_offset_min()));
-    let found = survey::difference(&old, &new, &devices, &at);
+    let mut found = match args.app {
+        Some(_) => survey::Difference::default(),
+        None => survey::difference(&old, &new, &devices, &at),
+    };
+    let of_apps = opened.difference_for_apps(&args, &old, &new, &devices)?;
+    for (_, _, _, now) in &of_apps {
+        *(if *now { &mut found.more } else { &mut found.fewer }) += 1;
+    }
     let name = |id| opened.known.devices.get(&id).map_or("", |device| device.name.as_str());
     let examples = found.examples.iter().map(|(action, from, to, now)| ChangedPair {
         action: action.as_str(),
         from: name(*from),
+        app: false,
+        to: name(*to),
+        now: *now,
+    });
+    let by_apps = of_apps.iter().take(MAX_APP_EXAMPLES).map(|(app, action, to, now)| ChangedPair {
+        action: action.as_str(),
+        from: opened.known.apps.get(app).map_or("", |app| app.name.as_str()),
+        app: true,
         to: name(*to),
         now: *now,
     });
     let (denials, now_allowed) = opened.denied_lately(&new, &devices, &args.asked).await?;
-    let examples = examples.collect();
+    let examples = examples.chain(by_apps).collect();
     let view = DiffView { more: found.more, fewer: found.fewer, examples, denials, now_allowed };
     if args.tenant.json {
         say_json(&view)?;
@@ -837,7 +957,8 @@ async fn diff(args: DiffArgs) -> anyhow::Result<ExitCode> {
         say(format_args!("{} pairs more, {} fewer.", view.more, view.fewer));
         for pair in &view.examples {
             let (sign, now) = if pair.now { ("+", "may now") } else { ("-", "may no longer") };
-            say(format_args!("  {sign} {} {now} {} {}", pair.from, pair.action, pair.to));
+            let app = if pair.app { "application " } else { "" };
+            say(format_args!("  {sign} {app}{} {now} {} {}", pair.from, pair.action, pair.to));
         }
         let shown = view.examples.len() as u64;
         if view.more + view.fewer > shown {
@@ -903,6 +1024,16 @@ async fn rollback(args: RollbackArgs) -> anyhow::Result<()> {
     let version = opened.make_set_live(StoredSet { external: set.external, ..next }, args.reason).await?;
     say(format_args!("Version {version} is live: the policies of version {}.", args.version));
     Ok(())
+}
+
+/// The same, of an application that calls by a method.
+fn asked_by_app(wanted: Wanted, given: &AskedArgs, method: &str, utc_offset_min: i16) -> (Action, Context) {
+    let (action, context) = asked(wanted, given, utc_offset_min);
+    let context = match action {
+        Action::Call => context.by_method(method),
+        Action::List => context.over(None),
+    };
+    (action, context)
 }
 
 fn asked(wanted: Wanted, asked: &AskedArgs, utc_offset_min: i16) -> (Action, Context) {
