@@ -31,7 +31,7 @@ from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule, 
 README = CHART / "README.md"
 FILES = sorted((CHART / "ci").glob("*.yaml"))
 SERVICES = ["ingress", "authorizer", "router"]
-STORE_USERS = {"authorizer": "authorizer-store", "router": "router-store"}
+STORE_USERS = {"authorizer": "authorizer-store", "router": "router-store", "api": "api"}
 KUBERNETES = ["1.30", "1.37"]
 # Models made of the CRDs, in the packages cloudcoil-models-*.
 CUSTOM = {model.__name__: model for model in (Certificate, PodMonitor, PrometheusRule, ScaledObject, ServiceMonitor)}

@@ -207,8 +207,8 @@ def test_jetstream_delivers_nowhere_else(hardened, witnesses, steal, user):
     consume("last", "swb.feed.0000000000000001.last")
     thief.subscribe("swb.feed.0000000000000001.last")
     until("the last delivers", lambda: len([it for it in thief.listen() if it.subject == key]) >= 2)
-    # A delivery has the subject of what is delivered: any account but the bucket's own, and where feeds go.
-    ways = {"REGISTRY": {"AUTHORIZERS", "OPERATORS"}, "CLAIMS": {"ROUTERS"}}
+    # A delivery has the subject of what is delivered: any account but the bucket's own, and where feeds go, the API's too.
+    ways = {"REGISTRY": {"AUTHORIZERS", "OPERATORS"}, "CLAIMS": {"ROUTERS", "APIS"}}
     for account in set(ACCOUNTS) - {home} - ways[home]:
         assert [it for it in witnesses[account].listen() if it.body == "stolen"] == [], account
     assert set(stored(hardened, home)) - set(before) <= {f"$KV.swb_devices.beat.{number}" for number in range(64)}

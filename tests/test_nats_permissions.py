@@ -11,6 +11,7 @@ from harness.devices.device import echo
 from harness.hardened import USERS, Hardened
 from harness.raw_http import RawHttp
 from harness.raw_nats import RawNats
+from harness.sse import Listener
 from harness.waiting import until
 
 NODE = "swb.node.0123456789abcdef"
@@ -69,8 +70,10 @@ def test_the_services_need_no_more(hardened, device):
     assert answers.request("POST", f"rpc/{number}", '"there"')[0] == 200
     assert answer.text() == '"there"'
 
-    # An application's call.
-    app = add_app(cluster.accounts)
+    # An application's call, and what it hears.
+    app = add_app(cluster.accounts, "--role", "observer")
+    with Listener(cluster.apis[0].port, f"/v1/events?device={family.b.id}", {"Authorization": app.bearer}) as listener:
+        assert [it["id"] for it in listener.until("snapshot").data["devices"]] == [family.b.id]
     with RawHttp(cluster.apis[0].port) as http:
         target = device(PahoV5, family.c).connect(there).become_callable(echo)
         assert call(http, app, family.c.id, {"params": 1}).body == "1"
@@ -168,6 +171,9 @@ NO_STORE = [
     *[f"swb.audit.{DEVICE}.{user}" for user in ("ingress", "authorizer", "operator")],
 ]
 
+# Of that, what the API may: it follows claims and devices.
+READS = ["swb.js.STREAM.INFO.KV_swb_devices", "$JS.FC.KV_swb_devices.x"]
+
 # What a user may do, and beside it what comes close and may not be done.
 PUBLISH = {
     "ingress": (
@@ -203,12 +209,19 @@ PUBLISH = {
         ],
     ),
     "api": (
-        ["swb.app", "swb.appcall", "swb.reply.0123456789abcdef.echo.1", INBOX, BETWEEN, *INSPECT],
+        [
+            *["swb.app", "swb.appcall", "swb.reply.0123456789abcdef.echo.1", INBOX, BETWEEN, *INSPECT, *READS],
+            *[f"swb.js.CONSUMER.CREATE.KV_swb_claims.x.$KV.swb_claims.{DEVICE}", "$JS.FC.KV_swb_claims.x"],
+            f"swb.js.CONSUMER.CREATE.KV_swb_devices.x.$KV.swb_devices.device.{DEVICE}",
+        ],
         # No call as a device, none that nobody has judged.
         [
             *["swb.call", "swb.list", "swb.authenticate", "swb.route", "swb.presence", "swb.judge", "swb.handover", NODE],
-            *["swb.claim", "swb.beat", "swb.answer.7", f"swb.event.device.{DEVICE}", *NO_STORE],
+            *["swb.claim", "swb.beat", "swb.answer.7", f"swb.event.device.{DEVICE}", *(it for it in NO_STORE if it not in READS)],
             *OPERATE,
+            # No key, and nothing else that is a secret.
+            *["swb.js.CONSUMER.CREATE.KV_swb_devices.x", "swb.js.DIRECT.GET.KV_swb_devices.x", "swb.js.STREAM.INFO.KV_swb_keys"],
+            *[f"swb.js.CONSUMER.CREATE.KV_swb_devices.x.$KV.swb_devices.{what}" for what in (">", "*.*", "app.*", "credential.x")],
         ],
     ),
     "router": (
@@ -272,9 +285,13 @@ SUBSCRIBE = {
     ),
     "authorizer-store": ([("swb.feed.0123456789abcdef.>", "")], [("swb.call", "authorizer"), ("swb.route", "router"), (NODE, "")]),
     "api": (
-        [("swb.reply.0123456789abcdef.>", ""), ("swb.beat", ""), ("swb.inspect.api", ""), ("swb.instruct.api", "")],
+        [
+            *[("swb.reply.0123456789abcdef.>", ""), ("swb.beat", ""), ("swb.read.0123456789abcdef.>", "")],
+            *[("swb.inspect.api", ""), ("swb.instruct.api", "")],
+        ],
         [
             *[("swb.inspect.*", ""), ("swb.inspect.ingress", ""), ("swb.instruct.*", ""), ("swb.instruct.router", "")],
+            ("swb.feed.*.>", ""),
             *[("swb.app", "authorizer"), ("swb.app", ""), ("swb.appcall", "authorizer"), ("swb.appcall", "")],
             ("swb.app.*.*.call.*", "authorizer"),
             *[("swb.call", ""), ("swb.route", "router"), (NODE, ""), ("swb.uplink.>", ""), ("swb.event.session.>", "")],
@@ -298,6 +315,22 @@ SUBSCRIBE = {
     "operator": ([("swb.reply.0123456789abcdef.>", "")], [("swb.call", ""), ("swb.route", ""), (NODE, ""), ("swb.uplink.>", ""), ("swb.operate.all", ""), ("swb.inspect.router", ""), ("swb.instruct.router", "")]),
     "listener": ([("swb.uplink.>", ""), ("swb.event.session.>", "")], [("swb.reply.>", ""), (NODE, ""), ("swb.call", "")]),
 }
+
+
+def test_the_api_reads_devices_and_claims_alone(nats):
+    """A consumer's subject says what it is for, and NATS holds it to that."""
+    thief = nats("api")
+
+    def consume(bucket: str, said: str, config: dict) -> str:
+        config |= {"name": "x", "deliver_subject": "swb.read.0123456789abcdef.x", "ack_policy": "none", "mem_storage": True}
+        request = json.dumps({"stream_name": bucket, "config": config})
+        return thief.ask(f"swb.js.CONSUMER.CREATE.{bucket}.x.{said}", request).body
+
+    devices = "$KV.swb_devices.device.*"
+    for config in ({}, {"filter_subject": ">"}, {"filter_subject": "$KV.swb_devices.app.*"}, {"filter_subjects": [devices, "$KV.swb_devices.app.*"]}):
+        assert '"error"' in consume("KV_swb_devices", devices, config), config
+    assert '"error"' not in consume("KV_swb_devices", devices, {"filter_subject": devices})
+    assert '"error"' not in consume("KV_swb_claims", "$KV.swb_claims.*", {"filter_subject": "$KV.swb_claims.*"})
 
 
 @pytest.mark.parametrize("user", USERS)

@@ -260,6 +260,17 @@ def overview() -> Json:
                     "Connections of applications", "Of each copy; api.max_connections is the end.",
                     each("switchboard_api_connections"), width=6,
                 ),
+                graph(
+                    "Listeners to events", "Of each copy; api.max_listeners is the end, and half of it one application's.",
+                    each("switchboard_api_listeners"), width=12,
+                ),
+                graph(
+                    "Events told",
+                    "overruns: read too slowly, and cut off. resyncs: told all anew, after an outage of NATS, or since what a key reaches has changed.",
+                    Query(rate("switchboard_api_events_total"), "events"),
+                    Query(rate("switchboard_api_overruns_total"), "overruns"),
+                    Query(rate("switchboard_api_resyncs_total"), "resyncs"), unit="cps", width=12,
+                ),
             ],
             "NATS and what is known": [
                 *nats(),

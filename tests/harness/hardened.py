@@ -18,7 +18,7 @@ ROLES = ["ingress", "authorizer", "router", "api", "operator", "listener"]
 # Known to NATS where it asks about nodes.
 IDENTITY = "identity"
 # Who reaches JetStream as another user than the rest of NATS.
-STORE_USERS = {"authorizer": "authorizer-store", "router": "router-store", "operator": "operator"}
+STORE_USERS = {"authorizer": "authorizer-store", "router": "router-store", "api": "api", "operator": "operator"}
 PASSWORDS = {role: f"of-{role}-{secrets.token_hex(8)}" for role in [*ROLES, IDENTITY]}
 USERS = [*ROLES, "authorizer-store", "router-store"]
 # Where a test listens: a user that may do everything, in each account.

@@ -30,7 +30,7 @@ class RawNats:
         self.heard: list[Heard] = []
         # Where it has answers come: any, but who may hear his own alone.
         self.inbox = "swb.reply.ffffffffffffffff"
-        options = {"user": user, "pass": password, "verbose": False, "protocol": 1, "headers": True, "no_responders": True}
+        options = {"user": user, "pass": password, "verbose": False, "pedantic": False, "protocol": 1, "headers": True, "no_responders": True}
         if token:
             options["auth_token"] = token
         self.refused = self._say(f"CONNECT {json.dumps(options)}\r\n")

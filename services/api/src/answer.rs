@@ -5,7 +5,7 @@ use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use rpc::{CallId, Outcome, Seen};
+use rpc::{CallId, Limit, Outcome, Role, Seen};
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
@@ -85,6 +85,18 @@ impl Problem {
         let status = StatusCode::UNPROCESSABLE_ENTITY;
         let problem = Problem::new(status, "invalid_parameter", "A parameter is not what it must be");
         Problem { field: Some(name.into()), ..problem.expected(expected) }
+    }
+
+    /// A limit of the application's, or of all, is reached.
+    pub fn limit(limit: Limit) -> Self {
+        let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "busy", "A limit is reached");
+        Problem { limit: Some(limit.as_str()), ..problem }
+    }
+
+    /// A key whose role is below `role`.
+    pub fn role(role: Role) -> Self {
+        let problem = Problem::new(StatusCode::FORBIDDEN, "role_too_low", "The key's role may not do that");
+        problem.expected(format!("a key with the role {} or above", role.as_str()))
     }
 
     /// Its status.
@@ -263,7 +275,6 @@ fn said(status: StatusCode, kind: HeaderValue, body: Bytes) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rpc::Limit;
 
     fn statuses(outcome: &Outcome) -> [u16; 3] {
         let end = End { outcome, call: None, seen: outcome.seen() };

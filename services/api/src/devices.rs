@@ -17,6 +17,7 @@ use utoipa_axum::routes;
 use crate::Server;
 use crate::answer::{self, End, Problem};
 use crate::calls::Ended;
+use crate::request::decoded;
 use crate::routes::target;
 
 /// Devices of a page that says no `limit`.
@@ -275,23 +276,19 @@ fn read_query(query: &str) -> Result<(Sought, Option<bool>), Problem> {
     let mut sought = Sought { limit: PAGE, ..Sought::default() };
     let mut online = None;
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        // As forms write it.
-        let value = value.replace('+', " ");
-        let value = percent_encoding::percent_decode_str(&value).decode_utf8();
-        let value = value.map_err(|_| Problem::parameter(name, "percent-encoded UTF-8"))?;
+        let (name, value) = decoded(pair)?;
         match name {
             "customer" => {
                 let customer =
                     value.parse().map_err(|_| Problem::parameter(name, "the UUID of a customer"))?;
                 sought.customer = Some(customer);
             }
-            "type" => sought.kind = Some(value.into_owned()),
+            "type" => sought.kind = Some(value),
             "label" => {
                 let label = value.split_once('=').ok_or_else(|| Problem::parameter(name, "KEY=VALUE"))?;
                 sought.labels.insert(label.0.to_owned(), label.1.to_owned());
             }
-            "name" => sought.name = value.into_owned(),
+            "name" => sought.name = value,
             "online" => {
                 let wanted = value.parse().map_err(|_| Problem::parameter(name, "true or false"))?;
                 online = Some(wanted);
@@ -301,7 +298,7 @@ fn read_query(query: &str) -> Result<(Sought, Option<bool>), Problem> {
                 let expected = format!("a whole number, 1 to {MAX_PAGE}");
                 sought.limit = limit.ok_or_else(|| Problem::parameter(name, expected))?;
             }
-            "after" => sought.after = Some(value.into_owned()),
+            "after" => sought.after = Some(value),
             _ => {
                 let expected = "left out: there are customer, type, label, name, online, limit, after";
                 return Err(Problem::parameter(name, expected));

@@ -101,7 +101,12 @@ impl Keys {
 
     /// Asks about a key again: an authorizer has refused it, or something else.
     pub(crate) async fn still(&self, caller: &Caller) -> Result<(), NotLetIn> {
-        self.ask(caller.credential.clone()).await.map(|_| ())
+        self.again(caller).await.map(|_| ())
+    }
+
+    /// The same, and who it is now.
+    pub(crate) async fn again(&self, caller: &Caller) -> Result<Arc<Caller>, NotLetIn> {
+        self.ask(caller.credential.clone()).await
     }
 
     async fn ask(&self, credential: CredentialHash) -> Result<Arc<Caller>, NotLetIn> {

@@ -2,20 +2,24 @@
 //!
 //! `door` lets clients in and cuts off who is slow; `routes` and `thingsboard` are two faces of one handler, `calls`,
 //! which asks the authorizers, as `devices` does; `keys` knows whom a key is for, and what each application takes of
-//! its limits; `networks` knows from where it may be shown; [`request`] and [`answer`] are pure. Any number of copies,
-//! and none keeps what another needs.
+//! its limits; `networks` knows from where it may be shown; `events` tells `listeners` what `follow` hears; [`world`],
+//! [`request`] and [`answer`] are pure. Any number of copies, and none keeps what another needs.
 
 pub mod answer;
 mod calls;
 mod devices;
 mod door;
+mod events;
+mod follow;
 mod keys;
+mod listeners;
 mod metrics;
 mod networks;
 pub mod openapi;
 pub mod request;
 mod routes;
 mod thingsboard;
+pub mod world;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,7 +35,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::calls::Calls;
+use crate::follow::Followed;
 use crate::keys::Keys;
+use crate::listeners::Listeners;
+use crate::metrics::EventMeters;
 pub use crate::metrics::describe;
 use crate::request::CallLimits;
 
@@ -40,6 +47,11 @@ pub(crate) struct Server {
     keys: Keys,
     calls: Calls,
     limits: CallLimits,
+    followed: Followed,
+    listeners: Listeners,
+    event_meters: EventMeters,
+    /// Streams end with it.
+    closing: CancellationToken,
     max_body_bytes: usize,
     trusted_proxies: Networks,
     body_timeout: Duration,
@@ -84,10 +96,15 @@ impl Api {
         let part = context.health.part("api");
         let tracer = context.traces.tracer(context.service, bus.process());
         let _inspected = bus.inspected(&context, &tracer, Numbers::default());
+        let event_meters = EventMeters::new();
         let server = Arc::new(Server {
             keys: Keys::new(bus.clone(), &settings.api),
             calls: Calls::new(bus.clone(), tracer),
             limits: CallLimits::from(&settings.device_api),
+            followed: Followed::new(),
+            listeners: Listeners::new(settings.api.max_listeners, event_meters.listeners.clone()),
+            event_meters,
+            closing: context.shutdown.clone(),
             max_body_bytes: settings.api.max_body_bytes,
             trusted_proxies: settings.api.trusted_proxies.clone(),
             body_timeout: Duration::from_millis(settings.api.request_timeout_ms),
@@ -98,6 +115,14 @@ impl Api {
         background.spawn(stop.run_until_cancelled_owned(bus.clone().hear_beats(|_, _| {})));
         let stop = stop_background.clone();
         background.spawn(stop.run_until_cancelled_owned(bus.clone().show_connection(part.clone())));
+        let stop = stop_background.clone();
+        background.spawn(stop.run_until_cancelled_owned(server.followed.clone().follow_claims(bus.clone())));
+        let stop = stop_background.clone();
+        background.spawn(stop.run_until_cancelled_owned(server.followed.clone().follow_devices(bus.clone())));
+        let stop = stop_background.clone();
+        background.spawn(stop.run_until_cancelled_owned(server.followed.clone().wake()));
+        let stop = stop_background.clone();
+        background.spawn(stop.run_until_cancelled_owned(listeners::look_after(Arc::clone(&server))));
 
         tracing::info!(http = %self.address, "the API serves applications");
         let router = routes::router(Arc::clone(&server));

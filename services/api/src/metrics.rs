@@ -17,10 +17,46 @@ pub fn describe() {
     boot::metrics::describe(&[
         (Counter, CALLS, "Calls of applications, by outcome."),
         (Histogram, CALL_SECONDS, "Time from an application's call to its outcome."),
-        (Counter, REFUSED, "Requests of applications that were not let in: no key, none that lives, or from elsewhere."),
+        (
+            Counter,
+            REFUSED,
+            "Requests of applications that were not let in: no key, none that lives, or from elsewhere.",
+        ),
         (Counter, LIMITS, "Requests of applications refused because a limit was reached, by limit."),
         (Gauge, CONNECTIONS, "Connections of applications."),
+        (Gauge, LISTENERS, "Applications that listen to events."),
+        (Counter, EVENTS, "Events that listeners were told."),
+        (
+            Counter,
+            RESYNCS,
+            "Listeners that had to be told all anew, since something was missed or their key changed.",
+        ),
+        (Counter, OVERRUNS, "Listeners that were cut off since they read too slowly."),
     ]);
+}
+
+const LISTENERS: &str = "switchboard_api_listeners";
+const EVENTS: &str = "switchboard_api_events_total";
+const RESYNCS: &str = "switchboard_api_resyncs_total";
+const OVERRUNS: &str = "switchboard_api_overruns_total";
+
+/// What is counted of events.
+pub(crate) struct EventMeters {
+    pub(crate) listeners: metrics::Gauge,
+    pub(crate) told: metrics::Counter,
+    pub(crate) resyncs: metrics::Counter,
+    pub(crate) overruns: metrics::Counter,
+}
+
+impl EventMeters {
+    pub(crate) fn new() -> Self {
+        EventMeters {
+            listeners: gauge!(LISTENERS),
+            told: counter!(EVENTS),
+            resyncs: counter!(RESYNCS),
+            overruns: counter!(OVERRUNS),
+        }
+    }
 }
 
 /// The handles.
@@ -29,7 +65,7 @@ pub(crate) struct Meters {
     calls: [metrics::Counter; OutcomeName::ALL.len()],
     call_seconds: metrics::Histogram,
     pub(crate) refused: metrics::Counter,
-    limits: [(Limit, metrics::Counter); 4],
+    limits: [(Limit, metrics::Counter); 5],
     pub(crate) connections: metrics::Gauge,
 }
 
@@ -39,8 +75,14 @@ impl Meters {
             calls: OutcomeName::ALL.map(|it| counter!(CALLS, "outcome" => it.as_str())),
             call_seconds: histogram!(CALL_SECONDS),
             refused: counter!(REFUSED),
-            limits: [Limit::ApiConnections, Limit::AppInFlight, Limit::AppCallRate, Limit::PendingAsks]
-                .map(|it| (it, counter!(LIMITS, "limit" => it.as_str()))),
+            limits: [
+                Limit::ApiConnections,
+                Limit::ApiListeners,
+                Limit::AppInFlight,
+                Limit::AppCallRate,
+                Limit::PendingAsks,
+            ]
+            .map(|it| (it, counter!(LIMITS, "limit" => it.as_str()))),
             connections: gauge!(CONNECTIONS),
         }
     }

@@ -17,6 +17,7 @@ use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, Secur
     tags(
         (name = "calls", description = "Calling devices"),
         (name = "devices", description = "Which devices there are, and which are connected"),
+        (name = "events", description = "Who comes and goes, and what changes, as it happens"),
         (name = "thingsboard", description = "The same by ThingsBoard's paths, bodies and statuses")
     ),
     modifiers(&Keys)

@@ -8,6 +8,20 @@ use bytes::Bytes;
 use rpc::{Budget, DEFAULT_METHOD};
 use serde_json::value::RawValue;
 
+use crate::answer::Problem;
+
+/// A parameter of a query: its name, and its value as forms write it, decoded.
+///
+/// # Errors
+/// When it is not percent-encoded UTF-8.
+pub fn decoded(pair: &str) -> Result<(&str, String), Problem> {
+    let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+    let value = value.replace('+', " ");
+    let value = percent_encoding::percent_decode_str(&value).decode_utf8();
+    let value = value.map_err(|_| Problem::parameter(name, "percent-encoded UTF-8"))?;
+    Ok((name, value.into_owned()))
+}
+
 /// How long calls may take.
 #[derive(Debug, Clone, Copy)]
 pub struct CallLimits {

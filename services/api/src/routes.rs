@@ -11,7 +11,7 @@ use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use rpc::{MAX_TRACEPARENT_BYTES, Outcome, Target};
+use rpc::{MAX_TRACEPARENT_BYTES, Outcome, Role, Target};
 use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -22,7 +22,7 @@ use crate::answer::{self, End, Problem};
 use crate::calls::Ended;
 use crate::keys::{Caller, NotLetIn};
 use crate::request::{self, Wanted};
-use crate::{Server, devices, networks, openapi, thingsboard};
+use crate::{Server, devices, events, networks, openapi, thingsboard};
 
 /// The longest path segment that names a device, in bytes: a name of 255 characters.
 const MAX_DEVICE_BYTES: usize = 1_020;
@@ -49,6 +49,7 @@ pub(crate) fn described() -> OpenApiRouter<Arc<Server>> {
     OpenApiRouter::with_openapi(openapi::frame())
         .routes(routes!(call))
         .merge(devices::routes())
+        .merge(events::routes())
         .merge(thingsboard::routes())
 }
 
@@ -166,6 +167,12 @@ impl Server {
     /// Whose key a request shows.
     pub(crate) async fn let_in(&self, headers: &HeaderMap) -> Result<Arc<Caller>, Problem> {
         self.keys.caller(shown_key(headers)).await.map_err(|why| self.not_let_in(why))
+    }
+
+    /// Whose key a request shows, if that may do as much.
+    pub(crate) async fn let_in_as(&self, headers: &HeaderMap, role: Role) -> Result<Arc<Caller>, Problem> {
+        let caller = self.let_in(headers).await?;
+        if caller.identity.role < role { Err(Problem::role(role)) } else { Ok(caller) }
     }
 
     /// An authorizer has denied a call: for what the key may not, or since it is over?

@@ -558,7 +558,8 @@ impl Answers {
         let expires_s = known.keys.get(&key).map_or(0, |it| it.expires_s);
         let (tenant, name, role) = (known.tenant, known.name.clone(), known.role);
         let networks = known.networks.as_ref().map(|all| all.iter().cloned().collect());
-        let identity = AppIdentity { app, key, tenant, name, role, expires_s, networks };
+        let (customers, labels) = (known.customers.clone(), known.labels.clone());
+        let identity = AppIdentity { app, key, tenant, name, role, expires_s, customers, labels, networks };
         (AppReply::Identity(identity), &meters.identified)
     }
 

@@ -7,6 +7,7 @@ mod common;
 mod config;
 mod customer;
 mod device;
+mod events;
 mod manual;
 mod node;
 mod policy;
@@ -104,6 +105,8 @@ enum Command {
     Doctor(system::doctor::DoctorArgs),
     /// Log more for a while, at processes that run
     LogLevel(system::log_level::LogLevelArgs),
+    /// Listen to who comes and goes, and to what changes in the registry
+    Events(Box<events::EventsArgs>),
     /// Check or print the configuration
     Config {
         #[command(subcommand)]
@@ -137,6 +140,7 @@ fn main() -> ExitCode {
         Command::Status(args) => reach::run(system::status::run(args)),
         Command::Doctor(args) => reach::run(system::doctor::run(args)),
         Command::LogLevel(args) => reach::run(system::log_level::run(args)),
+        Command::Events(args) => reach::run(events::run(*args)),
         Command::Config { verb } => config::run(verb),
         Command::Version(args) => manual::version(&args),
         Command::Completions(args) => manual::completions(&args, Cli::command()),

@@ -408,6 +408,9 @@ declare::settings! {
         calls_per_second_per_app: u32 = 1_000, 0..=1_000_000;
         /// Calls that one application may make at once after a pause: the depth of that bucket.
         call_burst_per_app: u32 = 2_000, 1..=1_000_000;
+        /// Applications that may listen to events at once (`/v1/events`), each by a connection of its own; a further
+        /// one is refused (429). One application may be half of them.
+        max_listeners: usize = 1_000, 1..=1_000_000;
         /// Milliseconds that calls in flight may take to end when the service stops; the rest is cut off.
         drain_ms: u64 = 10_000, 0..=600_000;
         /// Threads of the process; 0: one for each core.

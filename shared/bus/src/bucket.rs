@@ -47,6 +47,8 @@ pub(crate) enum Role {
     Keeper,
     /// It is made, and stays as it was made.
     Founder,
+    /// Others make it: it is waited for.
+    Reader,
 }
 
 /// What a bucket is.
@@ -139,6 +141,10 @@ impl Bucket {
     /// The connection to JetStream.
     pub(crate) fn bus(&self) -> &Bus {
         &self.inner.bus
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.inner.role == Role::Reader
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -247,6 +253,7 @@ impl Bucket {
         let has_copies = bus.replicas() > 1 || copies.is_some_and(|copies| copies > 1);
         self.inner.has_copies.store(has_copies, Ordering::Release);
         match standing {
+            None if *role == Role::Reader => return Err(StoreError::Missing(name.clone())),
             None => {
                 let passing = spec.passing;
                 let config = json!({
@@ -279,7 +286,7 @@ impl Bucket {
                     Err(error) => return Err(error),
                 }
             }
-            Some(_) if *role == Role::Founder => {}
+            Some(_) if *role != Role::Keeper => {}
             Some(info) if info.pointer("/config/storage").and_then(Value::as_str) != Some(STORAGE) => {
                 // That cannot be changed; what stood there is written again by those whose it is.
                 self.administer(&format!("STREAM.DELETE.{stream}"), &Value::Null, ADMIN_WAIT).await?;

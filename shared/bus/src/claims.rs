@@ -135,6 +135,15 @@ pub struct ClaimWatch {
 }
 
 impl ClaimWatch {
+    /// For who may read the claims and nothing else: routers make the bucket.
+    ///
+    /// # Errors
+    /// When JetStream does not answer or refuses, or the bucket is not there yet.
+    pub async fn open(bus: &Bus) -> Result<ClaimWatch, StoreError> {
+        let bucket = Bucket::open(bus, CLAIMS, Role::Reader).await?;
+        Ok(ClaimWatch { watch: Watch::new(&bucket, &["*"]) })
+    }
+
     /// The next one; none when the bus has been closed. Not to be dropped half-way: a load would begin anew.
     pub async fn next(&mut self) -> Option<ClaimEvent> {
         loop {

@@ -23,6 +23,7 @@
 
 mod app;
 mod bucket;
+mod devices;
 mod look_up;
 mod records;
 mod token;
@@ -39,6 +40,7 @@ use uuid::Uuid;
 pub use app::{
     App, AppKey, DEFAULT_KEY_LASTS_S, KeyRecord, MAX_KEYS, MAX_METHOD_CHARS, NewKey, check_method,
 };
+pub use devices::{DeviceEvent, DeviceWatch};
 pub use records::{
     Customer, DEFAULT_TYPE, Device, Invalid, MAX_LABEL_KEY_CHARS, MAX_LABEL_VALUE_CHARS, MAX_LABELS,
     MAX_NAME_CHARS, Snapshot, Tenant, check_labels, check_name, check_type, misleads,

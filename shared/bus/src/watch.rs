@@ -270,11 +270,24 @@ async fn begin(
     let Made { at: bucket_made, revision } = bucket.make_if_missing().await?;
     *is_there = true;
     let consumer = format!("w{}_{}", bus.process(), SERIAL.fetch_add(1, Ordering::Relaxed));
-    let deliver_to = format!("{}.{consumer}", bus.subjects().feed(bus.process()));
+    let feed = match bucket.is_read_only() {
+        true => bus.subjects().read(bus.process()),
+        false => bus.subjects().feed(bus.process()),
+    };
+    let deliver_to = format!("{feed}.{consumer}");
     let subscriber = bus.client().subscribe(deliver_to.clone()).await;
     let subscriber = subscriber.map_err(|error| StoreError::Unreadable(error.to_string()))?;
     let filters: Vec<String> = keys.iter().map(|key| format!("{}{key}", bucket.subject_prefix())).collect();
     let stream = bucket.stream();
+    let mut operation = format!("CONSUMER.CREATE.{stream}.{consumer}");
+    let (filter, filtered) = match filters.as_slice() {
+        // Said in the subject, too, so that NATS can keep a reader to it.
+        [one] if bucket.is_read_only() => {
+            operation = format!("{operation}.{one}");
+            ("filter_subject", json!(one))
+        }
+        several => ("filter_subjects", json!(several)),
+    };
     let request = json!({
         "stream_name": stream,
         "config": {
@@ -284,7 +297,7 @@ async fn begin(
             "deliver_policy": "last_per_subject",
             "ack_policy": "none",
             "replay_policy": "instant",
-            "filter_subjects": filters,
+            (filter): filtered,
             "flow_control": true,
             "idle_heartbeat": nanoseconds(HEARTBEAT),
             "inactive_threshold": nanoseconds(INACTIVE_LIMIT),
@@ -292,7 +305,7 @@ async fn begin(
             "mem_storage": true,
         },
     });
-    let created = bucket.administer(&format!("CONSUMER.CREATE.{stream}.{consumer}"), &request, wait).await?;
+    let created = bucket.administer(&operation, &request, wait).await?;
     bus.meters().watch_reloads.increment(1);
     let awaits = created.get("num_pending").and_then(Value::as_u64).unwrap_or_default();
     // What arrived meanwhile may have been delivered already, so "none pending" is said of the store alone; with

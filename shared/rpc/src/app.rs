@@ -1,6 +1,6 @@
 //! Who calls that is no device? An application, which shows a key. What it asks, and what it is told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
@@ -244,7 +244,14 @@ pub struct AppIdentity {
     /// When the key ends, in seconds since 1970.
     #[n(5)]
     pub expires_s: u64,
-    /// The networks from which the key is taken; none: from everywhere.
+    /// The customers whose devices it reaches; none: all of its tenant.
     #[n(6)]
+    pub customers: Option<BTreeSet<CustomerId>>,
+    /// Labels that a device must bear for it to be reached.
+    #[n(7)]
+    #[cbor(default)]
+    pub labels: BTreeMap<String, String>,
+    /// The networks from which the key is taken; none: from everywhere.
+    #[n(8)]
     pub networks: Option<Vec<String>>,
 }

@@ -134,6 +134,9 @@ closed_list! {
         /// `api.calls_per_second_per_app`.
         #[n(38)]
         AppCallRate = "app_call_rate",
+        /// `api.max_listeners`, or one application's part of it.
+        #[n(55)]
+        ApiListeners = "api_listeners",
     }
 }
 

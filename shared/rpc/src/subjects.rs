@@ -183,6 +183,11 @@ impl Subjects {
         self.under(&format!("feed.{process}"))
     }
 
+    /// The same for a process that may read a part of the store alone: what others are delivered passes it by.
+    pub fn read(&self, process: NodeId) -> String {
+        self.under(&format!("read.{process}"))
+    }
+
     /// JetStream's API where it is in another NATS account than who asks, with the last dot.
     pub fn store_api(&self) -> String {
         self.under("js.")

@@ -69,6 +69,11 @@ impl Bucket {
         Ok(Bucket { keys: bucket::Bucket::open(bus, DEVICES, Role::Founder).await? })
     }
 
+    /// Opens it for reading: whoever writes makes it.
+    pub(super) async fn open_to_read(bus: &Bus) -> Result<bucket::Bucket, StoreError> {
+        bucket::Bucket::open(bus, DEVICES, Role::Reader).await
+    }
+
     pub(super) async fn get<T: DeserializeOwned>(
         &self,
         key: Key<'_>,

@@ -1,0 +1,110 @@
+//! How does a copy of the API know what changes? It follows the claims and the devices of the registry, and nothing
+//! else of the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bus::claims::{ClaimEvent, ClaimWatch};
+use bus::registry::{DeviceEvent, DeviceWatch};
+use bus::{Bus, StoreError};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio::time::sleep;
+
+use crate::world::World;
+
+/// How often listeners are woken at most: many changes at once wake them once.
+const WAKE_EVERY: Duration = Duration::from_millis(20);
+/// Between two attempts to open a bucket that is not there yet, or that NATS lets nobody read.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What this copy has heard, and that it has changed. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Followed {
+    world: Arc<Mutex<World>>,
+    changed: Arc<Notify>,
+    wake: watch::Sender<()>,
+}
+
+impl Followed {
+    pub(crate) fn new() -> Self {
+        Followed { world: Arc::default(), changed: Arc::default(), wake: watch::Sender::new(()) }
+    }
+
+    /// Looks at what has been heard; short, since all listeners do.
+    pub(crate) fn look<A>(&self, look: impl FnOnce(&World) -> A) -> A {
+        look(&self.world.lock())
+    }
+
+    /// Is told when something has changed.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.wake.subscribe()
+    }
+
+    fn tell(&self, tell: impl FnOnce(&mut World)) {
+        tell(&mut self.world.lock());
+        self.changed.notify_one();
+    }
+
+    /// Wakes listeners, for as long as it is polled.
+    pub(crate) async fn wake(self) {
+        loop {
+            self.changed.notified().await;
+            self.wake.send_replace(());
+            sleep(WAKE_EVERY).await;
+        }
+    }
+
+    /// Follows the claims until the bus is closed.
+    pub(crate) async fn follow_claims(self, bus: Bus) {
+        let mut watch = open("the claims", &bus, |bus| async move { ClaimWatch::open(&bus).await }).await;
+        while let Some(event) = watch.next().await {
+            match event {
+                ClaimEvent::Reset { revision, .. } => self.tell(|world| world.claims_reset(revision)),
+                ClaimEvent::Loaded => self.tell(World::claims_loaded),
+                ClaimEvent::Put { device, claim, revision } => {
+                    self.tell(|world| world.claim(device, Some(claim), revision));
+                }
+                ClaimEvent::Removed { device, revision } => {
+                    self.tell(|world| world.claim(device, None, revision));
+                }
+                ClaimEvent::Lost => self.tell(World::claims_lost),
+                ClaimEvent::Alive => {}
+            }
+        }
+    }
+
+    /// Follows the devices until the bus is closed.
+    pub(crate) async fn follow_devices(self, bus: Bus) {
+        let mut watch = open("the devices", &bus, |bus| async move { DeviceWatch::open(&bus).await }).await;
+        while let Some(event) = watch.next().await {
+            match event {
+                DeviceEvent::Reset { revision } => self.tell(|world| world.devices_reset(revision)),
+                DeviceEvent::Loaded => self.tell(World::devices_loaded),
+                DeviceEvent::Device { id, now, revision } => {
+                    self.tell(|world| world.device(id, now, revision));
+                }
+                DeviceEvent::Lost => self.tell(World::devices_lost),
+            }
+        }
+    }
+}
+
+/// Until it can be opened. An API that NATS lets call alone goes on without events.
+async fn open<W, F>(what: &str, bus: &Bus, open: impl Fn(Bus) -> F) -> W
+where
+    F: Future<Output = Result<W, StoreError>>,
+{
+    let mut is_told = false;
+    loop {
+        match open(bus.clone()).await {
+            Ok(watch) => return watch,
+            Err(error) if !is_told => {
+                tracing::warn!(%error, what, "there are no events yet: they cannot be followed");
+                is_told = true;
+            }
+            Err(_) => {}
+        }
+        sleep(PAUSE).await;
+    }
+}

@@ -1,0 +1,258 @@
+//! What happens at the moment? `switchboard events`: who comes and goes, and what changes in the registry, as an API
+//! streams it to whoever has a key for it.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use bytes::{Buf, Bytes, BytesMut};
+use clap::Args;
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::{Request, Response, StatusCode, Uri};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+use crate::common::output::{note, say};
+
+/// How long an API may take to connect, and to say anything at all: it does so every 15 s.
+const SILENCE: Duration = Duration::from_secs(45);
+/// The pause before it is asked again.
+const PAUSE: Duration = Duration::from_secs(1);
+/// The longest line that is read, in bytes: a part of a snapshot.
+const MAX_LINE_BYTES: usize = 16 << 20;
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  export SWITCHBOARD_KEY=$(switchboard app add watcher --role observer --json | jq -r .key)
+  switchboard events
+  switchboard events --kinds presence --device \"Pump 7\" --json")]
+pub(crate) struct EventsArgs {
+    /// The API, in plain text; the key of an application is in SWITCHBOARD_KEY
+    #[arg(long, value_name = "URL", env = "SWITCHBOARD_API", default_value = "http://127.0.0.1:8081")]
+    api: Uri,
+    /// presence, registry, or both after a comma [default: both]
+    #[arg(long, value_name = "KINDS")]
+    kinds: Option<String>,
+    /// Only of this device (id or name); may be repeated
+    #[arg(long = "device", value_name = "DEVICE")]
+    devices: Vec<String>,
+    /// Only of devices of this customer (id)
+    #[arg(long, value_name = "ID")]
+    customer: Option<String>,
+    /// Print JSON, one line for each event
+    #[arg(long)]
+    json: bool,
+}
+
+/// Listens until it is ended, or the key is. What was missed in between is told again.
+pub(crate) async fn run(args: EventsArgs) -> anyhow::Result<ExitCode> {
+    let key = std::env::var("SWITCHBOARD_KEY").context("SWITCHBOARD_KEY must be an application's key")?;
+    let path = args.path();
+    let mut last_id = None;
+    let mut has_heard = false;
+    loop {
+        match args.listen(&path, &key, &mut last_id, &mut has_heard).await {
+            Ok(Ended::ByApi) => note("the API has ended this: it is asked again"),
+            Ok(Ended::ForGood(why)) => bail!("{why}"),
+            // An API that never was there is told at once.
+            Err(error) if !has_heard => return Err(error),
+            Err(error) => note(format_args!("{error:#}: it is asked again")),
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+enum Ended {
+    /// Another attempt may go on.
+    ByApi,
+    /// None will.
+    ForGood(String),
+}
+
+#[derive(Deserialize)]
+struct Problem {
+    title: String,
+    detail: Option<String>,
+}
+
+impl EventsArgs {
+    fn path(&self) -> String {
+        let pairs = self.kinds.iter().map(|it| ("kinds", it));
+        let pairs = pairs.chain(self.devices.iter().map(|it| ("device", it)));
+        let pairs = pairs.chain(self.customer.iter().map(|it| ("customer", it)));
+        let encoded = |text: &str| text.bytes().map(|byte| format!("%{byte:02X}")).collect::<String>();
+        let pairs: Vec<_> = pairs.map(|(name, value)| format!("{name}={}", encoded(value))).collect();
+        format!("/v1/events?{}", pairs.join("&"))
+    }
+
+    async fn listen(
+        &self,
+        path: &str,
+        key: &str,
+        last_id: &mut Option<String>,
+        has_heard: &mut bool,
+    ) -> anyhow::Result<Ended> {
+        let asked = timeout(SILENCE, self.ask(path, key, last_id.as_deref())).await;
+        let response = asked.context("it does not answer").and_then(|asked| asked);
+        let response = response.with_context(|| format!("the API at {} could not be asked", self.api))?;
+        let status = response.status();
+        if status != StatusCode::OK {
+            let body = response.into_body().collect().await?.to_bytes();
+            let problem: Option<Problem> = serde_json::from_slice(&body).ok();
+            let why = problem.map_or_else(
+                || status.to_string(),
+                |it| [Some(it.title), it.detail].into_iter().flatten().collect::<Vec<_>>().join(": "),
+            );
+            return match status {
+                StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => bail!("{why}"),
+                _ => Ok(Ended::ForGood(why)),
+            };
+        }
+        *has_heard = true;
+        self.hear(response, last_id).await
+    }
+
+    async fn ask(&self, path: &str, key: &str, last_id: Option<&str>) -> anyhow::Result<Response<Incoming>> {
+        let host = self.api.host().context("the URL names no host")?;
+        if self.api.scheme_str() != Some("http") {
+            bail!("it is asked in plain text: http://HOST:PORT")
+        }
+        let port = self.api.port_u16().unwrap_or(80);
+        let stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        // It ends with the body.
+        tokio::spawn(connection);
+        let mut request = Request::builder().uri(path).header("Host", format!("{host}:{port}"));
+        request = request.header("Authorization", format!("Bearer {key}"));
+        if let Some(last_id) = last_id {
+            request = request.header("Last-Event-ID", last_id);
+        }
+        Ok(sender.send_request(request.body(Empty::<Bytes>::new())?).await?)
+    }
+
+    async fn hear(
+        &self,
+        response: Response<Incoming>,
+        last_id: &mut Option<String>,
+    ) -> anyhow::Result<Ended> {
+        let (mut body, mut read, mut fields) = (response.into_body(), BytesMut::new(), Fields::default());
+        loop {
+            let Some(frame) = timeout(SILENCE, body.frame()).await.context("it has fallen silent")? else {
+                return Ok(Ended::ByApi);
+            };
+            if let Ok(some) = frame?.into_data() {
+                read.extend_from_slice(&some);
+            }
+            while let Some(end) = read.iter().position(|byte| *byte == b'\n') {
+                let line = read.split_to(end);
+                read.advance(1);
+                let Some(Event { kind, id, data }) = fields.line(&String::from_utf8_lossy(&line)) else {
+                    continue;
+                };
+                if id.is_some() {
+                    last_id.clone_from(&id);
+                }
+                match self.json {
+                    true => say(json!({ "event": kind, "id": id, "data": data })),
+                    false => in_words(&kind, &data).into_iter().for_each(say),
+                }
+                if kind == "ended" {
+                    return Ok(Ended::ForGood("the key has ended, or may not listen any more".to_owned()));
+                }
+            }
+            if read.len() > MAX_LINE_BYTES {
+                bail!("it says more than {MAX_LINE_BYTES} bytes in one line")
+            }
+        }
+    }
+}
+
+/// The fields of the event that is being read.
+#[derive(Default)]
+struct Fields {
+    kind: String,
+    id: Option<String>,
+    data: String,
+}
+
+#[derive(Debug, PartialEq)]
+struct Event {
+    kind: String,
+    id: Option<String>,
+    data: Value,
+}
+
+impl Fields {
+    /// Takes a line; an empty one ends an event.
+    fn line(&mut self, line: &str) -> Option<Event> {
+        if line.is_empty() {
+            let Fields { kind, id, data } = std::mem::take(self);
+            return (!kind.is_empty()).then(|| Event { kind, id, data: data.parse().unwrap_or_default() });
+        }
+        match line.split_once(": ") {
+            Some(("event", kind)) => self.kind = kind.to_owned(),
+            Some(("id", id)) => self.id = Some(id.to_owned()),
+            Some(("data", data)) => self.data.push_str(data),
+            _ => {}
+        }
+        None
+    }
+}
+
+/// An event for a person: a line for each device.
+fn in_words(kind: &str, data: &Value) -> Vec<String> {
+    let text =
+        |device: &Value, name: &str| device.get(name).and_then(Value::as_str).unwrap_or("-").to_owned();
+    let presence = |device: &Value| {
+        let (id, name) = (text(device, "id"), text(device, "name"));
+        match device.get("online").and_then(Value::as_bool).unwrap_or_default() {
+            true => {
+                format!("online   {id}  {name}  ({} at {})", text(device, "protocol"), text(device, "node"))
+            }
+            false => format!("offline  {id}  {name}"),
+        }
+    };
+    match kind {
+        "snapshot" => {
+            data.get("devices").and_then(Value::as_array).into_iter().flatten().map(presence).collect()
+        }
+        "presence" => vec![presence(data)],
+        "registry" => {
+            vec![format!("{:<8} {}  {}", text(data, "change"), text(data, "id"), text(data, "name"))]
+        }
+        "resync" => vec!["-- something may have been missed: all is told anew".to_owned()],
+        "overrun" => vec!["-- too much came at once: it goes on from here".to_owned()],
+        _ => vec![format!("-- {kind}")],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_read_as_they_are_written() {
+        let mut fields = Fields::default();
+        let lines = [
+            "retry: 1000",
+            "",
+            ":",
+            "",
+            "id: 1-2",
+            "event: presence",
+            r#"data: {"id":"a: b","online":true}"#,
+            "",
+        ];
+        let heard: Vec<_> = lines.iter().filter_map(|line| fields.line(line)).collect();
+        let data = json!({ "id": "a: b", "online": true });
+        assert_eq!(heard, [Event { kind: "presence".into(), id: Some("1-2".into()), data: data.clone() }]);
+        assert_eq!(in_words("presence", &data), ["online   a: b  -  (- at -)"]);
+        assert_eq!(in_words("snapshot", &json!({ "devices": [data, { "id": "c" }] })).len(), 2);
+    }
+}
