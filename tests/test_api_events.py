@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 
@@ -108,16 +109,23 @@ def test_who_was_away_goes_on_at_either_copy(cluster, family, observer, listen, 
         assert [stranger.next().kind for _ in range(2)] == ["resync", "snapshot"]
 
 
-def test_an_outage_of_nats_is_told(tmp_path, device):
+def test_an_outage_of_nats_is_told_and_nobody_is_offline_by_it(tmp_path, device):
     cluster = Cluster(tmp_path, apis=1)
     try:
         family = cluster.accounts.family()
-        app = add_app(cluster.accounts, "--role", "observer")
+        app = add_app(cluster.accounts, "--role", "observer", "--customer", family.customer)
+        device(PahoV5, family.a).connect(cluster.nodes[0]).become_callable()
         with Listener(cluster.apis[0].port, "/v1/events", {"Authorization": app.bearer}) as listener:
             listener.until("snapshot")
-            cluster.nats.restart()
-            listener.until("resync")
-            assert {it["id"] for it in listener.until("snapshot").data["devices"]} >= {family.a.id, family.b.id, family.c.id}
+            for are_claims_lost in (False, True):
+                cluster.nats.process.kill()
+                if are_claims_lost:
+                    (claims,) = tmp_path.rglob("streams/KV_swb_claims")
+                    shutil.rmtree(claims)
+                cluster.nats.start()
+                assert listener.next().kind == "resync"
+                online = {it["id"]: it["online"] for it in listener.until("snapshot").data["devices"]}
+                assert online == {family.a.id: True, family.b.id: False, family.c.id: False}
     finally:
         cluster.stop()
 

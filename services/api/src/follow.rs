@@ -2,7 +2,7 @@
 //! else of the store.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bus::claims::{ClaimEvent, ClaimWatch};
 use bus::registry::{DeviceEvent, DeviceWatch};
@@ -55,21 +55,38 @@ impl Followed {
         }
     }
 
-    /// Follows the claims until the bus is closed.
-    pub(crate) async fn follow_claims(self, bus: Bus) {
+    /// Follows the claims until the bus is closed. Those of a store that was lost are written again within `lease`:
+    /// until then nobody is told of who lacks one.
+    pub(crate) async fn follow_claims(self, bus: Bus, lease: Duration) {
         let mut watch = open("the claims", &bus, |bus| async move { ClaimWatch::open(&bus).await }).await;
+        let mut doubted_until = None;
+        let mut is_loaded = false;
         while let Some(event) = watch.next().await {
             match event {
-                ClaimEvent::Reset { revision, .. } => self.tell(|world| world.claims_reset(revision)),
-                ClaimEvent::Loaded => self.tell(World::claims_loaded),
+                ClaimEvent::Reset { revision, is_another_store } => {
+                    is_loaded = false;
+                    if is_another_store {
+                        doubted_until = Some(Instant::now() + lease);
+                    }
+                    self.tell(|world| world.claims_reset(revision));
+                }
+                ClaimEvent::Loaded => is_loaded = true,
                 ClaimEvent::Put { device, claim, revision } => {
                     self.tell(|world| world.claim(device, Some(claim), revision));
                 }
                 ClaimEvent::Removed { device, revision } => {
                     self.tell(|world| world.claim(device, None, revision));
                 }
-                ClaimEvent::Lost => self.tell(World::claims_lost),
+                ClaimEvent::Lost => {
+                    is_loaded = false;
+                    self.tell(World::claims_lost);
+                }
+                // It comes every second.
                 ClaimEvent::Alive => {}
+            }
+            if is_loaded && doubted_until.is_none_or(|until| until <= Instant::now()) {
+                (is_loaded, doubted_until) = (false, None);
+                self.tell(World::claims_loaded);
             }
         }
     }

@@ -97,6 +97,7 @@ impl Api {
         let tracer = context.traces.tracer(context.service, bus.process());
         let _inspected = bus.inspected(&context, &tracer, Numbers::default());
         let event_meters = EventMeters::new();
+        let lease = Duration::from_millis(settings.ingress.lease_ms);
         let server = Arc::new(Server {
             keys: Keys::new(bus.clone(), &settings.api),
             calls: Calls::new(bus.clone(), tracer),
@@ -116,7 +117,8 @@ impl Api {
         let stop = stop_background.clone();
         background.spawn(stop.run_until_cancelled_owned(bus.clone().show_connection(part.clone())));
         let stop = stop_background.clone();
-        background.spawn(stop.run_until_cancelled_owned(server.followed.clone().follow_claims(bus.clone())));
+        background
+            .spawn(stop.run_until_cancelled_owned(server.followed.clone().follow_claims(bus.clone(), lease)));
         let stop = stop_background.clone();
         background.spawn(stop.run_until_cancelled_owned(server.followed.clone().follow_devices(bus.clone())));
         let stop = stop_background.clone();

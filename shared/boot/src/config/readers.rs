@@ -23,10 +23,8 @@ pub fn readers(path: &str) -> &'static [&'static str] {
         "api.max_body_bytes" | "api.calls_per_second_per_app" | "api.call_burst_per_app" => {
             &[AUTHORIZER, API]
         }
-        "ingress.claim_timeout_ms"
-        | "ingress.lease_ms"
-        | "ingress.handover_ms"
-        | "shares.waiting_percent" => &[INGRESS, ROUTER],
+        "ingress.lease_ms" => &[INGRESS, ROUTER, API],
+        "ingress.claim_timeout_ms" | "ingress.handover_ms" | "shares.waiting_percent" => &[INGRESS, ROUTER],
         _ => of_section(path.split_once('.').map_or(path, |(section, _)| section)),
     }
 }
