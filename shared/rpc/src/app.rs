@@ -245,10 +245,10 @@ pub struct AppIdentity {
     #[n(5)]
     pub expires_s: u64,
     /// The customers whose devices it reaches; none: all of its tenant.
-    #[n(6)]
+    #[n(7)]
     pub customers: Option<BTreeSet<CustomerId>>,
     /// Labels that a device must bear for it to be reached.
-    #[n(7)]
+    #[n(8)]
     #[cbor(default)]
     pub labels: BTreeMap<String, String>,
     /// The networks from which the key is taken; none: from everywhere.
