@@ -252,6 +252,6 @@ pub struct AppIdentity {
     #[cbor(default)]
     pub labels: BTreeMap<String, String>,
     /// The networks from which the key is taken; none: from everywhere.
-    #[n(8)]
+    #[n(6)]
     pub networks: Option<Vec<String>>,
 }
