@@ -4,9 +4,12 @@ import json
 
 import pytest
 from harness import said
+from harness.apps import add_app
+from harness.apps import call as app_call
 from harness.devices import HttpDevice, PahoV5
 from harness.devices.device import echo
 from harness.hardened import Hardened
+from harness.raw_http import RawHttp
 from harness.waiting import until
 
 
@@ -83,6 +86,12 @@ def test_an_operators_call_and_an_applications_are_told_too(cluster, device):
     cluster.accounts.cli("call", "--from", family.a.id, "--to", family.b.id, "1").ok()
     listed = last_call(cluster, "--from", family.a.id)
     assert way(whole(cluster, listed["call"], 3)) == [("authorizer", "allowed"), ("router", "answered"), ("target", "answered")]
+    app = add_app(cluster.accounts)
+    with RawHttp(cluster.apis[0].port) as http:
+        id = app_call(http, app, family.b.name.replace(" ", "%20"), {"params": 1}).headers["switchboard-call"]
+    account = whole(cluster, id, 4)
+    assert way(account) == [("api", "answered"), ("authorizer", "allowed"), ("router", "answered"), ("target", "answered")]
+    assert (account["from"], account["to"], account["outcome"]) == (app.id, family.b.id, "answered")
 
 
 def test_what_cannot_be_told_says_why(cluster):

@@ -323,7 +323,7 @@ impl Judges {
             }
         };
         let in_force = self.of(tenant).filter(|judge| judge.set().is_some()).map(|judge| judge.version());
-        tracing::error!(%tenant, version, ?in_force, faults, "policies cannot be read: the last good ones stay");
+        tracing::error!(%tenant, version, in_force, faults, "policies cannot be read: the last good ones stay");
         if in_force.is_none() {
             self.set(directory, tenant, None, version, 0);
         }

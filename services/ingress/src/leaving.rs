@@ -84,7 +84,7 @@ impl Node {
             return tracing::error!("an order could not be read");
         };
         if order != Order::Report {
-            tracing::info!(node = %self.id, ?order, "an operator's order");
+            tracing::info!(node = %self.id, order = order.as_str(), "an operator's order");
         }
         match order {
             Order::Report => {}

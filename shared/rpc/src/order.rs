@@ -27,6 +27,19 @@ pub enum Order {
     Serve,
 }
 
+impl Order {
+    /// Its name in logs.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Order::Report => "report",
+            Order::Evacuate(_) => "evacuate",
+            Order::Maintain(_) => "maintain",
+            Order::Rebalance(..) => "rebalance",
+            Order::Serve => "serve",
+        }
+    }
+}
+
 /// How devices are sent away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub struct Pace {

@@ -235,7 +235,12 @@ where
             inbound = BytesMut::new();
         }
     };
-    tracing::debug!(device = %visitor.device, ?ended, "a connection ends");
+    let fault = match ended {
+        Ended::Fault(fault) => Some(fault),
+        Ended::ByClient | Ended::KeepAlive | Ended::ByNode(_) | Ended::SlowConsumer => None,
+    };
+    let reason = ended.session_end().as_str();
+    tracing::debug!(device = %visitor.device, reason, fault, "a connection ends");
     if let Some(in_hand) = in_hand {
         in_hand.give_up(node);
     }

@@ -156,6 +156,10 @@ pub(super) fn draw(account: &Account, names: &Names) {
 
 fn told(hop: &Hop) -> String {
     let mut words = vec![hop.end.to_owned()];
+    // When a router gave up the node that had it: that is when the node was found to be gone.
+    let gave_up = hop.at == Station::Router.as_str() && hop.end == HopEnd::Lost.as_str();
+    let ended = UNIX_EPOCH + Duration::from_micros(hop.began_us + (hop.ms * 1_000.0) as u64);
+    words.extend(gave_up.then(|| format!("at {}", rfc3339(ended))));
     words.extend(hop.limit.map(|limit| format!("limit {limit}")));
     words.extend(hop.node.map(|node| format!("to node {node}")));
     words.extend((hop.policy_version > 0).then(|| format!("policy version {}", hop.policy_version)));

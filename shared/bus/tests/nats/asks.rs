@@ -48,6 +48,24 @@ async fn nobody_there_is_told_at_once() {
 }
 
 #[tokio::test]
+async fn all_who_listen_on_any_of_the_subjects_answer_each_question() {
+    let nats = start_nats().await;
+    let (asker, one, other) = (connect(&nats).await, connect(&nats).await, connect(&nats).await);
+    for (bus, subject) in [(&one, "swb.all.a"), (&other, "swb.all.a"), (&other, "swb.all.b")] {
+        echo(bus, subject, None).await;
+    }
+    let subjects = || ["swb.all.a", "swb.all.nobody", "swb.all.b"].map(str::to_owned);
+    let ask = |message: &'static str| asker.ask_all(subjects(), message.into(), Duration::from_secs(3));
+    let (first, second) = tokio::join!(ask("first"), ask("second"));
+    assert_eq!(
+        (first.unwrap(), second.unwrap()),
+        (vec![Bytes::from("first"); 3], vec![Bytes::from("second"); 3])
+    );
+    let nobody = asker.ask_all(["swb.nobody".to_owned()], Bytes::new(), Duration::from_secs(600));
+    assert!(timeout(PATIENCE, nobody).await.unwrap().unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn a_late_answer_goes_nowhere() {
     let nats = start_nats().await;
     let (asker, answerer) = (connect(&nats).await, connect(&nats).await);
