@@ -12,7 +12,9 @@ const STEEP: Scenario = Scenario::Open { calls_per_s: 8000, pairs: 200 };
 const AWAY: Scenario = Scenario::Offline { pairs: 200, in_flight: 1 };
 const OTHERS: Scenario = Scenario::Fair { calls_per_s: 500, customers: 50, beside_greedy: false };
 const GREEDY: Scenario = Scenario::Fair { calls_per_s: 500, customers: 50, beside_greedy: true };
-const IDLE: Scenario = Scenario::Idle { devices: 19_000, again: false };
+const IDLE: Scenario = Scenario::Idle { devices: 19_000, again: false, is_secure: false };
+const SECURE: Scenario = Scenario::Idle { devices: 5_000, again: false, is_secure: true };
+const RESUMED: Scenario = Scenario::Idle { devices: 5_000, again: true, is_secure: true };
 
 struct Bar {
     what: String,
@@ -47,8 +49,10 @@ fn bars(report: &Report) -> Vec<Bar> {
     let cpu = |system, scenario| report.of_load(system, scenario, |load| load.server_cpu_us_a_call.sum());
     let p50 = |system, scenario| report.of_load(system, scenario, |load| load.latency.p50_ms);
     let p99 = |system, scenario| report.of_load(system, scenario, |load| load.latency.p99_ms);
-    let memory = |system| report.of_idle(system, IDLE, |idle| idle.server_kib_a_connection.sum());
-    let connect = |system| report.of_idle(system, IDLE, |idle| idle.server_cpu_ms_a_connect.sum());
+    let memory =
+        |system, scenario| report.of_idle(system, scenario, |idle| idle.server_kib_a_connection.sum());
+    let connect =
+        |system, scenario| report.of_idle(system, scenario, |idle| idle.server_cpu_ms_a_connect.sum());
     let ratio = |of: Option<f64>, to: Option<f64>| Some(of? / to?);
     let mut bars = Vec::new();
     let mut bar = |what: String, figure, bound| bars.push(Bar { what, figure, bound });
@@ -85,8 +89,14 @@ fn bars(report: &Report) -> Vec<Bar> {
     bar(format!("separate, {STEADY}: p99, × chain"), figure, AtMost(1.2));
 
     for system in [Up, ONE, Together { nodes: 1 }] {
-        bar(format!("{system}: KiB an idle callable device"), memory(system), AtMost(3.0));
-        bar(format!("{system}: CPU ms a connect"), connect(system), AtMost(0.2));
+        bar(format!("{system}: KiB an idle callable device"), memory(system, IDLE), AtMost(3.0));
+        bar(format!("{system}: CPU ms a connect"), connect(system, IDLE), AtMost(0.2));
+        let figure = ratio(memory(system, SECURE), memory(Mosquitto, SECURE));
+        bar(format!("{system}: KiB an idle TLS connection, × mosquitto"), figure, AtMost(0.6));
+        for (load, what) in [(SECURE, "handshake"), (RESUMED, "resumed handshake")] {
+            let figure = ratio(connect(system, load), connect(Mosquitto, load));
+            bar(format!("{system}: CPU a connect with a {what}, × mosquitto"), figure, AtMost(1.0));
+        }
     }
     for of_nodes in [|nodes| Separate { nodes }, |nodes| Together { nodes }] {
         let figure = ratio(cpu(of_nodes(4), STEEP), cpu(of_nodes(1), STEEP));

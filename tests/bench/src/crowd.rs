@@ -3,19 +3,26 @@
 //! Processes of the bench hold them, as many as it takes, and devices come from several addresses of loopback.
 
 use std::fs::{self, File};
+use std::future::pending;
 use std::io::{BufWriter, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use futures::{StreamExt, stream};
+use futures::future::LocalBoxFuture;
+use futures::{FutureExt, StreamExt, stream};
+use rustix::process::Signal;
+use rustls::ClientConfig;
 use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::link::{self, Login, Scratch};
+use crate::secure;
 use crate::systems::Process;
 
 /// Ports are given out here: where most of an address' ports are taken, Linux looks long for one that is free.
@@ -42,6 +49,21 @@ pub struct Held {
     pub failed: usize,
     /// Why the first one could not.
     pub first_failure: Option<String>,
+    /// How many TLS sessions went on where earlier ones had ended.
+    pub resumed: usize,
+}
+
+/// How devices connect.
+#[derive(Debug, Clone)]
+pub struct Way {
+    /// The program of the bench that holds them.
+    pub bench: PathBuf,
+    /// So many a process.
+    pub a_process: usize,
+    /// What they trust if they come over TLS.
+    pub trusted: Option<PathBuf>,
+    /// They have been connected before, and have lost their connections all at once.
+    pub again: bool,
 }
 
 /// A device, and its way.
@@ -53,18 +75,12 @@ struct Place {
 }
 
 impl Crowd {
-    /// Connects devices to the nodes in turn, from processes of the program `bench` with at most `a_process` each;
-    /// their files and logs go to `folder`.
+    /// Starts the processes, with devices for the nodes in turn; none is connected yet, or none any more. Files and
+    /// logs go to `folder`.
     ///
     /// # Errors
-    /// When not even one can connect, or a process fails.
-    pub async fn gather(
-        nodes: &[SocketAddr],
-        logins: &[Login],
-        bench: &Path,
-        a_process: usize,
-        folder: &Path,
-    ) -> Result<Self> {
+    /// When a process fails.
+    pub async fn prepare(nodes: &[SocketAddr], logins: &[Login], way: &Way, folder: &Path) -> Result<Self> {
         let places = logins.iter().zip(nodes.iter().cycle()).enumerate().map(|(device, (login, node))| {
             let host =
                 u8::try_from(2 + device / DEVICES_AN_ADDRESS).context("more devices than addresses")?;
@@ -73,7 +89,7 @@ impl Crowd {
             Ok(Place { node: *node, source, login: login.clone() })
         });
         let places: Vec<Place> = places.collect::<Result<_>>()?;
-        let parts: Vec<&[Place]> = places.chunks(a_process).collect();
+        let parts: Vec<&[Place]> = places.chunks(way.a_process).collect();
         let at_once = (CONNECTS_AT_ONCE / parts.len().max(1)).max(4);
         let mut holders = Vec::new();
         for (number, part) in parts.into_iter().enumerate() {
@@ -84,20 +100,34 @@ impl Crowd {
                 lines.write_all(b"\n")?;
             }
             lines.flush()?;
-            let mut command = Command::new(bench);
+            let mut command = Command::new(&way.bench);
             command.args(["hold", "--at-once", &at_once.to_string()]).arg(file);
+            command.args(way.again.then_some("--again"));
+            command.args(way.trusted.iter().flat_map(|file| ["--trusted".as_ref(), file.as_os_str()]));
             holders.push(Process::start(&format!("holder-{number}"), &mut command, folder)?);
         }
-        let mut all = Held::default();
         for holder in &mut holders {
-            let told = holder.until_printed_within(HELD, GATHER_TIMEOUT).await?;
-            let Held { connected, failed, first_failure } = serde_json::from_str(&told)?;
-            all.connected += connected;
-            all.failed += failed;
-            all.first_failure = all.first_failure.or(first_failure);
+            holder.until_printed_within(READY, GATHER_TIMEOUT).await?;
         }
-        ensure!(all.connected > 0, "no device could connect: {:?}", all.first_failure);
-        Ok(Self { holders, held: all })
+        Ok(Self { holders, held: Held::default() })
+    }
+
+    /// Connects all.
+    ///
+    /// # Errors
+    /// When not even one can connect, or a process fails.
+    pub async fn connect(&mut self) -> Result<()> {
+        self.holders.iter().for_each(|holder| holder.signal(Signal::USR1));
+        for holder in &mut self.holders {
+            let told = holder.until_printed_within(HELD, GATHER_TIMEOUT).await?;
+            let Held { connected, failed, first_failure, resumed } = serde_json::from_str(&told)?;
+            self.held.connected += connected;
+            self.held.failed += failed;
+            self.held.resumed += resumed;
+            self.held.first_failure = self.held.first_failure.take().or(first_failure);
+        }
+        ensure!(self.held.connected > 0, "no device could connect: {:?}", self.held.first_failure);
+        Ok(())
     }
 
     /// How many connections have ended by themselves.
@@ -114,34 +144,54 @@ impl Crowd {
     }
 }
 
-/// What a holding process prints when all have tried, before a [`Held`].
+/// What a holding process prints when it may be told to connect.
+const READY: &str = "ready";
+/// What it prints when all have tried, before a [`Held`].
 const HELD: &str = "held ";
 /// What it prints for each connection that ends.
 const DROPPED: &str = "dropped";
 
-/// Connects the devices of a file of [`Crowd::gather`], and holds them until it is killed.
+/// Connects the devices of a file of [`Crowd::prepare`] at SIGUSR1, and holds them until it is killed.
 ///
 /// # Errors
-/// When the file cannot be read.
-pub async fn hold(file: &Path, at_once: usize) -> Result<()> {
+/// When a file cannot be read, or when a first connect, before that signal, fails.
+pub async fn hold(file: &Path, at_once: usize, trusted: Option<&Path>, again: bool) -> Result<()> {
+    let mut told = signal(SignalKind::user_defined1())?;
+    let trusting = trusted.map(secure::trusting).transpose()?;
     let places = fs::read_to_string(file)?;
-    let places: Vec<Place> = places.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let places = places.lines().map(|line| {
+        let tls = trusting.as_ref().map(secure::remembering);
+        Ok((serde_json::from_str(line)?, tls))
+    });
+    let places: Vec<(Place, Option<Arc<ClientConfig>>)> = places.collect::<Result<_>>()?;
+    if again {
+        let (held, _connections) = connect_all(&places, at_once).await;
+        ensure!(held.failed == 0, "the first time: {:?}", held.first_failure);
+    }
+    println!("{READY}");
+    told.recv().await;
+    let (held, mut connections) = connect_all(&places, at_once).await;
+    println!("{HELD}{}", serde_json::to_string(&held)?);
+    while connections.join_next().await.is_some() {
+        println!("{DROPPED}");
+    }
+    pending().await
+}
+
+async fn connect_all(places: &[(Place, Option<Arc<ClientConfig>>)], at_once: usize) -> (Held, JoinSet<()>) {
     let scratch = Scratch::new();
-    let connects = places.iter().map(|Place { node, source, login }| {
-        let connect = link::connect_from(Some(*source), *node, login, &scratch);
+    let connects = places.iter().map(|(place, tls)| {
+        let connect = connect(place, tls.clone(), &scratch);
         async move { timeout(CONNECT_TIMEOUT, connect).await.context("it took too long")? }
     });
     let mut connecting = stream::iter(connects).buffer_unordered(at_once);
     let (mut held, mut connections) = (Held::default(), JoinSet::new());
     while let Some(outcome) = connecting.next().await {
         match outcome {
-            Ok((mut reader, _)) => {
+            Ok((is_resumed, held_open)) => {
                 held.connected += 1;
-                let scratch = scratch.clone();
-                connections.spawn_local(async move {
-                    // Nothing is sent to it, so this ends only when the connection does.
-                    while reader.batch(&scratch, |_| Ok(())).await.is_ok() {}
-                });
+                held.resumed += usize::from(is_resumed);
+                connections.spawn_local(held_open);
             }
             Err(error) => {
                 held.failed += 1;
@@ -149,9 +199,23 @@ pub async fn hold(file: &Path, at_once: usize) -> Result<()> {
             }
         }
     }
-    println!("{HELD}{}", serde_json::to_string(&held)?);
-    while connections.join_next().await.is_some() {
-        println!("{DROPPED}");
+    drop(connecting);
+    (held, connections)
+}
+
+/// A device's connection: whether its TLS session was resumed, and what ends only when the connection does, since
+/// nothing is sent to it.
+async fn connect(
+    Place { node, source, login }: &Place,
+    tls: Option<Arc<ClientConfig>>,
+    scratch: &Scratch,
+) -> Result<(bool, LocalBoxFuture<'static, ()>)> {
+    if let Some(config) = tls {
+        let secure = secure::connect(*source, *node, login, config).await?;
+        return Ok((secure.is_resumed, secure.hold().boxed_local()));
     }
-    std::future::pending().await
+    let (mut reader, _) = link::connect_from(Some(*source), *node, login, scratch).await?;
+    let scratch = scratch.clone();
+    let read = async move { while reader.batch(&scratch, |_| Ok(())).await.is_ok() {} };
+    Ok((false, read.boxed_local()))
 }

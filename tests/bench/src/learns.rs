@@ -14,7 +14,7 @@ use crate::frame::Packet;
 use crate::link::{self, Scratch};
 use crate::report::aligned;
 use crate::scenario::Scenario;
-use crate::systems::{Process, Running, System, Tools};
+use crate::systems::{Folder, Process, Running, System, Tools};
 use crate::wire::{body, envelope_head};
 
 /// What a run without `--systems` asks. Of two nodes, the one that is killed is the target's.
@@ -91,12 +91,10 @@ pub struct Learned {
 /// # Errors
 /// When a system does not start, or a device cannot connect.
 pub async fn ask(systems: &[System], tools: &Tools) -> Result<Vec<Learned>> {
-    let folder = std::env::temp_dir().join(format!("switchboard-bench-{}", std::process::id()));
     let mut learned = Vec::new();
     for system in systems {
-        std::fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
-        let asked = ask_one(*system, tools, &folder).await;
-        std::fs::remove_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
+        let folder = Folder::new()?;
+        let asked = ask_one(*system, tools, folder.path()).await;
         learned.extend(asked.with_context(|| format!("{system}"))?);
     }
     Ok(learned)

@@ -16,6 +16,7 @@ pub mod noise;
 pub mod report;
 pub mod run;
 pub mod scenario;
+pub mod secure;
 pub mod systems;
 pub mod tally;
 pub mod wire;

@@ -207,7 +207,7 @@ pub struct Login {
 }
 
 /// Long enough that no run needs a ping.
-const KEEP_ALIVE_S: u16 = 3600;
+pub const KEEP_ALIVE_S: u16 = 3600;
 
 /// Connects a device and subscribes its filter: returns when the server has acknowledged both.
 ///
@@ -227,13 +227,7 @@ pub async fn connect_from(
     login: &Login,
     scratch: &Scratch,
 ) -> Result<(Reader, Rc<Outbox>)> {
-    let socket = TcpSocket::new_v4()?;
-    if let Some(source) = source {
-        // Also while an earlier connection from there is still being forgotten.
-        socket.set_reuseaddr(true)?;
-        socket.bind(source)?;
-    }
-    let (mut reader, outbox) = open(socket.connect(address).await?, login.framing)?;
+    let (mut reader, outbox) = open(dial(source, address).await?, login.framing)?;
     let (client_id, filter) = (&login.client_id, &login.filter);
     match login.framing {
         Framing::Mqtt => {
@@ -270,6 +264,20 @@ pub async fn connect_from(
         }
     }
     Ok((reader, outbox))
+}
+
+/// A socket alone.
+///
+/// # Errors
+/// As [`connect_from`].
+pub async fn dial(source: Option<SocketAddr>, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    if let Some(source) = source {
+        // Also while an earlier connection from there is still being forgotten.
+        socket.set_reuseaddr(true)?;
+        socket.bind(source)?;
+    }
+    socket.connect(address).await
 }
 
 /// Reads until a packet is what is waited for.

@@ -40,6 +40,12 @@ enum Command {
         /// So many connect at the same time
         #[arg(long)]
         at_once: usize,
+        /// They come over TLS, and trust this certificate
+        #[arg(long)]
+        trusted: Option<PathBuf>,
+        /// Connect once before, and lose those connections
+        #[arg(long)]
+        again: bool,
     },
 }
 
@@ -111,7 +117,9 @@ fn main() -> Result<ExitCode> {
 async fn perform(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Run(arguments) => measure(arguments).await,
-        Command::Hold { file, at_once } => crowd::hold(file, *at_once).await.map(|()| ExitCode::SUCCESS),
+        Command::Hold { file, at_once, trusted, again } => {
+            crowd::hold(file, *at_once, trusted.as_deref(), *again).await.map(|()| ExitCode::SUCCESS)
+        }
     }
 }
 

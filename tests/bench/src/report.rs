@@ -110,6 +110,8 @@ pub struct LoadFigures {
 pub struct IdleFigures {
     /// Devices that are connected and callable.
     pub connected: usize,
+    /// Of those, by resuming a TLS session.
+    pub resumed: usize,
     /// Devices that could not connect.
     pub failed: usize,
     /// Connections that ended by themselves.
@@ -340,7 +342,8 @@ impl Report {
             self.idles(system, scenario).map(|idle| &idle.server_cpu_ms_a_connect).collect::<Vec<_>>()
         };
         let roles = roles(systems.iter().flat_map(|system| memory(*system)));
-        let mut head = ["", "connected", "failed", "connects/s"].map(str::to_owned).to_vec();
+        let mut head =
+            ["", "connected", "of which resumed", "failed", "connects/s"].map(str::to_owned).to_vec();
         for (figure, beside) in
             [("KiB a connection", Some("kernel's, both ends")), ("CPU ms a connect", None)]
         {
@@ -356,9 +359,11 @@ impl Report {
             };
             let failed: usize = self.idles(system, scenario).map(|idle| idle.failed + idle.dropped).sum();
             let connected = self.idles(system, scenario).map(|idle| idle.connected).min();
+            let resumed = self.idles(system, scenario).map(|idle| idle.resumed).min();
             let mut column = vec![
                 system.to_string(),
                 connected.map_or("failed".into(), |connected| connected.to_string()),
+                resumed.map_or_else(String::new, |resumed| resumed.to_string()),
                 failed.to_string(),
                 figure(0, |idle| idle.connects_per_s),
                 figure(2, |idle| idle.server_kib_a_connection.sum()),

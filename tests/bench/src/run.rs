@@ -4,16 +4,16 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use tokio::time::sleep;
 
 use crate::cpu;
-use crate::crowd::{Crowd, Held};
+use crate::crowd::{Crowd, Held, Way};
 use crate::link::Scratch;
 use crate::noise::Watch;
 use crate::report::{Figures, IdleFigures, LoadFigures, PerProcess, Sample};
 use crate::scenario::Scenario;
-use crate::systems::{Process, Running, System, Tools};
+use crate::systems::{Folder, Process, Running, System, Tools};
 use crate::tally::Faults;
 use crate::workload::{self, Expected, Pace, Plan};
 
@@ -47,7 +47,6 @@ pub struct Options {
 /// # Errors
 /// When the bench itself cannot go on.
 pub async fn run(options: &Options, mut heard: impl FnMut(&Sample)) -> Result<Vec<Sample>> {
-    let folder = std::env::temp_dir().join(format!("switchboard-bench-{}", std::process::id()));
     let mut samples = Vec::new();
     for scenario in &options.scenarios {
         for round in 1..=options.rounds {
@@ -55,10 +54,9 @@ pub async fn run(options: &Options, mut heard: impl FnMut(&Sample)) -> Result<Ve
                 if !system.takes_part_in(*scenario) || round > scenario.rounds_max() {
                     continue;
                 }
-                std::fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
-                let measured = measure(*system, *scenario, options, &folder).await;
+                let folder = Folder::new()?;
+                let measured = measure(*system, *scenario, options, folder.path()).await;
                 let sample = Sample::new(*system, *scenario, round, measured);
-                std::fs::remove_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
                 heard(&sample);
                 samples.push(sample);
             }
@@ -106,7 +104,8 @@ async fn measure(
             load(&running, plan(customers, Pace::Open { calls_per_s }, Expected::Answer)).await
         }
         Scenario::Among { calls_per_s, pairs, .. } => {
-            let mut crowd = gather(&running, scenario, options, folder).await?;
+            let mut crowd = prepare(&running, scenario, options, folder).await?;
+            crowd.connect().await?;
             let Held { failed, first_failure, .. } = &crowd.held;
             ensure!(*failed == 0, "{failed} idle devices could not connect; first: {first_failure:?}");
             let measured = load(&running, plan(pairs, Pace::Open { calls_per_s }, Expected::Answer)).await;
@@ -114,11 +113,9 @@ async fn measure(
             ensure!(dropped == 0, "{dropped} idle devices lost their connections");
             measured
         }
-        Scenario::Idle { again, .. } => {
-            if again {
-                drop(gather(&running, scenario, options, folder).await?);
-            }
-            idle(&running, scenario, options, folder).await
+        Scenario::Idle { .. } => {
+            let crowd = prepare(&running, scenario, options, folder).await?;
+            idle(&running, crowd).await
         }
     };
     // A server that died explains a broken connection better than the connection does.
@@ -160,24 +157,24 @@ async fn load(running: &Running, plan: Plan) -> Result<(Figures, Faults)> {
     Ok((Figures::Load(figures), observed.tally.faults()))
 }
 
-/// Connects those devices of the scenario that do nothing, each as somebody's target.
-async fn gather(running: &Running, scenario: Scenario, options: &Options, folder: &Path) -> Result<Crowd> {
+/// Those devices of the scenario that do nothing, each as somebody's target.
+async fn prepare(running: &Running, scenario: Scenario, options: &Options, folder: &Path) -> Result<Crowd> {
     let idle = scenario.devices() - scenario.idle()..scenario.devices();
     let logins: Vec<_> = idle.map(|device| running.dialect.between(device, device).target).collect();
-    let bench = options.tools.own("switchboard-bench", "cargo build --release -p switchboard-bench")?;
-    Crowd::gather(&running.addresses, &logins, &bench, options.connections_a_process, folder).await
+    let way = Way {
+        bench: options.tools.own("switchboard-bench", "cargo build --release -p switchboard-bench")?,
+        a_process: options.connections_a_process,
+        trusted: running.trusted.clone(),
+        again: matches!(scenario, Scenario::Idle { again: true, .. }),
+    };
+    Crowd::prepare(&running.addresses, &logins, &way, folder).await
 }
 
-async fn idle(
-    running: &Running,
-    scenario: Scenario,
-    options: &Options,
-    folder: &Path,
-) -> Result<(Figures, Faults)> {
+async fn idle(running: &Running, mut crowd: Crowd) -> Result<(Figures, Faults)> {
     sleep(SETTLE).await;
     let (before, kernel_before) = (Usage::read(&running.processes)?, cpu::kernel_memory()?);
     let started = Instant::now();
-    let mut crowd = gather(running, scenario, options, folder).await?;
+    crowd.connect().await?;
     let connecting_s = started.elapsed().as_secs_f64();
     sleep(SETTLE).await;
     let (after, kernel_after) = (Usage::read(&running.processes)?, cpu::kernel_memory()?);
@@ -189,9 +186,10 @@ async fn idle(
         .memory
         .zip(&before.memory, |after, before| kib_each(after.rss_bytes.saturating_sub(before.rss_bytes)));
     let dropped = crowd.dropped()?;
-    let Held { connected, failed, first_failure } = std::mem::take(&mut crowd.held);
+    let Held { connected, failed, first_failure, resumed } = std::mem::take(&mut crowd.held);
     let figures = IdleFigures {
         connected,
+        resumed,
         failed,
         dropped,
         first_failure,

@@ -47,6 +47,8 @@ pub enum Scenario {
         devices: usize,
         /// They have been connected before, and lost their connections all at once: what does their coming back cost?
         again: bool,
+        /// Over TLS; when they come back, by resuming their sessions.
+        is_secure: bool,
     },
     /// As `Closed`, but the targets are away and every call is to end as offline.
     Offline {
@@ -60,8 +62,13 @@ pub enum Scenario {
 /// How scenarios are written, for `--help`.
 pub const SYNTAX: &str = "200x4 (pairs x calls in flight each), 2000/s@100 (calls a second over so many pairs, \
                           100 when left out), 2000/s@100+19000 (the same among so many idle devices), idle@19000 \
-                          (connections), again@19000 (all of them come back), offline@200x1 (as 200x1, targets away), \
+                          (connections), again@19000 (all of them come back), tls@5000 and \
+                          resumed@5000 (the same over TLS), offline@200x1 (as 200x1, targets away), \
                           others@500/s and greedy@500/s (as 500/s@50, 50 customers, alone and beside a greedy one)";
+
+/// How idle devices are written: whether they come again, and whether over TLS.
+const IDLE: [(&str, bool, bool); 4] =
+    [("idle@", false, false), ("again@", true, false), ("tls@", false, true), ("resumed@", true, true)];
 
 /// What a run without `--scenario` measures.
 pub const DEFAULT: &[&str] =
@@ -90,6 +97,11 @@ impl Scenario {
         }
     }
 
+    /// Whether its devices come over TLS.
+    pub fn is_secure(self) -> bool {
+        matches!(self, Self::Idle { is_secure: true, .. })
+    }
+
     /// How often a system needs to meet it at most: memory is the same each time, and so many connects take long.
     pub fn rounds_max(self) -> u32 {
         if self.idle() > 0 { 1 } else { u32::MAX }
@@ -115,8 +127,12 @@ impl fmt::Display for Scenario {
                 write!(f, "{beside}@{calls_per_s}/s@{customers}")
             }
             Self::Among { calls_per_s, pairs, idle } => write!(f, "{calls_per_s}/s@{pairs}+{idle}"),
-            Self::Idle { devices, again: false } => write!(f, "idle@{devices}"),
-            Self::Idle { devices, again: true } => write!(f, "again@{devices}"),
+            Self::Idle { devices, again, is_secure } => {
+                let is_it = |(_, as_again, as_secure): &&(&str, bool, bool)| {
+                    (as_again, as_secure) == (again, is_secure)
+                };
+                write!(f, "{}{devices}", IDLE.iter().find(is_it).map_or("", |(prefix, ..)| prefix))
+            }
             Self::Offline { pairs, in_flight } => write!(f, "offline@{pairs}x{in_flight}"),
         }
     }
@@ -137,9 +153,9 @@ impl FromStr for Scenario {
 }
 
 fn parse(text: &str) -> Result<Scenario> {
-    for (prefix, again) in [("idle@", false), ("again@", true)] {
+    for (prefix, again, is_secure) in IDLE {
         if let Some(devices) = text.strip_prefix(prefix) {
-            return Ok(Scenario::Idle { devices: devices.parse()?, again });
+            return Ok(Scenario::Idle { devices: devices.parse()?, again, is_secure });
         }
     }
     if let Some(load) = text.strip_prefix("offline@") {
@@ -185,7 +201,7 @@ mod tests {
 
     #[test]
     fn what_is_shown_is_what_is_typed() {
-        for text in DEFAULT.iter().chain(&["2000/s@100+200000", "again@200000"]) {
+        for text in DEFAULT.iter().chain(&["2000/s@100+200000", "again@200000", "tls@5", "resumed@5"]) {
             let scenario: Scenario = text.parse().unwrap();
             assert_eq!(scenario.to_string().parse::<Scenario>().unwrap(), scenario);
         }

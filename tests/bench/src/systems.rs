@@ -228,7 +228,7 @@ impl System {
     }
 
     /// Whether it can be measured under `scenario`: a bare broker cannot tell a caller that its target is offline, and
-    /// only Switchboard shares out what there is.
+    /// only Switchboard shares out what there is. Over TLS, mosquitto stands for all.
     pub fn takes_part_in(self, scenario: Scenario) -> bool {
         let is_switchboard =
             matches!(self, Self::Separate { .. } | Self::Together { .. } | Self::Forgetful | Self::Up);
@@ -260,8 +260,8 @@ impl System {
             Self::Up => switchboard::start_up(tools, scenario, folder).await,
             Self::Chain => chain::start(tools, chain::Shape::Forwarding, folder).await,
             Self::ChainNested => chain::start(tools, chain::Shape::Nested, folder).await,
-            Self::Mosquitto => mosquitto::start(tools, None, folder).await,
-            Self::MosquittoAcl => mosquitto::start(tools, Some(scenario), folder).await,
+            Self::Mosquitto => mosquitto::start(tools, scenario, false, folder).await,
+            Self::MosquittoAcl => mosquitto::start(tools, scenario, true, folder).await,
             Self::Rumqttd => rumqttd::start(tools, folder).await,
             Self::NatsMqtt => nats::start_with_mqtt(tools, folder).await,
             Self::NatsUsers => nats::start_with_users(tools, scenario, folder).await,
@@ -290,6 +290,8 @@ impl System {
 pub struct Running {
     /// Where devices connect: one address for each node.
     pub addresses: Vec<SocketAddr>,
+    /// What devices trust, if they are to come over TLS.
+    pub trusted: Option<PathBuf>,
     /// How they talk.
     pub dialect: Box<dyn Dialect>,
     /// Every server process.
@@ -360,6 +362,36 @@ pub fn printed_version(program: &Path, flag: &str) -> Result<String> {
     let text = String::from_utf8_lossy(&shown.stdout).into_owned() + &String::from_utf8_lossy(&shown.stderr);
     let line = text.lines().find(|line| line.contains(|symbol: char| symbol.is_ascii_digit()));
     Ok(line.unwrap_or("version unknown").trim().to_owned())
+}
+
+/// A folder for what one measurement writes. Dropping it removes it.
+#[derive(Debug)]
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// One that nobody else has, also of this process.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new() -> Result<Self> {
+        static MADE: AtomicU16 = AtomicU16::new(0);
+        let name =
+            format!("switchboard-bench-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).with_context(|| format!("{}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 /// A server process. Dropping it kills it.
@@ -526,7 +558,8 @@ impl Process {
         self.signal(Signal::KILL);
     }
 
-    fn signal(&self, signal: Signal) {
+    /// Tells it something.
+    pub fn signal(&self, signal: Signal) {
         if let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) {
             // It may have ended by itself meanwhile.
             let _ = kill_process(pid, signal);

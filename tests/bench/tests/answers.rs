@@ -11,13 +11,13 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use switchboard_bench::crowd::Crowd;
+use switchboard_bench::crowd::{Crowd, Way};
 use switchboard_bench::frame::{self, Packet};
 use switchboard_bench::framing::Framing;
 use switchboard_bench::link::{self, Scratch};
 use switchboard_bench::report::{Figures, Sample};
 use switchboard_bench::run::{self, Options};
-use switchboard_bench::systems::Tools;
+use switchboard_bench::systems::{Folder, Tools};
 use switchboard_bench::tally::Faults;
 use switchboard_bench::wire::{DeviceApi, Dialect, body, device_id};
 use switchboard_bench::workload::{self, Expected, Observed, Pace, Plan};
@@ -83,11 +83,22 @@ fn idle_devices_of_nats_stay_connected() {
     stay_connected("nats-users", "idle@50");
 }
 
-fn stay_connected(system: &str, scenario: &str) {
+/// Where mosquitto is installed.
+#[test]
+fn tls_sessions_of_mosquitto_are_resumed() {
+    if peers().any(|system| system == "mosquitto") {
+        assert_eq!(stay_connected("mosquitto", "resumed@50"), 50);
+        assert_eq!(stay_connected("mosquitto", "tls@50"), 0);
+    }
+}
+
+/// How many of them resumed a TLS session.
+fn stay_connected(system: &str, scenario: &str) -> usize {
     let sample = sample(system, scenario, 0);
     assert_eq!(sample.fault(), None);
     let Some(Figures::Idle(idle)) = &sample.figures else { panic!("no idle figures in {sample:?}") };
     assert_eq!(idle.connected, 50);
+    idle.resumed
 }
 
 #[derive(Clone, Copy)]
@@ -174,9 +185,8 @@ fn every_kind_of_fault_is_counted_as_what_it_is() {
 
 #[test]
 fn an_idle_connection_that_ends_is_noticed() {
-    let bench = Path::new(env!("CARGO_BIN_EXE_switchboard-bench"));
-    let folder = std::env::temp_dir().join(format!("switchboard-bench-crowd-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
+    let bench = Path::new(env!("CARGO_BIN_EXE_switchboard-bench")).to_owned();
+    let folder = Folder::new().unwrap();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -194,7 +204,9 @@ fn an_idle_connection_that_ends_is_noticed() {
     on_one_thread(async {
         let logins: Vec<_> =
             (0..5).map(|it| DeviceApi { username: device_id }.between(it, it).target).collect();
-        let mut crowd = Crowd::gather(&[address], &logins, bench, 2, &folder).await.unwrap();
+        let way = Way { bench, a_process: 2, trusted: None, again: false };
+        let mut crowd = Crowd::prepare(&[address], &logins, &way, folder.path()).await.unwrap();
+        crowd.connect().await.unwrap();
         assert_eq!((crowd.held.connected, crowd.held.failed, crowd.dropped().unwrap()), (5, 0, 0));
         stop.send(()).unwrap();
         let all_dropped = async {
@@ -205,5 +217,4 @@ fn an_idle_connection_that_ends_is_noticed() {
         tokio::time::timeout(Duration::from_secs(30), all_dropped).await.unwrap();
     });
     server.join().unwrap();
-    std::fs::remove_dir_all(&folder).unwrap();
 }

@@ -37,7 +37,12 @@ pub async fn start(tools: &Tools, shape: Shape, folder: &Path) -> Result<Running
         processes.push(process);
     }
     let address = front_at.parse().with_context(|| format!("the front's address `{front_at}`"))?;
-    Ok(Running { addresses: vec![address], dialect: Box::new(DeviceApi { username: device_id }), processes })
+    Ok(Running {
+        addresses: vec![address],
+        trusted: None,
+        dialect: Box::new(DeviceApi { username: device_id }),
+        processes,
+    })
 }
 
 /// Which one that is.

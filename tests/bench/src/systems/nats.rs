@@ -30,7 +30,7 @@ pub async fn start_with_users(tools: &Tools, scenario: Scenario, folder: &Path) 
     let config = users::for_nats(scenario, folder)?;
     let (process, address) = listening(tools, &["-c".into(), config.into()], CLIENTS, folder).await?;
     let dialect = Box::new(Users { scenario, framing: Framing::Nats });
-    Ok(Running { addresses: vec![address], dialect, processes: vec![process] })
+    Ok(Running { addresses: vec![address], trusted: None, dialect, processes: vec![process] })
 }
 
 /// Starts one as a bare MQTT broker.
@@ -45,7 +45,7 @@ pub async fn start_with_mqtt(tools: &Tools, folder: &Path) -> Result<Running> {
     arguments.extend(["-c".into(), config.into()]);
     let (process, address) = listening(tools, &arguments, "MQTT clients on mqtt://", folder).await?;
     let dialect = Box::new(BareBroker { ids: 1024 });
-    Ok(Running { addresses: vec![address], dialect, processes: vec![process] })
+    Ok(Running { addresses: vec![address], trusted: None, dialect, processes: vec![process] })
 }
 
 /// What it says it listens for, up to the address.

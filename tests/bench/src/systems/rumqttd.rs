@@ -20,6 +20,7 @@ pub async fn start(tools: &Tools, folder: &Path) -> Result<Running> {
     // It keeps a log for every topic it has ever seen, so each pair gets few: 16 calls at a time is all they need.
     Ok(Running {
         addresses: vec![address],
+        trusted: None,
         dialect: Box::new(BareBroker { ids: 16 }),
         processes: vec![process],
     })

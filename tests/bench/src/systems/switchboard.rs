@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use anyhow::Result;
 
 use super::{Process, Running, Tools, nats, printed_version};
 use crate::scenario::Scenario;
+use crate::secure::Certificate;
 use crate::wire::{DeviceApi, device_id};
 
 const BUILD: &str = "./taskw build";
@@ -60,6 +61,7 @@ pub async fn start(
         .iter()
         .map(|role| Ok((*role, tools.own(&format!("switchboard-{role}"), BUILD)?)))
         .collect::<Result<Vec<_>>>()?;
+    let secure = secure(scenario, folder)?;
     let (server, url) = nats::start(tools, folder).await?;
     import(tools, &url, scenario, folder).await?;
 
@@ -69,7 +71,7 @@ pub async fn start(
             let name = if nodes == 1 { role.to_owned() } else { format!("{role}-{number}") };
             let mut command = Command::new(&program);
             command.args(["--nats", &url, "--admin", "127.0.0.1:0", "--log-format", "json"]);
-            command.args(settings(scenario, nodes));
+            command.args(settings(scenario, nodes)).args(secure.settings());
             if shape == Shape::Forgetful {
                 command.args(["--set", "journal.max_hops=0"]);
             }
@@ -81,10 +83,16 @@ pub async fn start(
         let admin = process.until("its admin address", |log| logged_address(log, "admin")).await?;
         process.until("readiness", |_| is_ready(admin)).await?;
         if process.role.starts_with("ingress") || process.role.starts_with("node") {
-            addresses.push(process.until("its MQTT address", |log| logged_address(log, "mqtt")).await?);
+            addresses
+                .push(process.until("its MQTT address", |log| logged_address(log, secure.listener())).await?);
         }
     }
-    Ok(Running { addresses, dialect: Box::new(DeviceApi { username: token }), processes })
+    Ok(Running {
+        addresses,
+        trusted: secure.trusted(),
+        dialect: Box::new(DeviceApi { username: token }),
+        processes,
+    })
 }
 
 /// Starts `switchboard up`, with the nats-server that it starts itself.
@@ -92,18 +100,28 @@ pub async fn start(
 /// # Errors
 /// As [`start`].
 pub async fn start_up(tools: &Tools, scenario: Scenario, folder: &Path) -> Result<Running> {
-    let file = folder.join("addresses.json");
+    let (secure, file) = (secure(scenario, folder)?, folder.join("addresses.json"));
     let mut command = Command::new(tools.own("switchboard", BUILD)?);
     command.args(["up", "--ephemeral", "--nats-port", "0", "--api", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
     command.arg("--nats-server").arg(nats::program(tools)?).arg("--addresses").arg(&file);
-    command.args(["--log-format", "json"]).args(settings(scenario, 1));
+    command.args(["--log-format", "json"]).args(settings(scenario, 1)).args(secure.settings());
+    // Where TLS is listened for stands in its log only.
+    command.args(secure.0.is_some().then_some("--log=info"));
     let mut up = Process::start("up", &mut command, folder)?;
-    let at = up.until("its addresses", |_| serde_json::from_slice(&fs::read(&file).ok()?).ok()).await?;
-    let Addresses { nats, services } = at;
-    let addresses = services.into_iter().filter_map(|service| service.mqtt).collect();
+    let told = up.until("its addresses", |_| serde_json::from_slice(&fs::read(&file).ok()?).ok()).await?;
+    let Addresses { nats, services } = told;
+    let mut addresses: Vec<_> = services.into_iter().filter_map(|service| service.mqtt).collect();
+    if secure.0.is_some() {
+        addresses = vec![up.until("its MQTT address", |log| logged_address(log, secure.listener())).await?];
+    }
     let server = up.child("nats-server")?;
     import(tools, &nats, scenario, folder).await?;
-    Ok(Running { addresses, dialect: Box::new(DeviceApi { username: token }), processes: vec![server, up] })
+    Ok(Running {
+        addresses,
+        trusted: secure.trusted(),
+        dialect: Box::new(DeviceApi { username: token }),
+        processes: vec![server, up],
+    })
 }
 
 /// What `switchboard up` says of itself, of which more is not needed here.
@@ -116,6 +134,34 @@ struct Addresses {
 #[derive(serde::Deserialize)]
 struct Service {
     mqtt: Option<SocketAddr>,
+}
+
+/// Whether devices come over TLS.
+struct Secure(Option<Certificate>);
+
+fn secure(scenario: Scenario, folder: &Path) -> Result<Secure> {
+    Ok(Secure(scenario.is_secure().then(|| Certificate::make(folder)).transpose()?))
+}
+
+impl Secure {
+    fn settings(&self) -> Vec<String> {
+        let Some(Certificate { certificate, key }) = &self.0 else { return Vec::new() };
+        let files = [
+            format!("tls.certificate_file={}", certificate.display()),
+            format!("tls.key_file={}", key.display()),
+        ];
+        let listen = ["mqtt", "http"].map(|protocol| format!("{protocol}.tls_listen=127.0.0.1:0"));
+        files.into_iter().chain(listen).flat_map(|setting| ["--set".to_owned(), setting]).collect()
+    }
+
+    /// The field of the log that says where devices connect.
+    fn listener(&self) -> &'static str {
+        if self.0.is_some() { "mqtts" } else { "mqtt" }
+    }
+
+    fn trusted(&self) -> Option<PathBuf> {
+        self.0.as_ref().map(|it| it.certificate.clone())
+    }
 }
 
 fn settings(scenario: Scenario, nodes: usize) -> impl Iterator<Item = String> {
