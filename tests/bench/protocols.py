@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import resource
 import struct
 import subprocess
@@ -26,6 +27,11 @@ SWITCHBOARD = Path(__file__).resolve().parents[2] / "target" / "release" / "swit
 # Devices of one customer: both of a pair are always of the same.
 CUSTOMER_DEVICES = 200
 ANY = "127.0.0.1:0"
+
+
+def token(device):
+    """No shorter than an import takes."""
+    return f"bench-token-{device:08}"
 
 
 class System:
@@ -46,10 +52,14 @@ class System:
         self.ports = {via: int(at["services"][0][via].rsplit(":", 1)[1]) for via in ("http", "coap")}
         self.admin = at["services"][0]["admin"]
         self.ids = [str(uuid.uuid4()) for _ in range(devices)]
-        rows = [f"Bench,Customer {n // CUSTOMER_DEVICES},{it},Device {n},bench-{n}" for n, it in enumerate(self.ids)]
+        rows = [f"Bench,Customer {n // CUSTOMER_DEVICES},{it},Device {n},{token(n)}" for n, it in enumerate(self.ids)]
         (folder / "devices.csv").write_text("\n".join(["tenant,customer,id,name,token", *rows]) + "\n")
         command = [SWITCHBOARD, "device", "import", "--create", "--nats", at["nats"], folder / "devices.csv"]
-        subprocess.run(command, check=True, capture_output=True)
+        try:
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        except BaseException:
+            self.stop()
+            raise
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         self.pids = [self.process.pid, *map(int, children)]
 
@@ -73,13 +83,21 @@ class System:
         self.process.wait()
 
 
+def kernel_kb():
+    """Its objects, sockets among them, and what it buffers for them: of both ends, and of whoever else is there."""
+    number = re.compile(r"^Slab: +(\d+)|^(?:TCP|UDP): .*mem (\d+)", re.MULTILINE)
+    text = Path("/proc/meminfo").read_text() + Path("/proc/net/sockstat").read_text()
+    pages_kb = os.sysconf("SC_PAGE_SIZE") // 1024
+    return sum(int(slab) if slab else int(pages) * pages_kb for slab, pages in number.findall(text))
+
+
 class HttpConnection:
     """A kept connection of one device."""
 
     @classmethod
     async def of(cls, system, device):
         self = cls()
-        self.path = f"/api/v1/bench-{device}/"
+        self.path = f"/api/v1/{token(device)}/"
         self.reader, self.writer = await asyncio.open_connection("127.0.0.1", system.ports["http"])
         return self
 
@@ -144,7 +162,7 @@ class CoapEndpoint(asyncio.DatagramProtocol):
     @classmethod
     async def of(cls, system, device):
         self = cls()
-        self.path = [b"api", b"v1", f"bench-{device}".encode()]
+        self.path = [b"api", b"v1", token(device).encode()]
         self.numbers = itertools.count(device * 7919)
         self.answers, self.calls = {}, asyncio.Queue()
         address = ("127.0.0.1", system.ports["coap"])
@@ -278,7 +296,7 @@ async def calls(protocol, system, pairs, seconds):
 
 
 async def wait(protocol, system, count):
-    cpu_s, resident_kb, started = system.cpu_s(), system.resident_kb(), time.monotonic()
+    cpu_s, resident_kb, in_kernel_kb, started = system.cpu_s(), system.resident_kb(), kernel_kb(), time.monotonic()
     waiting = []
     for first in range(0, count, 50):
         devices = range(first, min(first + 50, count))
@@ -288,7 +306,8 @@ async def wait(protocol, system, count):
     took_s, cpu_s, resident_kb = time.monotonic() - started, system.cpu_s() - cpu_s, system.resident_kb() - resident_kb
     print(
         f"{protocol.__name__}, {count} {protocol.waiting} in {took_s:.1f} s: "
-        f"{resident_kb / count:.1f} KB and {1000 * cpu_s / count:.2f} ms CPU each",
+        f"{resident_kb / count:.1f} KB and {1000 * cpu_s / count:.2f} ms CPU each; "
+        f"the kernel's part, for both ends: {(kernel_kb() - in_kernel_kb) / count:.1f} KB each",
         flush=True,
     )
     assert system.gauge(protocol.gauge) == count
