@@ -269,7 +269,7 @@ def test_a_stranger_is_no_server(system):
 
 
 def test_the_health_checks_are_content(system):
-    for name in [*SERVERS, "prometheus"]:
+    for name in [*SERVERS, *SERVICES, "prometheus"]:
         until(f"{name} is healthy", lambda name=name: system.podman("healthcheck", "run", system.container(name)).code == 0)
 
 

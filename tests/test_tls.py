@@ -211,3 +211,19 @@ def test_files_that_make_no_sense_are_named(authority, tmp_path):
     ran = run(built("switchboard"), "config", "check", "--set", f"tls.key_file={key}")
     assert ran.code == 2
     assert "tls.certificate_file" in ran.out + ran.err
+
+
+@pytest.mark.parametrize(("via", "port"), [("http", "https_port"), ("mqtt", "mqtts_port")])
+def test_the_command_calls_as_a_device_over_tls(via, port, secure, authority):
+    family, at = secure.accounts.family(), f"127.0.0.1:{getattr(secure.nodes[0], port)}"
+
+    def call(*arguments):
+        return run(
+            built("switchboard"), "call", "--via", via, "--at", at, "--token", family.a.token, "--to", family.b.id,
+            *arguments,
+        )  # fmt: skip
+
+    trusting = ("--ca", str(authority.certificate))
+    until("its token is good", lambda: "No active connection" in call(*trusting).out)
+    stranger = call("--tls")
+    assert stranger.code == 1 and "TLS fails" in stranger.err, stranger

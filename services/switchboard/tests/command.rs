@@ -520,6 +520,48 @@ fn it_says_what_it_is_to_people_shells_and_machines() {
     assert!(!ran(&["man", "/nonexistent"]).status.success());
 }
 
+/// A device of the demo account, played by the command until it has been called once.
+fn emulated(arguments: &[&str]) -> Child {
+    let play = [&["device", "emulate", "--token", "A2_TEST_TOKEN", "--count", "1"], arguments].concat();
+    switchboard(&play).stdout(Stdio::piped()).spawn().unwrap()
+}
+
+#[test]
+fn a_device_is_played_over_http_and_mqtt() {
+    let up = Up::start(&["--ephemeral", "--demo"]);
+    let address = |of: &str| up.addresses["services"][0][of].as_str().unwrap().to_owned();
+    // By name, too.
+    let at = |of: &str| address(of).replace("127.0.0.1", "localhost");
+    let call = [
+        "call",
+        "--from",
+        "A1",
+        "--to",
+        "A2",
+        "--timeout-ms",
+        "30000",
+        "--connect-timeout-ms",
+        "30000",
+        "{\"x\":1}",
+    ];
+    for (via, answer, reply) in [
+        ("http", "{\"status\":\"ok\"}", &[][..]),
+        ("mqtt", "[21]", &["--reply", "[21]"]),
+        ("mqtt", "{\"x\":1}", &["--exec", "cat"]),
+        ("http", "onMsg", &["--exec", "echo \"\\\"$SWITCHBOARD_METHOD\\\"\""]),
+    ] {
+        let device = emulated(&[&["--via", via, "--at", &at(via)], reply].concat());
+        assert!(up.ok(&call).contains(answer), "{via} {reply:?}");
+        let ended = device.wait_with_output().unwrap();
+        assert!(ended.status.success());
+        let seen: Value = serde_json::from_slice(&ended.stdout).unwrap();
+        assert_eq!((&seen["method"], &seen["params"]), (&"onMsg".into(), &serde_json::json!({"x": 1})));
+    }
+    let unknown = ["device", "listen", "--token", "nobody-has-this-token", "--at", &at("http")];
+    let refused = switchboard(&unknown).output().unwrap();
+    assert!(text(&refused.stderr).contains("no device has this access token"), "{refused:?}");
+}
+
 #[test]
 fn health_is_asked_of_a_service() {
     let up = Up::start(&["--ephemeral"]);

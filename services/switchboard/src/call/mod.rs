@@ -3,13 +3,11 @@
 mod journal;
 pub(crate) mod tail;
 pub(crate) mod trace;
-mod via;
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use bus::registry::{Device, Registry};
 use bus::{AskError, Bus};
 use bytes::Bytes;
@@ -25,7 +23,8 @@ use switchboard_ingress::device_api;
 use crate::common::find;
 use crate::common::output::{note, say, say_json};
 use crate::common::reach::ReachArgs;
-use via::Via;
+use crate::common::via::Via;
+use crate::common::way::WayArgs;
 
 /// How much longer than the call itself its outcome is waited for.
 const GRACE: Duration = Duration::from_secs(1);
@@ -45,6 +44,7 @@ Examples:
   switchboard call --from A1 --to A2 --timeout-ms 2000 --connect-timeout-ms 2000
   switchboard call --from A1 --to A2 --json null | jq .outcome
   switchboard call --via http --token A1_TEST_TOKEN --to A2 '{\"x\":1}'
+  switchboard call --via mqtt --at node.example:8883 --tls --token … --to A2 '{\"x\":1}'
   switchboard call show 5bd1…-2a                     what became of a call, hop by hop
   switchboard call list --from A1 --since 5m --outcome offline",
     args_conflicts_with_subcommands = true,
@@ -64,9 +64,8 @@ pub(crate) struct CallArgs {
     /// Access token of the device that calls, with --via
     #[arg(long, value_name = "TOKEN", requires = "via")]
     token: Option<String>,
-    /// Node to connect to, with --via [default: the setting mqtt.listen, http.listen or coap.listen]
-    #[arg(long, value_name = "ADDR", requires = "via")]
-    at: Option<SocketAddr>,
+    #[command(flatten)]
+    way: WayArgs,
     /// The device that is called
     #[arg(long, value_name = "DEVICE", required = true)]
     to: Option<String>,
@@ -118,6 +117,7 @@ pub(crate) async fn run(mut args: CallArgs) -> anyhow::Result<ExitCode> {
     if let (Some(via), Some(token)) = (args.via, &args.token) {
         return as_device(&args, via, token).await;
     }
+    ensure!(!args.way.is_given(), "--at, --tls and --ca say where a device connects: they go with --via");
     let reached = args.reach.bus().await?;
     let registry = Registry::open(&reached.bus).await.context("cannot open the registry")?;
     let from = args.from.as_deref().unwrap_or_default();
@@ -255,11 +255,11 @@ struct Listed {
 /// The call as the device makes it that has `token`.
 async fn as_device(args: &CallArgs, via: Via, token: &str) -> anyhow::Result<ExitCode> {
     let settings = args.reach.settings()?;
-    let at = args.at.unwrap_or(via.listen(&settings));
+    let at = args.way.way(via, &settings)?;
     let target = match args.named_target().parse::<DeviceId>() {
         Ok(id) => id,
         Err(_) => {
-            let listed = via.ask(at, token, r#"{"method":"getDevices"}"#, LIST_WAIT).await?;
+            let listed = via.ask(&at, token, r#"{"method":"getDevices"}"#, LIST_WAIT).await?;
             listed_target(&listed, args.named_target())?
         }
     };
@@ -272,7 +272,7 @@ async fn as_device(args: &CallArgs, via: Via, token: &str) -> anyhow::Result<Exi
     );
     let started = Instant::now();
     let wait = Duration::from_millis(timeout_ms.into()) + GRACE;
-    let read = via.ask(at, token, &request, wait).await?;
+    let read = via.ask(&at, token, &request, wait).await?;
     let ms = started.elapsed().as_secs_f64() * 1000.0;
     if args.json {
         let body: &RawValue = serde_json::from_str(&read).context("the answer is not JSON")?;

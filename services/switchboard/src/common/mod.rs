@@ -5,3 +5,5 @@ pub(crate) mod output;
 pub(crate) mod reach;
 pub(crate) mod recorded;
 pub(crate) mod table;
+pub(crate) mod via;
+pub(crate) mod way;

@@ -1,5 +1,6 @@
 //! Which devices are there? `switchboard device …`
 
+mod emulate;
 mod export;
 pub(crate) mod import;
 pub(crate) mod rows;
@@ -56,6 +57,10 @@ pub(crate) enum DeviceVerb {
     Remove(RemoveArgs),
     /// Add many devices from a JSON or CSV file
     Import(import::ImportArgs),
+    /// Be a device, and show the calls that come to it
+    Listen(Box<emulate::ListenArgs>),
+    /// Be a device, and answer the calls that come to it
+    Emulate(Box<emulate::EmulateArgs>),
     /// Write all tenants, customers and devices to a file that `import` reads; without tokens, which nobody knows
     Export(export::ExportArgs),
 }
@@ -272,6 +277,8 @@ pub(crate) async fn run(verb: DeviceVerb) -> anyhow::Result<ExitCode> {
         DeviceVerb::RotateToken(args) => rotate(args).await,
         DeviceVerb::Remove(args) => return remove(args).await,
         DeviceVerb::Import(args) => return import::run(args).await,
+        DeviceVerb::Listen(args) => return emulate::listen(*args).await,
+        DeviceVerb::Emulate(args) => return emulate::emulate(*args).await,
         DeviceVerb::Export(args) => export::run(args).await,
     }?;
     Ok(ExitCode::SUCCESS)

@@ -5,12 +5,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use boot::Settings;
 use bytes::Bytes;
 use clap::ValueEnum;
 use switchboard_ingress::coap::codec::{self, Code, Kind, Reading};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::UdpSocket;
+
+use super::way::{Stream, Way};
 
 /// A protocol that devices speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -36,22 +37,13 @@ const COAP_MAX_RETRANSMIT: u32 = 4;
 const BLOCK2: u16 = 23;
 
 impl Via {
-    /// Where a node of these settings listens.
-    pub(crate) fn listen(self, settings: &Settings) -> SocketAddr {
-        match self {
-            Via::Mqtt => settings.mqtt.listen,
-            Via::Http => settings.http.listen,
-            Via::Coap => settings.coap.listen,
-        }
-    }
-
     /// Makes one request as the device that has `token`, and returns the text of its answer.
     ///
     /// # Errors
     /// When nobody is there, the token is refused, or no answer came within `wait`.
     pub(crate) async fn ask(
         self,
-        at: SocketAddr,
+        at: &Way,
         token: &str,
         request: &str,
         wait: Duration,
@@ -70,30 +62,58 @@ impl Via {
     }
 }
 
-async fn http(at: SocketAddr, token: &str, request: &str) -> anyhow::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(at).await?;
-    let (token, length) = (path_segment(token), request.len());
+/// No device has the access token.
+#[derive(Debug)]
+pub(crate) struct Refused;
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("no device has this access token")
+    }
+}
+
+impl std::error::Error for Refused {}
+
+async fn http(at: &Way, token: &str, request: &str) -> anyhow::Result<Vec<u8>> {
+    let path = format!("/api/v1/{}/rpc", path_segment(token));
+    match exchange(at, "POST", &path, request).await? {
+        (401, _) => Err(Refused.into()),
+        // With a body that says the rest.
+        (status, body) if body.is_empty() => bail!("the response has status {status}"),
+        (_, body) => Ok(body),
+    }
+}
+
+/// One exchange over HTTP/1.1: status and body of the response.
+///
+/// # Errors
+/// When nobody is there, or what comes is no response.
+pub(crate) async fn exchange(
+    at: &Way,
+    method: &str,
+    path: &str,
+    body: &str,
+) -> anyhow::Result<(u16, Vec<u8>)> {
+    let mut stream = at.connect().await?;
+    let length = body.len();
     let head = format!(
-        "POST /api/v1/{token}/rpc HTTP/1.1\r\nHost: {at}\r\nContent-Type: application/json\r\n\
+        "{method} {path} HTTP/1.1\r\nHost: {at}\r\nContent-Type: application/json\r\n\
          Content-Length: {length}\r\nConnection: close\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).await?;
-    stream.write_all(request.as_bytes()).await?;
+    stream.write_all(body.as_bytes()).await?;
+    stream.flush().await?;
     let mut response = Vec::new();
     stream.take(MAX_ANSWER_BYTES).read_to_end(&mut response).await?;
     let end = response.windows(4).position(|bytes| bytes == b"\r\n\r\n").context("no response came")?;
     let body = response.split_off(end + 4);
-    let status = response.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
-    match status {
-        b"401" => bail!("no device has this access token"),
-        // With a body that says the rest.
-        _ if body.is_empty() => bail!("the response has status {}", String::from_utf8_lossy(status)),
-        _ => Ok(body),
-    }
+    let status = response.split(|byte| *byte == b' ').nth(1).and_then(|it| std::str::from_utf8(it).ok());
+    let status = status.and_then(|status| status.parse().ok()).context("the response is not HTTP")?;
+    Ok((status, body))
 }
 
 /// RFC 3986 §2.1: all but the unreserved characters are written as their bytes.
-fn path_segment(text: &str) -> String {
+pub(crate) fn path_segment(text: &str) -> String {
     let escaped = |byte: u8| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
         _ => format!("%{byte:02X}"),
@@ -104,18 +124,27 @@ fn path_segment(text: &str) -> String {
 const MQTT_REQUEST: &str = "v1/devices/me/rpc/request/1";
 const MQTT_RESPONSE: &str = "v1/devices/me/rpc/response/1";
 
-async fn mqtt(at: SocketAddr, token: &str, request: &str) -> anyhow::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(at).await?;
-    // Clean session, user name, a keep-alive that outlasts any call; no client id.
-    let connect = [&text("MQTT")?[..], &[4, 0x82, 0xff, 0xff], &text("")?, &text(token)?].concat();
+/// Connects over MQTT 3.1.1 as the device that has `token`.
+///
+/// # Errors
+/// When nobody is there, or the token is refused.
+pub(crate) async fn mqtt_connected(at: &Way, token: &str) -> anyhow::Result<Box<dyn Stream>> {
+    let mut stream = at.connect().await?;
+    // Clean session, user name, a keep-alive of a minute; no client id.
+    let connect = [&text("MQTT")?[..], &[4, 0x82, 0, 60], &text("")?, &text(token)?].concat();
     stream.write_all(&packet(0x10, &connect)).await?;
+    stream.flush().await?;
     let (kind, connack) = read_packet(&mut stream).await?;
     match (kind >> 4, connack.as_slice()) {
-        (2, [_, 0]) => {}
-        (2, [_, 4 | 5]) => bail!("no device has this access token"),
+        (2, [_, 0]) => Ok(stream),
+        (2, [_, 4 | 5]) => Err(Refused.into()),
         (2, [_, 3]) => bail!("the node cannot take anybody now"),
         _ => bail!("this is no MQTT server that takes us"),
     }
+}
+
+async fn mqtt(at: &Way, token: &str, request: &str) -> anyhow::Result<Vec<u8>> {
+    let mut stream = mqtt_connected(at, token).await?;
     let subscribe = [&[0, 1][..], &text(MQTT_RESPONSE)?, &[0]].concat();
     let publish = [&text(MQTT_REQUEST)?[..], request.as_bytes()].concat();
     stream.write_all(&[packet(0x82, &subscribe), packet(0x30, &publish)].concat()).await?;
@@ -134,12 +163,12 @@ async fn mqtt(at: SocketAddr, token: &str, request: &str) -> anyhow::Result<Vec<
 }
 
 /// A string of MQTT, its length in front.
-fn text(text: &str) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn text(text: &str) -> anyhow::Result<Vec<u8>> {
     let length = u16::try_from(text.len()).context("an access token is no longer than 65535 bytes")?;
     Ok([&length.to_be_bytes(), text.as_bytes()].concat())
 }
 
-fn packet(first: u8, body: &[u8]) -> Vec<u8> {
+pub(crate) fn packet(first: u8, body: &[u8]) -> Vec<u8> {
     let mut packet = vec![first];
     let mut left = body.len();
     loop {
@@ -154,7 +183,7 @@ fn packet(first: u8, body: &[u8]) -> Vec<u8> {
     packet
 }
 
-async fn read_packet(stream: &mut TcpStream) -> anyhow::Result<(u8, Vec<u8>)> {
+pub(crate) async fn read_packet(stream: &mut (impl AsyncRead + Unpin)) -> anyhow::Result<(u8, Vec<u8>)> {
     let first = stream.read_u8().await.context("the node closed the connection")?;
     let mut length = 0u64;
     for shift in [0, 7, 14, 21] {
@@ -170,7 +199,8 @@ async fn read_packet(stream: &mut TcpStream) -> anyhow::Result<(u8, Vec<u8>)> {
     Ok((first, body))
 }
 
-async fn coap(at: SocketAddr, token: &str, request: &str) -> anyhow::Result<Vec<u8>> {
+async fn coap(at: &Way, token: &str, request: &str) -> anyhow::Result<Vec<u8>> {
+    let at = at.address().await?;
     ensure!(
         request.len() <= MAX_DATAGRAM_BODY_BYTES,
         "the request is longer than {MAX_DATAGRAM_BODY_BYTES} bytes: use --via mqtt or http"
@@ -210,7 +240,7 @@ async fn coap(at: SocketAddr, token: &str, request: &str) -> anyhow::Result<Vec<
         ensure!(!more, "the answer is longer than one datagram: use --via mqtt or http");
         let (class, detail) = (message.code.0 >> 5, message.code.0 & 0x1f);
         return match (class, detail) {
-            (4, 1) => bail!("no device has this access token"),
+            (4, 1) => Err(Refused.into()),
             _ if message.payload.is_empty() => bail!("the response has code {class}.{detail:02}"),
             _ => Ok(message.payload.to_vec()),
         };
