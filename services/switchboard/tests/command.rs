@@ -520,6 +520,30 @@ fn it_says_what_it_is_to_people_shells_and_machines() {
     assert!(!ran(&["man", "/nonexistent"]).status.success());
 }
 
+#[test]
+fn a_list_of_devices_has_pages() {
+    let up = Up::start(&["--ephemeral", "--demo"]);
+    let names = |arguments: &[&str]| {
+        let listed = up.json(&[&["device", "list", "--json"], arguments].concat());
+        let names = listed.as_array().unwrap().iter();
+        names
+            .map(|it| (it["name"].as_str().unwrap().to_owned(), it["id"].as_str().unwrap().to_owned()))
+            .unzip::<_, _, Vec<_>, Vec<_>>()
+    };
+    let (all, _) = names(&["--name", "test device"]);
+    assert_eq!(
+        all,
+        ["Test Device A1", "Test Device A2", "Test Device A3", "Test Device B1", "Test Device C1"]
+    );
+    let (first, ids) = names(&["--name", "TEST", "--limit", "2"]);
+    let (rest, _) = names(&["--name", "TEST", "--after", &ids[1]]);
+    assert_eq!([first, rest].concat(), all);
+    let told = up.run(&["device", "list", "--name", "Test", "--limit", "2"]);
+    assert!(text(&told.stderr).contains(&format!("3 more: --after {}", ids[1])), "{told:?}");
+    let stranger = up.run(&["device", "list", "--after", "00000000-0000-0000-0000-000000000001"]);
+    assert_eq!(stranger.status.code(), Some(1));
+}
+
 /// A device of the demo account, played by the command until it has been called once.
 fn emulated(arguments: &[&str]) -> Child {
     let play = [&["device", "emulate", "--token", "A2_TEST_TOKEN", "--count", "1"], arguments].concat();
@@ -635,6 +659,11 @@ fn what_is_wrong_is_said_before_anything_starts() {
     let mqtt =
         said(&["--ephemeral", "--set", &format!("mqtt.listen={taken}"), "--mqtt", &taken.to_string()], 1);
     assert!(mqtt.contains(&taken.to_string()) && mqtt.contains("mqtt.listen"), "{mqtt}");
+    let both = said(&["--ephemeral", "--mqtt", &taken.to_string(), "--api", &taken.to_string()], 1);
+    assert!(
+        both.contains("--mqtt, setting mqtt.listen") && both.contains("--api, setting api.listen"),
+        "{both}"
+    );
     let missing = said(&["--ephemeral", "--nats-server", "/nowhere/nats-server"], 1);
     assert!(missing.contains("/nowhere/nats-server"), "{missing}");
     let faults = said(&["--set", "mqtt.lisen=1", "--set", "nats.replicas=9"], 2);

@@ -10,6 +10,9 @@ use rpc::{CustomerId, DeviceId, TenantId};
 /// Which devices of a list are meant.
 #[derive(Args)]
 pub(crate) struct PickArgs {
+    /// Only those whose name contains this, in whatever case
+    #[arg(long, value_name = "TEXT")]
+    name: Option<String>,
     /// Only those of this type
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<String>,
@@ -21,7 +24,9 @@ pub(crate) struct PickArgs {
 impl PickArgs {
     /// Whether a device is meant.
     pub(crate) fn takes(&self, device: &Device) -> bool {
-        self.kind.as_ref().is_none_or(|kind| device.kind == *kind)
+        let has_name = |name: &String| device.name.to_lowercase().contains(&name.to_lowercase());
+        self.name.as_ref().is_none_or(has_name)
+            && self.kind.as_ref().is_none_or(|kind| device.kind == *kind)
             && self.labels.iter().all(|wanted| has_label(device, wanted))
     }
 }

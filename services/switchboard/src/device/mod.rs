@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::common::find;
 use crate::common::find::PickArgs;
-use crate::common::output::{confirm, count, moment, note, say, say_json};
+use crate::common::output::{confirm, count, grouped, moment, note, say, say_json};
 use crate::common::reach::ReachArgs;
 use crate::common::recorded::{ChangeArgs, entry};
 use crate::common::table::Table;
@@ -146,6 +146,12 @@ pub(crate) struct ListArgs {
     online: bool,
     #[command(flatten)]
     pick: PickArgs,
+    /// At most so many
+    #[arg(long, value_name = "DEVICES")]
+    limit: Option<usize>,
+    /// Only those that are listed after this one: the next page
+    #[arg(long, value_name = "ID")]
+    after: Option<DeviceId>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -330,7 +336,8 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
 
 async fn list(args: ListArgs) -> anyhow::Result<()> {
     let reached = args.reach.bus().await?;
-    let known = Registry::open(&reached.bus).await.context("cannot open the registry")?.load().await?;
+    let registry = Registry::open(&reached.bus).await.context("cannot open the registry")?;
+    let mut known = registry.load_places().await?;
     let tenant = find::tenant_if_named(&known, args.tenant.as_deref())?;
     let customer = match &args.customer {
         Some(named) => Some(find::customer(&known, named, tenant)?.0),
@@ -343,8 +350,24 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
             && (device.weak_token || !args.weak)
             && args.pick.takes(device)
     };
-    let devices = sorted(&known).into_iter().filter(|(_, device)| is_meant(device));
-    let mut views: Vec<_> = devices.map(|(id, device)| view(&known, id, device)).collect();
+    let mut meant = HashMap::new();
+    let keep = |id, device: Device| {
+        if is_meant(&device) {
+            meant.insert(id, device);
+        }
+    };
+    registry.each_device(keep).await?;
+    known.devices = meant;
+    let devices = sorted(&known);
+    let page = match args.after {
+        None => devices.as_slice(),
+        Some(after) => {
+            let place = devices.iter().position(|(id, _)| *id == after);
+            let place = place.with_context(|| format!("--after {after} is not among these devices"))?;
+            devices.get(place + 1..).unwrap_or_default()
+        }
+    };
+    let mut views: Vec<_> = page.iter().map(|(id, device)| view(&known, *id, device)).collect();
     if args.online {
         let there = online(&reached.bus, &views.iter().map(|it| it.id).collect::<Vec<_>>()).await?;
         views.retain(|it| there.contains_key(&it.id));
@@ -352,6 +375,8 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
             (view.online, view.place) = (Some(true), there.get(&view.id).copied().flatten());
         }
     }
+    let left = views.len().saturating_sub(args.limit.unwrap_or(usize::MAX));
+    views.truncate(views.len() - left);
     if args.json {
         return say_json(&views);
     }
@@ -367,6 +392,9 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
     }
     table.print();
     note(count(views.len(), "device"));
+    if let (1.., Some(last)) = (left, views.last()) {
+        note(format_args!("{} more: --after {}", grouped(left), last.id));
+    }
     Ok(())
 }
 

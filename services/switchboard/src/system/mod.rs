@@ -13,6 +13,7 @@ mod guard;
 pub(crate) mod health;
 pub(crate) mod log_level;
 mod nats;
+mod ports;
 pub(crate) mod restore;
 pub(crate) mod status;
 pub(crate) mod up;

@@ -23,6 +23,7 @@ use crate::system::data_dir::DataDir;
 use crate::system::demo;
 use crate::system::guard::Guard;
 use crate::system::nats::Nats;
+use crate::system::ports;
 
 /// After so long a person is told what is still waited for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -182,6 +183,7 @@ fn beyond_loopback(settings: &Settings) -> Option<(&'static str, SocketAddr)> {
 
 async fn up(own: OwnArgs, mut settings: Settings, uses_other_nats: bool) -> anyhow::Result<()> {
     // Every port first, so that one that is taken shows before anything is begun.
+    ports::check(&settings)?;
     let admin = boot::admin::bind(settings.admin.listen).await?;
     let ingress = Ingress::bind(&settings).await?;
     let api = Api::bind(&settings).await?;
