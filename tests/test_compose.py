@@ -124,7 +124,7 @@ def test_an_identity_for_each_node_is_some_lines_away(passwords, services, tmp_p
     knows = {secret: {name for name, it in identified.items() if secret in json.dumps(it)} for secret in (seed, "ofidentity")}
     assert knows == {seed: {"identity-1", "identity-2"}, "ofidentity": {"identity-1", "identity-2", *SERVERS}}
     for name in ("identity-1", "identity-2"):
-        run(built("switchboard"), "config", "check", env=identified[name]["environment"]).ok()
+        run(built("switchboard"), "config", "check", "--elsewhere", env=identified[name]["environment"]).ok()
         joins = identified[name]["environment"]["SWITCHBOARD_IDENTITY__JOIN_SECRET"]
         assert joins == identified["ingress-1"]["environment"]["SWITCHBOARD_NATS__PASSWORD"]
     server = identified["nats-1"]
@@ -169,7 +169,7 @@ def test_every_file_that_is_mounted_is_there(config, services):
 
 def test_every_setting_is_one(services):
     for name in [*SERVICES, "demo", "operator"]:
-        run(built("switchboard"), "config", "check", env=services[name]["environment"]).ok()
+        run(built("switchboard"), "config", "check", "--elsewhere", env=services[name]["environment"]).ok()
 
 
 def test_every_service_is_given_the_time_that_it_drains(services):

@@ -1,5 +1,7 @@
 //! Is the configuration sound, and which settings are in force?
 
+use std::fs::File;
+use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -12,8 +14,8 @@ use crate::common::reach::EXIT_USAGE;
 
 #[derive(Subcommand)]
 pub(crate) enum ConfigVerb {
-    /// Say every fault of file, environment and flags at once, and each setting that softens what the defaults protect;
-    /// exit status 2 if there is a fault
+    /// Say every fault of file, environment and flags at once, files that cannot be read among them, and each setting
+    /// that softens what the defaults protect; exit status 2 if there is a fault
     Check(CheckArgs),
     /// Print the settings in force, and where each comes from
     Print(CommonArgs),
@@ -27,6 +29,9 @@ pub(crate) enum ConfigVerb {
 pub(crate) struct CheckArgs {
     #[command(flatten)]
     common: CommonArgs,
+    /// The files that settings name are on another machine: do not open them
+    #[arg(long)]
+    elsewhere: bool,
     /// Say which services that run with this file take over what has changed, and which have to be started again
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
@@ -35,6 +40,14 @@ pub(crate) struct CheckArgs {
 pub(crate) fn run(verb: ConfigVerb) -> ExitCode {
     match verb {
         ConfigVerb::Check(args) => with(args.common.load(), |loaded| {
+            let unread = if args.elsewhere { Vec::new() } else { unread(&loaded.settings) };
+            if !unread.is_empty() {
+                note(
+                    "the configuration names files that cannot be read (--elsewhere: they need not be here):",
+                );
+                unread.iter().for_each(|fault| note(format_args!("  {fault}")));
+                return EXIT_USAGE.into();
+            }
             check(&loaded.settings);
             let Some(against) = args.against else { return ExitCode::SUCCESS };
             let old = Sources { file: Some(against), ..args.common.sources() };
@@ -53,6 +66,25 @@ pub(crate) fn run(verb: ConfigVerb) -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+/// Files that settings name and that whoever runs this cannot read, and why.
+fn unread(settings: &Settings) -> Vec<String> {
+    let Settings { nats, tls, .. } = settings;
+    let named = [
+        ("nats.password_file", &nats.password_file),
+        ("nats.credentials_file", &nats.credentials_file),
+        ("nats.tls_ca_file", &nats.tls_ca_file),
+        ("tls.certificate_file", &tls.certificate_file),
+        ("tls.key_file", &tls.key_file),
+    ];
+    let named = named.into_iter().filter_map(|(setting, file)| Some((setting, file.as_ref()?)));
+    let fault = |(setting, file): (&str, &PathBuf)| {
+        // A folder opens, and holds nothing to read.
+        let error = File::open(file).and_then(|mut file| file.read(&mut [0])).err()?;
+        Some(format!("{setting}: {}: {error}", file.display()))
+    };
+    named.filter_map(fault).collect()
 }
 
 fn check(settings: &Settings) {

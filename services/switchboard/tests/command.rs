@@ -689,4 +689,10 @@ fn what_is_wrong_is_said_before_anything_starts() {
     let printed = switchboard(&["config", "print"]).output().unwrap();
     assert!(text(&printed.stdout).contains("[mqtt]"));
     assert_eq!(switchboard(&["config", "check", "--set", "x=1"]).status().unwrap().code(), Some(2));
+    let ca =
+        ["config", "check", "--set", "nats.tls_ca_file=/nowhere/ca.pem", "--set", "nats.url=tls://n:4222"];
+    let unread = switchboard(&ca).output().unwrap();
+    assert_eq!(unread.status.code(), Some(2));
+    assert!(text(&unread.stderr).contains("nats.tls_ca_file: /nowhere/ca.pem: "), "{unread:?}");
+    assert!(switchboard(&ca).arg("--elsewhere").status().unwrap().success());
 }
