@@ -45,17 +45,18 @@ def test_a_device_from_its_addition_to_its_removal(cli, load, tenant, raw, share
     shown = load("device", "show", name)
     assert (shown["id"], shown["customerName"], shown["labels"]) == (added["id"], "North", {"site": "here"})
     assert shown["online"] is False and "token" not in shown
-    cli("device", "assign", name, "South").ok()
+    assert load("device", "assign", name, "South")["customerName"] == "South"
     assert load("device", "show", added["id"])["customerName"] == "South"
     assert [it["id"] for it in load("device", "list", "--tenant", tenant, "--customer", "South")] == [added["id"]]
     cli("device", "unassign", name).ok()
     assert [it["id"] for it in load("device", "list", "--tenant", tenant, "--unassigned")] == [added["id"]]
-    cli("device", "rename", name, f"{name} II").ok()
+    assert load("device", "label", "set", name, "site=there")["labels"] == {"site": "there"}
+    assert load("device", "rename", name, f"{name} II")["name"] == f"{name} II"
     rotated = load("device", "rotate-token", "--yes", f"{name} II")
     TOKENS.add(rotated["token"])
     until("the old token is void", lambda: raw(port).connect(added["token"]).code == 5)
     until("the new one is good", lambda: raw(port).connect(rotated["token"]).code == 0)
-    cli("device", "remove", "--yes", added["id"]).ok()
+    assert load("device", "remove", "--yes", added["id"]) == [{"id": added["id"], "name": f"{name} II"}]
     until("it is unknown", lambda: raw(port).connect(rotated["token"]).code == 5)
     assert load("device", "list", "--tenant", tenant) == []
 
@@ -91,8 +92,8 @@ def test_tables_for_people(cli, family):
 
 def test_customers_and_tenants(cli, load, tenant):
     assert {it["name"] for it in load("customer", "list", "--tenant", tenant)} == {"North", "South"}
-    cli("customer", "rename", "North", "Far North", "--tenant", tenant).ok()
-    cli("customer", "remove", "South", "--tenant", tenant, "--yes").ok()
+    assert load("customer", "rename", "North", "Far North", "--tenant", tenant)["name"] == "Far North"
+    assert load("customer", "remove", "South", "--tenant", tenant, "--yes")["name"] == "South"
     assert {it["name"] for it in load("customer", "list", "--tenant", tenant)} == {"Far North"}
     assert tenant in {it["name"] for it in load("tenant", "list")}
 

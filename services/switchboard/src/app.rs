@@ -59,9 +59,6 @@ pub(crate) struct AddArgs {
     networks: Vec<String>,
     #[command(flatten)]
     lasting: LastingArgs,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
     change: ChangeArgs,
 }
@@ -81,9 +78,6 @@ pub(crate) struct KeyArgs {
     app: AppArgs,
     #[command(flatten)]
     lasting: LastingArgs,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
     change: ChangeArgs,
 }
@@ -215,14 +209,14 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
     let id = AppId(Uuid::new_v4());
     let what = format!("application {:?} ({id}), {}: {}", app.name, app.role.as_str(), scope(&known, &app));
     recorder.change(tenant, entry("app.add", [], what), registry.add_app(id, &app)).await?;
-    show_key(&known, &registry, &recorder, (id, &app), &args.lasting, args.json).await
+    show_key(&known, &registry, &recorder, (id, &app), &args.lasting, args.change.json).await
 }
 
 async fn key(args: KeyArgs) -> anyhow::Result<()> {
     let (registry, recorder) = args.change.registry().await?;
     let known = registry.load_places().await?;
     let named = meant(&known, &args.app)?;
-    show_key(&known, &registry, &recorder, named, &args.lasting, args.json).await
+    show_key(&known, &registry, &recorder, named, &args.lasting, args.change.json).await
 }
 
 /// Makes a key, and shows it this once.
@@ -267,7 +261,11 @@ async fn revoke(args: RevokeArgs) -> anyhow::Result<()> {
     };
     confirm(&format!("End key {key} of application {:?}", app.name), args.yes)?;
     let what = format!("key {key} of application {:?}", app.name);
-    recorder.change(app.tenant, entry("app.revoke", [], what), registry.revoke_key(id, key)).await?;
+    let revoked = registry.revoke_key(id, key);
+    let now = recorder.change(app.tenant, entry("app.revoke", [], what), revoked).await?;
+    if args.change.json {
+        return say_json(&view(&known, id, &now));
+    }
     say(format_args!("Key {key} of application {:?} has ended.", app.name));
     Ok(())
 }
@@ -279,6 +277,9 @@ async fn remove(args: RemoveArgs) -> anyhow::Result<()> {
     confirm(&format!("Remove application {:?} ({id})", app.name), args.yes)?;
     let removed = entry("app.remove", [], format!("application {:?} ({id})", app.name));
     recorder.change(app.tenant, removed, registry.remove_app(id)).await?;
+    if args.change.json {
+        return say_json(&view(&known, id, app));
+    }
     say(format_args!("Application {:?} removed.", app.name));
     Ok(())
 }

@@ -36,9 +36,6 @@ pub(crate) struct AddArgs {
     /// Its id; made up when not given
     #[arg(long, value_name = "UUID")]
     id: Option<Uuid>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
     change: ChangeArgs,
 }
@@ -110,7 +107,7 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
     let customer = Customer { tenant, name: args.name };
     let added = entry("customer.add", [], format!("customer {:?} ({id})", customer.name));
     recorder.change(tenant, added, registry.add_customer(id, &customer)).await?;
-    if args.json {
+    if args.change.json {
         return say_json(&view(&known, id, &customer));
     }
     say(format_args!("Customer {:?} added: {id}", customer.name));
@@ -147,7 +144,10 @@ async fn rename(args: RenameArgs) -> anyhow::Result<()> {
     let (id, customer) = named(&known, &args.customer, args.tenant.as_deref())?;
     let what = format!("{:?} is now {:?} ({id})", customer.name, args.name);
     let renamed = entry("customer.rename", [], what);
-    recorder.change(customer.tenant, renamed, registry.rename_customer(id, &args.name)).await?;
+    let now = recorder.change(customer.tenant, renamed, registry.rename_customer(id, &args.name)).await?;
+    if args.change.json {
+        return say_json(&view(&known, id, &now));
+    }
     say(format_args!("Customer {:?} is now {:?}.", customer.name, args.name));
     Ok(())
 }
@@ -159,6 +159,9 @@ async fn remove(args: RemoveArgs) -> anyhow::Result<()> {
     confirm(&format!("Remove customer {:?} ({id})", customer.name), args.yes)?;
     let removed = entry("customer.remove", [], format!("customer {:?} ({id})", customer.name));
     recorder.change(customer.tenant, removed, registry.remove_customer(id)).await?;
+    if args.change.json {
+        return say_json(&view(&known, id, customer));
+    }
     say(format_args!("Customer {:?} removed.", customer.name));
     Ok(())
 }

@@ -33,9 +33,6 @@ pub(crate) struct AddArgs {
     /// Its id; made up when not given
     #[arg(long, value_name = "UUID")]
     id: Option<Uuid>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
     change: ChangeArgs,
 }
@@ -93,7 +90,7 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
     let tenant = Tenant { name: args.name.clone() };
     let added = entry("tenant.add", [], format!("tenant {:?}", args.name));
     recorder.change(id, added, registry.add_tenant(id, &tenant)).await?;
-    if args.json {
+    if args.change.json {
         return say_json(&TenantView { id, name: &args.name });
     }
     say(format_args!("Tenant {:?} added: {id}", args.name));
@@ -125,6 +122,9 @@ async fn rename(args: RenameArgs) -> anyhow::Result<()> {
     let (id, tenant) = find::tenant(&known, Some(&args.tenant))?;
     let renamed = entry("tenant.rename", [], format!("{:?} is now {:?}", tenant.name, args.name));
     recorder.change(id, renamed, registry.rename_tenant(id, &args.name)).await?;
+    if args.change.json {
+        return say_json(&TenantView { id, name: &args.name });
+    }
     say(format_args!("Tenant {:?} is now {:?}.", tenant.name, args.name));
     Ok(())
 }
@@ -136,6 +136,9 @@ async fn remove(args: RemoveArgs) -> anyhow::Result<()> {
     confirm(&format!("Remove tenant {:?} ({id})", tenant.name), args.yes)?;
     let removed = entry("tenant.remove", [], format!("tenant {:?}", tenant.name));
     recorder.change(id, removed, registry.remove_tenant(id)).await?;
+    if args.change.json {
+        return say_json(&TenantView { id, name: &tenant.name });
+    }
     say(format_args!("Tenant {:?} removed.", tenant.name));
     Ok(())
 }

@@ -26,6 +26,9 @@ pub(crate) struct ReasonArgs {
 /// How a command that changes something reaches the system.
 #[derive(Args, Debug)]
 pub(crate) struct ChangeArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
     #[command(flatten)]
     reason: ReasonArgs,
     #[command(flatten)]

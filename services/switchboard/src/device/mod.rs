@@ -120,9 +120,6 @@ pub(crate) struct AddArgs {
     /// Words of your own about it, as site=north; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
     change: ChangeArgs,
 }
@@ -222,9 +219,6 @@ pub(crate) struct RotateArgs {
     /// Do not ask
     #[arg(long)]
     yes: bool,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
     change: ChangeArgs,
 }
@@ -306,7 +300,7 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
     let of = customer.map_or("nobody's".to_owned(), |customer| find::customer_name(&known, customer));
     let what = format!("device {:?}, customer {of}, labels: {}", new.name, labels(&new.labels));
     recorder.change(tenant, entry("device.add", [new.id], what), registry.add_device(&new)).await?;
-    if args.json {
+    if args.change.json {
         let view = DeviceView {
             id: new.id,
             name: &new.name,
@@ -456,36 +450,37 @@ async fn assign(args: AssignArgs) -> anyhow::Result<()> {
     let (customer, record) = find::customer_of(&registry, device.tenant, &args.customer).await?;
     let what = format!("{:?} is assigned to {:?} ({customer})", device.name, record.name);
     let assigned = entry("device.assign", [id], what);
-    recorder.change(device.tenant, assigned, registry.assign_device(id, Some(customer))).await?;
-    say(format_args!("Device {:?} is assigned to {:?}.", device.name, record.name));
-    Ok(())
+    let assign = registry.assign_device(id, Some(customer));
+    let device = recorder.change(device.tenant, assigned, assign).await?;
+    let said = format!("Device {:?} is assigned to {:?}.", device.name, record.name);
+    tell(&registry, args.change.json, id, &device, said).await
 }
 
 async fn unassign(args: OneArgs) -> anyhow::Result<()> {
     let (registry, recorder) = args.change.registry().await?;
     let (id, device) = find::device(&registry, &args.device).await?;
     let unassigned = entry("device.unassign", [id], format!("{:?} is assigned to nobody", device.name));
-    recorder.change(device.tenant, unassigned, registry.assign_device(id, None)).await?;
-    say(format_args!("Device {:?} is assigned to nobody.", device.name));
-    Ok(())
+    let device = recorder.change(device.tenant, unassigned, registry.assign_device(id, None)).await?;
+    let said = format!("Device {:?} is assigned to nobody.", device.name);
+    tell(&registry, args.change.json, id, &device, said).await
 }
 
 async fn rename(args: RenameArgs) -> anyhow::Result<()> {
     let (registry, recorder) = args.change.registry().await?;
     let (id, device) = find::device(&registry, &args.device).await?;
     let renamed = entry("device.rename", [id], format!("{:?} is now {:?}", device.name, args.name));
-    recorder.change(device.tenant, renamed, registry.rename_device(id, &args.name)).await?;
-    say(format_args!("Device {:?} is now {:?}.", device.name, args.name));
-    Ok(())
+    let said = format!("Device {:?} is now {:?}.", device.name, args.name);
+    let device = recorder.change(device.tenant, renamed, registry.rename_device(id, &args.name)).await?;
+    tell(&registry, args.change.json, id, &device, said).await
 }
 
 async fn retype(args: RetypeArgs) -> anyhow::Result<()> {
     let (registry, recorder) = args.change.registry().await?;
     let (id, device) = find::device(&registry, &args.device).await?;
     let retyped = entry("device.retype", [id], format!("{:?} is now of type {:?}", device.name, args.kind));
-    recorder.change(device.tenant, retyped, registry.retype_device(id, &args.kind)).await?;
-    say(format_args!("Device {:?} is of type {:?} now.", device.name, args.kind));
-    Ok(())
+    let device = recorder.change(device.tenant, retyped, registry.retype_device(id, &args.kind)).await?;
+    let said = format!("Device {:?} is of type {:?} now.", device.name, args.kind);
+    tell(&registry, args.change.json, id, &device, said).await
 }
 
 async fn relabel(verb: LabelVerb) -> anyhow::Result<()> {
@@ -508,8 +503,8 @@ async fn relabel(verb: LabelVerb) -> anyhow::Result<()> {
         LabelVerb::Remove(args) => labels.retain(|key, _| !args.keys.contains(key)),
     });
     let device = recorder.change(device.tenant, entry("device.label", [id], what), relabel).await?;
-    say(format_args!("Device {:?} has the labels: {}", device.name, labels(&device.labels)));
-    Ok(())
+    let said = format!("Device {:?} has the labels: {}", device.name, labels(&device.labels));
+    tell(&registry, change.json, id, &device, said).await
 }
 
 async fn rotate(args: RotateArgs) -> anyhow::Result<()> {
@@ -525,7 +520,7 @@ async fn rotate(args: RotateArgs) -> anyhow::Result<()> {
     confirm(&format!("End the sessions of {:?} and make its token void", device.name), args.yes)?;
     let rotated = entry("device.rotate-token", [id], format!("another token for {:?}", device.name));
     recorder.change(device.tenant, rotated, registry.rotate_token(id, &token)).await?;
-    if args.json {
+    if args.change.json {
         return say_json(&Rotated { id, name: &device.name, token: token.reveal() });
     }
     say(format_args!("Device {:?} has a new token: {}", device.name, token.reveal()));
@@ -544,10 +539,11 @@ async fn remove(args: RemoveArgs) -> anyhow::Result<ExitCode> {
         several => format!("Remove {}", count(several.len(), "device")),
     };
     confirm(&question, args.yes)?;
-    let mut status = ExitCode::SUCCESS;
-    for (id, device) in devices {
-        let removed = entry("device.remove", [id], format!("device {:?}", device.name));
-        match recorder.change(device.tenant, removed, registry.remove_device(id)).await {
+    let (mut status, mut gone) = (ExitCode::SUCCESS, Vec::new());
+    for (id, device) in &devices {
+        let removed = entry("device.remove", [*id], format!("device {:?}", device.name));
+        match recorder.change(device.tenant, removed, registry.remove_device(*id)).await {
+            Ok(_) if args.change.json => gone.push(RemovedView { id: *id, name: &device.name }),
             Ok(_) => say(format_args!("Device {:?} removed.", device.name)),
             Err(error) => {
                 note(format_args!("error: device {:?}: {error:#}", device.name));
@@ -555,7 +551,31 @@ async fn remove(args: RemoveArgs) -> anyhow::Result<ExitCode> {
             }
         }
     }
+    if args.change.json {
+        say_json(&gone)?;
+    }
     Ok(status)
+}
+
+#[derive(Serialize)]
+struct RemovedView<'a> {
+    id: DeviceId,
+    name: &'a str,
+}
+
+/// Says what became of a device; to machines, how it is now.
+async fn tell(
+    registry: &Registry,
+    json: bool,
+    id: DeviceId,
+    device: &Device,
+    said: String,
+) -> anyhow::Result<()> {
+    if json {
+        return say_json(&view(&registry.places_of(device).await?, id, device));
+    }
+    say(said);
+    Ok(())
 }
 
 /// By tenant, customer and name: those that may call each other stand together.

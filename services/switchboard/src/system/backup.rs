@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
-use crate::common::output::{count, note};
+use crate::common::output::{count, note, say_json};
 use crate::common::reach::Reached;
 use crate::common::recorded::{ChangeArgs, entry};
 
@@ -83,7 +83,8 @@ pub(crate) async fn run(args: BackupArgs) -> anyhow::Result<ExitCode> {
         anyhow::Ok((known, sets))
     });
     let (known, sets) = taken.await?;
-    let devices = count(known.devices.len(), "device");
+    let number = known.devices.len();
+    let devices = count(number, "device");
     if args.file.as_os_str() == "-" {
         write(known, sets, stdout().lock())?;
     } else {
@@ -93,6 +94,9 @@ pub(crate) async fn run(args: BackupArgs) -> anyhow::Result<ExitCode> {
         write(known, sets, std::io::BufWriter::new(file.as_file())).with_context(cannot)?;
         file.as_file().sync_all().with_context(cannot)?;
         file.persist(&args.file).with_context(cannot)?;
+    }
+    if args.change.json && args.file.as_os_str() != "-" {
+        say_json(&serde_json::json!({ "file": args.file, "devices": number }))?;
     }
     note(format_args!(
         "Backed up, {devices} among it. Whoever has the file can try weak tokens against their hashes."

@@ -36,9 +36,6 @@ pub(crate) struct RestoreArgs {
     /// Only say whether the file is whole
     #[arg(long)]
     check: bool,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
     change: ChangeArgs,
 }
@@ -109,7 +106,7 @@ pub(crate) async fn run(args: RestoreArgs) -> anyhow::Result<ExitCode> {
         (_, true) => ExitCode::SUCCESS,
         (_, false) => ExitCode::FAILURE,
     };
-    if args.json {
+    if args.change.json {
         say_json(&report)?;
         return Ok(status);
     }

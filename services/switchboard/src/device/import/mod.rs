@@ -66,9 +66,6 @@ pub(crate) struct ImportArgs {
     /// Where refused rows go when there are more than 20 [default: FILE.refused.csv]
     #[arg(long, value_name = "FILE")]
     refused_out: Option<PathBuf>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
     change: ChangeArgs,
 }
@@ -112,7 +109,7 @@ pub(crate) async fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
         tokens.save(&plan, &report.refused)?;
     }
     let is_whole = report.left == 0;
-    report.tell(&plan, args.json, !tokens.is_asked_for && is_whole, &refused_out)?;
+    report.tell(&plan, args.change.json, !tokens.is_asked_for && is_whole, &refused_out)?;
     match (is_kept, is_whole) {
         (false, true) => {}
         (false, false) => note("The same command again goes on."),
