@@ -1,6 +1,6 @@
 //! Who did what, and was anything taken from the record of it? `switchboard audit …`
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt::Write;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -20,6 +20,8 @@ use crate::common::recorded;
 
 /// Between two looks for more.
 const FOLLOW_PAUSE: Duration = Duration::from_millis(500);
+/// Devices of a record that are shown.
+const MAX_NAMED: usize = 3;
 
 #[derive(Subcommand)]
 pub(crate) enum AuditVerb {
@@ -103,6 +105,8 @@ struct Opened {
     log: AuditLog,
     registry: Registry,
     known: Snapshot,
+    /// Of devices that records name; none: it is gone.
+    names: HashMap<DeviceId, Option<String>>,
     _reached: Reached,
 }
 
@@ -120,7 +124,7 @@ impl Opened {
         let registry = Registry::open(&reached.bus).await.context("cannot open the registry")?;
         let known = registry.load_places().await?;
         let log = recorded::log(&reached.bus, &reached.settings);
-        Ok(Opened { log, registry, known, _reached: reached })
+        Ok(Opened { log, registry, known, names: HashMap::new(), _reached: reached })
     }
 
     fn tenant(&self, named: &str) -> anyhow::Result<TenantId> {
@@ -162,13 +166,20 @@ impl Opened {
         Ok((kept, next))
     }
 
-    fn line(&self, stored: &Stored) -> String {
-        match stored.record() {
-            Some(record) => {
-                line(&record, |id| self.known.devices.get(&id).map(|device| device.name.as_str()))
+    /// Tells a record in words, its devices by the names that they have now.
+    async fn tell(&mut self, stored: &Stored) -> anyhow::Result<()> {
+        let Some(record) = stored.record() else {
+            say(format_args!("message {} of the stream is no record", stored.sequence));
+            return Ok(());
+        };
+        for id in record.entry.devices.iter().take(MAX_NAMED) {
+            if !self.names.contains_key(id) {
+                let device = self.registry.device(*id).await?;
+                self.names.insert(*id, device.map(|device| device.name));
             }
-            None => format!("message {} of the stream is no record", stored.sequence),
         }
+        say(line(&record, |id| self.names.get(&id)?.as_deref()));
+        Ok(())
     }
 }
 
@@ -220,19 +231,20 @@ impl RecordView {
 }
 
 async fn tail(args: TailArgs) -> anyhow::Result<()> {
-    let opened = Opened::open(&args.filter.reach).await?;
+    let mut opened = Opened::open(&args.filter.reach).await?;
     let filter = opened.filter(&args.filter).await?;
-    let tell = |stored: &Stored| {
-        if args.filter.json {
-            // One a line: the list has no end.
-            say(serde_json::to_string(&RecordView::of(stored))?);
-        } else {
-            say(opened.line(stored));
+    let tell = async |opened: &mut Opened, stored: &Stored| {
+        if !args.filter.json {
+            return opened.tell(stored).await;
         }
-        anyhow::Ok(())
+        // One a line: the list has no end.
+        say(serde_json::to_string(&RecordView::of(stored))?);
+        Ok(())
     };
     let (last, mut next) = opened.last(&filter, args.lines).await?;
-    last.iter().try_for_each(&tell)?;
+    for stored in &last {
+        tell(&mut opened, stored).await?;
+    }
     if !args.follow {
         return Ok(());
     }
@@ -242,18 +254,22 @@ async fn tail(args: TailArgs) -> anyhow::Result<()> {
         next = each(&opened.log, filter.tenant, From::Sequence(next), |stored| come.push(stored))
             .await?
             .max(next);
-        come.iter().filter(|stored| filter.fits(stored)).try_for_each(&tell)?;
+        for stored in come.iter().filter(|stored| filter.fits(stored)) {
+            tell(&mut opened, stored).await?;
+        }
     }
 }
 
 async fn query(args: QueryArgs) -> anyhow::Result<()> {
-    let opened = Opened::open(&args.filter.reach).await?;
+    let mut opened = Opened::open(&args.filter.reach).await?;
     let filter = opened.filter(&args.filter).await?;
     let (found, _) = opened.last(&filter, args.limit).await?;
     if args.filter.json {
         return say_json(&found.iter().map(RecordView::of).collect::<Vec<_>>());
     }
-    found.iter().for_each(|stored| say(opened.line(stored)));
+    for stored in &found {
+        opened.tell(stored).await?;
+    }
     note(count(found.len(), "record"));
     Ok(())
 }
@@ -334,7 +350,7 @@ fn line<'a>(record: &Record, name: impl Fn(DeviceId) -> Option<&'a str>) -> Stri
     if !entry.what.is_empty() {
         let _ = write!(line, ": {}", entry.what);
     }
-    let named = entry.devices.iter().take(3).map(|id| match name(*id) {
+    let named = entry.devices.iter().take(MAX_NAMED).map(|id| match name(*id) {
         Some(name) => format!("{name:?} ({id})"),
         None => id.to_string(),
     });
