@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import uuid
 
 import nats
@@ -79,6 +80,7 @@ def test_every_change_has_a_record_of_who_where_what_and_why(cli, tmp_path):
     [bulk] = [it for it in records if it["kind"] == "device.import"]
     assert len(bulk["devices"]) == 2 and bulk["what"].startswith("2 devices")
     text = json.dumps(records) + cli("audit", "tail", "-n", "100").ok().out
+    assert re.search(r'\["One" \([0-9a-f-]+\) → "Two" ', text), "devices that are there are told by their names"
     assert token not in text and rotated["token"] not in text and POLICY.strip() not in text
 
     # Filters: by device also once it is gone, by kind with all below it, by tenant and time.
