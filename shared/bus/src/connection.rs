@@ -24,6 +24,7 @@ use uuid::Uuid;
 use crate::connect::{BusSettings, Connection, Monitored, admit_version, connect_client, monitor, observe};
 use crate::errors::{AskError, BusError, TellError};
 use crate::local::{HandedOver, Local, Receiving};
+use crate::many::{Answers, Many, is_nobody};
 use crate::meters::Meters;
 use crate::outage::Outage;
 use crate::pending::{NoReply, Pending};
@@ -34,6 +35,8 @@ use crate::serve::Requests;
 /// Between a process's inbox and the number of a message to itself. Apart from replies, so that NATS permissions can
 /// allow the one without the other.
 const ECHO: &str = "echo.";
+/// In front of the number of a question that many may answer.
+const MANY: &str = "all-";
 /// In front of the number of a message to itself that says how old the connection's messages are.
 const PULSE: &str = "p";
 
@@ -69,6 +72,7 @@ struct Inner {
     pending: Arc<Pending>,
     /// The other services of this process, and that they answer here.
     local: Option<(Local, Receiving)>,
+    many: Arc<Many>,
     room: Room,
     replicas: u16,
     /// JetStream's API, with its last dot.
@@ -140,6 +144,7 @@ impl Bus {
             let receiving = local.receive_replies(&inbox, &pending);
             (local, receiving)
         });
+        let many = Arc::new(Many::default());
         let pulse = Arc::new(Mutex::new(Pulse::new(Instant::now().into())));
         let (connection_tx, connection) = watch::channel(observe(&client));
         meters.connected.set(1.0);
@@ -147,7 +152,7 @@ impl Bus {
             tokio::spawn(hand_out_replies(
                 replies,
                 inbox.len(),
-                Arc::clone(&pending),
+                (Arc::clone(&pending), Arc::clone(&many)),
                 Arc::clone(&pulse),
                 Arc::clone(&meters),
             )),
@@ -175,6 +180,7 @@ impl Bus {
                 inbox,
                 pending,
                 local,
+                many,
                 room: Room::default(),
                 replicas: settings.replicas,
                 api,
@@ -254,8 +260,8 @@ impl Bus {
         message: Bytes,
         wait: Duration,
     ) -> Result<Vec<Bytes>, AskError> {
-        let inbox = self.inbox_of_many(self.unguessable());
-        let mut replies = self.serve(inbox.clone(), None).await.map_err(|_| AskError::Down)?;
+        let number = self.unguessable();
+        let (inbox, mut replies) = self.open_to_many(number);
         let mut asked = 0;
         for subject in subjects {
             self.forward(subject, inbox.clone(), message.clone()).await.map_err(|error| match error {
@@ -268,9 +274,9 @@ impl Bus {
         while asked > 0
             && let Ok(Some(reply)) = timeout_at(until, replies.next()).await
         {
-            match reply.no_responders {
+            match is_nobody(&reply) {
                 true => asked -= 1,
-                false => found.push(reply.message),
+                false => found.push(reply.payload),
             }
         }
         Ok(found)
@@ -281,9 +287,9 @@ impl Bus {
         self.inner.pending.next_number()
     }
 
-    /// Where many answers to one question go.
-    pub(crate) fn inbox_of_many(&self, number: u64) -> String {
-        format!("{}all-{number}", self.inner.inbox)
+    /// Where many answers to one question go, and they.
+    pub(crate) fn open_to_many(&self, number: u64) -> (String, Answers) {
+        (format!("{}{MANY}{number}", self.inner.inbox), self.inner.many.open(number))
     }
 
     /// Asks, and has `then` take the reply, or the reason why there is none. It runs once, unless the question is
@@ -469,6 +475,7 @@ impl Bus {
             debug!(%error, "the connection to NATS is closed already");
         }
         self.inner.pending.abandon_all();
+        self.inner.many.abandon_all();
         let tasks = std::mem::take(&mut *self.inner.tasks.lock());
         for task in tasks {
             // The pending asks are over, and a task has nothing else to finish.
@@ -679,7 +686,7 @@ impl From<TellError> for NoReply {
 async fn hand_out_replies(
     mut replies: async_nats::Subscriber,
     number_starts: usize,
-    pending: Arc<Pending>,
+    (pending, many): (Arc<Pending>, Arc<Many>),
     pulse: Arc<Mutex<Pulse>>,
     meters: Arc<Meters>,
 ) {
@@ -692,7 +699,10 @@ async fn hand_out_replies(
                 (_, Some(Ok(number))) => pulse.lock().returned(number, Instant::now().into()),
                 _ => false,
             },
-            _ => false,
+            _ => match rest.strip_prefix(MANY).map(str::parse) {
+                Some(Ok(number)) => many.answer(number, reply),
+                _ => false,
+            },
         };
         if !is_claimed {
             meters.unclaimed.increment(1);
@@ -700,4 +710,5 @@ async fn hand_out_replies(
     }
     // The connection is closed for good.
     pending.abandon_all();
+    many.abandon_all();
 }

@@ -19,7 +19,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout_at;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{AskError, Bus, BusError, Request, Requests, Subject, TellError};
+use crate::many::Answers;
+use crate::{AskError, Bus, Request, Subject, TellError};
 
 /// Who answers: those that calls come by.
 pub const SERVICES: [&str; 4] = ["ingress", "api", "authorizer", "router"];
@@ -70,21 +71,17 @@ pub struct Listener {
     bus: Bus,
     tap: Tap,
     inbox: String,
-    heard: Requests,
+    heard: Answers,
     again_at: Instant,
 }
 
 impl Listener {
-    /// Begins to listen.
-    ///
-    /// # Errors
-    /// When NATS is away.
-    pub async fn begin(bus: &Bus, filter: HopFilter, body_bytes: u32) -> Result<Self, BusError> {
+    /// Listens from the first time on that it is asked for hops.
+    pub fn new(bus: &Bus, filter: HopFilter, body_bytes: u32) -> Self {
         let id = bus.unguessable();
-        let inbox = bus.inbox_of_many(id);
-        let heard = bus.serve(inbox.clone(), None).await?;
+        let (inbox, heard) = bus.open_to_many(id);
         let tap = Tap { id, filter, body_bytes };
-        Ok(Listener { bus: bus.clone(), tap, inbox, heard, again_at: Instant::now() })
+        Listener { bus: bus.clone(), tap, inbox, heard, again_at: Instant::now() }
     }
 
     /// The next hops, or why a process tells none.
@@ -102,7 +99,8 @@ impl Listener {
                 }
             }
             let heard = timeout_at(self.again_at.into(), self.heard.next()).await;
-            let Ok(Some(Request { message, no_responders: false, .. })) = heard else { continue };
+            let Ok(heard) = heard else { continue };
+            let message = heard.ok_or(TellError::Down)?.payload;
             if let Ok((tapped, _)) = wire::decode::<Tapped>(&message) {
                 return Ok(Ok(tapped));
             }

@@ -19,6 +19,7 @@ pub mod inspect;
 mod jetstream;
 mod keys;
 mod local;
+mod many;
 mod meters;
 mod outage;
 mod pending;

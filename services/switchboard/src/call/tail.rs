@@ -85,7 +85,7 @@ pub(crate) async fn run(args: TailArgs) -> anyhow::Result<ExitCode> {
         let nothing = async { anyhow::Ok(()) };
         recorder.change(whose, entry("tail.bodies", devices, what), nothing).await?;
     }
-    let mut listener = Listener::begin(&bus, filter, args.bodies.unwrap_or_default()).await?;
+    let mut listener = Listener::new(&bus, filter, args.bodies.unwrap_or_default());
     note("Calls are shown as they end, until Ctrl-C.");
     let mut names = Names::new();
     let watch = async {
