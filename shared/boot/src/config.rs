@@ -194,8 +194,8 @@ declare::settings! {
         ready_without_nats_ms: u64 = 20_000, 0..=600_000, reloaded;
         /// Claims written again a second after NATS came back or lost its memory.
         reclaim_per_second: u32 = 5_000, 1..=1_000_000, reloaded;
-        /// Threads of the process; 0: one for each core. One thread spends the least CPU on a call, and further
-        /// processes share the work as well as further threads do.
+        /// Threads of the process, of `switchboard up` and `switchboard-node` too; 0: one for each core. One thread
+        /// spends the least CPU on a call, and further processes share the work as well as further threads do.
         worker_threads: u16 = 1, 0..=1_024;
     }
 

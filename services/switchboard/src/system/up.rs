@@ -108,7 +108,7 @@ pub(crate) fn run(args: UpArgs) -> ExitCode {
         Err(status) => return status,
     };
     let ended = boot::logs::init(&settings.log).map_err(anyhow::Error::from).and_then(|_| {
-        let runtime = boot::runtime(0)?;
+        let runtime = boot::runtime(settings.ingress.worker_threads.into())?;
         let ended = runtime.block_on(up(args.own, settings, uses_other_nats));
         runtime.shutdown_timeout(Duration::from_secs(2));
         ended
