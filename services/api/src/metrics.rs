@@ -17,11 +17,7 @@ pub fn describe() {
     boot::metrics::describe(&[
         (Counter, CALLS, "Calls of applications, by outcome."),
         (Histogram, CALL_SECONDS, "Time from an application's call to its outcome."),
-        (
-            Counter,
-            REFUSED,
-            "Requests of applications that were not let in: no key, none that lives, or from elsewhere.",
-        ),
+        (Counter, REFUSED, "Requests that were not let in: no key, none that lives, or from elsewhere."),
         (Counter, LIMITS, "Requests of applications refused because a limit was reached, by limit."),
         (Gauge, CONNECTIONS, "Connections of applications."),
         (Gauge, LISTENERS, "Applications that listen to events."),
