@@ -1,6 +1,6 @@
 //! How does a system of ours live? On this machine by `switchboard up` and `switchboard cluster`: one process or many,
-//! with a NATS server of their own; beyond its end by `switchboard backup` and `switchboard restore`. And how is one that
-//! runs anywhere? `status`, `doctor` and `log-level`.
+//! with a NATS server of their own; beyond its end by `switchboard backup` and `switchboard restore`. And how is one
+//! that runs anywhere? `status`, `doctor` and `log-level`.
 
 pub(crate) mod access;
 mod addresses;
