@@ -139,9 +139,9 @@ pub const ALL: [Described; 11] = [
 
 /// How systems are written, for `--help`.
 pub const SYNTAX: &str = "The systems to compare, in the order in which they take turns: switchboard, together, \
-                          forgetful, up, chain, chain-nested, mosquitto, mosquitto-acl, rumqttd, nats-mqtt, nats-users; \
-                          switchboard-2 is two of each service, every call from one node to the other \
-                          [default: all but together, forgetful, chain-nested and nats-mqtt]";
+                          forgetful, up, chain, chain-nested, mosquitto, mosquitto-acl, rumqttd, nats-mqtt, \
+                          nats-users; switchboard-2 is two of each service, every call from one node to the \
+                          other [default: all but together, forgetful, chain-nested and nats-mqtt]";
 
 /// What a run without `--systems` compares.
 pub const DEFAULT: &[&str] =
