@@ -4,8 +4,10 @@ import json
 from itertools import product
 
 import pytest
+from harness.apps import add_app, call
 from harness.hardened import ACCOUNTS, USERS, Hardened
 from harness.heads import device, head, node, routed
+from harness.raw_http import RawHttp
 from harness.raw_nats import RawNats
 from harness.waiting import until
 
@@ -15,15 +17,18 @@ ACCOUNT_OF = {
     **{"ingress": "NODES", "authorizer": "CORE", "router": "CORE", "api": "APIS", "operator": "OPERATORS", "listener": "LISTENERS"},
     **{"authorizer-store": "AUTHORIZERS", "router-store": "ROUTERS"},
 }
-BUCKETS = {"REGISTRY": "KV_swb_devices", "POLICIES": "KV_swb_policies", "AUDIT": "swb_audit", "CLAIMS": "KV_swb_claims", "SEEN": "KV_swb_seen", "KEYS": "KV_swb_keys"}
+BUCKETS = {"REGISTRY": "KV_swb_devices", "POLICIES": "KV_swb_policies", "AUDIT": "swb_audit", "CLAIMS": "KV_swb_claims", "SEEN": "KV_swb_seen", "KEYS": "KV_swb_keys", "ONCE": "KV_swb_once"}
 # The buckets that a user reaches, and a key that it may write there.
 STORES = {
     "authorizer-store": [("KV_swb_devices", "$KV.swb_devices.beat.9"), ("KV_swb_keys", None), ("KV_swb_policies", None), ("swb_audit", f"swb.audit.{NODE}.authorizer")],
     "router-store": [("KV_swb_claims", f"$KV.swb_claims.{DEVICE}"), ("KV_swb_seen", f"$KV.swb_seen.{DEVICE}"), ("KV_swb_keys", None)],
+    "api": [("KV_swb_once", f"$KV.swb_once.{DEVICE}")],
     "operator": [("KV_swb_devices", f"$KV.swb_devices.note.{DEVICE}"), ("KV_swb_policies", None), ("swb_audit", f"swb.audit.{NODE}.operator")],
 }
 # What operators tell processes: they gain nothing by having that said in their place.
 INSTRUCT = {"swb.instruct.ingress", "swb.instruct.router"}
+# What a user reads, and does not watch.
+UNWATCHED = [("operator", "KV_swb_policies"), ("api", "KV_swb_once")]
 # Where a thief would like a message to arrive.
 WANTED = [
     *[f"swb.node.{NODE}", f"swb.event.takeover.{NODE}", f"swb.event.claims.{NODE}", f"swb.event.device.{DEVICE}"],
@@ -31,7 +36,7 @@ WANTED = [
     *["swb.route", "swb.handover", "swb.presence", "swb.event.directory", f"swb.reply.{NODE}.1", f"swb.feed.{NODE}.1"],
     # An application's own.
     f"swb.app.{DEVICE}.{DEVICE}.call.{DEVICE}",
-    *[f"$KV.swb_devices.device.{DEVICE}", f"$KV.swb_claims.{NODE}", "$KV.swb_keys.stolen", f"swb.audit.{DEVICE}.{USERS[0]}"],
+    *[f"$KV.swb_devices.device.{DEVICE}", f"$KV.swb_claims.{NODE}", "$KV.swb_keys.stolen", "$KV.swb_once.stolen", f"swb.audit.{DEVICE}.{USERS[0]}"],
     *[f"$JS.API.STREAM.{what}.{bucket}" for what, bucket in product(("DELETE", "PURGE", "UPDATE"), BUCKETS.values())],
     *["_INBOX.thief", "$SYS.REQ.SERVER.PING"],
 ]
@@ -41,7 +46,7 @@ MAY_SAY = {
     "authorizer": {"swb.route", "swb.presence", "swb.event.directory", f"swb.event.device.{DEVICE}", f"swb.reply.{NODE}.1"},
     "router": {"swb.handover", *(f"swb.{it}.{NODE}" for it in ("node", "event.takeover", "event.claims")), f"swb.reply.{NODE}.1"},
     "router-store": {f"$KV.swb_claims.{NODE}"},
-    "api": {f"swb.reply.{NODE}.1"},
+    "api": {f"swb.reply.{NODE}.1", "$KV.swb_once.stolen"},
     "operator": {f"$KV.swb_devices.device.{DEVICE}", "swb.presence", f"swb.operate.{NODE}", *INSTRUCT},
 }
 # "Its target is offline", to a router's caller.
@@ -56,7 +61,7 @@ def asked(user: str) -> list[tuple[str, str]]:
         for it in [
             (f"swb.js.STREAM.INFO.{bucket}", ""),
             (f"swb.js.STREAM.CREATE.{bucket}", "{}"),
-            *([] if (user, bucket) == ("operator", "KV_swb_policies") or bucket in ("swb_audit", "KV_swb_seen") else [(f"swb.js.CONSUMER.CREATE.{bucket}.x", "{}")]),
+            *([] if (user, bucket) in UNWATCHED or bucket in ("swb_audit", "KV_swb_seen") else [(f"swb.js.CONSUMER.CREATE.{bucket}.x", "{}")]),
             *([(key, "stolen")] if key else []),
         ]
     ]
@@ -68,7 +73,7 @@ def asked(user: str) -> list[tuple[str, str]]:
     answered = {
         "ingress": [*device_asks, ("swb.compare", compare), ("swb.claim", claim)],
         "authorizer": [("swb.presence", head([]))],
-        "api": [("swb.app", head("00" * 32, [0, []])), ("swb.appcall", "{}"), *inspected],
+        "api": [("swb.app", head("00" * 32, [0, []])), ("swb.appcall", "{}"), *inspected, *api],
         "operator": [*device_asks, ("swb.presence", head([])), ("swb.operate.all", head(0, [])), *inspected, *api],
     }
     return answered.get(user, api)
@@ -78,6 +83,10 @@ def asked(user: str) -> list[tuple[str, str]]:
 def hardened(tmp_path_factory):
     hardened = Hardened(tmp_path_factory.mktemp("cluster"), apis=1)
     hardened.cluster.accounts.family()
+    # With the first call under a key its bucket is there.
+    app = add_app(hardened.cluster.accounts)
+    with RawHttp(hardened.cluster.apis[0].port) as http:
+        assert call(http, app, "nobody", Idempotency_Key="x").status == 404
     yield hardened
     hardened.cluster.stop()
 
@@ -184,7 +193,7 @@ def stored(hardened: Hardened, account: str) -> dict[str, str]:
     return info["state"].get("subjects", {})
 
 
-@pytest.mark.parametrize("user", STORES)
+@pytest.mark.parametrize("user", [user for user in STORES if user != "api"])
 def test_jetstream_delivers_nowhere_else(hardened, witnesses, steal, user):
     thief = steal(user)
     bucket, key = STORES[user][0]

@@ -27,7 +27,7 @@ APP_CALL = f"swb.app.{DEVICE}.{DEVICE}.call.{DEVICE}"
 
 @pytest.fixture(scope="module")
 def hardened(tmp_path_factory):
-    hardened = Hardened(tmp_path_factory.mktemp("cluster"), nodes=2, authorizers=2, routers=2, apis=1)
+    hardened = Hardened(tmp_path_factory.mktemp("cluster"), nodes=2, authorizers=2, routers=2, apis=2)
     yield hardened
     hardened.cluster.stop()
 
@@ -77,6 +77,15 @@ def test_the_services_need_no_more(hardened, device):
     with RawHttp(cluster.apis[0].port) as http:
         target = device(PahoV5, family.c).connect(there).become_callable(echo)
         assert call(http, app, family.c.id, {"params": 1}).body == "1"
+        target.close()
+        # Under a key; its answer comes late, and is read from the other copy.
+        target = device(PahoV5, family.c).connect(there).become_callable()
+        late = call(http, app, family.c.id, {"timeout": 200}, Idempotency_Key="x")
+        assert call(http, app, family.c.id, {"timeout": 200}, Idempotency_Key="x").json == late.json
+        target.next_call().answer('"late"')
+        with RawHttp(cluster.apis[1].port) as other:
+            path = f"/v1/calls/{late.json['callId']}"
+            until("it is kept", lambda: other.ask("GET", path, Authorization=app.bearer).json.get("body") == "late")
         target.close()
 
     # A newer session on another node, and a call by the command.
@@ -179,13 +188,13 @@ PUBLISH = {
     "ingress": (
         [
             *["swb.call", "swb.list", "swb.authenticate", f"swb.uplink.t.{DEVICE}.telemetry"],
-            *["swb.claim", "swb.release", "swb.lease", "swb.compare", "swb.cancel", "swb.answer.7"],
+            *["swb.claim", "swb.release", "swb.lease", "swb.compare", "swb.cancel", "swb.answer.7", "swb.late.0123456789abcdef"],
             # Answers: in no inbox it is guessed where one is awaited.
             *[INBOX, BETWEEN],
         ],
         # A stolen node: no call without the authorizer's word, no word in another's name, no look at the registry.
         [
-            *["swb.route", "swb.presence", NODE, f"swb.bounce.1.{INBOX}", "swb.app", "swb.appcall", *NO_STORE],
+            *["swb.route", "swb.presence", NODE, f"swb.bounce.1.{INBOX}", "swb.app", "swb.appcall", "swb.ended.0123456789abcdef", *NO_STORE],
             *[f"swb.event.device.{DEVICE}", "swb.event.directory", "swb.handover", "swb.beat", "swb.judge"],
             # No node has another send its devices away, or looks into it.
             *[*OPERATE, *INSPECT],
@@ -213,15 +222,17 @@ PUBLISH = {
             *["swb.app", "swb.appcall", "swb.reply.0123456789abcdef.echo.1", INBOX, BETWEEN, *INSPECT, *READS],
             *[f"swb.js.CONSUMER.CREATE.KV_swb_claims.x.$KV.swb_claims.{DEVICE}", "$JS.FC.KV_swb_claims.x"],
             f"swb.js.CONSUMER.CREATE.KV_swb_devices.x.$KV.swb_devices.device.{DEVICE}",
+            *["swb.ended.0123456789abcdef", "$KV.swb_once.a.b", "swb.js.STREAM.INFO.KV_swb_once"],
         ],
         # No call as a device, none that nobody has judged.
         [
             *["swb.call", "swb.list", "swb.authenticate", "swb.route", "swb.presence", "swb.judge", "swb.handover", NODE],
             *["swb.claim", "swb.beat", "swb.answer.7", f"swb.event.device.{DEVICE}", *(it for it in NO_STORE if it not in READS)],
-            *OPERATE,
-            # No key, and nothing else that is a secret.
+            *["swb.late.0123456789abcdef", *OPERATE],
+            # No key, and nothing else that is a secret; and its own bucket stays.
             *["swb.js.CONSUMER.CREATE.KV_swb_devices.x", "swb.js.DIRECT.GET.KV_swb_devices.x", "swb.js.STREAM.INFO.KV_swb_keys"],
             *[f"swb.js.CONSUMER.CREATE.KV_swb_devices.x.$KV.swb_devices.{what}" for what in (">", "*.*", "app.*", "credential.x")],
+            *["swb.js.STREAM.DELETE.KV_swb_once", "swb.js.STREAM.UPDATE.KV_swb_once", "swb.js.CONSUMER.CREATE.KV_swb_once.x"],
         ],
     ),
     "router": (
@@ -287,7 +298,7 @@ SUBSCRIBE = {
     "api": (
         [
             *[("swb.reply.0123456789abcdef.>", ""), ("swb.beat", ""), ("swb.read.0123456789abcdef.>", "")],
-            *[("swb.inspect.api", ""), ("swb.instruct.api", "")],
+            *[("swb.inspect.api", ""), ("swb.instruct.api", ""), ("swb.ended.0123456789abcdef", ""), ("swb.late.0123456789abcdef", "")],
         ],
         [
             *[("swb.inspect.*", ""), ("swb.inspect.ingress", ""), ("swb.instruct.*", ""), ("swb.instruct.router", "")],

@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from harness.apps import add_app, call
 from harness.devices import PahoV5
 from harness.devices.paho import REQUESTS
 from harness.nats_server import NatsServer
 from harness.processes import run
 from harness.programs import built
+from harness.raw_http import RawHttp
 from harness.raw_nats import RawNats
 from harness.waiting import until
 
@@ -20,7 +22,7 @@ def cluster(new_cluster, tmp_path):
     config = tmp_path / "small.conf"
     config.write_text(f"jetstream {{ max_file_store: {ROOM_BYTES} }}\n")
     operator = {"SWITCHBOARD_AUDIT__MAX_BYTES": AUDIT["audit.max_bytes"]}
-    return new_cluster(settings=AUDIT, operator=operator, nats=lambda folder, logs: NatsServer(folder, logs, "--config", str(config)))
+    return new_cluster(apis=1, settings=AUDIT | {"api.idempotency_max_bytes": str(1024 * 1024)}, operator=operator, nats=lambda folder, logs: NatsServer(folder, logs, "--config", str(config)))
 
 
 def add_tenant(cluster, name):
@@ -29,7 +31,13 @@ def add_tenant(cluster, name):
 
 
 def test_a_full_store_is_told_and_writes_go_on_when_there_is_room(cluster, device):
-    family = cluster.accounts.family()
+    family, app = cluster.accounts.family(), add_app(cluster.accounts)
+
+    def keyed():
+        with RawHttp(cluster.apis[0].port) as http:
+            return call(http, app, family.a.id, Idempotency_Key="x")
+
+    assert keyed().json["outcome"] == "offline"
     target = device(PahoV5, family.b).connect(cluster.nodes[0])
     authorizer, router = cluster.authorizers[0], cluster.routers[0]
     # Without users of its own the server asks nobody who he is.
@@ -39,6 +47,10 @@ def test_a_full_store_is_told_and_writes_go_on_when_there_is_room(cluster, devic
         assert "error" not in said("$JS.API.STREAM.CREATE.hog", json.dumps(hog))
         while "error" not in said("hog", "x" * 100_000):
             pass
+        # No call without its record.
+        unrecorded = keyed()
+        assert (unrecorded.status, unrecorded.json["seen"]) == (503, "never"), unrecorded
+        assert "full" in unrecorded.json["detail"], unrecorded
         refused = add_tenant(cluster, "Late")
         assert refused.code == 1 and "the store is full" in refused.err, refused.err
         assert "nothing was changed" in refused.err and "max_file_store" in refused.err, refused.err
@@ -51,4 +63,5 @@ def test_a_full_store_is_told_and_writes_go_on_when_there_is_room(cluster, devic
     until("devices are callable again", lambda: target.subscribe(REQUESTS + "+") == target.qos)
     for service in cluster.services:
         service.wait_ready()
+    assert keyed().json["outcome"] == "offline"
     add_tenant(cluster, "Late").ok()

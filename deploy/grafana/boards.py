@@ -262,14 +262,20 @@ def overview() -> Json:
                 ),
                 graph(
                     "Listeners to events", "Of each copy; api.max_listeners is the end, and half of it one application's.",
-                    each("switchboard_api_listeners"), width=12,
+                    each("switchboard_api_listeners"), width=8,
                 ),
                 graph(
                     "Events told",
                     "overruns: read too slowly, and cut off. resyncs: told all anew, after an outage of NATS, or since what a key reaches has changed.",
                     Query(rate("switchboard_api_events_total"), "events"),
                     Query(rate("switchboard_api_overruns_total"), "overruns"),
-                    Query(rate("switchboard_api_resyncs_total"), "resyncs"), unit="cps", width=12,
+                    Query(rate("switchboard_api_resyncs_total"), "resyncs"), unit="cps", width=8,
+                ),
+                graph(
+                    "Answers after the time, and keys used again",
+                    "late: the application may still read it. replayed: a client asked twice. dead: a copy of the API was lost under a call.",
+                    Query(rate("switchboard_api_late_answers_total"), "late"),
+                    rates("switchboard_api_idempotency_total", "result"), unit="cps", width=8,
                 ),
             ],
             "NATS and what is known": [

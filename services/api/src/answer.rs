@@ -21,7 +21,7 @@ const SEEN: HeaderName = HeaderName::from_static("switchboard-seen");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
 /// When to try again, in seconds: limits are per second, and a service that shuts down is replaced as soon.
-const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
+pub(crate) const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
 
 /// What went wrong (RFC 9457).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -99,6 +99,18 @@ impl Problem {
         problem.expected(format!("a key with the role {} or above", role.as_str()))
     }
 
+    /// A header that is not what it must be.
+    pub fn header(name: &str, expected: impl Into<String>) -> Self {
+        let status = StatusCode::UNPROCESSABLE_ENTITY;
+        let problem = Problem::new(status, "invalid_header", "A header is not what it must be");
+        Problem { field: Some(name.into()), ..problem.expected(expected) }
+    }
+
+    /// The same, about a call that its target has seen so.
+    pub fn of_call(self, call: CallId, seen: Seen) -> Self {
+        Problem { call_id: Some(call.to_string().into()), seen, ..self }
+    }
+
     /// Its status.
     pub fn status(&self) -> StatusCode {
         StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
@@ -147,28 +159,40 @@ impl IntoResponse for Problem {
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
                 headers.insert(header::RETRY_AFTER, RETRY_AFTER_S);
             }
+            _ if self.kind == "in_progress" => {
+                headers.insert(header::RETRY_AFTER, RETRY_AFTER_S);
+            }
             _ => {}
         }
         response
     }
 }
 
-/// How a call ended, beside its answer.
-#[derive(Debug, Clone, Copy)]
-pub struct End<'a> {
+/// How a call ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
     /// The outcome.
-    pub outcome: &'a Outcome,
+    pub outcome: Outcome,
+    /// The target's answer, byte for byte.
+    pub body: Bytes,
     /// The call, if it became one.
     pub call: Option<CallId>,
     /// May the target have executed it?
     pub seen: Seen,
 }
 
-/// Our response to a call that ended so; `body` is the target's answer, byte for byte.
-pub fn ended(end: End<'_>, body: Bytes) -> Response {
+impl Ended {
+    /// Without having become a call.
+    pub fn here(outcome: Outcome) -> Self {
+        Ended { outcome, body: Bytes::new(), call: None, seen: Seen::Never }
+    }
+}
+
+/// Our response to a call that ended so.
+pub fn ended(end: &Ended) -> Response {
     let (status, title) = end.outcome.told();
     let mut response = match StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR) {
-        StatusCode::OK => said(StatusCode::OK, JSON, body),
+        StatusCode::OK => said(StatusCode::OK, JSON, end.body.clone()),
         StatusCode::NO_CONTENT => StatusCode::NO_CONTENT.into_response(),
         status => failed(end, status, title).into_response(),
     };
@@ -176,7 +200,7 @@ pub fn ended(end: End<'_>, body: Bytes) -> Response {
     response
 }
 
-fn failed(end: End<'_>, status: StatusCode, title: &'static str) -> Problem {
+fn failed(end: &Ended, status: StatusCode, title: &'static str) -> Problem {
     Problem {
         outcome: Some(end.outcome.as_str()),
         seen: end.seen,
@@ -199,14 +223,14 @@ pub enum Version {
 }
 
 /// ThingsBoard's response to a call that ended so: bodies are empty where its are.
-pub fn thingsboard_ended(version: Version, end: End<'_>, body: Bytes, now_ms: u64) -> Response {
+pub fn thingsboard_ended(version: Version, end: &Ended, now_ms: u64) -> Response {
     let (no_answer, offline) = match version {
         Version::V1 => (StatusCode::REQUEST_TIMEOUT, StatusCode::CONFLICT),
         Version::V2 => (StatusCode::GATEWAY_TIMEOUT, StatusCode::GATEWAY_TIMEOUT),
     };
     let refused = |status, text: &str| thingsboard_error(status, text, now_ms);
-    let mut response = match end.outcome {
-        Outcome::Answered => said(StatusCode::OK, JSON, body),
+    let mut response = match &end.outcome {
+        Outcome::Answered => said(StatusCode::OK, JSON, end.body.clone()),
         Outcome::Delivered => StatusCode::OK.into_response(),
         Outcome::Offline => offline.into_response(),
         Outcome::TimedOut | Outcome::Lost => no_answer.into_response(),
@@ -256,7 +280,7 @@ pub fn thingsboard_error(status: StatusCode, message: &str, now_ms: u64) -> Resp
 }
 
 /// The outcome's name, the call and what its target saw, as headers.
-fn label(response: &mut Response, end: End<'_>) {
+fn label(response: &mut Response, end: &Ended) {
     let headers = response.headers_mut();
     headers.insert(OUTCOME, HeaderValue::from_static(end.outcome.as_str()));
     headers.insert(SEEN, HeaderValue::from_static(end.seen.as_str()));
@@ -277,9 +301,9 @@ mod tests {
     use super::*;
 
     fn statuses(outcome: &Outcome) -> [u16; 3] {
-        let end = End { outcome, call: None, seen: outcome.seen() };
-        let thingsboard = |version| thingsboard_ended(version, end, Bytes::new(), 0).status().as_u16();
-        [ended(end, Bytes::new()).status().as_u16(), thingsboard(Version::V2), thingsboard(Version::V1)]
+        let end = Ended { seen: outcome.seen(), ..Ended::here(outcome.clone()) };
+        let thingsboard = |version| thingsboard_ended(version, &end, 0).status().as_u16();
+        [ended(&end).status().as_u16(), thingsboard(Version::V2), thingsboard(Version::V1)]
     }
 
     #[test]

@@ -15,15 +15,14 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::Server;
-use crate::answer::{self, End, Problem};
-use crate::calls::Ended;
+use crate::answer::{self, Ended, Problem};
 use crate::request::decoded;
 use crate::routes::target;
 
 /// Devices of a page that says no `limit`.
 const PAGE: u32 = 100;
 /// The most devices of a page.
-const MAX_PAGE: u32 = 500;
+pub(crate) const MAX_PAGE: u32 = 500;
 
 /// The routes.
 pub(crate) fn routes() -> OpenApiRouter<Arc<Server>> {
@@ -262,10 +261,10 @@ impl Server {
     ) -> Result<AppDevices, Response> {
         let caller = self.let_in(headers).await.map_err(IntoResponse::into_response)?;
         let sought = read().map_err(IntoResponse::into_response)?;
-        let _place = self.keys.place(caller.identity.app, Instant::now()).map_err(|limit| {
-            let Ended { outcome, call, seen, body } = Ended::here(Outcome::Busy(limit));
-            answer::ended(End { outcome: &outcome, call, seen }, body)
-        })?;
+        let _place = self
+            .keys
+            .place(caller.identity.app, Instant::now())
+            .map_err(|limit| answer::ended(&Ended::here(Outcome::Busy(limit))))?;
         let page = self.keys.devices(&caller, sought).await;
         page.map_err(|why| self.not_let_in(why).into_response())
     }
@@ -308,7 +307,7 @@ fn read_query(query: &str) -> Result<(Sought, Option<bool>), Problem> {
     Ok((sought, online))
 }
 
-fn said(body: &impl Serialize) -> Response {
+pub(crate) fn said(body: &impl Serialize) -> Response {
     let json = [(header::CONTENT_TYPE, "application/json")];
     (json, serde_json::to_vec(body).unwrap_or_default()).into_response()
 }

@@ -164,15 +164,19 @@ impl Keys {
 
     /// A place for one call of an application, until it is dropped.
     pub(crate) fn place(&self, app: AppId, now: Instant) -> Result<Place<AppId>, Limit> {
+        self.place_now(app, now).inspect_err(|limit| self.meters.limit_hit(*limit))
+    }
+
+    /// The same for who waits where there is none: it counts as refused only once nobody waits any more.
+    pub(crate) fn place_now(&self, app: AppId, now: Instant) -> Result<Place<AppId>, Limit> {
         let place = self.in_flight.take(app).map_err(|full| match full {
             NoPlace::Part => Limit::AppInFlight,
             NoPlace::Any => Limit::PendingAsks,
-        });
-        let place = place.and_then(|place| match self.rates.take(app, now) {
+        })?;
+        match self.rates.take(app, now) {
             true => Ok(place),
             false => Err(Limit::AppCallRate),
-        });
-        place.inspect_err(|limit| self.meters.limit_hit(*limit))
+        }
     }
 }
 

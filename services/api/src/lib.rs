@@ -11,10 +11,14 @@ mod devices;
 mod door;
 mod events;
 mod follow;
+mod group;
 mod keys;
+mod ledger;
 mod listeners;
+mod look;
 mod metrics;
 mod networks;
+mod once;
 pub mod openapi;
 pub mod request;
 mod routes;
@@ -30,6 +34,8 @@ use boot::Settings;
 use boot::config::Networks;
 use bus::Bus;
 use bus::inspect::Numbers;
+use bus::once::Once;
+use rpc::{AppId, Rates, Shares};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -42,10 +48,19 @@ use crate::metrics::EventMeters;
 pub use crate::metrics::describe;
 use crate::request::CallLimits;
 
+/// Group calls at once on one copy, and of one application.
+const MAX_GROUPS: usize = 64;
+const MAX_GROUPS_OF_APP: usize = 8;
+
 /// What all requests share.
 pub(crate) struct Server {
     keys: Keys,
-    calls: Calls,
+    calls: Arc<Calls>,
+    groups: Shares<AppId>,
+    once: Once,
+    kept_kib: Rates<AppId>,
+    /// Calls that go on without whoever asked for them.
+    performing: TaskTracker,
     limits: CallLimits,
     followed: Followed,
     listeners: Listeners,
@@ -100,7 +115,11 @@ impl Api {
         let lease = Duration::from_millis(settings.ingress.lease_ms);
         let server = Arc::new(Server {
             keys: Keys::new(bus.clone(), &settings.api),
-            calls: Calls::new(bus.clone(), tracer),
+            calls: Arc::new(Calls::new(bus.clone(), tracer)),
+            groups: Shares::new(MAX_GROUPS, MAX_GROUPS_OF_APP),
+            once: Once::new(bus.clone(), settings.api.idempotency_max_bytes),
+            kept_kib: Rates::new(once::KEPT_KIB),
+            performing: TaskTracker::new(),
             limits: CallLimits::from(&settings.device_api),
             followed: Followed::new(),
             listeners: Listeners::new(settings.api.max_listeners, event_meters.listeners.clone()),
@@ -125,6 +144,7 @@ impl Api {
         background.spawn(stop.run_until_cancelled_owned(server.followed.clone().wake()));
         let stop = stop_background.clone();
         background.spawn(stop.run_until_cancelled_owned(listeners::look_after(Arc::clone(&server))));
+        background.spawn(Arc::clone(&server.calls).keep(stop_background.clone()));
 
         tracing::info!(http = %self.address, "the API serves applications");
         let router = routes::router(Arc::clone(&server));
@@ -134,8 +154,13 @@ impl Api {
 
         part.not_ready("shutting down");
         connections.close();
+        server.performing.close();
         let drain = Duration::from_millis(settings.api.drain_ms);
-        if tokio::time::timeout(drain, connections.wait()).await.is_err() {
+        let ended = async {
+            connections.wait().await;
+            server.performing.wait().await;
+        };
+        if tokio::time::timeout(drain, ended).await.is_err() {
             tracing::warn!("the time to drain is over: calls in flight are cut off");
         }
         stop_background.cancel();

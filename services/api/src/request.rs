@@ -1,11 +1,11 @@
 //! What does an application want? The bodies of both faces, read to what a call needs. Pure.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bus::registry::check_method;
 use bytes::Bytes;
-use rpc::{Budget, DEFAULT_METHOD};
+use rpc::{Budget, CustomerId, DEFAULT_METHOD};
 use serde_json::value::RawValue;
 
 use crate::answer::Problem;
@@ -85,21 +85,139 @@ type Members<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
 /// # Errors
 /// With the first member that is wrong, or unknown.
 pub fn call(body: &[u8], limits: &CallLimits) -> Result<Wanted, Fault> {
-    const KNOWN: [&str; 5] = ["method", "params", "timeout", "connectTimeout", "oneway"];
     let members = members(body)?;
-    if let Some(unknown) = members.keys().find(|name| !KNOWN.contains(&&***name)) {
-        return Err(Fault::member(unknown, format!("left out: a call has {}", KNOWN.join(", "))));
+    knows(&members, "", &MEMBERS)?;
+    wanted(&members, limits)
+}
+
+/// Reads the body of `POST /v1/calls`.
+///
+/// # Errors
+/// With the first member that is wrong, or unknown.
+pub fn group(body: &[u8], limits: &CallLimits) -> Result<WantedGroup, Fault> {
+    let members = members(body)?;
+    let known = ["targets", "parallel", "max", "quorum"];
+    knows(&members, "", &[&known[..], &MEMBERS[..]].concat())?;
+    let max = count(&members, "max", MAX_TARGETS)?.unwrap_or(DEFAULT_TARGETS);
+    let group = WantedGroup {
+        targets: targets(&members, max)?,
+        each: wanted(&members, limits)?,
+        parallel: count(&members, "parallel", MAX_PARALLEL)?.unwrap_or(DEFAULT_PARALLEL),
+        max,
+        quorum: count(&members, "quorum", max)?,
+    };
+    match (&group.targets, group.quorum) {
+        (Targets::Devices(devices), Some(quorum)) if quorum > devices.len() => {
+            Err(Fault::member("quorum", format!("at most the {} targets", devices.len())))
+        }
+        _ => Ok(group),
     }
-    let method = method(&members)?.unwrap_or_else(|| DEFAULT_METHOD.to_owned());
-    let timeout = number(&members, "timeout", 1, limits.max_timeout_ms)?.unwrap_or(limits.default_timeout_ms);
-    let connect_timeout = number(&members, "connectTimeout", 0, timeout)?
+}
+
+/// The members of a call.
+const MEMBERS: [&str; 5] = ["method", "params", "timeout", "connectTimeout", "oneway"];
+/// Targets that a group call may have, and one that says no `max`.
+pub const MAX_TARGETS: usize = 10_000;
+const DEFAULT_TARGETS: usize = 1_000;
+/// Calls of a group that may be in flight at a time, and where it does not say.
+const MAX_PARALLEL: usize = 1_000;
+const DEFAULT_PARALLEL: usize = 50;
+/// The longest name of a device, in bytes: 255 characters.
+pub const MAX_DEVICE_BYTES: usize = 1_020;
+
+/// The same call of many devices.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedGroup {
+    /// Whom.
+    pub targets: Targets,
+    /// What each is asked.
+    pub each: Wanted,
+    /// Calls in flight at a time.
+    pub parallel: usize,
+    /// With more targets none is called.
+    pub max: usize,
+    /// It ends with so many answers.
+    pub quorum: Option<usize>,
+}
+
+/// The targets of a group call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Targets {
+    /// These, by id or name.
+    Devices(Vec<String>),
+    /// All that the application reaches of this customer, with these labels.
+    Sought {
+        /// Of this customer.
+        customer: Option<CustomerId>,
+        /// With all of these.
+        labels: BTreeMap<String, String>,
+    },
+}
+
+fn targets(members: &Members<'_>, max: usize) -> Result<Targets, Fault> {
+    const EXPECTED: &str = "an object with devices, or with labels, customer or both";
+    let fault = || Fault::member("targets", EXPECTED);
+    let targets = members.get("targets").ok_or_else(fault)?;
+    let members: Members<'_> = serde_json::from_str(targets.get()).map_err(|_| fault())?;
+    knows(&members, "targets.", &["devices", "labels", "customer"])?;
+    let wrong = |name: &str, expected: Cow<'static, str>| Fault::member(&format!("targets.{name}"), expected);
+    let listed = || wrong("devices", "a list of ids or names, each once".into());
+    let of_customer = || wrong("customer", "the UUID of a customer".into());
+    let devices: Option<Vec<String>> = read(&members, "devices", "").map_err(|_| listed())?;
+    let labels: Option<BTreeMap<String, String>> =
+        read(&members, "labels", "").map_err(|_| wrong("labels", "an object of strings".into()))?;
+    let customer: Option<String> = read(&members, "customer", "").map_err(|_| of_customer())?;
+    let customer = customer.map(|it| it.parse()).transpose().map_err(|_| of_customer())?;
+    match (devices, labels.unwrap_or_default(), customer) {
+        (Some(devices), labels, None) if labels.is_empty() => {
+            if devices.is_empty() || devices.len() > max {
+                return Err(wrong("devices", format!("1 to {max} devices (max)").into()));
+            }
+            if devices.iter().any(|it| it.is_empty() || it.len() > MAX_DEVICE_BYTES) {
+                return Err(wrong("devices", "ids, or names of 1 to 255 characters".into()));
+            }
+            if devices.iter().collect::<BTreeSet<_>>().len() < devices.len() {
+                return Err(listed());
+            }
+            Ok(Targets::Devices(devices))
+        }
+        (None, labels, customer) if !labels.is_empty() || customer.is_some() => {
+            Ok(Targets::Sought { customer, labels })
+        }
+        _ => Err(fault()),
+    }
+}
+
+fn knows(members: &Members<'_>, within: &str, known: &[&str]) -> Result<(), Fault> {
+    match members.keys().find(|name| !known.contains(&&***name)) {
+        None => Ok(()),
+        Some(unknown) => {
+            let expected = format!("left out: there are {}", known.join(", "));
+            Err(Fault::member(&format!("{within}{unknown}"), expected))
+        }
+    }
+}
+
+fn count(members: &Members<'_>, name: &str, most: usize) -> Result<Option<usize>, Fault> {
+    let expected = format!("a whole number, 1 to {most}");
+    match read::<u64>(members, name, expected.clone())?.map(usize::try_from) {
+        None => Ok(None),
+        Some(Ok(given)) if (1..=most).contains(&given) => Ok(Some(given)),
+        Some(_) => Err(Fault::member(name, expected)),
+    }
+}
+
+fn wanted(members: &Members<'_>, limits: &CallLimits) -> Result<Wanted, Fault> {
+    let method = method(members)?.unwrap_or_else(|| DEFAULT_METHOD.to_owned());
+    let timeout = number(members, "timeout", 1, limits.max_timeout_ms)?.unwrap_or(limits.default_timeout_ms);
+    let connect_timeout = number(members, "connectTimeout", 0, timeout)?
         .unwrap_or(limits.default_connect_timeout_ms.min(timeout));
     Ok(Wanted {
         method,
-        params: params(&members),
+        params: params(members),
         timeout: Budget::from_ms(timeout),
         connect_timeout: Budget::from_ms(connect_timeout),
-        oneway: read(&members, "oneway", "true or false")?.unwrap_or(false),
+        oneway: read(members, "oneway", "true or false")?.unwrap_or(false),
     })
 }
 
@@ -237,6 +355,50 @@ mod tests {
             let named = match call(body.as_bytes(), &LIMITS).unwrap_err() {
                 Fault::NotAnObject => None,
                 Fault::Member { name, .. } => Some(name),
+            };
+            assert_eq!(named, name, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_group_call_is_read_and_what_is_wrong_with_it_is_named() {
+        let customer = "5a8d2b10-9fce-11e6-8080-808080808080";
+        let whole = format!(
+            r#"{{"targets":{{"labels":{{"zone":"north"}},"customer":"{customer}"}},"method":"blink","timeout":9,
+                "parallel":2,"max":7,"quorum":3}}"#
+        );
+        let read = group(whole.as_bytes(), &LIMITS).unwrap();
+        let labels = [("zone".to_owned(), "north".to_owned())].into();
+        assert_eq!(read.targets, Targets::Sought { customer: customer.parse().ok(), labels });
+        assert_eq!((read.parallel, read.max, read.quorum), (2, 7, Some(3)));
+        assert_eq!(read.each, wanted("blink", "null", 9, 9));
+        let short = group(br#"{"targets":{"devices":["a","b"]}}"#, &LIMITS).unwrap();
+        assert_eq!(short.targets, Targets::Devices(vec!["a".into(), "b".into()]));
+        assert_eq!((short.parallel, short.max, short.quorum), (50, 1_000, None));
+        for (body, name) in [
+            ("{}", "targets"),
+            (r#"{"targets":[]}"#, "targets"),
+            (r#"{"targets":{}}"#, "targets"),
+            (r#"{"targets":{"labels":{}}}"#, "targets"),
+            (r#"{"targets":{"devices":["a"],"labels":{"a":"b"}}}"#, "targets"),
+            (r#"{"targets":{"device":["a"]}}"#, "targets.device"),
+            (r#"{"targets":{"devices":[]}}"#, "targets.devices"),
+            (r#"{"targets":{"devices":["a","b"]},"max":1}"#, "targets.devices"),
+            (r#"{"targets":{"devices":["a","a"]}}"#, "targets.devices"),
+            (r#"{"targets":{"devices":[""]}}"#, "targets.devices"),
+            (r#"{"targets":{"devices":[1]}}"#, "targets.devices"),
+            (r#"{"targets":{"labels":{"a":1}}}"#, "targets.labels"),
+            (r#"{"targets":{"customer":"x"}}"#, "targets.customer"),
+            (r#"{"targets":{"customer":1}}"#, "targets.customer"),
+            (r#"{"targets":{"devices":["a"]},"quorum":2}"#, "quorum"),
+            (r#"{"targets":{"devices":["a"]},"quorum":0}"#, "quorum"),
+            (r#"{"targets":{"devices":["a"]},"parallel":1001}"#, "parallel"),
+            (r#"{"targets":{"devices":["a"]},"max":10001}"#, "max"),
+            (r#"{"targets":{"devices":["a"]},"timeout":0}"#, "timeout"),
+            (r#"{"targets":{"devices":["a"]},"devices":[]}"#, "devices"),
+        ] {
+            let Err(Fault::Member { name: named, .. }) = group(body.as_bytes(), &LIMITS) else {
+                panic!("{body}")
             };
             assert_eq!(named, name, "{body}");
         }

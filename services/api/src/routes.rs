@@ -1,31 +1,30 @@
 //! What can be asked, and how is it read? Our own face, and what both have in common: keys, bodies, limits.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use rpc::{MAX_TRACEPARENT_BYTES, Outcome, Role, Target};
+use rpc::{Limit, MAX_TRACEPARENT_BYTES, Outcome, Role, Target};
 use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::answer::{self, End, Problem};
-use crate::calls::Ended;
+use crate::answer::{self, Ended, Problem};
 use crate::keys::{Caller, NotLetIn};
-use crate::request::{self, Wanted};
-use crate::{Server, devices, events, networks, openapi, thingsboard};
+use crate::request::{self, MAX_DEVICE_BYTES, Wanted};
+use crate::{Server, devices, events, group, look, networks, once, openapi, thingsboard};
 
-/// The longest path segment that names a device, in bytes: a name of 255 characters.
-const MAX_DEVICE_BYTES: usize = 1_020;
+/// What is told was told before, to another request of that key.
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// The routes.
 pub(crate) fn router(server: Arc<Server>) -> Router {
@@ -48,6 +47,8 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
 pub(crate) fn described() -> OpenApiRouter<Arc<Server>> {
     OpenApiRouter::with_openapi(openapi::frame())
         .routes(routes!(call))
+        .merge(group::routes())
+        .merge(look::routes())
         .merge(devices::routes())
         .merge(events::routes())
         .merge(thingsboard::routes())
@@ -78,7 +79,11 @@ pub(crate) struct CallBody {
     post,
     path = "/v1/devices/{device}/calls",
     tag = "calls",
-    params(("device" = String, Path, description = "The device's id, or its name in the application's tenant")),
+    params(
+        ("device" = String, Path, description = "The device's id, or its name in the application's tenant"),
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 64, pattern = "^[!-~]{1,64}$",
+            description = "The call is made once: for ten minutes the same request with the same key has its answer"),
+    ),
     request_body(content = CallBody, content_type = "application/json"),
     responses(
         (status = 200, description = "The device's answer, byte for byte",
@@ -94,13 +99,13 @@ pub(crate) struct CallBody {
             body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "The body did not come in time",
             body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The device is not connected",
+        (status = 409, description = "The device is not connected; the key is of another call, or its call runs",
             body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "The body is too large, or is for the device",
             body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not said to be JSON",
             body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "A member of the body is not what it must be",
+        (status = 422, description = "A member of the body, or the key, is not what it must be",
             body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "A limit is reached",
             body = Problem, content_type = "application/problem+json"),
@@ -125,13 +130,32 @@ async fn call(
     };
     match read_call(&server, &device, &headers, body).await {
         Ok((target, wanted)) => {
-            let Ended { outcome, body, call, seen } = server.perform(&caller, target, wanted, &headers).await;
-            if outcome == Outcome::Denied
+            let told = match once::key(&headers) {
+                Err(problem) => return problem.into_response(),
+                Ok(None) => {
+                    let ended = server.perform(&caller, target, wanted, &headers).await;
+                    Ok(once::Told { ended, is_replayed: false })
+                }
+                Ok(Some(key)) => {
+                    let (caller, key, traceparent) =
+                        (Arc::clone(&caller), key.to_owned(), traceparent(&headers));
+                    server.perform_once(once::Asked { caller, key, target, wanted, traceparent }).await
+                }
+            };
+            let once::Told { ended, is_replayed } = match told {
+                Ok(told) => told,
+                Err(problem) => return problem.into_response(),
+            };
+            if ended.outcome == Outcome::Denied
                 && let Err(problem) = server.still(&caller).await
             {
                 return problem.into_response();
             }
-            answer::ended(End { outcome: &outcome, call, seen }, body)
+            let mut response = answer::ended(&ended);
+            if is_replayed {
+                response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+            }
+            response
         }
         Err(problem) => problem.into_response(),
     }
@@ -143,14 +167,7 @@ async fn read_call(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<(Target, Wanted), Problem> {
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    let kind = kind.split(';').next().unwrap_or_default().trim();
-    if !kind.eq_ignore_ascii_case("application/json") {
-        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-        let problem = Problem::new(status, "unsupported_media_type", "The body is not said to be JSON");
-        return Err(problem.expected("Content-Type: application/json"));
-    }
-    let body = server.read(body).await?;
+    let body = server.read_json(headers, body).await?;
     let wanted = request::call(&body, &server.limits)?;
     Ok((target(device)?, wanted))
 }
@@ -219,6 +236,18 @@ impl Server {
         }
     }
 
+    /// The same, of what says that it is JSON.
+    pub(crate) async fn read_json(&self, headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
+        let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+        let kind = kind.split(';').next().unwrap_or_default().trim();
+        if !kind.eq_ignore_ascii_case("application/json") {
+            let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            let problem = Problem::new(status, "unsupported_media_type", "The body is not said to be JSON");
+            return Err(problem.expected("Content-Type: application/json"));
+        }
+        self.read(body).await
+    }
+
     /// Makes a call within the application's limits.
     pub(crate) async fn perform(
         &self,
@@ -227,19 +256,24 @@ impl Server {
         wanted: Wanted,
         headers: &HeaderMap,
     ) -> Ended {
-        let begun = Instant::now();
-        let ended = match self.keys.place(caller.identity.app, begun) {
-            Ok(_place) => {
-                let traceparent = headers.get("traceparent").and_then(|it| it.to_str().ok());
-                let traceparent =
-                    traceparent.filter(|it| it.len() <= MAX_TRACEPARENT_BYTES).map(str::to_owned);
-                self.calls.call(caller, target, wanted, traceparent).await
-            }
-            Err(limit) => Ended::here(Outcome::Busy(limit)),
-        };
-        self.keys.meters().ended(&ended.outcome, begun.elapsed());
+        match self.keys.place(caller.identity.app, Instant::now()) {
+            Ok(_place) => self.calls.begin(caller, target, wanted, traceparent(headers)).ended().await,
+            Err(limit) => self.refused(limit),
+        }
+    }
+
+    /// The end of a call that a limit stops.
+    pub(crate) fn refused(&self, limit: Limit) -> Ended {
+        let ended = Ended::here(Outcome::Busy(limit));
+        self.keys.meters().ended(&ended.outcome, Duration::ZERO);
         ended
     }
+}
+
+/// The trace that a request says it is of.
+pub(crate) fn traceparent(headers: &HeaderMap) -> Option<String> {
+    let shown = headers.get("traceparent").and_then(|it| it.to_str().ok());
+    shown.filter(|it| it.len() <= MAX_TRACEPARENT_BYTES).map(str::to_owned)
 }
 
 /// The key that a request shows: `Authorization: Bearer …`, or as ThingsBoard has it.

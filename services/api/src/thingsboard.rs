@@ -12,8 +12,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::Server;
-use crate::answer::{End, Problem, Version, thingsboard_ended, thingsboard_error};
-use crate::calls::Ended;
+use crate::answer::{Problem, Version, thingsboard_ended, thingsboard_error};
 use crate::request;
 
 /// ThingsBoard's routes.
@@ -123,11 +122,11 @@ async fn call(
         Ok(wanted) => wanted,
         Err(problem) => return refused(problem),
     };
-    let Ended { outcome, body, call, seen } = server.perform(&caller, target, wanted, headers).await;
-    if outcome == Outcome::Denied
+    let ended = server.perform(&caller, target, wanted, headers).await;
+    if ended.outcome == Outcome::Denied
         && let Err(problem) = server.still(&caller).await
     {
         return refused(problem);
     }
-    thingsboard_ended(version, End { outcome: &outcome, call, seen }, body, unix_ms())
+    thingsboard_ended(version, &ended, unix_ms())
 }

@@ -368,7 +368,7 @@ impl Answers {
             self.say(inbox, &Outcome::Unavailable, &[]).await;
             return None;
         };
-        let AppCall { call, credential, target, method, until, oneway, mut traceparent, .. } = head;
+        let AppCall { call, credential, target, method, until, oneway, mut traceparent, late, .. } = head;
         let mut span = self.tracer.follow("decide", Hop::Taken, &mut traceparent);
         let longest = Budget::from_ms(self.judged().max_timeout_ms);
         let deadline = head.budget_ms.min(longest).starting(arrived);
@@ -412,7 +412,7 @@ impl Answers {
                     protocol: None,
                     oneway,
                     traceparent,
-                    app: Some(AppCaller { app, key: Some(key), method }),
+                    app: Some(AppCaller { app, key: Some(key), method, late }),
                 };
                 return Some(Judging { call, body, inbox, span, stamp: None, deadline, connect_deadline });
             }
@@ -483,7 +483,7 @@ impl Answers {
             protocol: None,
             oneway,
             traceparent,
-            app: Some(AppCaller { app, key: None, method }),
+            app: Some(AppCaller { app, key: None, method, late: None }),
         };
         Ok(Judging { call, body: params, inbox, span, stamp: None, deadline, connect_deadline })
     }

@@ -216,6 +216,7 @@ mod tests {
             app: rpc::AppId(Uuid::from_u128(1)),
             key: Some(key),
             method: method.to_owned(),
+            late: None,
         };
         let (labels, blink) = (BTreeMap::new(), caller(id, "blink"));
         let bound = App { networks: Some(["10.0.0.0/8".to_owned()].into()), ..app.clone() };

@@ -442,6 +442,7 @@ fn app_call(key: &AppKey, target: &str) -> AppCall {
         connect_budget_ms: Budget::from_ms(0),
         oneway: false,
         traceparent: None,
+        late: None,
     }
 }
 
@@ -467,7 +468,7 @@ async fn an_application_calls_for_as_long_as_its_key_lives_and_nobody_calls_in_i
     assert_eq!((identity.app, identity.key, identity.name.as_str()), (app, key.id(), "backend"));
 
     let mut router = world.bus.serve(world.bus.subjects().route(), Some("router")).await.unwrap();
-    let caller = AppCaller { app, key: Some(key.id()), method: "blink".into() };
+    let caller = AppCaller { app, key: Some(key.id()), method: "blink".into(), late: None };
     for named in ["A1", &a1.id.to_string()] {
         let message = wire::encode(&app_call(&key, named), b"[1]");
         let inbox = format!("{}.1", world.bus.subjects().inbox(NODE));
@@ -578,7 +579,7 @@ async fn an_application_calls_over_nats_as_its_subject_says() {
     let body = r#"{"method":"blink","params":{"a" : 1.50}}"#;
     let (answer, ()) = tokio::join!(asked_over_nats(&client, own.clone(), &headers, body), async {
         let (routed, body) = wire::decode::<Routed>(&router.next().await.unwrap().message).unwrap();
-        let caller = AppCaller { app, key: None, method: "blink".into() };
+        let caller = AppCaller { app, key: None, method: "blink".into(), late: None };
         assert_eq!((routed.call.app.as_ref(), routed.call.target), (Some(&caller), a1.id));
         assert_eq!(&body[..], br#"{"a" : 1.50}"#, "byte for byte");
         assert!((2_000..=3_000).contains(&routed.call.budget_ms.as_ms()));

@@ -191,6 +191,8 @@ fn publishes(subjects: &Subjects, node: NodeId) -> Vec<String> {
         format!("{prefix}.uplink.>"),
         format!("{prefix}.event.session.>"),
         format!("{prefix}.answer.*"),
+        // An answer after its call's time, to the API that made the call.
+        format!("{prefix}.late.*"),
         // The outcome of a delivery, to the router that asked; of an answer, to the node.
         "_R_.>".to_owned(),
         format!("{prefix}.reply.*.*"),

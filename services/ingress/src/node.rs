@@ -180,12 +180,23 @@ impl Node {
         self.shares.change(settings, self.max_connections);
     }
 
-    /// A call is over at its device: counts it, and tells the router what is to be told.
+    /// A call is over at its device: counts it, and tells the router what is to be told; an answer that came after
+    /// that, the API.
     pub async fn conclude(&self, conclusion: Conclusion<Router>) {
-        let Conclusion { reply_to, reply, body } = conclusion;
-        if let Some(reply) = reply {
-            self.metrics.delivery_ended(reply_to.arrived.elapsed());
-            self.reply(reply_to, &reply, &body).await;
+        match conclusion {
+            Conclusion::Call { reply_to, reply: Some(reply), body } => {
+                self.metrics.delivery_ended(reply_to.arrived.elapsed());
+                self.reply(reply_to, &reply, &body).await;
+            }
+            Conclusion::Call { reply: None, .. } => {}
+            Conclusion::Late(answer, body) => {
+                let (call, subject) = (answer.call, self.bus.subjects().late(answer.call.node));
+                let message = wire::encode(&answer, &body);
+                match self.bus.tell(subject, message).await {
+                    Ok(()) => tracing::debug!(%call, "its answer came late"),
+                    Err(error) => tracing::debug!(%call, %error, "a late answer could not be handed on"),
+                }
+            }
         }
     }
 
@@ -285,6 +296,7 @@ impl Node {
             deadline,
             verdict: delivery.verdict_ms.map(|verdict| verdict.starting(arrived)),
             reply_to: Router { inbox, arrived, span, place: None },
+            late: delivery.late,
         });
         let limits = self.limits.borrow().device.target;
         let Err((refused, incoming)) =

@@ -178,6 +178,7 @@ impl Router {
             verdict_ms: call.payload.verdict.map(|verdict| verdict.remaining(started)),
             traceparent: head.traceparent.clone(),
             method: head.app.as_ref().map(|app| app.method.clone()),
+            late: head.app.as_ref().and_then(|app| app.late),
         };
         let message = wire::encode(&delivery, &call.payload.body);
         let question = Question {

@@ -411,6 +411,9 @@ declare::settings! {
         /// Applications that may listen to events at once (`/v1/events`), each by a connection of its own; a further
         /// one is refused (429). One application may be half of them.
         max_listeners: usize = 1_000, 1..=1_000_000;
+        /// Bytes that the records of calls under idempotency keys may take, in each copy of their bucket; then such a
+        /// call is refused (503). NATS reserves them when the bucket is made. A record takes about 300, and the answer.
+        idempotency_max_bytes: u64 = 268_435_456, 1_048_576..=1_099_511_627_776;
         /// Milliseconds that calls in flight may take to end when the service stops; the rest is cut off.
         drain_ms: u64 = 10_000, 0..=600_000;
         /// Threads of the process; 0: one for each core.

@@ -66,8 +66,8 @@ pub(crate) struct Spec {
 pub(crate) struct Passing {
     /// How long one is kept.
     pub(crate) max_age: Duration,
-    /// Bytes of all; then the store is full.
-    pub(crate) max_bytes: i64,
+    /// Bytes of all, with which the store is full; none: as many as its account may have.
+    pub(crate) max_bytes: Option<u64>,
 }
 
 /// What stands under a key.
@@ -266,7 +266,7 @@ impl Bucket {
                     "discard": "new",
                     "max_msgs_per_subject": 1,
                     "max_msgs": -1,
-                    "max_bytes": passing.map_or(-1, |it| it.max_bytes),
+                    "max_bytes": passing.and_then(|it| it.max_bytes).map_or(json!(-1), |it| json!(it)),
                     "max_consumers": -1,
                     "max_age": passing.map_or(0, |it| it.max_age.as_nanos()),
                     "duplicate_window": 120_000_000_000_u64,

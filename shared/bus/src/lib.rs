@@ -21,6 +21,7 @@ mod keys;
 mod local;
 mod many;
 mod meters;
+pub mod once;
 mod outage;
 mod pending;
 pub mod policies;

@@ -11,7 +11,7 @@ use crate::errors::StoreError;
 const SEEN: Spec = Spec {
     name: "seen",
     description: "How each device was last connected",
-    passing: Some(Passing { max_age: SEEN_LASTS, max_bytes: -1 }),
+    passing: Some(Passing { max_age: SEEN_LASTS, max_bytes: None }),
 };
 
 /// The bucket `<prefix>_seen`: a [`LastSeen`] under each device's id, for [`SEEN_LASTS`]. Clones share the connection.

@@ -6,8 +6,8 @@ use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AppId, Budget, CallId, CredentialHash, CustomerId, DeviceId, KeyId, LastSeen, TenantId, Until,
-    Whereabouts, closed_list,
+    AppId, Budget, CallId, CredentialHash, CustomerId, DeviceId, KeyId, LastSeen, Outcome, Seen, TenantId,
+    Until, Whereabouts, closed_list,
 };
 
 /// The method that a device reads of a call which names none.
@@ -47,6 +47,9 @@ pub struct AppCaller {
     /// What the target reads as `method`.
     #[n(2)]
     pub method: String,
+    /// As in [`LateAnswer`].
+    #[n(3)]
+    pub late: Option<u64>,
 }
 
 impl AppCaller {
@@ -86,6 +89,80 @@ pub struct AppCall {
     /// As in [`Call`](crate::Call).
     #[n(8)]
     pub traceparent: Option<String>,
+    /// As in [`LateAnswer`]; none: an answer after the call's time is of no use.
+    #[n(9)]
+    pub late: Option<u64>,
+}
+
+/// A device has answered a call of an application's after its time (`swb.late.<api>`). The answer follows.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct LateAnswer {
+    /// The call.
+    #[n(0)]
+    pub call: CallId,
+    /// What the API gave the call along, and nobody guesses who did not hear of it.
+    #[n(1)]
+    pub proof: u64,
+}
+
+/// What is kept of a call under an idempotency key (bucket `<prefix>_once`). The target's answer follows.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct OnceRecord {
+    /// SHA-256 of what was asked for: the key is good for nothing else.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub request: [u8; 32],
+    /// The call.
+    #[n(1)]
+    pub call: CallId,
+    /// How it ended; none: it has not, or who made it is gone.
+    #[n(2)]
+    pub end: Option<OnceEnd>,
+}
+
+/// How a call under an idempotency key ended.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct OnceEnd {
+    /// The outcome.
+    #[n(0)]
+    pub outcome: Outcome,
+    /// May the target have executed it?
+    #[n(1)]
+    pub seen: Seen,
+}
+
+/// One API asks another what has become of a call that it made (`swb.ended.<api>`).
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct EndedRequest {
+    /// The call.
+    #[n(0)]
+    pub call: CallId,
+    /// Who asks: others' calls are not there.
+    #[n(1)]
+    pub app: AppId,
+}
+
+/// What an API says to an [`EndedRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum EndedReply {
+    /// No such call, or its caller was told its end, or that was too long ago.
+    #[n(0)]
+    Unknown,
+    /// It has not ended.
+    #[n(1)]
+    Running,
+    /// It has. The target's answer follows.
+    #[n(2)]
+    Ended {
+        /// How.
+        #[n(0)]
+        outcome: Outcome,
+        /// May the target have executed it?
+        #[n(1)]
+        seen: Seen,
+        /// The answer came after the call's time.
+        #[n(2)]
+        is_late: bool,
+    },
 }
 
 /// Which device an application means.

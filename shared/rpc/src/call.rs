@@ -106,6 +106,9 @@ pub struct Delivery {
     /// What the target reads as `method`; none: `onMsg`.
     #[n(10)]
     pub method: Option<String>,
+    /// As in [`LateAnswer`](crate::LateAnswer).
+    #[n(11)]
+    pub late: Option<u64>,
 }
 
 /// What the target's node says to the router's delivery.

@@ -24,7 +24,7 @@ pub mod wire;
 
 pub use app::{
     AppAsk, AppCall, AppCaller, AppDevice, AppDevices, AppIdentity, AppReply, AppRequest, DEFAULT_METHOD,
-    Role, Sought, Target,
+    EndedReply, EndedRequest, LateAnswer, OnceEnd, OnceRecord, Role, Sought, Target,
 };
 pub use beat::{BEAT_EVERY, Beat, Beats, Until};
 pub use budget::{Budget, Deadline};

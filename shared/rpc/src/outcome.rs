@@ -134,6 +134,9 @@ closed_list! {
         /// `api.calls_per_second_per_app`.
         #[n(38)]
         AppCallRate = "app_call_rate",
+        /// Group calls of an application, or of all, on one copy of the API.
+        #[n(39)]
+        AppGroups = "app_groups",
         /// `api.max_listeners`, or one application's part of it.
         #[n(55)]
         ApiListeners = "api_listeners",
@@ -273,14 +276,18 @@ impl Outcome {
 
 closed_list! {
     /// Whether a call's target saw it.
-    #[derive(Serialize)]
+    #[derive(Serialize, Encode, Decode)]
+    #[cbor(index_only)]
     #[serde(rename_all = "lowercase")]
     pub enum Seen {
         /// It did not, and will not: the call may be made again.
+        #[n(0)]
         Never = "never",
         /// Nobody can say.
+        #[n(1)]
         Maybe = "maybe",
         /// It did.
+        #[n(2)]
         Yes = "yes",
     }
 }

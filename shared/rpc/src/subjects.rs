@@ -81,6 +81,16 @@ impl Subjects {
         Some((tenant, app, tokens.next()?))
     }
 
+    /// Api → one api: what has become of a call that it made?
+    pub fn ended(&self, api: NodeId) -> String {
+        self.under(&format!("ended.{api}"))
+    }
+
+    /// Ingress → one api: a device has answered a call of its after the call's time.
+    pub fn late(&self, api: NodeId) -> String {
+        self.under(&format!("late.{api}"))
+    }
+
     /// Authorizer → router: an allowed call.
     pub fn route(&self) -> String {
         self.under("route")

@@ -13,7 +13,7 @@ use rpc::{
 };
 use switchboard_ingress::device::holding::{Difference, Holding};
 use switchboard_ingress::device::shed::TOLD_BEFORE;
-use switchboard_ingress::device::target::{AnswerTaken, Incoming, Numbers, Target, TargetLimits};
+use switchboard_ingress::device::target::{AnswerTaken, Conclusion, Incoming, Numbers, Target, TargetLimits};
 
 use crate::client::{ClientId, FromClient, ToClient};
 use crate::message::{MS, Message, Micros, Payload, ReplyTo, SECOND, Topic};
@@ -494,6 +494,7 @@ impl Node {
             deadline,
             verdict: None,
             reply_to,
+            late: None,
         };
         session.target.deliver(Box::new(incoming), context.now);
         let id = delivery.session;
@@ -521,8 +522,8 @@ impl Node {
 
     fn conclude(&self, session: &mut Session, context: &mut Context<'_>) {
         while let Some(conclusion) = session.target.next_conclusion() {
-            if let Some(reply) = conclusion.reply {
-                self.wire.answer(conclusion.reply_to, Payload::Delivered(reply, conclusion.body), context);
+            if let Conclusion::Call { reply_to, reply: Some(reply), body } = conclusion {
+                self.wire.answer(reply_to, Payload::Delivered(reply, body), context);
             }
         }
     }

@@ -154,6 +154,7 @@ impl Router {
             verdict_ms: None,
             traceparent: None,
             method: None,
+            late: None,
         };
         let payload = Payload::Delivery(Box::new(delivery), call.payload.body.clone());
         let wait = Micros::from(budget_ms.as_ms()) * 1_000;

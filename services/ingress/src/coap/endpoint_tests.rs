@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::coap::world::{GET, GET_TIME, POST, RPC, World, con, empty, ms, non, number_of, peer};
+use crate::device::target::Conclusion;
 use crate::device_api::Request;
 
 #[test]
@@ -176,7 +177,8 @@ proptest! {
             world.ends_visit(visitor, EndReason::ShuttingDown);
         }
         for conclusion in std::mem::take(&mut world.conclusions) {
-            *concluded.entry(conclusion.reply_to.inbox.to_string()).or_default() += 1;
+            let Conclusion::Call { reply_to, .. } = conclusion else { continue };
+            *concluded.entry(reply_to.inbox.to_string()).or_default() += 1;
         }
         prop_assert!(concluded.values().all(|times| *times == 1), "{:?}", concluded);
         prop_assert_eq!(concluded.len() as u64, world.calls);

@@ -294,6 +294,8 @@ impl Observations {
         {
             requests.link.messages.settled(observer.registration.0, id);
         }
+        // Too late for the device, and maybe not for who called.
+        requests.link.conclude(&mut observer.target);
         taken
     }
 

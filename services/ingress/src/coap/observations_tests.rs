@@ -9,6 +9,7 @@ use crate::coap::world::{
     From, GET, GET_TIME, NODE_TAG, POST, RPC, To, World, con, empty, from, limits, ms, number_of, peer,
 };
 use crate::device::mailbox::EndReason;
+use crate::device::target::Conclusion;
 
 #[test]
 fn who_restarts_and_counts_from_the_same_id_observes_again_and_answers_anew() {
@@ -163,6 +164,21 @@ fn one_call_at_a_time_each_answered_once() {
         0,
         "nothing is sent again"
     );
+}
+
+#[test]
+fn an_answer_after_the_time_is_too_late_for_the_device_and_told_to_whoever_called() {
+    let mut world = World::new();
+    let key = world.observed(1, 1, b"obs");
+    let number = number_of(&world.calls(key, 1_000, false, "1")[0]);
+    world.pass(ms(1_000));
+    assert_eq!(world.replied(), ["reply.1 nothing"]);
+    let answer = con(2, POST, &format!("{RPC}/{number}")).body("[1]");
+    assert!(world.short(1, &answer)[0].starts_with("A 4.04"));
+    assert_eq!(world.replied(), ["0000000000000001-1 late [1]"]);
+    let again = con(3, POST, &format!("{RPC}/{number}")).body("[1]");
+    assert!(world.short(1, &again)[0].starts_with("A 4.04"));
+    assert_eq!(world.replied(), [""; 0]);
 }
 
 #[test]
@@ -519,7 +535,10 @@ fn wrapped_answers_are_unwrapped_where_that_is_set() {
         let sent = world.calls(key, 10_000, false, "1");
         let answer = con(id as u16, POST, &format!("{RPC}/{}", number_of(&sent[0]))).body(said);
         world.says(1, &answer);
-        let replied = world.conclusions.pop().map(|it| it.body);
+        let replied = world.conclusions.pop().and_then(|it| match it {
+            Conclusion::Call { body, .. } => Some(body),
+            Conclusion::Late(..) => None,
+        });
         assert_eq!(replied, read.map(|read| Bytes::from_static(read.as_bytes())), "{said}");
         world.ends(key, EndReason::TakenOver);
         world.replied();

@@ -294,6 +294,7 @@ impl World {
             deadline: Budget::from_ms(budget_ms).starting(self.now),
             verdict: None,
             reply_to: Router { inbox, arrived: self.now, span: Default::default(), place: None },
+            late: Some(self.calls),
         });
         self.endpoint.deliver(key, call, self.now);
         self.sends()
@@ -325,7 +326,13 @@ impl World {
 
     /// What became of calls since the last look.
     pub(super) fn replied(&mut self) -> Vec<String> {
-        let text = |Conclusion { reply_to: Router { inbox, .. }, reply, body }: Conclusion<Router>| {
+        let text = |conclusion: Conclusion<Router>| {
+            let (inbox, reply, body) = match conclusion {
+                Conclusion::Call { reply_to: Router { inbox, .. }, reply, body } => (inbox, reply, body),
+                Conclusion::Late(answer, body) => {
+                    return format!("{} late {}", answer.call, String::from_utf8_lossy(&body));
+                }
+            };
             let reply = match &reply {
                 None => "nothing".to_owned(),
                 Some(DeliveryReply::NotHere) => "not here".to_owned(),

@@ -9,10 +9,12 @@
 //! exactly once.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rpc::{CallId, DEFAULT_METHOD, Deadline, DeliveryReply, DeviceId, Limit, NODE_TAG_BITS, Outcome};
+use rpc::{
+    CallId, DEFAULT_METHOD, Deadline, DeliveryReply, DeviceId, LateAnswer, Limit, NODE_TAG_BITS, Outcome,
+};
 
 use crate::device_api::{self, Beside};
 
@@ -54,6 +56,8 @@ pub struct Incoming<R> {
     pub verdict: Option<Deadline>,
     /// Where the answer goes.
     pub reply_to: R,
+    /// As in [`LateAnswer`]; none: an answer after the call's time is of no use.
+    pub late: Option<u64>,
 }
 
 impl TargetLimits {
@@ -68,6 +72,13 @@ impl<R> Incoming<R> {
     /// How much memory it takes, about.
     pub fn bytes(&self) -> usize {
         size_of::<Self>() + self.body.len() + self.method.as_ref().map_or(0, String::len)
+    }
+
+    /// How its answer is told that may be too late, if it may: a call has less time at its router than at its node, by
+    /// what a delivery takes, and its caller may have been told that it is over.
+    fn late_answer(&self, now: Instant) -> Option<LateAnswer> {
+        let is_doubtful = self.deadline.remaining(now).as_duration() < DOUBTFUL;
+        self.late.filter(|_| is_doubtful && !self.oneway).map(|proof| LateAnswer { call: self.call, proof })
     }
 
     /// What the device reads, with the call's number where nothing else carries it. `tells_caller`: it names who calls,
@@ -91,22 +102,37 @@ pub struct Caller {
     pub name: String,
 }
 
-/// How a call ended here.
+/// What others are to be told.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Conclusion<R> {
-    /// The router that delivered it.
-    pub reply_to: R,
-    /// What it is told; nothing where the call's time is over, which it told the caller by its own clock.
-    pub reply: Option<DeliveryReply>,
-    /// The target's answer, if there is one.
-    pub body: Bytes,
+pub enum Conclusion<R> {
+    /// How a call ended here.
+    Call {
+        /// The router that delivered it.
+        reply_to: R,
+        /// What it is told; nothing where the call's time is over, which it told the caller by its own clock.
+        reply: Option<DeliveryReply>,
+        /// The target's answer, if there is one.
+        body: Bytes,
+    },
+    /// A call whose time is over, or may be, has its answer, for the application that made it.
+    Late(LateAnswer, Bytes),
 }
 
-impl<R> Conclusion<R> {
-    fn silent(call: Incoming<R>) -> Self {
-        Conclusion { reply_to: call.reply_to, reply: None, body: Bytes::new() }
-    }
+/// A call that the device has, and that ran out of time.
+#[derive(Debug)]
+struct Overdue {
+    number: u32,
+    answer: LateAnswer,
+    /// Until when an answer is of use.
+    until: Instant,
 }
+
+/// How long an answer is of use after its call's time: as long as the API keeps what became of the call.
+const LATE_FOR: Duration = Duration::from_secs(600);
+/// Less time than that may be none at the call's router.
+const DOUBTFUL: Duration = Duration::from_millis(500);
+/// Calls of one session whose answers may come late; of further ones the oldest is forgotten.
+const MAX_OVERDUE: usize = 64;
 
 /// What became of a target's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,6 +196,8 @@ pub struct Target<R> {
     /// Calls in the device's hands, or on their way there, by number.
     open: BTreeMap<u32, Box<Incoming<R>>>,
     numbers: Numbers,
+    /// Calls that the device may answer late, oldest first.
+    overdue: VecDeque<Overdue>,
     /// No later than the earliest deadline of all calls.
     next_expiry: Option<Instant>,
     conclusions: VecDeque<Conclusion<R>>,
@@ -185,6 +213,7 @@ impl<R> Target<R> {
             waiting_bytes: 0,
             open: BTreeMap::new(),
             numbers,
+            overdue: VecDeque::new(),
             next_expiry: None,
             conclusions: VecDeque::new(),
         }
@@ -223,7 +252,7 @@ impl<R> Target<R> {
     /// A call comes from the mailbox.
     pub fn deliver(&mut self, call: Box<Incoming<R>>, now: Instant) {
         if call.deadline.has_passed(now) {
-            return self.conclusions.push_back(Conclusion::silent(*call));
+            return self.expired(*call);
         }
         if !self.callable {
             return self.conclude(*call, DeliveryReply::NotHere, Bytes::new());
@@ -303,13 +332,22 @@ impl<R> Target<R> {
     /// `is_told`: what it reads of [`AnswerTaken::NotJson`] it can act on, and answer again.
     pub fn answer(&mut self, number: u32, body: &Bytes, is_told: bool, now: Instant) -> AnswerTaken {
         match self.open.get(&number) {
-            Some(call) if call.deadline.has_passed(now) => return AnswerTaken::NoSuchCall,
+            Some(call) if call.deadline.has_passed(now) => {
+                self.expire_open(now);
+                self.take_late(number, body, now);
+                return AnswerTaken::NoSuchCall;
+            }
             Some(call) if call.oneway => return AnswerTaken::OneWay,
             Some(_) => {}
-            None => return AnswerTaken::NoSuchCall,
+            None => {
+                self.take_late(number, body, now);
+                return AnswerTaken::NoSuchCall;
+            }
         }
         if device_api::answer_is_json(body) {
+            let late = self.open.get(&number).and_then(|call| call.late_answer(now));
             self.end_open(number, DeliveryReply::Ended(Outcome::Answered), body.clone());
+            self.conclusions.extend(late.map(|answer| Conclusion::Late(answer, body.clone())));
             return AnswerTaken::Yes;
         }
         if !is_told {
@@ -331,9 +369,9 @@ impl<R> Target<R> {
         self.open.contains_key(&number)
     }
 
-    /// True while call `number` is open, and wants an answer.
+    /// True while call `number` is open, and wants an answer, or would have one late.
     pub fn awaits_answer(&self, number: u32) -> bool {
-        self.open.get(&number).is_some_and(|call| !call.oneway)
+        self.open.get(&number).map_or_else(|| self.is_overdue(number), |call| !call.oneway)
     }
 
     /// Time has passed: what has run out of it is over, and its router knows.
@@ -342,9 +380,7 @@ impl<R> Target<R> {
             return;
         }
         self.expire_waiting(now);
-        for (_, call) in self.open.extract_if(.., |_, call| call.deadline.has_passed(now)) {
-            self.conclusions.push_back(Conclusion::silent(*call));
-        }
+        self.expire_open(now);
         let calls = self.waiting.iter().chain(self.open.values());
         self.next_expiry = calls.map(|call| call.deadline.instant()).min();
     }
@@ -371,6 +407,7 @@ impl<R> Target<R> {
             self.conclude(*call, DeliveryReply::Ended(Outcome::Lost), Bytes::new());
         }
         self.next_expiry = None;
+        self.overdue = VecDeque::new();
     }
 
     /// True when no call is open.
@@ -391,7 +428,7 @@ impl<R> Target<R> {
         while let Some(call) = self.waiting.pop_front() {
             self.waiting_bytes -= call.bytes();
             if call.deadline.has_passed(now) {
-                self.conclusions.push_back(Conclusion::silent(*call));
+                self.expired(*call);
                 continue;
             }
             if call.verdict.is_some_and(|verdict| verdict.has_passed(now)) {
@@ -404,9 +441,47 @@ impl<R> Target<R> {
                 self.busy(*call, Limit::TargetInFlight);
                 continue;
             };
+            // An answer under this number is to this call from now on.
+            self.overdue.retain(|it| it.number != number);
             return Some((number, self.open.entry(number).or_insert(call)));
         }
         None
+    }
+
+    fn expire_open(&mut self, now: Instant) {
+        let over = self.open.extract_if(.., |_, call| call.deadline.has_passed(now));
+        for (number, call) in over.collect::<Vec<_>>() {
+            if let Some(answer) = call.late_answer(now) {
+                if self.overdue.len() >= MAX_OVERDUE {
+                    self.overdue.pop_front();
+                }
+                self.overdue.push_back(Overdue { number, answer, until: now + LATE_FOR });
+            }
+            self.expired(*call);
+        }
+    }
+
+    fn is_overdue(&self, number: u32) -> bool {
+        self.overdue.iter().any(|it| it.number == number)
+    }
+
+    /// The device answers what it was asked too long ago. It is told the same as if nobody cared.
+    fn take_late(&mut self, number: u32, body: &Bytes, now: Instant) {
+        self.overdue.retain(|it| now < it.until);
+        let place = self.overdue.iter().position(|it| it.number == number);
+        if let Some(place) = place.filter(|_| device_api::answer_is_json(body))
+            && let Some(overdue) = self.overdue.remove(place)
+        {
+            self.conclusions.push_back(Conclusion::Late(overdue.answer, body.clone()));
+        }
+    }
+
+    fn expired(&mut self, call: Incoming<R>) {
+        self.conclusions.push_back(Conclusion::Call {
+            reply_to: call.reply_to,
+            reply: None,
+            body: Bytes::new(),
+        });
     }
 
     fn expire_waiting(&mut self, now: Instant) {
@@ -414,7 +489,7 @@ impl<R> Target<R> {
             match call.deadline.has_passed(now) {
                 true => {
                     self.waiting_bytes -= call.bytes();
-                    self.conclusions.push_back(Conclusion::silent(*call));
+                    self.expired(*call);
                 }
                 false => self.waiting.push_back(call),
             }
@@ -437,7 +512,7 @@ impl<R> Target<R> {
     }
 
     fn conclude(&mut self, call: Incoming<R>, reply: DeliveryReply, body: Bytes) {
-        self.conclusions.push_back(Conclusion { reply_to: call.reply_to, reply: Some(reply), body });
+        self.conclusions.push_back(Conclusion::Call { reply_to: call.reply_to, reply: Some(reply), body });
     }
 }
 

@@ -22,6 +22,7 @@ pub(crate) fn call(serial: u64, budget_ms: u32, oneway: bool, now: Instant) -> B
         deadline: Budget::from_ms(budget_ms).starting(now),
         verdict: None,
         reply_to: serial,
+        late: (serial > 1).then_some(serial),
     })
 }
 
@@ -51,14 +52,20 @@ fn what_waits_is_counted_in_bytes_too() {
 fn said(target: &mut Target<u64>) -> Vec<String> {
     std::iter::from_fn(|| target.next_conclusion())
         .map(|it| {
-            let reply = match &it.reply {
+            let (serial, reply, body) = match it {
+                Conclusion::Call { reply_to, reply, body } => (reply_to, reply, body),
+                Conclusion::Late(answer, body) => {
+                    return format!("{} late {}", answer.call.serial, String::from_utf8_lossy(&body));
+                }
+            };
+            let reply = match &reply {
                 None => "-".to_owned(),
                 Some(DeliveryReply::NotHere) => "not_here".to_owned(),
                 Some(DeliveryReply::Outdated) => "outdated".to_owned(),
                 Some(DeliveryReply::Ended(Outcome::Busy(limit))) => format!("busy {}", limit.as_str()),
                 Some(DeliveryReply::Ended(outcome)) => outcome.as_str().to_owned(),
             };
-            format!("{} {reply} {}", it.reply_to, String::from_utf8_lossy(&it.body)).trim_end().to_owned()
+            format!("{serial} {reply} {}", String::from_utf8_lossy(&body)).trim_end().to_owned()
         })
         .collect()
 }
@@ -193,7 +200,65 @@ fn what_ran_out_of_time_makes_room_and_nobody_is_told() {
     assert_eq!(target.next_expiry(), Some(later), "no later than the earliest");
     assert_eq!(target.answer(1, &Bytes::from_static(b"1"), true, last), AnswerTaken::NoSuchCall);
     target.expire(last);
-    assert_eq!((said(&mut target), target.next_expiry()), (vec!["5 -".to_owned()], None));
+    assert_eq!(
+        (said(&mut target), target.next_expiry()),
+        (vec!["5 -".to_owned(), "5 late 1".to_owned()], None)
+    );
+}
+
+#[test]
+fn an_answer_after_the_time_is_told_once_to_whoever_may_read_it_and_the_device_notices_nothing() {
+    let (mut target, now) = callable();
+    // Nobody reads the first one's, the second wants none, the third's is.
+    for (serial, oneway) in [(1, false), (2, true), (3, false), (4, false)] {
+        target.deliver(call(serial, 100, oneway, now), now);
+        target.next(now).unwrap();
+    }
+    let over = now + Duration::from_millis(100);
+    target.expire(over);
+    said(&mut target);
+    let answer = |target: &mut Target<u64>, number, body: &'static [u8], at| {
+        assert_eq!(target.answer(number, &Bytes::from_static(body), true, at), AnswerTaken::NoSuchCall);
+        said(target)
+    };
+    assert_eq!([1, 2, 3, 4].map(|number| target.awaits_answer(number)), [false, false, true, true]);
+    assert!(target.is_idle());
+    for number in [1, 2] {
+        assert!(answer(&mut target, number, b"1", over).is_empty(), "{number}");
+    }
+    assert!(answer(&mut target, 3, b"no", over).is_empty(), "what is no JSON");
+    assert_eq!(answer(&mut target, 3, b"[1]", over), ["3 late [1]"]);
+    assert!(answer(&mut target, 3, b"[1]", over).is_empty(), "a second one");
+    assert!(answer(&mut target, 4, b"1", over + LATE_FOR).is_empty(), "after all its time");
+    // What comes in the last moment may be so for whoever asked.
+    for (serial, left_ms, expected) in [
+        (7, 499, vec!["7 answered 1", "7 late 1"]),
+        (8, 500, vec!["8 answered 1"]),
+        (1, 1, vec!["1 answered 1"]),
+    ] {
+        let mut target = callable().0;
+        target.deliver(call(serial, 1_000, false, now), now);
+        let (number, _) = target.next(now).unwrap();
+        let at = now + Duration::from_millis(1_000 - left_ms);
+        assert_eq!(target.answer(number, &Bytes::from_static(b"1"), true, at), AnswerTaken::Yes);
+        assert_eq!(said(&mut target), expected);
+    }
+    // The session's end is the end of it, and so is another call of that number.
+    for (serial, gone) in [(5, true), (6, false)] {
+        let mut target = callable().0;
+        target.deliver(call(serial, 100, false, now), now);
+        let (number, _) = target.next_among([7].into_iter(), now).unwrap();
+        target.expire(over);
+        if gone {
+            target.end();
+        } else {
+            target.deliver(call(9, 5_000, true, over), over);
+            target.next_among([7].into_iter(), over).unwrap();
+            target.written(7);
+        }
+        said(&mut target);
+        assert!(answer(&mut target, number, b"1", over).is_empty());
+    }
 }
 
 #[test]
@@ -304,7 +369,7 @@ proptest! {
     fn every_call_comes_out_once_with_an_outcome_that_is_true(steps in proptest::collection::vec(step(), 1..200)) {
         let mut now = Instant::now();
         let mut target = Target::new(LIMITS, Numbers::after(0));
-        let (mut serial, mut ended) = (0, BTreeSet::new());
+        let (mut serial, mut ended, mut late) = (0, BTreeSet::new(), BTreeSet::new());
         // Of each call: its deadline, and whether the device may have seen it.
         let mut calls: BTreeMap<u64, (Deadline, bool, bool)> = BTreeMap::new();
         let mut numbers: BTreeMap<u32, u64> = BTreeMap::new();
@@ -368,10 +433,21 @@ proptest! {
             prop_assert!(earliest.is_none_or(|at| target.next_expiry().is_some_and(|expiry| expiry <= at)));
             prop_assert_eq!(target.waiting_bytes, target.waiting.iter().map(|it| it.bytes()).sum::<usize>());
             prop_assert!(target.waiting.len() <= LIMITS.max_waiting + 4 && target.open.len() <= LIMITS.max_open);
+            prop_assert!(target.overdue.len() <= MAX_OVERDUE);
             while let Some(it) = target.next_conclusion() {
-                prop_assert!(ended.insert(it.reply_to), "{} twice", it.reply_to);
-                let (deadline, seen, oneway) = calls[&it.reply_to];
-                match it.reply {
+                let (serial, reply) = match it {
+                    Conclusion::Call { reply_to, reply, .. } => (reply_to, reply),
+                    Conclusion::Late(LateAnswer { call, proof }, _) => {
+                        prop_assert!(late.insert(proof), "{proof} twice");
+                        let (deadline, seen, oneway) = calls[&call.serial];
+                        prop_assert!(deadline.remaining(now).as_duration() < DOUBTFUL);
+                        prop_assert!(seen && !oneway && ended.contains(&call.serial));
+                        continue;
+                    }
+                };
+                prop_assert!(ended.insert(serial), "{serial} twice");
+                let (deadline, seen, oneway) = calls[&serial];
+                match reply {
                     None => prop_assert!(deadline.has_passed(now)),
                     Some(DeliveryReply::NotHere | DeliveryReply::Outdated) => prop_assert!(!seen),
                     Some(DeliveryReply::Ended(outcome)) => match outcome {

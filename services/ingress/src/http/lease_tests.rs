@@ -103,14 +103,15 @@ impl Bench {
                 Effect::Claim => "claim".to_owned(),
                 Effect::Release => "release".to_owned(),
                 Effect::LimitHit(limit) => format!("limit {}", limit.as_str()),
-                Effect::Conclude(it) => {
-                    let end = match it.reply {
+                Effect::Conclude(Conclusion::Late(answer, _)) => format!("late {}", answer.call.serial),
+                Effect::Conclude(Conclusion::Call { reply_to, reply, .. }) => {
+                    let end = match reply {
                         Some(DeliveryReply::Ended(outcome)) => outcome.as_str(),
                         Some(DeliveryReply::NotHere) => "not_here",
                         Some(DeliveryReply::Outdated) => "outdated",
                         None => continue,
                     };
-                    format!("to.{} {end}", it.reply_to)
+                    format!("to.{reply_to} {end}")
                 }
             });
         }
@@ -441,14 +442,13 @@ proptest! {
             while let Some(effect) = lease.next_effect() {
                 match effect {
                     Effect::Claim => claiming = true,
-                    Effect::Conclude(it) => {
-                        let serial = it.reply_to;
-                        if it.reply == Some(DeliveryReply::NotHere) {
+                    Effect::Conclude(Conclusion::Call { reply_to: serial, reply, .. }) => {
+                        if reply == Some(DeliveryReply::NotHere) {
                             prop_assert!(heard.iter().all(|(_, it)| *it != serial), "{} was seen", serial);
                         }
-                        prop_assert!(replied.insert(serial, it.reply).is_none(), "{} ended twice", serial);
+                        prop_assert!(replied.insert(serial, reply).is_none(), "{} ended twice", serial);
                     }
-                    Effect::Release | Effect::LimitHit(_) => {}
+                    Effect::Conclude(Conclusion::Late(..)) | Effect::Release | Effect::LimitHit(_) => {}
                 }
             }
         }

@@ -13,6 +13,7 @@ mod audit;
 mod claims;
 mod keys;
 mod local;
+mod once;
 mod servers;
 
 use std::time::Duration;

@@ -106,6 +106,7 @@ fn incoming(oneway: bool, budget_ms: u32, now: Instant) -> Box<Incoming> {
             span: Default::default(),
             place: None,
         },
+        late: None,
     })
 }
 
@@ -113,7 +114,7 @@ fn replies(session: &mut Session) -> Vec<(DeliveryReply, Bytes)> {
     effects(session)
         .into_iter()
         .filter_map(|effect| match effect {
-            Effect::Conclude(Conclusion { reply, body, .. }) => Some((reply?, body)),
+            Effect::Conclude(Conclusion::Call { reply, body, .. }) => Some((reply?, body)),
             _ => None,
         })
         .collect()
