@@ -3,8 +3,9 @@
 memory, as /proc says.
 
 Starts `switchboard up` of the release build, and makes calls between devices that speak one protocol: each caller keeps
-one in flight, each target polls (HTTP) or observes (CoAP) and answers, and every answer is checked. The load is made by
-one Python process, which is slower than what it measures: CPU a call is the figure, calls a second are a lower bound.
+one in flight, each target polls (HTTP) or observes (CoAP) and answers, and every answer is checked. With `--via api`
+the caller is an application, by `services/api`, and the target polls. The load is made by one Python process, which is
+slower than what it measures: CPU a call is the figure, calls a second are a lower bound.
 """
 
 import argparse
@@ -38,25 +39,27 @@ class System:
     """`switchboard up`, with devices."""
 
     def __init__(self, folder, devices):
-        unlimited = ["ingress.calls_per_second_per_device=1000000", "ingress.call_burst_per_device=1000000"]
+        unlimited = ["ingress.calls_per_second_per_device=1000000", "ingress.call_burst_per_device=1000000", "api.calls_per_second_per_app=0"]
         addresses = folder / "addresses.json"
         self.process = subprocess.Popen(
             [SWITCHBOARD, "up", "--ephemeral", "--nats-port", "0", "--addresses", addresses]
-            + [part for protocol in ("mqtt", "http", "coap", "admin") for part in (f"--{protocol}", ANY)]
+            + [part for protocol in ("mqtt", "http", "coap", "api", "admin") for part in (f"--{protocol}", ANY)]
             + [part for setting in unlimited for part in ("--set", setting)],
             stdout=subprocess.PIPE,
             text=True,
         )
         assert any("is ready" in line for line in self.process.stdout), "it did not start"
         at = json.loads(addresses.read_text())
-        self.ports = {via: int(at["services"][0][via].rsplit(":", 1)[1]) for via in ("http", "coap")}
+        self.ports = {via: int(at["services"][0][via].rsplit(":", 1)[1]) for via in ("http", "coap", "api")}
         self.admin = at["services"][0]["admin"]
         self.ids = [str(uuid.uuid4()) for _ in range(devices)]
         rows = [f"Bench,Customer {n // CUSTOMER_DEVICES},{it},Device {n},{token(n)}" for n, it in enumerate(self.ids)]
         (folder / "devices.csv").write_text("\n".join(["tenant,customer,id,name,token", *rows]) + "\n")
         command = [SWITCHBOARD, "device", "import", "--create", "--nats", at["nats"], folder / "devices.csv"]
+        app = [SWITCHBOARD, "app", "add", "bench", "--tenant", "Bench", "--nats", at["nats"], "--json"]
         try:
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            self.key = json.loads(subprocess.run(app, check=True, stdout=subprocess.PIPE).stdout)["key"]
         except BaseException:
             self.stop()
             raise
@@ -94,6 +97,8 @@ def kernel_kb():
 class HttpConnection:
     """A kept connection of one device."""
 
+    headers = ""
+
     @classmethod
     async def of(cls, system, device):
         self = cls()
@@ -103,7 +108,7 @@ class HttpConnection:
 
     def send(self, method, path, body=b""):
         length = f"Content-Length: {len(body)}\r\n" if method == "POST" else ""
-        self.writer.write(f"{method} {self.path}{path} HTTP/1.1\r\nHost: bench\r\n{length}\r\n".encode() + body)
+        self.writer.write(f"{method} {self.path}{path} HTTP/1.1\r\nHost: bench\r\n{self.headers}{length}\r\n".encode() + body)
 
     async def ask(self, method, path, body=b""):
         self.send(method, path, body)
@@ -143,6 +148,35 @@ class Http:
         connection = await HttpConnection.of(system, device)
         connection.send("GET", "rpc?timeout=300000")
         return connection
+
+
+class ApiConnection(HttpConnection):
+    """A kept connection of an application's."""
+
+    @classmethod
+    async def of(cls, system):
+        self = cls()
+        self.path = "/v1/devices/"
+        self.headers = f"Authorization: Bearer {system.key}\r\nContent-Type: application/json\r\n"
+        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", system.ports["api"])
+        return self
+
+
+class Api(Http):
+    """An application calls devices that poll."""
+
+    @staticmethod
+    async def caller(system, _):
+        connection = await ApiConnection.of(system)
+
+        async def call(request):
+            params = json.loads(request)["params"]
+            body = json.dumps({"params": params["body"], "timeout": params["timeout"]}).encode()
+            status, answer = await connection.ask("POST", f"{params['deviceId']}/calls", body)
+            assert status == 200, (status, answer)
+            return answer
+
+        return call
 
 
 # RFC 7252 §3, §12.1: types, and codes as bytes.
@@ -249,7 +283,7 @@ class Coap:
         return endpoint
 
 
-PROTOCOLS = {"http": Http, "coap": Coap}
+PROTOCOLS = {"http": Http, "coap": Coap, "api": Api}
 
 
 def read(call):
@@ -323,7 +357,8 @@ def main():
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4 * args.waiting + 1000), hard))
     for protocol in (PROTOCOLS[via] for via in args.via):
-        runs = [lambda it, protocol=protocol: wait(protocol, it, args.waiting)]
+        # An application does not wait for calls.
+        runs = [lambda it, protocol=protocol: wait(protocol, it, args.waiting)] if protocol is not Api else []
         runs += [lambda it, via=protocol, pairs=pairs: calls(via, it, pairs, args.seconds) for pairs in args.pairs]
         for run in runs:
             # Each on a system of its own: what one leaves behind is not the next one's.
