@@ -10,7 +10,7 @@ use bus::audit::rfc3339;
 use bus::inspect::{self, Account, Hop};
 use bus::registry::Registry;
 use clap::{Args, Subcommand};
-use rpc::{CallId, DeviceId, HopEnd, HopFilter, HopRecord, Inspect, MAX_TOLD_HOPS, NodeId, Station};
+use rpc::{AppId, CallId, DeviceId, HopEnd, HopFilter, HopRecord, Inspect, MAX_TOLD_HOPS, NodeId, Station};
 use serde::Serialize;
 
 use crate::audit::time_span;
@@ -106,22 +106,30 @@ async fn show(ShowArgs { call, json, reach }: ShowArgs) -> anyhow::Result<ExitCo
     Ok(if account.hops.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// What devices are named, of those that the registry has; an application is none.
+/// What devices and applications are named, of those that the registry has.
 pub(super) type Names = BTreeMap<DeviceId, String>;
 
 pub(super) async fn names(registry: &Option<Registry>, ids: impl IntoIterator<Item = DeviceId>) -> Names {
     let mut names = Names::new();
     let Some(registry) = registry else { return names };
-    for id in ids.into_iter().collect::<BTreeSet<_>>() {
-        if let Ok(Some(device)) = registry.device(id).await {
-            names.insert(id, device.name);
+    let mut no_devices = Vec::new();
+    for id in ids.into_iter().filter(|id| !id.0.is_nil()).collect::<BTreeSet<_>>() {
+        match registry.device(id).await {
+            Ok(Some(device)) => drop(names.insert(id, device.name)),
+            Ok(None) | Err(_) => no_devices.push(id),
         }
+    }
+    if !no_devices.is_empty()
+        && let Ok(known) = registry.load_places().await
+    {
+        let app = |id: DeviceId| Some((id, known.apps.get(&AppId(id.0))?.name.clone()));
+        names.extend(no_devices.into_iter().filter_map(app));
     }
     names
 }
 
 fn named(names: &Names, id: Option<DeviceId>) -> String {
-    match id.map(|id| (names.get(&id), id)) {
+    match id.filter(|id| !id.0.is_nil()).map(|id| (names.get(&id), id)) {
         Some((Some(name), _)) => name.clone(),
         Some((None, id)) => id.to_string(),
         None => "?".to_owned(),
@@ -253,10 +261,14 @@ async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// One hop for each call, the oldest first: that where it came in, which knows how it ended, or else the last before
-/// the target that says so.
+/// the target that says so. Whom it was to is any hop's word: an application may have named its target.
 fn calls(hops: impl IntoIterator<Item = (NodeId, HopRecord)>) -> Vec<HopRecord> {
     let mut by_call: BTreeMap<(NodeId, u64), HopRecord> = BTreeMap::new();
+    let mut targets = BTreeMap::new();
     for (_, hop) in hops {
+        if !hop.to.0.is_nil() {
+            targets.insert((hop.call.node, hop.call.serial), hop.to);
+        }
         if hop.end == HopEnd::Allowed || hop.station == Station::Target {
             continue;
         }
@@ -265,7 +277,9 @@ fn calls(hops: impl IntoIterator<Item = (NodeId, HopRecord)>) -> Vec<HopRecord> 
             *kept = hop;
         }
     }
-    let mut calls: Vec<HopRecord> = by_call.into_values().collect();
+    let told =
+        |(call, hop): (_, HopRecord)| HopRecord { to: targets.get(&call).copied().unwrap_or(hop.to), ..hop };
+    let mut calls: Vec<HopRecord> = by_call.into_iter().map(told).collect();
     calls.sort_by_key(|hop| hop.began_us);
     calls
 }
@@ -282,7 +296,7 @@ mod tests {
             station,
             call: CallId { node: NodeId(1), serial },
             from: DeviceId(Uuid::from_u128(1)),
-            to: None,
+            to: (station == Station::Router).then_some(DeviceId(Uuid::from_u128(9))),
             party: None,
             budget_ms: Budget::from_ms(1_000),
             protocol: None,
@@ -300,9 +314,10 @@ mod tests {
             record(3, Station::Router, HopEnd::Answered, 3),
             record(4, Station::Target, HopEnd::Answered, 4),
         ];
-        let listed: Vec<_> = calls(hops).iter().map(|it| (it.call.serial, it.station, it.end)).collect();
-        let expected = [(1, Station::Caller, HopEnd::Offline), (3, Station::Router, HopEnd::Answered)];
-        assert_eq!(listed, expected);
+        let listed = calls(hops);
+        let ended: Vec<_> = listed.iter().map(|it| (it.call.serial, it.station, it.end)).collect();
+        assert_eq!(ended, [(1, Station::Caller, HopEnd::Offline), (3, Station::Router, HopEnd::Answered)]);
+        assert_eq!(listed[0].to, DeviceId(Uuid::from_u128(9)), "its router knew");
     }
 
     #[test]

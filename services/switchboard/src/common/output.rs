@@ -81,6 +81,7 @@ pub(crate) fn count(number: usize, one: &str) -> String {
     let many = match one.strip_suffix('y') {
         _ if number == 1 => one.to_owned(),
         Some(stem) => format!("{stem}ies"),
+        None if one.ends_with('s') => format!("{one}es"),
         None => format!("{one}s"),
     };
     format!("{} {many}", grouped(number))

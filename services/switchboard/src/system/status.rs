@@ -115,7 +115,7 @@ pub(crate) async fn run(StatusArgs { json, reach }: StatusArgs) -> anyhow::Resul
         let mut table = Table::new(&headings);
         for view in processes.iter().map(Process::view) {
             let numbers: Vec<_> =
-                view.numbers.iter().map(|(name, number)| format!("{number} {name}")).collect();
+                view.numbers.iter().map(|(name, number)| format!("{name} {number}")).collect();
             table.row([
                 view.service.to_owned(),
                 view.process.to_string(),
