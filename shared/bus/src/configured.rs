@@ -37,7 +37,7 @@ impl From<&Nats> for BusSettings {
 /// In user names and paths of the settings, the service that connects.
 const SERVICE: &str = "{service}";
 /// The services that may use JetStream.
-const STORING: [&str; 2] = ["authorizer", "router"];
+const STORING: [&str; 3] = ["authorizer", "router", "api"];
 
 impl BusSettings {
     /// As `service` shows itself to NATS, by itself or beside others of its process.
@@ -134,6 +134,7 @@ mod tests {
         let router = settings.of_service("router");
         assert_eq!(router.user.as_deref(), Some("router"));
         assert_eq!(router.store_user.as_deref(), Some("router-store"));
+        assert_eq!(settings.of_service("api").store_user.as_deref(), Some("api-store"));
         assert_eq!(router.password_file, Some("/run/router/password".into()));
         assert_eq!(router.credentials_file, Some("/run/router.creds".into()));
         let ingress = settings.of_service("ingress");
