@@ -244,7 +244,8 @@ def test_no_stream_is_changed_or_made(hardened, steal, user):
         ]
         for body in ["", *map(json.dumps, taken)]:
             subject = f"{prefix}{operation}.{stream}"
-            if prefix == "$JS.API.":
+            # What the API may ask is listed one by one.
+            if prefix == "$JS.API." or (user == "api" and (operation, stream) != ("STREAM.CREATE", "KV_swb_once")):
                 assert "Permissions Violation" in (thief.publish(subject, body) or "")
                 continue
             answer = thief.ask(subject, body)
