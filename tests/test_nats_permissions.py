@@ -148,7 +148,7 @@ def test_either_connection_of_a_service_may_break(tmp_path, device, user):
 
 
 def test_services_of_one_process_have_each_its_own_rights(tmp_path, device):
-    hardened = Hardened(tmp_path, nodes=0, authorizers=0, routers=0, whole_nodes=2)
+    hardened = Hardened(tmp_path, nodes=0, authorizers=0, routers=0, whole_nodes=2, apis=1)
     try:
         here, there = hardened.cluster.nodes
         family = hardened.cluster.accounts.family()
@@ -156,6 +156,13 @@ def test_services_of_one_process_have_each_its_own_rights(tmp_path, device):
         for identity, node in ((family.b, here), (family.c, there)):
             device(HttpDevice, identity).connect(node).become_callable(echo)
             assert caller.send_msg(identity, "1").text() == "1"
+        # An application's call whose answer comes late, from where a node is not alone in its process.
+        app, target = add_app(hardened.cluster.accounts), device(PahoV5, family.b).connect(there).become_callable()
+        with RawHttp(hardened.cluster.apis[0].port) as http:
+            call_id = call(http, app, family.b.id, {"timeout": 200}).json["callId"]
+            target.next_call().answer('"late"')
+            path = f"/v1/calls/{call_id}"
+            until("it is kept", lambda: http.ask("GET", path, Authorization=app.bearer).json.get("body") == "late")
         assert hardened.violations() == []
     finally:
         hardened.cluster.stop()
