@@ -21,7 +21,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two of each service. Tests must leave it as they found it, and use devices of their own."""
-    cluster = Cluster(tmp_path_factory.mktemp("cluster"), nodes=2, authorizers=2, routers=2, apis=2)
+    keeps = {"api.administration": "true"}
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"), nodes=2, authorizers=2, routers=2, apis=2, settings=keeps)
     yield cluster
     cluster.stop()
 

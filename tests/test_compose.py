@@ -102,7 +102,7 @@ def test_without_passwords_it_does_not_start(passwords, tmp_path):
 
 def test_a_password_is_known_to_whom_it_is_for(passwords, services):
     secrets = dict(line.split("=") for line in passwords.splitlines())
-    assert len(set(secrets.values())) == len(secrets) == 8
+    assert len(set(secrets.values())) == len(secrets) == 9
     for variable, password in secrets.items():
         knows = {name for name, it in services.items() if password in json.dumps(it)}
         user = variable.removesuffix("_PASSWORD").removeprefix("SWITCHBOARD_").lower()

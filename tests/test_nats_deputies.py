@@ -14,7 +14,7 @@ from harness.waiting import until
 # Of nobody: what is heard there is a thief's work.
 NODE, DEVICE = "fedcba9876543210", "11111111-2222-3333-4444-555555555555"
 ACCOUNT_OF = {
-    **{"ingress": "NODES", "authorizer": "CORE", "router": "CORE", "api": "APIS", "operator": "OPERATORS", "listener": "LISTENERS"},
+    **{"ingress": "NODES", "authorizer": "CORE", "router": "CORE", "api": "APIS", "admin": "ADMINS", "operator": "OPERATORS", "listener": "LISTENERS"},
     **{"authorizer-store": "AUTHORIZERS", "router-store": "ROUTERS"},
 }
 BUCKETS = {"REGISTRY": "KV_swb_devices", "POLICIES": "KV_swb_policies", "AUDIT": "swb_audit", "CLAIMS": "KV_swb_claims", "SEEN": "KV_swb_seen", "KEYS": "KV_swb_keys", "ONCE": "KV_swb_once"}
@@ -23,12 +23,13 @@ STORES = {
     "authorizer-store": [("KV_swb_devices", "$KV.swb_devices.beat.9"), ("KV_swb_keys", None), ("KV_swb_policies", None), ("swb_audit", f"swb.audit.{NODE}.authorizer")],
     "router-store": [("KV_swb_claims", f"$KV.swb_claims.{DEVICE}"), ("KV_swb_seen", f"$KV.swb_seen.{DEVICE}"), ("KV_swb_keys", None)],
     "api": [("KV_swb_once", f"$KV.swb_once.{DEVICE}")],
+    "admin": [("KV_swb_devices", f"$KV.swb_devices.note.{DEVICE}"), ("swb_audit", f"swb.audit.{NODE}.admin"), ("KV_swb_once", f"$KV.swb_once.{DEVICE}")],
     "operator": [("KV_swb_devices", f"$KV.swb_devices.note.{DEVICE}"), ("KV_swb_policies", None), ("swb_audit", f"swb.audit.{NODE}.operator")],
 }
 # What operators tell processes: they gain nothing by having that said in their place.
 INSTRUCT = {"swb.instruct.ingress", "swb.instruct.router"}
 # What a user reads, and does not watch.
-UNWATCHED = [("operator", "KV_swb_policies"), ("api", "KV_swb_once")]
+UNWATCHED = [("operator", "KV_swb_policies"), ("api", "KV_swb_once"), ("admin", "KV_swb_once")]
 # Where a thief would like a message to arrive.
 WANTED = [
     *[f"swb.node.{NODE}", f"swb.event.takeover.{NODE}", f"swb.event.claims.{NODE}", f"swb.event.device.{DEVICE}"],
@@ -47,6 +48,7 @@ MAY_SAY = {
     "router": {"swb.handover", *(f"swb.{it}.{NODE}" for it in ("node", "event.takeover", "event.claims")), f"swb.reply.{NODE}.1"},
     "router-store": {f"$KV.swb_claims.{NODE}"},
     "api": {f"swb.reply.{NODE}.1", "$KV.swb_once.stolen"},
+    "admin": {f"$KV.swb_devices.device.{DEVICE}", f"swb.reply.{NODE}.1", "$KV.swb_once.stolen"},
     "operator": {f"$KV.swb_devices.device.{DEVICE}", "swb.presence", f"swb.operate.{NODE}", *INSTRUCT},
 }
 # "Its target is offline", to a router's caller.
@@ -70,10 +72,12 @@ def asked(user: str) -> list[tuple[str, str]]:
     claim = head(device(DEVICE), node(NODE), node(NODE), 0, None, None, 1, bytes(28))
     compare = head(node(NODE), 0, 1, [])
     inspected = [(f"swb.inspect.{service}", head(0, [])) for service in ("ingress", "api", "authorizer", "router")]
+    app_asks = [("swb.app", head("00" * 32, [0, []])), ("swb.appcall", "{}"), *inspected]
     answered = {
         "ingress": [*device_asks, ("swb.compare", compare), ("swb.claim", claim)],
         "authorizer": [("swb.presence", head([]))],
-        "api": [("swb.app", head("00" * 32, [0, []])), ("swb.appcall", "{}"), *inspected, *api],
+        "api": [*app_asks, *api],
+        "admin": [*app_asks, *api],
         "operator": [*device_asks, ("swb.presence", head([])), ("swb.operate.all", head(0, [])), *inspected, *api],
     }
     return answered.get(user, api)
@@ -81,7 +85,7 @@ def asked(user: str) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def hardened(tmp_path_factory):
-    hardened = Hardened(tmp_path_factory.mktemp("cluster"), apis=1)
+    hardened = Hardened(tmp_path_factory.mktemp("cluster"), apis=2, keeps=True)
     hardened.cluster.accounts.family()
     # With the first call under a key its bucket is there.
     app = add_app(hardened.cluster.accounts)
@@ -217,7 +221,7 @@ def test_jetstream_delivers_nowhere_else(hardened, witnesses, steal, user):
     thief.subscribe("swb.feed.0000000000000001.last")
     until("the last delivers", lambda: len([it for it in thief.listen() if it.subject == key]) >= 2)
     # A delivery has the subject of what is delivered: any account but the bucket's own, and where feeds go, the API's too.
-    ways = {"REGISTRY": {"AUTHORIZERS", "OPERATORS"}, "CLAIMS": {"ROUTERS", "APIS"}}
+    ways = {"REGISTRY": {"AUTHORIZERS", "OPERATORS", "ADMINS"}, "CLAIMS": {"ROUTERS", "APIS", "ADMINS"}}
     for account in set(ACCOUNTS) - {home} - ways[home]:
         assert [it for it in witnesses[account].listen() if it.body == "stolen"] == [], account
     assert set(stored(hardened, home)) - set(before) <= {f"$KV.swb_devices.beat.{number}" for number in range(64)}

@@ -5,6 +5,7 @@ import time
 
 import pytest
 from harness import said
+from harness.accounts import TOKENS
 from harness.apps import add_app, call
 from harness.devices import CoapDevice, HttpDevice, PahoV5
 from harness.devices.device import echo
@@ -27,7 +28,7 @@ APP_CALL = f"swb.app.{DEVICE}.{DEVICE}.call.{DEVICE}"
 
 @pytest.fixture(scope="module")
 def hardened(tmp_path_factory):
-    hardened = Hardened(tmp_path_factory.mktemp("cluster"), nodes=2, authorizers=2, routers=2, apis=2)
+    hardened = Hardened(tmp_path_factory.mktemp("cluster"), nodes=2, authorizers=2, routers=2, apis=3, keeps=True)
     yield hardened
     hardened.cluster.stop()
 
@@ -87,6 +88,18 @@ def test_the_services_need_no_more(hardened, device):
             path = f"/v1/calls/{late.json['callId']}"
             until("it is kept", lambda: other.ask("GET", path, Authorization=app.bearer).json.get("body") == "late")
         target.close()
+
+    # Another one, of a copy that keeps the registry, too.
+    keeper = add_app(cluster.accounts, "--role", "admin")
+    with Listener(cluster.apis[2].port, f"/v1/events?device={family.b.id}", {"Authorization": keeper.bearer}) as listener:
+        assert [it["id"] for it in listener.until("snapshot").data["devices"]] == [family.b.id]
+    with RawHttp(cluster.apis[2].port) as http:
+        kind = {"Content_Type": "application/json"}
+        added = http.ask("POST", "/v1/devices", '{"name":"Kept"}', Authorization=keeper.bearer, **kind)
+        assert added.status == 201, added
+        assert http.ask("DELETE", f"/v1/devices/{added.json['id']}", Authorization=keeper.bearer).status == 204
+        assert '"device.remove"' in http.ask("GET", "/v1/audit?kind=device.remove", Authorization=keeper.bearer).body
+    TOKENS.add(added.json["token"])
 
     # A newer session on another node, and a call by the command.
     older = device(PahoV5, family.b).connect(here).become_callable(echo)
@@ -184,7 +197,7 @@ NO_STORE = [
     *["swb.js.STREAM.INFO.KV_swb_devices", "$JS.API.STREAM.INFO.KV_swb_devices", "$JS.API.STREAM.CREATE.EVERYTHING"],
     *["$JS.API.CONSUMER.CREATE.KV_swb_claims.x", "$JS.API.DIRECT.GET.KV_swb_keys.$KV.swb_keys.tickets"],
     *["$JS.API.STREAM.DELETE.KV_swb_claims", "$JS.FC.KV_swb_devices.x", "$JS.ACK.KV_swb_devices.x"],
-    *[f"swb.audit.{DEVICE}.{user}" for user in ("ingress", "authorizer", "operator")],
+    *[f"swb.audit.{DEVICE}.{user}" for user in ("ingress", "authorizer", "admin", "operator")],
 ]
 
 # Of that, what the API may: it follows claims and devices.
@@ -240,6 +253,21 @@ PUBLISH = {
             *["swb.js.CONSUMER.CREATE.KV_swb_devices.x", "swb.js.DIRECT.GET.KV_swb_devices.x", "swb.js.STREAM.INFO.KV_swb_keys"],
             *[f"swb.js.CONSUMER.CREATE.KV_swb_devices.x.$KV.swb_devices.{what}" for what in (">", "*.*", "app.*", "credential.x")],
             *["swb.js.STREAM.DELETE.KV_swb_once", "swb.js.STREAM.UPDATE.KV_swb_once", "swb.js.CONSUMER.CREATE.KV_swb_once.x"],
+        ],
+    ),
+    # The registry, and what it changes there on record in its own name; neither policies nor claims, and no device's voice.
+    "admin": (
+        [
+            *["swb.app", "swb.appcall", "swb.reply.0123456789abcdef.echo.1", f"$KV.swb_devices.device.{DEVICE}"],
+            *[f"swb.audit.{DEVICE}.admin", INBOX, BETWEEN, *INSPECT, *READS, "$JS.FC.KV_swb_claims.x"],
+            *["swb.ended.0123456789abcdef", "$KV.swb_once.a.b"],
+        ],
+        [
+            *["swb.call", "swb.list", "swb.authenticate", "swb.route", "swb.presence", "swb.judge", NODE],
+            *["swb.claim", "swb.beat", f"swb.event.device.{DEVICE}", f"$KV.swb_claims.{DEVICE}", "$KV.swb_keys.tickets"],
+            *[f"$KV.swb_policies.set.{DEVICE}", f"swb.audit.{DEVICE}.operator", f"swb.audit.{DEVICE}", *OPERATE],
+            "swb.late.0123456789abcdef",
+            *["$JS.API.STREAM.DELETE.KV_swb_devices", "$JS.API.STREAM.PURGE.KV_swb_devices"],
         ],
     ),
     "router": (
@@ -314,6 +342,14 @@ SUBSCRIBE = {
             ("swb.app.*.*.call.*", "authorizer"),
             *[("swb.call", ""), ("swb.route", "router"), (NODE, ""), ("swb.uplink.>", ""), ("swb.event.session.>", "")],
         ],
+    ),
+    "admin": (
+        [
+            *[("swb.reply.0123456789abcdef.>", ""), ("swb.beat", ""), ("swb.feed.0123456789abcdef.>", "")],
+            *[("swb.read.0123456789abcdef.>", ""), ("swb.inspect.api", ""), ("swb.instruct.api", "")],
+            *[("swb.ended.0123456789abcdef", ""), ("swb.late.0123456789abcdef", "")],
+        ],
+        [("swb.app", "authorizer"), ("swb.appcall", ""), ("swb.call", ""), ("swb.route", "router"), (NODE, ""), ("swb.uplink.>", "")],
     ),
     "router": (
         [

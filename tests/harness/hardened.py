@@ -3,6 +3,7 @@
 import json
 import re
 import secrets
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,11 +15,11 @@ from harness.programs import built
 from harness.raw_nats import RawNats
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy/nats"
-ROLES = ["ingress", "authorizer", "router", "api", "operator", "listener"]
+ROLES = ["ingress", "authorizer", "router", "api", "admin", "operator", "listener"]
 # Known to NATS where it asks about nodes.
 IDENTITY = "identity"
 # Who reaches JetStream as another user than the rest of NATS.
-STORE_USERS = {"authorizer": "authorizer-store", "router": "router-store", "api": "api", "operator": "operator"}
+STORE_USERS = {"authorizer": "authorizer-store", "router": "router-store"} | {it: it for it in ("api", "admin", "operator")}
 PASSWORDS = {role: f"of-{role}-{secrets.token_hex(8)}" for role in [*ROLES, IDENTITY]}
 USERS = [*ROLES, "authorizer-store", "router-store"]
 # Where a test listens: a user that may do everything, in each account.
@@ -27,12 +28,15 @@ WITNESS_PASSWORD = f"of-witness-{secrets.token_hex(8)}"
 
 
 class Hardened:
-    """A whole system whose users have the rights of deploy/nats and no other; with `identities`, each node its own."""
+    """A whole system whose users have the rights of deploy/nats and no other; with `identities`, each node its own; with
+    `keeps`, the last copy of its API keeps the registry."""
 
     def __init__(
-        self, folder: Path, kind: type[NatsServer | NatsCluster] = NatsServer, *, identities: int = 0, **options: object
+        self, folder: Path, kind: type[NatsServer | NatsCluster] = NatsServer, *, identities: int = 0, keeps: bool = False, **options: object
     ) -> None:
         TOKENS.update(PASSWORDS.values())
+        # One for each copy, in the order that they are started in.
+        api_users = iter(["api"] * (options.get("apis", 0) - keeps) + ["admin"] * keeps)
         environment = {f"SWITCHBOARD_{role.upper()}_PASSWORD": password for role, password in PASSWORDS.items()}
         configuration = str(with_witnesses(folder))
         if identities:
@@ -43,7 +47,7 @@ class Hardened:
         self.cluster = Cluster(
             folder,
             nats=lambda at, logs: kind(at, logs, "--config", configuration, env=environment),
-            launch=partial(launch, folder),
+            launch=partial(launch, folder, api_users=api_users),
             identities=identities,
             operator={f"SWITCHBOARD_NATS__{name.upper()}": value for name, value in settings("operator").items()},
             **options,
@@ -88,10 +92,12 @@ def settings(role: str) -> dict[str, str]:
     return given | {"store_user": STORE_USERS[role]} if role in STORE_USERS else given
 
 
-def launch(folder: Path, program: str) -> list[str | Path]:
+def launch(folder: Path, program: str, api_users: Iterator[str]) -> list[str | Path]:
     role = program.removeprefix("switchboard-")
+    role = next(api_users) if role == "api" else role
     given = settings(role) if role in PASSWORDS else settings_of_all(folder)
-    return [built(program), *(word for name, value in given.items() for word in ("--set", f"nats.{name}={value}"))]
+    more = ["--set", "api.administration=true"] if role == "admin" else []
+    return [built(program), *(word for name, value in given.items() for word in ("--set", f"nats.{name}={value}")), *more]
 
 
 def settings_of_all(folder: Path) -> dict[str, str]:

@@ -170,7 +170,13 @@ class Process:
             self._heard.notify_all()
 
 
-def run(*command: str | Path, env: dict[str, str] | None = None, stdin: str = "", within_s: float = 60) -> "Ran":
+def run(
+    *command: str | Path,
+    env: dict[str, str] | None = None,
+    stdin: str = "",
+    within_s: float = 60,
+    cwd: Path | None = None,
+) -> "Ran":
     """Runs a command to its end."""
     ran = subprocess.run(
         [str(part) for part in command],
@@ -179,6 +185,7 @@ def run(*command: str | Path, env: dict[str, str] | None = None, stdin: str = ""
         text=True,
         timeout=within_s,
         env=environment(env),
+        cwd=cwd,
         check=False,
     )
     return Ran(command, ran.returncode, ran.stdout, ran.stderr)

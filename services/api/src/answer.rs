@@ -111,6 +111,30 @@ impl Problem {
         Problem { call_id: Some(call.to_string().into()), seen, ..self }
     }
 
+    /// A member of a body that is not what it must be.
+    pub fn member(name: &str, expected: impl Into<String>) -> Self {
+        let status = StatusCode::UNPROCESSABLE_ENTITY;
+        let problem = Problem::new(status, "invalid_member", "A member of the body is not what it must be");
+        Problem { field: Some(name.into()), ..problem.expected(expected) }
+    }
+
+    /// A body that names another kind, or none.
+    pub fn not_said_to_be_json() -> Self {
+        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        let problem = Problem::new(status, "unsupported_media_type", "The body is not said to be JSON");
+        problem.expected("Content-Type: application/json")
+    }
+
+    /// The same, about a member or parameter of that name.
+    pub fn of(self, field: &str) -> Self {
+        Problem { field: Some(field.into()), ..self }
+    }
+
+    /// Whether it is the one of that name.
+    pub fn is(&self, kind: &str) -> bool {
+        self.kind == kind
+    }
+
     /// Its status.
     pub fn status(&self) -> StatusCode {
         StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
@@ -137,12 +161,7 @@ impl From<Fault> for Problem {
             Fault::NotAnObject => {
                 Problem::new(StatusCode::BAD_REQUEST, "not_json", "The body is not a JSON object")
             }
-            Fault::Member { name, expected } => {
-                let status = StatusCode::UNPROCESSABLE_ENTITY;
-                let problem =
-                    Problem::new(status, "invalid_member", "A member of the body is not what it must be");
-                Problem { field: Some(name.into()), ..problem.expected(expected) }
-            }
+            Fault::Member { name, expected } => Problem::member(&name, expected),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bus::registry::Tag;
 use rpc::{AppDevice, AppDevices, LastSeen, Outcome, Sought};
 use serde::Serialize;
 use utoipa::{IntoParams, ToSchema};
@@ -16,7 +17,7 @@ use utoipa_axum::routes;
 
 use crate::Server;
 use crate::answer::{self, Ended, Problem};
-use crate::request::decoded;
+use crate::request;
 use crate::routes::target;
 
 /// Devices of a page that says no `limit`.
@@ -129,19 +130,25 @@ impl Device {
 #[allow(dead_code, reason = "it describes what `read_query` reads")]
 struct Query {
     /// Only those of this customer, by its id
+    #[param(format = Uuid, nullable = false)]
     customer: Option<String>,
     /// Only those of this type
-    #[param(rename = "type")]
+    #[param(rename = "type", nullable = false)]
     kind: Option<String>,
     /// Only those with this label, as `zone=north`; with all
+    #[param(nullable = false)]
     label: Option<Vec<String>>,
     /// Only those whose name begins so
+    #[param(nullable = false)]
     name: Option<String>,
     /// Only those that are connected, or are not
+    #[param(nullable = false)]
     online: Option<bool>,
     /// At most so many, 1 to 500; 100
+    #[param(minimum = 1, maximum = 500, nullable = false)]
     limit: Option<u32>,
     /// `next` of the page before
+    #[param(nullable = false)]
     after: Option<String>,
 }
 
@@ -202,7 +209,7 @@ async fn presence(
     tag = "devices",
     params(("device" = String, Path, description = "The device's id, or its name in the application's tenant")),
     responses(
-        (status = 200, description = "The device, and whether it is connected", body = Device),
+        (status = 200, description = "The device, and whether it is connected; its state as ETag", body = Device),
         (status = 401, description = "No key, or none that lives", body = Problem,
             content_type = "application/problem+json"),
         (status = 404, description = "No such device, for this application", body = Problem,
@@ -223,7 +230,11 @@ async fn show(State(server): State<Arc<Server>>, Path(device): Path<String>, hea
     match server.seek(&headers, || Ok(sought)).await {
         Err(response) => response,
         Ok(page) => match page.devices.into_iter().next() {
-            Some(device) => said(&Device::of(device)),
+            Some(device) => {
+                let AppDevice { name, kind, customer, labels, .. } = &device;
+                let tag = format!("\"{}\"", Tag::of_device(name, kind, *customer, labels).as_str());
+                ([(header::ETAG, tag)], said(&Device::of(device))).into_response()
+            }
             None => Problem::new(StatusCode::NOT_FOUND, "unknown_device", "There is no such device")
                 .into_response(),
         },
@@ -274,8 +285,8 @@ impl Server {
 fn read_query(query: &str) -> Result<(Sought, Option<bool>), Problem> {
     let mut sought = Sought { limit: PAGE, ..Sought::default() };
     let mut online = None;
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = decoded(pair)?;
+    for (name, value) in request::pairs(query)? {
+        let name = name.as_str();
         match name {
             "customer" => {
                 let customer =

@@ -22,7 +22,7 @@ use utoipa_axum::routes;
 use crate::Server;
 use crate::answer::Problem;
 use crate::listeners::{self, Listening};
-use crate::request::decoded;
+use crate::request;
 use crate::world::{Heard, Next, Place, Wants};
 
 /// Events that may wait for one listener to read them; with one more it is cut off.
@@ -132,8 +132,8 @@ impl Server {
 fn read_query(query: &str) -> Result<(Wants, Vec<Target>), Problem> {
     let mut wants = Wants { presence: true, registry: true, ..Wants::default() };
     let mut devices = Vec::new();
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = decoded(pair)?;
+    for (name, value) in request::pairs(query)? {
+        let name = name.as_str();
         match name {
             "kinds" => {
                 (wants.presence, wants.registry) = (false, false);

@@ -2,9 +2,11 @@
 //!
 //! `door` lets clients in and cuts off who is slow; `routes` and `thingsboard` are two faces of one handler, `calls`,
 //! which asks the authorizers, as `devices` does; `keys` knows whom a key is for, and what each application takes of
-//! its limits; `networks` knows from where it may be shown; `events` tells `listeners` what `follow` hears; [`world`],
-//! [`request`] and [`answer`] are pure. Any number of copies, and none keeps what another needs.
+//! its limits; `networks` knows from where it may be shown; `events` tells `listeners` what `follow` hears;
+//! `administration` keeps the registry, as the command does; [`world`], [`request`] and [`answer`] are pure. Any number
+//! of copies, and none keeps what another needs.
 
+mod administration;
 pub mod answer;
 mod calls;
 mod devices;
@@ -40,6 +42,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::administration::Administration;
 use crate::calls::Calls;
 use crate::follow::Followed;
 use crate::keys::Keys;
@@ -56,6 +59,7 @@ const MAX_GROUPS_OF_APP: usize = 8;
 pub(crate) struct Server {
     keys: Keys,
     calls: Arc<Calls>,
+    administration: Administration,
     groups: Shares<AppId>,
     once: Once,
     kept_kib: Rates<AppId>,
@@ -116,6 +120,7 @@ impl Api {
         let server = Arc::new(Server {
             keys: Keys::new(bus.clone(), &settings.api),
             calls: Arc::new(Calls::new(bus.clone(), tracer)),
+            administration: Administration::new(bus.clone(), Arc::clone(&settings)),
             groups: Shares::new(MAX_GROUPS, MAX_GROUPS_OF_APP),
             once: Once::new(bus.clone(), settings.api.idempotency_max_bytes),
             kept_kib: Rates::new(once::KEPT_KIB),

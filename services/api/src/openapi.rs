@@ -18,6 +18,10 @@ use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, Secur
         (name = "calls", description = "Calling devices"),
         (name = "devices", description = "Which devices there are, and which are connected"),
         (name = "events", description = "Who comes and goes, and what changes, as it happens"),
+        (name = "tenants", description = "Tenants: an application's own, or all of them"),
+        (name = "customers", description = "Customers, whose devices may call each other"),
+        (name = "apps", description = "Applications and their keys"),
+        (name = "audit", description = "Who did what"),
         (name = "thingsboard", description = "The same by ThingsBoard's paths, bodies and statuses")
     ),
     modifiers(&Keys)

@@ -3,24 +3,13 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
+use axum::http::{HeaderMap, header};
 use bus::registry::check_method;
 use bytes::Bytes;
 use rpc::{Budget, CustomerId, DEFAULT_METHOD};
 use serde_json::value::RawValue;
 
 use crate::answer::Problem;
-
-/// A parameter of a query: its name, and its value as forms write it, decoded.
-///
-/// # Errors
-/// When it is not percent-encoded UTF-8.
-pub fn decoded(pair: &str) -> Result<(&str, String), Problem> {
-    let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-    let value = value.replace('+', " ");
-    let value = percent_encoding::percent_decode_str(&value).decode_utf8();
-    let value = value.map_err(|_| Problem::parameter(name, "percent-encoded UTF-8"))?;
-    Ok((name, value.into_owned()))
-}
 
 /// How long calls may take.
 #[derive(Debug, Clone, Copy)]
@@ -219,6 +208,29 @@ fn wanted(members: &Members<'_>, limits: &CallLimits) -> Result<Wanted, Fault> {
         connect_timeout: Budget::from_ms(connect_timeout),
         oneway: read(members, "oneway", "true or false")?.unwrap_or(false),
     })
+}
+
+/// Whether a request says that its body is of that kind.
+pub fn is_of_kind(headers: &HeaderMap, wanted: &str) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(wanted)
+}
+
+/// The names and values of a query, as forms write them.
+///
+/// # Errors
+/// With the name of what is no UTF-8.
+pub fn pairs(query: &str) -> Result<Vec<(String, String)>, Problem> {
+    let decoded = |text: &str| {
+        let text = text.replace('+', " ");
+        percent_encoding::percent_decode_str(&text).decode_utf8().map(|it| it.into_owned())
+    };
+    let pairs = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let refused = |_| Problem::parameter(name, "percent-encoded UTF-8");
+        Ok((decoded(name).map_err(refused)?, decoded(value).map_err(refused)?))
+    });
+    pairs.collect()
 }
 
 /// Reads the body of ThingsBoard's `POST /api/rpc/…`; `now_ms` is milliseconds since 1970.

@@ -21,7 +21,7 @@ use utoipa_axum::routes;
 use crate::answer::{self, Ended, Problem};
 use crate::keys::{Caller, NotLetIn};
 use crate::request::{self, MAX_DEVICE_BYTES, Wanted};
-use crate::{Server, devices, events, group, look, networks, once, openapi, thingsboard};
+use crate::{Server, administration, devices, events, group, look, networks, once, openapi, thingsboard};
 
 /// What is told was told before, to another request of that key.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -51,6 +51,7 @@ pub(crate) fn described() -> OpenApiRouter<Arc<Server>> {
         .merge(look::routes())
         .merge(devices::routes())
         .merge(events::routes())
+        .merge(administration::routes())
         .merge(thingsboard::routes())
 }
 
@@ -238,14 +239,10 @@ impl Server {
 
     /// The same, of what says that it is JSON.
     pub(crate) async fn read_json(&self, headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
-        let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-        let kind = kind.split(';').next().unwrap_or_default().trim();
-        if !kind.eq_ignore_ascii_case("application/json") {
-            let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-            let problem = Problem::new(status, "unsupported_media_type", "The body is not said to be JSON");
-            return Err(problem.expected("Content-Type: application/json"));
+        match request::is_of_kind(headers, "application/json") {
+            true => self.read(body).await,
+            false => Err(Problem::not_said_to_be_json()),
         }
-        self.read(body).await
     }
 
     /// Makes a call within the application's limits.

@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use boot::clock::unix_ms;
 use rpc::Outcome;
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -27,6 +28,18 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<Server>> {
 /// What all of them begin with.
 pub(crate) const PATHS: &str = "/api/";
 
+/// A call as ThingsBoard has it; other members are passed over.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "it describes what `request` reads")]
+struct ThingsBoardCall {
+    #[schema(min_length = 1, max_length = 255)]
+    method: String,
+    params: Option<serde_json::Value>,
+    /// Milliseconds; 10000 when neither it nor `expirationTime`, an end in milliseconds since 1970, is given.
+    #[schema(minimum = 1, maximum = 60000)]
+    timeout: Option<u32>,
+}
+
 macro_rules! route {
     ($name:ident, $path:literal, $oneway:literal, $version:expr, $doc:literal) => {
         #[doc = $doc]
@@ -34,9 +47,8 @@ macro_rules! route {
             post,
             path = $path,
             tag = "thingsboard",
-            params(("device" = String, Path, description = "The device's id")),
-            request_body(content = serde_json::Value, content_type = "application/json",
-                description = "`method`, `params`, `timeout`, `expirationTime`"),
+            params(("device" = Uuid, Path, description = "The device's id")),
+            request_body(content = ThingsBoardCall, content_type = "application/json"),
             responses(
                 (status = 200, description = "The device's answer; nothing where none is wanted"),
                 (status = 400, description = "The body is not what it must be"),

@@ -206,6 +206,7 @@ mod tests {
             tenant: TenantId(Uuid::from_u128(100)),
             name: "backend".into(),
             role: rpc::Role::Caller,
+            all_tenants: false,
             customers: Some([CustomerId(Uuid::from_u128(10))].into()),
             labels: BTreeMap::new(),
             methods: Some(["blink".to_owned()].into()),

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use boot::{Context, Health, InForce, Settings};
 use bus::audit::{AuditLog, Bounds, Chain, From, NO_TENANT, Record};
 use bus::policies::{External, Policies, StoredSet};
-use bus::registry::{App, AppKey, Customer, NewDevice, NewKey, Registry, Tenant, Token};
+use bus::registry::{App, AppKey, Customer, DeviceChange, NewDevice, NewKey, Registry, Tenant, Token};
 use bus::server::{NatsServer, ServerOptions, find_binary};
 use bus::{AskError, Bus, BusSettings, Request};
 use bytes::Bytes;
@@ -350,7 +350,7 @@ async fn changes_are_told_and_judged_at_once() {
     assert_eq!(world.authenticate(nobody.credential()).await, AuthenticateReply::Refused);
 
     // A new name changes no session, so the first event is that of the new token.
-    world.registry.rename_device(a1.id, "A1 renamed").await.unwrap();
+    world.registry.change_device(a1.id, &DeviceChange::named("A1 renamed"), None).await.unwrap();
     let new = Token::generate().unwrap();
     let before = world.ticket(a1.id).await;
     world.registry.rotate_token(a1.id, &new).await.unwrap();
@@ -362,11 +362,11 @@ async fn changes_are_told_and_judged_at_once() {
     assert_eq!(world.call(&void).await, Outcome::Denied, "the token before is none any more");
     assert_ne!(world.call(&call(a1.id, a1.id)).await, Outcome::Denied);
 
-    world.registry.assign_device(a2.id, None).await.unwrap();
+    world.registry.change_device(a2.id, &DeviceChange::assigned(None), None).await.unwrap();
     assert_eq!(event().await.now.unwrap().customer, None);
     assert_eq!(world.call(&call(a1.id, a2.id)).await, Outcome::Denied);
     let before = world.ticket(a2.id).await;
-    world.registry.remove_device(a2.id).await.unwrap();
+    world.registry.remove_device(a2.id, None).await.unwrap();
     assert_eq!(event().await, DeviceState { device: a2.id, now: None });
     assert_eq!(world.call(&call(a1.id, a2.id)).await, Outcome::UnknownDevice);
     assert_eq!(world.call(&Call { ticket: before, ..call(a2.id, a1.id) }).await, Outcome::Denied);
@@ -418,6 +418,7 @@ async fn application(world: &World, lasts_s: u64) -> (AppId, AppKey) {
         tenant: world.tenant,
         name: "backend".into(),
         role: Role::Caller,
+        all_tenants: false,
         customers: None,
         labels: BTreeMap::new(),
         methods: None,
@@ -642,7 +643,7 @@ async fn a_change_that_the_feed_did_not_bring_is_in_force_after_two_seconds_all_
     for consumer in ask("NAMES.KV_swb_devices").await["consumers"].as_array().unwrap() {
         ask(&format!("DELETE.KV_swb_devices.{}", consumer.as_str().unwrap())).await;
     }
-    world.registry.assign_device(a2.id, None).await.unwrap();
+    world.registry.change_device(a2.id, &DeviceChange::assigned(None), None).await.unwrap();
     // The promise is of two seconds: that is waited for, not hoped for.
     tokio::time::sleep(Duration::from_millis(2_050)).await;
     assert_eq!(world.call(&asked).await, Outcome::Denied);

@@ -53,6 +53,7 @@ fn app(number: u128, role: Role, customers: Option<&[u128]>) -> (AppId, Arc<App>
         tenant: rpc::TenantId(Uuid::from_u128(100)),
         name: format!("App {number}"),
         role,
+        all_tenants: false,
         customers,
         labels: BTreeMap::new(),
         methods: None,

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 
 use anyhow::bail;
-use boot::clock::unix_s;
-use bus::registry::{App, AppKey, DEFAULT_KEY_LASTS_S, NewKey, Registry, Snapshot};
+use bus::changes::{Change, Changed};
+use bus::registry::{App, DEFAULT_KEY_LASTS_S, Snapshot};
 use clap::{Args, Subcommand, ValueEnum};
 use rpc::{AppId, CustomerId, KeyId, Role, TenantId};
 use serde::Serialize;
@@ -14,9 +14,9 @@ use uuid::Uuid;
 use crate::common::find;
 use crate::common::output::{confirm, count, moment, note, say, say_json};
 use crate::common::reach::ReachArgs;
-use crate::common::recorded::{ChangeArgs, Recorder, entry};
+use crate::common::recorded::ChangeArgs;
 use crate::common::table::Table;
-use crate::device::{label, labels};
+use crate::device::label;
 
 const DAY_S: u64 = 86_400;
 
@@ -44,6 +44,9 @@ pub(crate) struct AddArgs {
     /// What it may do; each may all that those before it may
     #[arg(long, value_enum, default_value_t = RoleArg::Caller)]
     role: RoleArg,
+    /// It may keep all tenants through the API, as far as its role goes, and not its own alone
+    #[arg(long, conflicts_with_all = ["customers", "labels", "methods"])]
+    all_tenants: bool,
     /// Id or name of a customer whose devices it may reach; may be repeated. All devices of the tenant when not given
     #[arg(long = "customer", value_name = "CUSTOMER")]
     customers: Vec<String>,
@@ -135,9 +138,9 @@ enum RoleArg {
     Caller,
     /// Hear of events, too, and read the audit
     Observer,
-    /// Keep devices and their credentials, too
+    /// Keep devices, their tokens and customers, too
     Operator,
-    /// Keep policies, keys and customers, too
+    /// Keep applications, their keys and tenants, too
     Admin,
 }
 
@@ -161,6 +164,8 @@ struct AppView<'a> {
     tenant: TenantId,
     tenant_name: String,
     role: Role,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    all_tenants: bool,
     customers: Option<&'a BTreeSet<CustomerId>>,
     labels: &'a BTreeMap<String, String>,
     methods: Option<&'a BTreeSet<String>>,
@@ -189,8 +194,8 @@ pub(crate) async fn run(verb: AppVerb) -> anyhow::Result<ExitCode> {
 }
 
 async fn add(args: AddArgs) -> anyhow::Result<()> {
-    let (registry, recorder) = args.change.registry().await?;
-    let known = registry.load_places().await?;
+    let registrar = args.change.registrar().await?;
+    let known = registrar.accounts().await?;
     let (tenant, _) = find::tenant(&known, args.tenant.as_deref())?;
     let customer = |named: &String| Ok(find::customer(&known, named, Some(tenant))?.0);
     let customers = args.customers.iter().map(customer).collect::<anyhow::Result<BTreeSet<_>>>()?;
@@ -200,6 +205,7 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
         tenant,
         name: args.name,
         role: args.role.into(),
+        all_tenants: args.all_tenants,
         customers: (!customers.is_empty()).then_some(customers),
         labels: args.labels.into_iter().collect(),
         methods: (!methods.is_empty()).then_some(methods),
@@ -207,46 +213,35 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
         keys: BTreeMap::new(),
     };
     let id = AppId(Uuid::new_v4());
-    let what = format!("application {:?} ({id}), {}: {}", app.name, app.role.as_str(), scope(&known, &app));
-    recorder.change(tenant, entry("app.add", [], what), registry.add_app(id, &app)).await?;
-    show_key(&known, &registry, &recorder, (id, &app), &args.lasting, args.change.json).await
+    let made = registrar.change(Change::AddApp(id, app, args.lasting.days)).await?;
+    show_key(&known, id, made, args.change.json)
 }
 
 async fn key(args: KeyArgs) -> anyhow::Result<()> {
-    let (registry, recorder) = args.change.registry().await?;
-    let known = registry.load_places().await?;
-    let named = meant(&known, &args.app)?;
-    show_key(&known, &registry, &recorder, named, &args.lasting, args.change.json).await
+    let registrar = args.change.registrar().await?;
+    let known = registrar.accounts().await?;
+    let (id, _) = meant(&known, &args.app)?;
+    let made = registrar.change(Change::AddKey(id, args.lasting.days)).await?;
+    show_key(&known, id, made, args.change.json)
 }
 
-/// Makes a key, and shows it this once.
-async fn show_key(
-    known: &Snapshot,
-    registry: &Registry,
-    recorder: &Recorder,
-    (id, app): (AppId, &App),
-    lasting: &LastingArgs,
-    json: bool,
-) -> anyhow::Result<()> {
-    let new = NewKey { app: id, key: AppKey::generate()?, now_s: unix_s(), lasts_s: lasting.days * DAY_S };
-    let what = format!("key {} of application {:?}, for {} days", new.key.id(), app.name, lasting.days);
-    let app = recorder.change(app.tenant, entry("app.key", [], what), registry.add_key(&new)).await?;
+/// Shows a key this once.
+fn show_key(known: &Snapshot, id: AppId, made: Option<Changed>, json: bool) -> anyhow::Result<()> {
+    let Some(Changed::App(app, Some(key))) = made else { bail!("no key was made") };
     if json {
-        return say_json(&AppView { key: Some(new.key.reveal()), ..view(known, id, &app) });
+        return say_json(&AppView { key: Some(key.reveal()), ..view(known, id, &app) });
     }
     say(format_args!("Application {:?}: {id}", app.name));
-    say(format_args!("Key: {}", new.key.reveal()));
+    say(format_args!("Key: {}", key.reveal()));
     note(format_args!("It may reach {}.", scope(known, &app)));
-    note(format_args!(
-        "The key is shown this once: only its hash is stored. It ends {}.",
-        moment(new.now_s.saturating_add(new.lasts_s))
-    ));
+    let ends = app.keys.get(&key.id()).map_or_else(String::new, |key| moment(key.expires_s));
+    note(format_args!("The key is shown this once: only its hash is stored. It ends {ends}."));
     Ok(())
 }
 
 async fn revoke(args: RevokeArgs) -> anyhow::Result<()> {
-    let (registry, recorder) = args.change.registry().await?;
-    let known = registry.load_places().await?;
+    let registrar = args.change.registrar().await?;
+    let known = registrar.accounts().await?;
     let (id, app) = meant(&known, &args.app)?;
     let ids: Vec<_> = app.keys.keys().copied().collect();
     let key = match (args.key, ids.as_slice()) {
@@ -260,10 +255,10 @@ async fn revoke(args: RevokeArgs) -> anyhow::Result<()> {
         }
     };
     confirm(&format!("End key {key} of application {:?}", app.name), args.yes)?;
-    let what = format!("key {key} of application {:?}", app.name);
-    let revoked = registry.revoke_key(id, key);
-    let now = recorder.change(app.tenant, entry("app.revoke", [], what), revoked).await?;
+    registrar.change(Change::RevokeKey(id, key)).await?;
     if args.change.json {
+        let mut now = app.clone();
+        now.keys.remove(&key);
         return say_json(&view(&known, id, &now));
     }
     say(format_args!("Key {key} of application {:?} has ended.", app.name));
@@ -271,12 +266,11 @@ async fn revoke(args: RevokeArgs) -> anyhow::Result<()> {
 }
 
 async fn remove(args: RemoveArgs) -> anyhow::Result<()> {
-    let (registry, recorder) = args.change.registry().await?;
-    let known = registry.load_places().await?;
+    let registrar = args.change.registrar().await?;
+    let known = registrar.accounts().await?;
     let (id, app) = meant(&known, &args.app)?;
     confirm(&format!("Remove application {:?} ({id})", app.name), args.yes)?;
-    let removed = entry("app.remove", [], format!("application {:?} ({id})", app.name));
-    recorder.change(app.tenant, removed, registry.remove_app(id)).await?;
+    registrar.change(Change::RemoveApp(id)).await?;
     if args.change.json {
         return say_json(&view(&known, id, app));
     }
@@ -285,7 +279,7 @@ async fn remove(args: RemoveArgs) -> anyhow::Result<()> {
 }
 
 async fn list(args: ListArgs) -> anyhow::Result<()> {
-    let known = args.reach.registry().await?.load_places().await?;
+    let known = args.reach.registrar().await?.accounts().await?;
     let tenant = find::tenant_if_named(&known, args.tenant.as_deref())?;
     let of_tenant = |(_, app): &(&AppId, &App)| tenant.is_none_or(|tenant| app.tenant == tenant);
     let mut views: Vec<_> =
@@ -331,22 +325,9 @@ pub(crate) fn named<'a>(
 
 /// What it may reach, in words.
 pub(crate) fn scope(known: &Snapshot, app: &App) -> String {
-    let customers = app
-        .customers
-        .as_ref()
-        .map(|all| all.iter().map(|it| find::customer_name(known, *it)).collect::<Vec<_>>().join(", "));
-    let devices = customers.map_or_else(
-        || format!("all devices of {}", find::tenant_name(known, app.tenant)),
-        |customers| format!("devices of {customers}"),
-    );
-    let labelled =
-        if app.labels.is_empty() { String::new() } else { format!(" with {}", labels(&app.labels)) };
-    let listed = |how: &str, all: Option<&BTreeSet<String>>| {
-        let all = all.map(|all| all.iter().cloned().collect::<Vec<_>>().join(", "));
-        all.map_or_else(String::new, |all| format!(", {how} {all}"))
-    };
-    let (by, from) = (listed("by", app.methods.as_ref()), listed("from", app.networks.as_ref()));
-    format!("{devices}{labelled}{by}{from}")
+    let customers = app.customers.as_ref();
+    let customers = customers.map(|all| all.iter().map(|it| find::customer_name(known, *it)).collect());
+    app.scope(&find::tenant_name(known, app.tenant), customers)
 }
 
 fn view<'a>(known: &Snapshot, id: AppId, app: &'a App) -> AppView<'a> {
@@ -359,6 +340,7 @@ fn view<'a>(known: &Snapshot, id: AppId, app: &'a App) -> AppView<'a> {
         tenant: app.tenant,
         tenant_name: find::tenant_name(known, app.tenant),
         role: app.role,
+        all_tenants: app.all_tenants,
         customers: app.customers.as_ref(),
         labels: &app.labels,
         methods: app.methods.as_ref(),

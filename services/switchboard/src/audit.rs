@@ -5,19 +5,21 @@ use std::fmt::Write;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use bus::StoreError;
 use bus::audit::{AuditLog, Chain, Cut, From, Head, NO_TENANT, Record, Stored, Verdict, hash, rfc3339};
-use bus::registry::{Registry, Snapshot};
+use bus::registry::Snapshot;
 use clap::{Args, Subcommand};
 use rpc::{DeviceId, TenantId};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::common::find;
 use crate::common::output::{count, note, say, say_json};
-use crate::common::reach::{ReachArgs, Reached};
-use crate::common::recorded;
+use crate::common::reach::ReachArgs;
+use crate::common::registrar::Registrar;
 
+/// Records of a page that an API is asked for.
+const API_PAGE: u32 = 500;
 /// Between two looks for more.
 const FOLLOW_PAUSE: Duration = Duration::from_millis(500);
 /// Devices of a record that are shown.
@@ -102,12 +104,32 @@ pub(crate) async fn run(verb: AuditVerb) -> anyhow::Result<ExitCode> {
 
 /// The audit, and the registry that tells names.
 struct Opened {
-    log: AuditLog,
-    registry: Registry,
+    registrar: Registrar,
     known: Snapshot,
     /// Of devices that records name; none: it is gone.
     names: HashMap<DeviceId, Option<String>>,
-    _reached: Reached,
+}
+
+/// A record as it is shown.
+#[derive(Serialize, Deserialize)]
+struct Shown {
+    sequence: u64,
+    hash: String,
+    #[serde(flatten)]
+    record: Option<Record>,
+}
+
+impl std::convert::From<&Stored> for Shown {
+    fn from(stored: &Stored) -> Self {
+        Shown { sequence: stored.sequence, hash: hash(&stored.bytes), record: stored.record() }
+    }
+}
+
+/// A page of an API's.
+#[derive(Deserialize)]
+struct Page {
+    records: Vec<Shown>,
+    next: Option<u64>,
 }
 
 /// A filter whose names are looked up.
@@ -120,11 +142,46 @@ struct Filter {
 
 impl Opened {
     async fn open(reach: &ReachArgs) -> anyhow::Result<Self> {
-        let reached = reach.bus().await?;
-        let registry = Registry::open(&reached.bus).await.context("cannot open the registry")?;
-        let known = registry.load_places().await?;
-        let log = recorded::log(&reached.bus, &reached.settings);
-        Ok(Opened { log, registry, known, names: HashMap::new(), _reached: reached })
+        let registrar = reach.clone().registrar().await?;
+        let known = registrar.accounts().await?;
+        Ok(Opened { registrar, known, names: HashMap::new() })
+    }
+
+    /// Hands over what fits, from there to the end of what stands there now, and returns where to go on.
+    async fn each(&self, filter: &Filter, from: From, mut take: impl FnMut(Shown)) -> anyhow::Result<u64> {
+        let api = match &self.registrar {
+            Registrar::Nats(changes) => {
+                let take = |stored: Stored| {
+                    let shown = Shown::from(&stored);
+                    if filter.fits(shown.record.as_ref()) {
+                        take(shown);
+                    }
+                };
+                return each(changes.recorder.log(), filter.tenant, from, take).await;
+            }
+            Registrar::Api(api) => api,
+        };
+        let tenant = filter.tenant.map_or_else(String::new, |tenant| format!("&tenant={tenant}"));
+        let mut from = match from {
+            From::Sequence(sequence) => format!("&after={}", sequence.saturating_sub(1)),
+            From::Time(time) => {
+                format!("&since={}", time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis())
+            }
+        };
+        let mut next = 1;
+        loop {
+            let page: Page = api.get(&format!("audit?limit={API_PAGE}{tenant}{from}")).await?;
+            for shown in page.records {
+                next = shown.sequence + 1;
+                if filter.fits(shown.record.as_ref()) {
+                    take(shown);
+                }
+            }
+            match page.next {
+                Some(after) => from = format!("&after={after}"),
+                None => return Ok(next),
+            }
+        }
     }
 
     fn tenant(&self, named: &str) -> anyhow::Result<TenantId> {
@@ -140,7 +197,7 @@ impl Opened {
         let device = match args.device.as_deref().map(|named| (named, named.parse())) {
             None => None,
             Some((_, Ok(id))) => Some(id),
-            Some((named, Err(_))) => Some(find::device(&self.registry, named).await?.0),
+            Some((named, Err(_))) => Some(self.registrar.device(named).await?.0),
         };
         Ok(Filter {
             tenant: args.tenant.as_deref().map(|named| self.tenant(named)).transpose()?,
@@ -151,13 +208,11 @@ impl Opened {
     }
 
     /// The last records that fit, at most `limit`, and where to go on.
-    async fn last(&self, filter: &Filter, limit: usize) -> anyhow::Result<(VecDeque<Stored>, u64)> {
+    async fn last(&self, filter: &Filter, limit: usize) -> anyhow::Result<(VecDeque<Shown>, u64)> {
         let from = filter.since.map_or(From::Sequence(1), From::Time);
         let mut kept = VecDeque::new();
-        let next = each(&self.log, filter.tenant, from, |stored| {
-            if filter.fits(&stored) {
-                kept.push_back(stored);
-            }
+        let next = self.each(filter, from, |shown| {
+            kept.push_back(shown);
             if kept.len() > limit {
                 kept.pop_front();
             }
@@ -167,25 +222,24 @@ impl Opened {
     }
 
     /// Tells a record in words, its devices by the names that they have now.
-    async fn tell(&mut self, stored: &Stored) -> anyhow::Result<()> {
-        let Some(record) = stored.record() else {
-            say(format_args!("message {} of the stream is no record", stored.sequence));
+    async fn tell(&mut self, shown: &Shown) -> anyhow::Result<()> {
+        let Some(record) = &shown.record else {
+            say(format_args!("message {} of the stream is no record", shown.sequence));
             return Ok(());
         };
         for id in record.entry.devices.iter().take(MAX_NAMED) {
             if !self.names.contains_key(id) {
-                let device = self.registry.device(*id).await?;
-                self.names.insert(*id, device.map(|device| device.name));
+                self.names.insert(*id, self.registrar.device_name(*id).await?);
             }
         }
-        say(line(&record, |id| self.names.get(&id)?.as_deref()));
+        say(line(record, |id| self.names.get(&id)?.as_deref()));
         Ok(())
     }
 }
 
 impl Filter {
-    fn fits(&self, stored: &Stored) -> bool {
-        let Some(record) = stored.record() else {
+    fn fits(&self, record: Option<&Record>) -> bool {
+        let Some(record) = record else {
             return self.device.is_none() && self.kind.is_none();
         };
         self.device.is_none_or(|device| record.entry.devices.contains(&device))
@@ -215,35 +269,20 @@ pub(crate) async fn each(
     }
 }
 
-/// A record as JSON.
-#[derive(Serialize)]
-struct RecordView {
-    sequence: u64,
-    hash: String,
-    #[serde(flatten)]
-    record: Option<Record>,
-}
-
-impl RecordView {
-    fn of(stored: &Stored) -> Self {
-        RecordView { sequence: stored.sequence, hash: hash(&stored.bytes), record: stored.record() }
-    }
-}
-
 async fn tail(args: TailArgs) -> anyhow::Result<()> {
     let mut opened = Opened::open(&args.filter.reach).await?;
     let filter = opened.filter(&args.filter).await?;
-    let tell = async |opened: &mut Opened, stored: &Stored| {
+    let tell = async |opened: &mut Opened, shown: &Shown| {
         if !args.filter.json {
-            return opened.tell(stored).await;
+            return opened.tell(shown).await;
         }
         // One a line: the list has no end.
-        say(serde_json::to_string(&RecordView::of(stored))?);
+        say(serde_json::to_string(shown)?);
         Ok(())
     };
     let (last, mut next) = opened.last(&filter, args.lines).await?;
-    for stored in &last {
-        tell(&mut opened, stored).await?;
+    for shown in &last {
+        tell(&mut opened, shown).await?;
     }
     if !args.follow {
         return Ok(());
@@ -251,11 +290,9 @@ async fn tail(args: TailArgs) -> anyhow::Result<()> {
     loop {
         tokio::time::sleep(FOLLOW_PAUSE).await;
         let mut come = Vec::new();
-        next = each(&opened.log, filter.tenant, From::Sequence(next), |stored| come.push(stored))
-            .await?
-            .max(next);
-        for stored in come.iter().filter(|stored| filter.fits(stored)) {
-            tell(&mut opened, stored).await?;
+        next = opened.each(&filter, From::Sequence(next), |shown| come.push(shown)).await?.max(next);
+        for shown in &come {
+            tell(&mut opened, shown).await?;
         }
     }
 }
@@ -265,10 +302,10 @@ async fn query(args: QueryArgs) -> anyhow::Result<()> {
     let filter = opened.filter(&args.filter).await?;
     let (found, _) = opened.last(&filter, args.limit).await?;
     if args.filter.json {
-        return say_json(&found.iter().map(RecordView::of).collect::<Vec<_>>());
+        return say_json(&found);
     }
-    for stored in &found {
-        opened.tell(stored).await?;
+    for shown in &found {
+        opened.tell(shown).await?;
     }
     note(count(found.len(), "record"));
     Ok(())
@@ -295,8 +332,12 @@ async fn verify(args: VerifyArgs) -> anyhow::Result<ExitCode> {
     let take = |stored: Stored| {
         chains.entry(stored.tenant).or_insert_with(|| Chain::new(None)).take(&stored);
     };
-    each(&opened.log, tenant, From::Sequence(1), take).await?;
-    let limits = opened.log.limits().await.context("there is no audit yet, or it cannot be read")?;
+    let Registrar::Nats(changes) = &opened.registrar else {
+        bail!("a chain is checked byte for byte, over NATS alone: --nats URL says where it is")
+    };
+    let log = changes.recorder.log();
+    each(log, tenant, From::Sequence(1), take).await?;
+    let limits = log.limits().await.context("there is no audit yet, or it cannot be read")?;
     let views = chains.into_iter().map(|(tenant, chain)| {
         let verdict = chain.end(limits);
         let tenant_name = match tenant {

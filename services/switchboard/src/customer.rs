@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use bus::changes::Change;
 use bus::registry::{Customer, Snapshot};
 use clap::{Args, Subcommand};
 use rpc::{CustomerId, TenantId};
@@ -11,7 +12,7 @@ use uuid::Uuid;
 use crate::common::find;
 use crate::common::output::{confirm, count, note, say, say_json};
 use crate::common::reach::ReachArgs;
-use crate::common::recorded::{ChangeArgs, entry};
+use crate::common::recorded::ChangeArgs;
 use crate::common::table::Table;
 
 #[derive(Subcommand)]
@@ -100,13 +101,12 @@ pub(crate) async fn run(verb: CustomerVerb) -> anyhow::Result<ExitCode> {
 }
 
 async fn add(args: AddArgs) -> anyhow::Result<()> {
-    let (registry, recorder) = args.change.registry().await?;
-    let known = registry.load_places().await?;
+    let registrar = args.change.registrar().await?;
+    let known = registrar.accounts().await?;
     let (tenant, _) = find::tenant(&known, args.tenant.as_deref())?;
     let id = CustomerId(args.id.unwrap_or_else(Uuid::new_v4));
     let customer = Customer { tenant, name: args.name };
-    let added = entry("customer.add", [], format!("customer {:?} ({id})", customer.name));
-    recorder.change(tenant, added, registry.add_customer(id, &customer)).await?;
+    registrar.change(Change::AddCustomer(id, customer.clone())).await?;
     if args.change.json {
         return say_json(&view(&known, id, &customer));
     }
@@ -115,7 +115,7 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
 }
 
 async fn list(args: ListArgs) -> anyhow::Result<()> {
-    let known = args.reach.registry().await?.load().await?;
+    let known = args.reach.registrar().await?.known().await?;
     let tenant = find::tenant_if_named(&known, args.tenant.as_deref())?;
     let mut customers: Vec<_> = known
         .customers
@@ -139,13 +139,12 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
 }
 
 async fn rename(args: RenameArgs) -> anyhow::Result<()> {
-    let (registry, recorder) = args.change.registry().await?;
-    let known = registry.load_places().await?;
+    let registrar = args.change.registrar().await?;
+    let known = registrar.accounts().await?;
     let (id, customer) = named(&known, &args.customer, args.tenant.as_deref())?;
-    let what = format!("{:?} is now {:?} ({id})", customer.name, args.name);
-    let renamed = entry("customer.rename", [], what);
-    let now = recorder.change(customer.tenant, renamed, registry.rename_customer(id, &args.name)).await?;
+    registrar.change(Change::RenameCustomer(id, args.name.clone())).await?;
     if args.change.json {
+        let now = Customer { name: args.name, ..customer.clone() };
         return say_json(&view(&known, id, &now));
     }
     say(format_args!("Customer {:?} is now {:?}.", customer.name, args.name));
@@ -153,12 +152,11 @@ async fn rename(args: RenameArgs) -> anyhow::Result<()> {
 }
 
 async fn remove(args: RemoveArgs) -> anyhow::Result<()> {
-    let (registry, recorder) = args.change.registry().await?;
-    let known = registry.load_places().await?;
+    let registrar = args.change.registrar().await?;
+    let known = registrar.accounts().await?;
     let (id, customer) = named(&known, &args.customer, args.tenant.as_deref())?;
     confirm(&format!("Remove customer {:?} ({id})", customer.name), args.yes)?;
-    let removed = entry("customer.remove", [], format!("customer {:?} ({id})", customer.name));
-    recorder.change(customer.tenant, removed, registry.remove_customer(id)).await?;
+    registrar.change(Change::RemoveCustomer(id)).await?;
     if args.change.json {
         return say_json(&view(&known, id, customer));
     }

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use bus::changes::Change;
 use bus::registry::{Snapshot, Tenant};
 use clap::{Args, Subcommand};
 use rpc::TenantId;
@@ -11,7 +12,7 @@ use uuid::Uuid;
 use crate::common::find;
 use crate::common::output::{confirm, count, note, say, say_json};
 use crate::common::reach::ReachArgs;
-use crate::common::recorded::{ChangeArgs, entry};
+use crate::common::recorded::ChangeArgs;
 use crate::common::table::Table;
 
 #[derive(Subcommand)]
@@ -85,11 +86,9 @@ pub(crate) async fn run(verb: TenantVerb) -> anyhow::Result<ExitCode> {
 }
 
 async fn add(args: AddArgs) -> anyhow::Result<()> {
-    let (registry, recorder) = args.change.registry().await?;
     let id = TenantId(args.id.unwrap_or_else(Uuid::new_v4));
     let tenant = Tenant { name: args.name.clone() };
-    let added = entry("tenant.add", [], format!("tenant {:?}", args.name));
-    recorder.change(id, added, registry.add_tenant(id, &tenant)).await?;
+    args.change.registrar().await?.change(Change::AddTenant(id, tenant)).await?;
     if args.change.json {
         return say_json(&TenantView { id, name: &args.name });
     }
@@ -98,7 +97,7 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
 }
 
 async fn list(args: ListArgs) -> anyhow::Result<()> {
-    let known = args.reach.registry().await?.load().await?;
+    let known = args.reach.registrar().await?.known().await?;
     let tenants = sorted(&known);
     if args.json {
         let views: Vec<_> =
@@ -117,11 +116,10 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
 }
 
 async fn rename(args: RenameArgs) -> anyhow::Result<()> {
-    let (registry, recorder) = args.change.registry().await?;
-    let known = registry.load_places().await?;
+    let registrar = args.change.registrar().await?;
+    let known = registrar.accounts().await?;
     let (id, tenant) = find::tenant(&known, Some(&args.tenant))?;
-    let renamed = entry("tenant.rename", [], format!("{:?} is now {:?}", tenant.name, args.name));
-    recorder.change(id, renamed, registry.rename_tenant(id, &args.name)).await?;
+    registrar.change(Change::RenameTenant(id, args.name.clone())).await?;
     if args.change.json {
         return say_json(&TenantView { id, name: &args.name });
     }
@@ -130,12 +128,11 @@ async fn rename(args: RenameArgs) -> anyhow::Result<()> {
 }
 
 async fn remove(args: RemoveArgs) -> anyhow::Result<()> {
-    let (registry, recorder) = args.change.registry().await?;
-    let known = registry.load_places().await?;
+    let registrar = args.change.registrar().await?;
+    let known = registrar.accounts().await?;
     let (id, tenant) = find::tenant(&known, Some(&args.tenant))?;
     confirm(&format!("Remove tenant {:?} ({id})", tenant.name), args.yes)?;
-    let removed = entry("tenant.remove", [], format!("tenant {:?}", tenant.name));
-    recorder.change(id, removed, registry.remove_tenant(id)).await?;
+    registrar.change(Change::RemoveTenant(id)).await?;
     if args.change.json {
         return say_json(&TenantView { id, name: &tenant.name });
     }

@@ -2,12 +2,14 @@
 //!
 //! For everybody: [`Bus`] is request and reply, [`server`] runs a nats-server as a child. For those who may use
 //! JetStream: [`claims`] says where each device is connected, [`seen`] where it was (routers), [`registry`] holds
-//! devices (authorizers, the command), [`Keyring`] the keys of tickets (authorizers, routers).
+//! devices (authorizers, the command, the API's administration), [`changes`] is what becomes of it, with a record of
+//! each, [`Keyring`] the keys of tickets (authorizers, routers).
 
 mod applications;
 pub mod audit;
 mod bucket;
 mod callout;
+pub mod changes;
 mod chores;
 pub mod claims;
 mod configured;

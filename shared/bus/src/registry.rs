@@ -42,8 +42,8 @@ pub use app::{
 };
 pub use devices::{DeviceEvent, DeviceWatch};
 pub use records::{
-    Customer, DEFAULT_TYPE, Device, Invalid, MAX_LABEL_KEY_CHARS, MAX_LABEL_VALUE_CHARS, MAX_LABELS,
-    MAX_NAME_CHARS, Snapshot, Tenant, check_labels, check_name, check_type, misleads,
+    Customer, DEFAULT_TYPE, Device, DeviceChange, Invalid, MAX_LABEL_KEY_CHARS, MAX_LABEL_VALUE_CHARS,
+    MAX_LABELS, MAX_NAME_CHARS, Snapshot, Tag, Tenant, check_labels, check_name, check_type, misleads,
 };
 pub use token::{MAX_TOKEN_BYTES, MIN_STRONG_CHARS, Token, credential_of};
 pub use watch::{Change, RegistryBeats, RegistryWatch};
@@ -96,6 +96,9 @@ pub enum RegistryError {
     /// Others wrote the same record at the same time, again and again.
     #[error("others are changing the same record at this moment; try again")]
     Contended,
+    /// It is not any more what whoever changes it has read.
+    #[error("it has been changed meanwhile: read it again")]
+    Changed,
     /// One more key than an application may have.
     #[error("it has {MAX_KEYS} keys that live: revoke one first")]
     KeysFull,
@@ -241,6 +244,14 @@ impl Registry {
         Ok(self.bucket.get(Key::Device(id)).await?.map(|stored| stored.value))
     }
 
+    /// One application.
+    ///
+    /// # Errors
+    /// As [`tenant`](Self::tenant).
+    pub async fn app(&self, id: AppId) -> Result<Option<App>, RegistryError> {
+        Ok(self.bucket.get(Key::App(id)).await?.map(|stored| stored.value))
+    }
+
     /// Adds a tenant.
     ///
     /// # Errors
@@ -319,75 +330,52 @@ impl Registry {
         Ok(())
     }
 
-    /// Assigns a device to a customer of its tenant, or to none. Its sessions end. The device as it is now.
+    /// Changes what is said of a device, all of it in one write; its sessions end if that is its customer. The device
+    /// as it is now.
     ///
     /// # Errors
-    /// When the device or customer does not exist, or belongs to another tenant.
-    pub async fn assign_device(
+    /// When the device or its new customer does not exist, a value is invalid, its name is taken in its tenant, the
+    /// customer is of another tenant, or the device is not at `only` any more.
+    pub async fn change_device(
         &self,
         id: DeviceId,
-        customer: Option<CustomerId>,
+        change: &DeviceChange,
+        only: Option<&Tag>,
     ) -> Result<Device, RegistryError> {
-        let assigned_to = match customer {
-            Some(customer) => Some((customer, self.existing_customer_record(customer).await?)),
+        let gone = || missing(Kind::Device, id.0);
+        let customer = match change.customer {
+            Some(Some(customer)) => Some((customer, self.existing_customer_record(customer).await?.tenant)),
+            _ => None,
+        };
+        let before = self.device(id).await?.ok_or_else(gone)?;
+        let name = match &change.name {
+            Some(name) => {
+                check_name(name)?;
+                let held = self.take_device_name(id, before.tenant, name).await?;
+                Some((Key::DeviceName(before.tenant, name), held))
+            }
             None => None,
         };
-        let assign = |device: &mut Device| {
-            if let Some((customer, record)) = &assigned_to
-                && record.tenant != device.tenant
-            {
-                return Err(RegistryError::ForeignCustomer(*customer));
-            }
-            Ok(std::mem::replace(&mut device.customer, customer) != customer)
-        };
-        self.bucket.change(Key::Device(id), assign).await?.ok_or(missing(Kind::Device, id.0))
-    }
-
-    /// Renames a device; its sessions go on. The device as it is now.
-    ///
-    /// # Errors
-    /// When it does not exist, or the name is invalid or taken in its tenant.
-    pub async fn rename_device(&self, id: DeviceId, name: &str) -> Result<Device, RegistryError> {
-        check_name(name)?;
-        let before = self.device(id).await?.ok_or(missing(Kind::Device, id.0))?;
-        let index = Key::DeviceName(before.tenant, name);
-        let held = self.take_device_name(id, before.tenant, name).await?;
         let mut old_name = before.name;
-        let rename = |device: &mut Device| {
-            old_name = std::mem::replace(&mut device.name, name.to_owned());
-            Ok(old_name != name)
+        let apply = |device: &mut Device| {
+            Tag::still(only, device.tag())?;
+            if let Some((customer, _)) = customer.filter(|(_, tenant)| *tenant != device.tenant) {
+                return Err(RegistryError::ForeignCustomer(customer));
+            }
+            let was = device.clone();
+            change.apply(device)?;
+            let is_changed = *device != was;
+            old_name = was.name;
+            Ok(is_changed)
         };
-        let renamed = self.bucket.change(Key::Device(id), rename).await;
-        let renamed = renamed.and_then(|device| device.ok_or(missing(Kind::Device, id.0)));
-        self.settle_name(renamed, id.0, (index, held), Key::DeviceName(before.tenant, &old_name)).await
-    }
-
-    /// Changes the labels of a device; its sessions go on. The device as it is now.
-    ///
-    /// # Errors
-    /// When it does not exist, or the labels would break a rule of [`check_labels`].
-    pub async fn label_device(
-        &self,
-        id: DeviceId,
-        mut change: impl FnMut(&mut BTreeMap<String, String>),
-    ) -> Result<Device, RegistryError> {
-        let label = |device: &mut Device| {
-            let before = device.labels.clone();
-            change(&mut device.labels);
-            check_labels(&device.labels)?;
-            Ok(device.labels != before)
-        };
-        self.bucket.change(Key::Device(id), label).await?.ok_or(missing(Kind::Device, id.0))
-    }
-
-    /// Gives a device another type; its sessions go on. The device as it is now.
-    ///
-    /// # Errors
-    /// When it does not exist, or the type would break a rule of [`check_type`].
-    pub async fn retype_device(&self, id: DeviceId, kind: &str) -> Result<Device, RegistryError> {
-        check_type(kind)?;
-        let retype = |device: &mut Device| Ok(std::mem::replace(&mut device.kind, kind.to_owned()) != kind);
-        self.bucket.change(Key::Device(id), retype).await?.ok_or(missing(Kind::Device, id.0))
+        let changed = self.bucket.change(Key::Device(id), apply).await;
+        let changed = changed.and_then(|device| device.ok_or_else(gone));
+        match name {
+            Some(name) => {
+                self.settle_name(changed, id.0, name, Key::DeviceName(before.tenant, &old_name)).await
+            }
+            None => changed,
+        }
     }
 
     /// Gives a device another token; the old one is void at once, and its sessions end.
@@ -424,9 +412,11 @@ impl Registry {
     /// Removes a device; its sessions end. The device as it was.
     ///
     /// # Errors
-    /// When it does not exist.
-    pub async fn remove_device(&self, id: DeviceId) -> Result<Device, RegistryError> {
-        let device: Device = self.bucket.remove(Key::Device(id)).await?.ok_or(missing(Kind::Device, id.0))?;
+    /// When it does not exist, or is not at `only` any more.
+    pub async fn remove_device(&self, id: DeviceId, only: Option<&Tag>) -> Result<Device, RegistryError> {
+        let expected = |device: &Device| Tag::still(only, device.tag());
+        let device = self.bucket.remove(Key::Device(id), expected).await?;
+        let device = device.ok_or(missing(Kind::Device, id.0))?;
         self.bucket.give_up(Key::Credential(&device.credential), id.0).await;
         self.bucket.give_up(Key::DeviceName(device.tenant, &device.name), id.0).await;
         Ok(device)
@@ -435,14 +425,20 @@ impl Registry {
     /// Renames a customer.
     ///
     /// # Errors
-    /// When it does not exist, or the name is invalid or taken in its tenant.
-    pub async fn rename_customer(&self, id: CustomerId, name: &str) -> Result<Customer, RegistryError> {
+    /// When it does not exist or is not at `only` any more, or the name is invalid or taken in its tenant.
+    pub async fn rename_customer(
+        &self,
+        id: CustomerId,
+        name: &str,
+        only: Option<&Tag>,
+    ) -> Result<Customer, RegistryError> {
         check_name(name)?;
         let before = self.existing_customer_record(id).await?;
         let index = Key::CustomerName(before.tenant, name);
         let held = self.take_customer_name(id, before.tenant, name).await?;
         let mut old_name = before.name;
         let rename = |customer: &mut Customer| {
+            Tag::still(only, customer.tag())?;
             old_name = std::mem::replace(&mut customer.name, name.to_owned());
             Ok(old_name != name)
         };
@@ -454,12 +450,18 @@ impl Registry {
     /// Renames a tenant.
     ///
     /// # Errors
-    /// When it does not exist, or the name is invalid or taken.
-    pub async fn rename_tenant(&self, id: TenantId, name: &str) -> Result<Tenant, RegistryError> {
+    /// When it does not exist or is not at `only` any more, or the name is invalid or taken.
+    pub async fn rename_tenant(
+        &self,
+        id: TenantId,
+        name: &str,
+        only: Option<&Tag>,
+    ) -> Result<Tenant, RegistryError> {
         check_name(name)?;
         let mut old_name = self.existing_tenant(id).await?.name;
         let held = self.take_tenant_name(id, name).await?;
         let rename = |tenant: &mut Tenant| {
+            Tag::still(only, tenant.tag())?;
             old_name = std::mem::replace(&mut tenant.name, name.to_owned());
             Ok(old_name != name)
         };
@@ -479,7 +481,7 @@ impl Registry {
             return Err(RegistryError::StillUsed { kind: Kind::Customer, customers: 0, devices });
         }
         let customer: Customer =
-            self.bucket.remove(Key::Customer(id)).await?.ok_or(missing(Kind::Customer, id.0))?;
+            self.bucket.remove(Key::Customer(id), |_| Ok(())).await?.ok_or(missing(Kind::Customer, id.0))?;
         self.bucket.give_up(Key::CustomerName(customer.tenant, &customer.name), id.0).await;
         Ok(customer)
     }
@@ -498,7 +500,8 @@ impl Registry {
         for (app, _) in known.apps.iter().filter(|(_, app)| app.tenant == id) {
             self.remove_app(*app).await?;
         }
-        let tenant: Tenant = self.bucket.remove(Key::Tenant(id)).await?.ok_or(missing(Kind::Tenant, id.0))?;
+        let tenant: Option<Tenant> = self.bucket.remove(Key::Tenant(id), |_| Ok(())).await?;
+        let tenant = tenant.ok_or(missing(Kind::Tenant, id.0))?;
         self.bucket.give_up(Key::TenantName(&tenant.name), id.0).await;
         Ok(tenant)
     }
@@ -552,7 +555,8 @@ impl Registry {
     /// # Errors
     /// When it does not exist.
     pub async fn remove_app(&self, id: AppId) -> Result<App, RegistryError> {
-        let app: App = self.bucket.remove(Key::App(id)).await?.ok_or(missing(Kind::App, id.0))?;
+        let app: Option<App> = self.bucket.remove(Key::App(id), |_| Ok(())).await?;
+        let app = app.ok_or(missing(Kind::App, id.0))?;
         self.bucket.give_up(Key::AppName(app.tenant, &app.name), id.0).await;
         Ok(app)
     }
@@ -584,7 +588,7 @@ impl Registry {
             Ok(Held::Already) => Ok(added),
             Ok(Held::Newly) => Ok(Added::Created),
             Err(error @ RegistryError::Taken { .. }) if added == Added::Created => {
-                self.bucket.remove::<Device>(Key::Device(id)).await?;
+                self.bucket.remove(Key::Device(id), |_: &Device| Ok(())).await?;
                 self.undo(index, id.0, name, &error).await;
                 Err(error)
             }

@@ -13,8 +13,8 @@ use std::future::pending;
 use std::time::Duration;
 
 use bus::registry::{
-    Added, App, AppKey, Change, Customer, Kind, NewDevice, NewKey, Registry, RegistryError, RegistryWatch,
-    Tenant, Token, credential_of,
+    Added, App, AppKey, Change, Customer, DeviceChange, Kind, NewDevice, NewKey, Registry, RegistryError,
+    RegistryWatch, Tenant, Token, credential_of,
 };
 use bus::server::{NatsServer, ServerOptions, find_binary};
 use bus::{Bus, BusSettings};
@@ -79,8 +79,8 @@ async fn a_device_and_a_customer_are_found_by_their_names_alone() {
     assert_eq!(named("A1").await, [a1.id, foreign.id].into());
     assert_eq!(named("A * > 2").await, [a2.id].into());
     assert_eq!(registry.device_named(other, "A1").await.unwrap().unwrap().0, foreign.id);
-    registry.remove_device(foreign.id).await.unwrap();
-    registry.rename_device(a2.id, "A3").await.unwrap();
+    registry.remove_device(foreign.id, None).await.unwrap();
+    registry.change_device(a2.id, &DeviceChange::named("A3"), None).await.unwrap();
     assert_eq!((named("A1").await, named("A * > 2").await), ([a1.id].into(), BTreeSet::new()));
     assert_eq!(named("A3").await, [a2.id].into());
 
@@ -124,12 +124,12 @@ async fn names_ids_and_tokens_are_unique_and_come_free_again() {
     let a2 = account.device("A2");
     assert_eq!(registry.add_device(&a2).await.unwrap(), Added::Created);
     assert!(matches!(
-        registry.rename_device(a2.id, "A1").await,
+        registry.change_device(a2.id, &DeviceChange::named("A1"), None).await,
         Err(RegistryError::Taken { what: "name", .. })
     ));
-    assert_eq!(registry.rename_device(a2.id, "A3").await.unwrap().name, "A3");
+    assert_eq!(registry.change_device(a2.id, &DeviceChange::named("A3"), None).await.unwrap().name, "A3");
     assert_eq!(registry.add_device(&account.device("A2")).await.unwrap(), Added::Created);
-    registry.remove_device(a1.id).await.unwrap();
+    registry.remove_device(a1.id, None).await.unwrap();
     let again = NewDevice { id: a1.id, token: a1.token.clone(), ..account.device("A1") };
     assert_eq!(registry.add_device(&again).await.unwrap(), Added::Created);
 
@@ -162,12 +162,12 @@ async fn tenants_and_customers_bound_devices() {
     let stray = NewDevice { customer: Some(foreign), ..account.device("A2") };
     assert!(matches!(registry.add_device(&stray).await, Err(RegistryError::ForeignCustomer(_))));
     assert!(matches!(
-        registry.assign_device(a1.id, Some(foreign)).await,
+        registry.change_device(a1.id, &DeviceChange::assigned(Some(foreign)), None).await,
         Err(RegistryError::ForeignCustomer(_))
     ));
     let nobody = CustomerId(Uuid::new_v4());
     assert!(matches!(
-        registry.assign_device(a1.id, Some(nobody)).await,
+        registry.change_device(a1.id, &DeviceChange::assigned(Some(nobody)), None).await,
         Err(RegistryError::Missing { kind: Kind::Customer, .. })
     ));
 
@@ -179,15 +179,22 @@ async fn tenants_and_customers_bound_devices() {
         registry.remove_tenant(account.tenant).await,
         Err(RegistryError::StillUsed { kind: Kind::Tenant, customers: 1, devices: 1 })
     ));
-    assert_eq!(registry.assign_device(a1.id, None).await.unwrap().customer, None);
     assert_eq!(
-        registry.assign_device(a1.id, Some(account.customer)).await.unwrap().customer,
+        registry.change_device(a1.id, &DeviceChange::assigned(None), None).await.unwrap().customer,
+        None
+    );
+    assert_eq!(
+        registry
+            .change_device(a1.id, &DeviceChange::assigned(Some(account.customer)), None)
+            .await
+            .unwrap()
+            .customer,
         Some(account.customer)
     );
-    registry.remove_device(a1.id).await.unwrap();
-    registry.rename_customer(account.customer, "Customer B").await.unwrap();
+    registry.remove_device(a1.id, None).await.unwrap();
+    registry.rename_customer(account.customer, "Customer B", None).await.unwrap();
     registry.remove_customer(account.customer).await.unwrap();
-    registry.rename_tenant(account.tenant, "Renamed").await.unwrap();
+    registry.rename_tenant(account.tenant, "Renamed", None).await.unwrap();
     registry.remove_tenant(account.tenant).await.unwrap();
     let left = registry.load().await.unwrap();
     assert_eq!((left.tenants.len(), left.customers.len(), left.devices.len()), (1, 1, 0));
@@ -258,7 +265,7 @@ async fn a_watch_loads_an_empty_bucket_and_follows_every_change() {
     account.registry.rotate_token(a1.id, &new).await.unwrap();
     seen.follow(&mut watch, |seen, _| !seen.credentials.contains_key(&hash)).await;
     assert_eq!(seen.credentials.get(&new.credential()), Some(&a1.id));
-    account.registry.remove_device(a1.id).await.unwrap();
+    account.registry.remove_device(a1.id, None).await.unwrap();
     seen.follow(&mut watch, |seen, _| !seen.credentials.contains_key(&new.credential())).await;
     assert!(seen.devices.is_empty(), "the record goes first");
 
@@ -332,6 +339,7 @@ async fn applications_have_names_of_their_own_and_two_keys_that_live() {
         tenant: account.tenant,
         name: "backend".into(),
         role: Role::Caller,
+        all_tenants: false,
         customers: Some([account.customer].into()),
         labels: BTreeMap::new(),
         methods: None,

@@ -25,10 +25,10 @@ closed_list! {
         /// Hear of events, too, and read the audit.
         #[n(1)]
         Observer = "observer",
-        /// Keep devices and their credentials, too.
+        /// Keep devices, their tokens and customers, too.
         #[n(2)]
         Operator = "operator",
-        /// Keep policies, keys and customers, too.
+        /// Keep applications, their keys and tenants, too.
         #[n(3)]
         Admin = "admin",
     }

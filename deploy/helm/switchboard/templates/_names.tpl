@@ -114,7 +114,7 @@ default
 {{/* Who a role is to NATS where JetStream is, if it may use it. Takes (list $ "user's role"). */}}
 {{- define "switchboard.nats.storeUser" -}}
 {{- $ := index . 0 -}}
-{{- $own := dict "authorizer" "authorizer-store" "router" "router-store" "api" "api" "operator" "operator" -}}
+{{- $own := dict "authorizer" "authorizer-store" "router" "router-store" "api" "api" "admin" "admin" "operator" "operator" -}}
 {{- get (ternary $own $.Values.nats.storeUsers $.Values.nats.enabled) (index . 1) -}}
 {{- end -}}
 

@@ -150,10 +150,11 @@ env:
 {{- end -}}
 {{- end -}}
 
-{{/* Who this is to NATS, by password, as YAML. Takes (list $ "user's role"). */}}
+{{/* Who this is to NATS, by password, as YAML. Takes (list $ "user's role"). An API that keeps the registry is `admin`. */}}
 {{- define "switchboard.natsEnv" -}}
 {{- $ := index . 0 -}}
-{{- $role := index . 1 -}}
+{{- $keeps := and (eq (index . 1) "api") (dig "api" "administration" false $.Values.config) -}}
+{{- $role := ternary "admin" (index . 1) $keeps -}}
 {{- if include "switchboard.isWhole" . -}}
 {{- /* Its file of settings says so. */ -}}
 {{- else if not $.Values.nats.credentialsSecret -}}

@@ -20,10 +20,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use switchboard_ingress::device_api;
 
+use crate::common::api::Api;
 use crate::common::find;
 use crate::common::output::{note, say, say_json};
 use crate::common::reach::ReachArgs;
-use crate::common::via::Via;
+use crate::common::via::{Via, path_segment};
 use crate::common::way::WayArgs;
 
 /// How much longer than the call itself its outcome is waited for.
@@ -56,7 +57,7 @@ pub(crate) struct CallArgs {
     #[command(subcommand)]
     verb: Option<journal::JournalVerb>,
     /// The device that calls
-    #[arg(long, value_name = "DEVICE", required_unless_present = "via")]
+    #[arg(long, value_name = "DEVICE")]
     from: Option<String>,
     /// Make the call as a device, over this protocol
     #[arg(long, value_name = "PROTOCOL", value_enum, requires = "token", conflicts_with = "from")]
@@ -69,6 +70,9 @@ pub(crate) struct CallArgs {
     /// The device that is called
     #[arg(long, value_name = "DEVICE", required = true)]
     to: Option<String>,
+    /// What the target reads as method, where an API is asked [default: onMsg]
+    #[arg(long, value_name = "METHOD", conflicts_with_all = ["via", "from"])]
+    method: Option<String>,
     /// What the target receives as params, any JSON
     #[arg(default_value = "null")]
     body: String,
@@ -118,6 +122,12 @@ pub(crate) async fn run(mut args: CallArgs) -> anyhow::Result<ExitCode> {
         return as_device(&args, via, token).await;
     }
     ensure!(!args.way.is_given(), "--at, --tls and --ca say where a device connects: they go with --via");
+    if let Some(api) = args.reach.api()? {
+        return as_application(&args, &api).await;
+    }
+    if args.from.is_none() {
+        bail!("which device calls? --from names it; through an API (--api) it is the application itself");
+    }
     let reached = args.reach.bus().await?;
     let registry = Registry::open(&reached.bus).await.context("cannot open the registry")?;
     let from = args.from.as_deref().unwrap_or_default();
@@ -285,6 +295,73 @@ async fn as_device(args: &CallArgs, via: Via, token: &str) -> anyhow::Result<Exi
     let failed = serde_json::from_str::<Failure>(&read).is_ok_and(|failure| !failure.error.is_empty());
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
+
+/// How an application's call went, as JSON.
+#[derive(Serialize)]
+struct AppCallView<'a> {
+    outcome: &'a str,
+    /// May the target have executed it?
+    seen: &'a str,
+    ms: f64,
+    to: &'a str,
+    /// The target's answer, or what went wrong.
+    body: &'a RawValue,
+}
+
+/// The call as the application makes it whose key an API is shown.
+async fn as_application(args: &CallArgs, api: &Api) -> anyhow::Result<ExitCode> {
+    if args.from.is_some() {
+        bail!("through an API the application itself calls: leave --from out, or name --nats URL");
+    }
+    let params: &RawValue = serde_json::from_str(&args.body)?;
+    let wanted = AppCall {
+        method: args.method.as_deref(),
+        params,
+        timeout: args.timeout_ms,
+        connect_timeout: args.connect_timeout_ms,
+        oneway: args.oneway,
+    };
+    let path = format!("devices/{}/calls", path_segment(args.named_target()));
+    let started = Instant::now();
+    let wait = args.timeout_ms.map_or(APP_CALL_WAIT, |ms| Duration::from_millis(ms.into()) + APP_CALL_GRACE);
+    let response =
+        api.exchange(hyper::Method::POST, &path, Some(serde_json::to_string(&wanted)?), wait).await?;
+    let ms = (started.elapsed().as_secs_f64() * 1_000_000.0).round() / 1000.0;
+    let said = |name: &str| response.headers().get(name).and_then(|it| it.to_str().ok()).unwrap_or("refused");
+    let (outcome, seen) = (said("switchboard-outcome"), said("switchboard-seen"));
+    let read = std::str::from_utf8(response.body()).context("the answer is not text")?;
+    let read = if read.is_empty() { "null" } else { read };
+    if args.json {
+        let body: &RawValue = serde_json::from_str(read).context("the answer is not JSON")?;
+        say_json(&AppCallView { outcome, seen, ms, to: args.named_target(), body })?;
+    } else {
+        note(format_args!(
+            "-> {}: {outcome} in {ms:.1} ms; may the device have seen it: {seen}",
+            args.named_target()
+        ));
+        say(read);
+    }
+    Ok(if response.status().is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A call, as an API reads it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AppCall<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    method: Option<&'a str>,
+    params: &'a RawValue,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeout: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connect_timeout: Option<u32>,
+    oneway: bool,
+}
+
+/// How long a call may take that names no time: no API lets one take longer.
+const APP_CALL_WAIT: Duration = Duration::from_secs(600);
+/// How much longer than its call an API's answer is waited for.
+const APP_CALL_GRACE: Duration = Duration::from_secs(5);
 
 /// How long `getDevices` may take.
 const LIST_WAIT: Duration = Duration::from_secs(10);

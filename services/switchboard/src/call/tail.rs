@@ -6,6 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use bus::audit::{NO_TENANT, rfc3339};
+use bus::changes::entry;
 use bus::inspect::Listener;
 use bus::registry::Registry;
 use clap::Args;
@@ -16,7 +17,7 @@ use super::journal::{CallView, Names, end};
 use crate::common::find;
 use crate::common::output::{note, say};
 use crate::common::reach::{ReachArgs, Reached};
-use crate::common::recorded::{ReasonArgs, Recorder, entry};
+use crate::common::recorded::{self, ReasonArgs};
 
 /// Names of devices that are kept in mind.
 const MAX_NAMES: usize = 10_000;
@@ -81,9 +82,9 @@ pub(crate) async fn run(args: TailArgs) -> anyhow::Result<ExitCode> {
     if let Some(bytes) = args.bodies {
         let devices = filter.from.into_iter().chain(filter.to);
         let what = format!("{bytes} bytes of each body{}", said(&args));
-        let recorder = Recorder::of(&bus, &settings, args.reason.clone());
+        let recorder = args.reason.clone().recorder(&bus, &settings);
         let nothing = async { anyhow::Ok(()) };
-        recorder.change(whose, entry("tail.bodies", devices, what), nothing).await?;
+        recorded::change(&recorder, vec![(whose, entry("tail.bodies", devices, what))], nothing).await?;
     }
     let mut listener = Listener::new(&bus, filter, args.bodies.unwrap_or_default());
     note("Calls are shown as they end, until Ctrl-C.");

@@ -4,13 +4,14 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use boot::{CommonArgs, Settings};
-use bus::registry::Registry;
 use bus::{Bus, BusError, BusSettings};
 use clap::Args;
 
+use crate::common::api::Api;
 use crate::common::output::{complain, note};
+use crate::common::recorded::{ChangeArgs, ReasonArgs};
+use crate::common::registrar::Registrar;
 use crate::system::access;
 
 /// The exit status of a command whose flags or settings are at fault, as clap has it.
@@ -27,6 +28,12 @@ pub(crate) struct ReachArgs {
     /// NATS server that the system uses [setting: nats.url; default: nats://127.0.0.1:4222]
     #[arg(long, value_name = "URL")]
     nats: Option<String>,
+    /// API of a system, as https://HOST, in place of NATS; its key is in SWITCHBOARD_KEY, or in the profile of that URL
+    #[arg(long, value_name = "URL", env = "SWITCHBOARD_API")]
+    api: Option<String>,
+    /// API and key of this name in ~/.config/switchboard/profiles.toml, which only its owner may read
+    #[arg(long, value_name = "NAME", env = "SWITCHBOARD_PROFILE")]
+    profile: Option<String>,
     /// Configuration file (TOML) of the system
     #[arg(long, value_name = "FILE", env = "SWITCHBOARD_CONFIG")]
     config: Option<PathBuf>,
@@ -59,6 +66,11 @@ impl ReachArgs {
     /// # Errors
     /// When the settings are at fault or NATS is not there.
     pub(crate) async fn bus(&self) -> anyhow::Result<Reached> {
+        if self.api()?.is_some() {
+            let needs =
+                "this is done over NATS alone: --nats URL says where it is, whatever API is named besides";
+            return Err(Usage(needs.to_owned()).into());
+        }
         let settings = self.settings()?;
         let mut bus: BusSettings = (&settings.nats).into();
         bus.connect_timeout_ms = bus.connect_timeout_ms.min(MAX_CONNECT_MS);
@@ -71,20 +83,32 @@ impl ReachArgs {
     /// # Errors
     /// When they are at fault.
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
-        let ReachArgs { nats, config, set } = self.clone();
+        let ReachArgs { nats, config, set, .. } = self.clone();
         let args = CommonArgs { config, set, nats, ..CommonArgs::default() };
         let mut settings = args.load().map_err(|faults| Usage(faults.to_string()))?.settings;
         access::find_for(&mut settings.nats);
         Ok(settings)
     }
 
-    /// Connects and opens the registry.
+    /// The API that is to be asked in place of NATS, if one is.
     ///
     /// # Errors
-    /// As [`bus`](Self::bus), and when there is no JetStream.
-    pub(crate) async fn registry(&self) -> anyhow::Result<Registry> {
-        let reached = self.bus().await?;
-        Registry::open(&reached.bus).await.context("cannot open the registry")
+    /// When it has no key here.
+    pub(crate) fn api(&self) -> anyhow::Result<Option<Api>> {
+        // What stands in the environment gives way to a flag.
+        if self.nats.is_some() || (self.api.is_none() && self.profile.is_none()) {
+            return Ok(None);
+        }
+        let api = Api::of(self.api.as_deref(), self.profile.as_deref());
+        api.map(Some).map_err(|error| Usage(format!("{error:#}")).into())
+    }
+
+    /// Reaches who keeps the registry, to look at it.
+    ///
+    /// # Errors
+    /// As [`ChangeArgs::registrar`].
+    pub(crate) async fn registrar(self) -> anyhow::Result<Registrar> {
+        ChangeArgs { json: false, reason: ReasonArgs::default(), reach: self }.registrar().await
     }
 }
 

@@ -5,12 +5,14 @@ use std::future::Future;
 use anyhow::Context;
 use boot::Settings;
 use bus::Bus;
-use bus::audit::{AuditLog, Entry, MAX_TEXT_CHARS, user_of};
+use bus::audit::{AuditLog, Entry, MAX_TEXT_CHARS};
+use bus::changes::{Author, Changes, NotChanged, Recorder};
 use bus::registry::Registry;
 use clap::Args;
-use rpc::{DeviceId, TenantId};
+use rpc::TenantId;
 
 use crate::common::reach::{ReachArgs, Reached};
+use crate::common::registrar::Registrar;
 
 /// Who changes something, and what for.
 #[derive(Args, Clone, Debug, Default)]
@@ -30,9 +32,9 @@ pub(crate) struct ChangeArgs {
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
-    reason: ReasonArgs,
+    pub(crate) reason: ReasonArgs,
     #[command(flatten)]
-    reach: ReachArgs,
+    pub(crate) reach: ReachArgs,
 }
 
 impl ChangeArgs {
@@ -40,10 +42,10 @@ impl ChangeArgs {
     ///
     /// # Errors
     /// As [`ReachArgs::registry`].
-    pub(crate) async fn registry(&self) -> anyhow::Result<(Registry, Recorder)> {
+    pub(crate) async fn changes(&self) -> anyhow::Result<Changes> {
         let Reached { bus, settings } = self.reached().await?;
         let registry = Registry::open(&bus).await.context("cannot open the registry")?;
-        Ok((registry, self.recorder(&bus, &settings)))
+        Ok(Changes { registry, recorder: self.recorder(&bus, &settings) })
     }
 
     /// Connects.
@@ -56,80 +58,50 @@ impl ChangeArgs {
 
     /// Writes records in the name of whoever typed the command.
     pub(crate) fn recorder(&self, bus: &Bus, settings: &Settings) -> Recorder {
-        Recorder::of(bus, settings, self.reason.clone())
-    }
-}
-
-/// Writes records in one person's name.
-pub(crate) struct Recorder {
-    log: AuditLog,
-    reason: ReasonArgs,
-}
-
-impl Recorder {
-    /// Of a running system.
-    pub(crate) fn of(bus: &Bus, settings: &Settings, reason: ReasonArgs) -> Self {
-        Recorder { log: log(bus, settings), reason }
+        self.reason.clone().recorder(bus, settings)
     }
 
-    /// Records a change, and then lets it happen. One that fails has a second record, which says so.
+    /// Reaches who keeps the registry.
     ///
     /// # Errors
-    /// When the audit takes no record: then nothing was changed. And the change's own.
-    pub(crate) async fn change<T, E: Into<anyhow::Error>>(
-        &self,
-        tenant: TenantId,
-        entry: Entry,
-        change: impl Future<Output = Result<T, E>>,
-    ) -> anyhow::Result<T> {
-        self.changes(vec![(tenant, entry)], change).await
-    }
-
-    /// The same for a change of many things at once.
-    ///
-    /// # Errors
-    /// As [`change`](Self::change).
-    pub(crate) async fn changes<T, E: Into<anyhow::Error>>(
-        &self,
-        entries: Vec<(TenantId, Entry)>,
-        change: impl Future<Output = Result<T, E>>,
-    ) -> anyhow::Result<T> {
-        for (tenant, entry) in &entries {
-            let recorded = self.record(*tenant, entry.clone()).await;
-            recorded.context("nothing was changed: the audit does not take the record of it")?;
+    /// When it does not answer, or flags or settings are at fault.
+    pub(crate) async fn registrar(&self) -> anyhow::Result<Registrar> {
+        match self.reach.api()? {
+            Some(api) => Ok(Registrar::Api(api.because(&self.reason.who, &self.reason.why))),
+            None => Ok(Registrar::Nats(self.changes().await?)),
         }
-        let error = match change.await {
-            Ok(changed) => return Ok(changed),
-            Err(error) => error.into(),
-        };
-        for (tenant, entry) in entries {
-            let failed = Entry { kind: format!("{}.failed", entry.kind), why: format!("{error:#}"), ..entry };
-            if let Err(unrecorded) = self.record(tenant, failed).await {
-                return Err(error.context(format!("the audit says that it happened: {unrecorded:#}")));
-            }
-        }
-        Err(error)
-    }
-
-    async fn record(&self, tenant: TenantId, entry: Entry) -> anyhow::Result<()> {
-        let ReasonArgs { who, why } = self.reason.clone();
-        let why = if entry.why.is_empty() { why } else { entry.why };
-        Ok(self.log.append(tenant, Entry { who, why, from: here(), ..entry }).await?)
     }
 }
 
-/// An entry in words.
-pub(crate) fn entry(
-    kind: &str,
-    devices: impl IntoIterator<Item = DeviceId>,
-    what: impl Into<String>,
-) -> Entry {
-    Entry { what: what.into(), ..Entry::new(kind, devices) }
+impl ReasonArgs {
+    /// Writes records in this person's name.
+    pub(crate) fn recorder(self, bus: &Bus, settings: &Settings) -> Recorder {
+        let ReasonArgs { who, why } = self;
+        Recorder::of(bus, settings, Author { who, why, from: here() })
+    }
+}
+
+/// A change and its records, where the change may fail for any reason.
+///
+/// # Errors
+/// As [`Recorder::changes`].
+pub(crate) async fn change<T>(
+    recorder: &Recorder,
+    entries: Vec<(TenantId, Entry)>,
+    change: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    recorder.changes(entries, change).await.map_err(|error| match error {
+        NotChanged::Failed(error) => error,
+        NotChanged::FailedUntold(error, untold) => {
+            error.context(format!("the audit says that it happened: {untold}"))
+        }
+        NotChanged::Unrecorded(unrecorded) => NotChanged::<anyhow::Error>::Unrecorded(unrecorded).into(),
+    })
 }
 
 /// The audit of a running system.
 pub(crate) fn log(bus: &Bus, settings: &Settings) -> AuditLog {
-    AuditLog::new(bus, user_of(&settings.nats), (&settings.audit).into())
+    ReasonArgs::default().recorder(bus, settings).log().clone()
 }
 
 /// This machine and process.

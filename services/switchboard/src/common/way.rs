@@ -109,7 +109,8 @@ impl Way {
     }
 }
 
-fn connector(ca: Option<&Path>) -> anyhow::Result<TlsConnector> {
+/// TLS by the authorities of a file, or those of this machine.
+pub(crate) fn connector(ca: Option<&Path>) -> anyhow::Result<TlsConnector> {
     let mut roots = RootCertStore::empty();
     match ca {
         Some(file) => {

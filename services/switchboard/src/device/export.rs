@@ -74,7 +74,7 @@ struct DeviceEntry<'a> {
 }
 
 pub(crate) async fn run(args: ExportArgs) -> anyhow::Result<()> {
-    let mut known = args.reach.registry().await?.load().await?;
+    let mut known = args.reach.registrar().await?.known().await?;
     known.devices.retain(|_, device| args.pick.takes(device));
     match &args.out {
         Some(path) => {

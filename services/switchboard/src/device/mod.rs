@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bus::Bus;
-use bus::registry::{DEFAULT_TYPE, Device, NewDevice, Registry, Snapshot, Token};
+use bus::changes::{Change, Changed, in_words};
+use bus::registry::{DEFAULT_TYPE, Device, DeviceChange, NewDevice, Snapshot, Token};
 use clap::{Args, Subcommand};
 use rpc::{CustomerId, DeviceId, LastSeen, PresenceReply, PresenceRequest, TenantId, Whereabouts, wire};
 use serde::Serialize;
@@ -22,7 +23,8 @@ use crate::common::find;
 use crate::common::find::PickArgs;
 use crate::common::output::{confirm, count, grouped, moment, note, say, say_json};
 use crate::common::reach::ReachArgs;
-use crate::common::recorded::{ChangeArgs, entry};
+use crate::common::recorded::ChangeArgs;
+use crate::common::registrar::{self, Registrar};
 use crate::common::table::Table;
 
 /// How long routers may take to say whether a device is online; then it is not shown.
@@ -285,8 +287,8 @@ pub(crate) async fn run(verb: DeviceVerb) -> anyhow::Result<ExitCode> {
 }
 
 async fn add(args: AddArgs) -> anyhow::Result<()> {
-    let (registry, recorder) = args.change.registry().await?;
-    let known = registry.load_places().await?;
+    let registrar = args.change.registrar().await?;
+    let known = registrar.accounts().await?;
     let (tenant, customer) = place(&known, args.tenant.as_deref(), args.customer.as_deref())?;
     let new = NewDevice {
         id: DeviceId(args.id.unwrap_or_else(Uuid::new_v4)),
@@ -297,9 +299,7 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
         labels: args.labels.into_iter().collect(),
         token: token(args.token.as_deref(), args.weak_token)?,
     };
-    let of = customer.map_or("nobody's".to_owned(), |customer| find::customer_name(&known, customer));
-    let what = format!("device {:?}, customer {of}, labels: {}", new.name, labels(&new.labels));
-    recorder.change(tenant, entry("device.add", [new.id], what), registry.add_device(&new)).await?;
+    registrar.change(Change::AddDevice(Box::new(new.clone()))).await?;
     if args.change.json {
         let view = DeviceView {
             id: new.id,
@@ -329,9 +329,8 @@ async fn add(args: AddArgs) -> anyhow::Result<()> {
 }
 
 async fn list(args: ListArgs) -> anyhow::Result<()> {
-    let reached = args.reach.bus().await?;
-    let registry = Registry::open(&reached.bus).await.context("cannot open the registry")?;
-    let mut known = registry.load_places().await?;
+    let registrar = args.reach.clone().registrar().await?;
+    let mut known = registrar.accounts().await?;
     let tenant = find::tenant_if_named(&known, args.tenant.as_deref())?;
     let customer = match &args.customer {
         Some(named) => Some(find::customer(&known, named, tenant)?.0),
@@ -350,7 +349,7 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
             meant.insert(id, device);
         }
     };
-    registry.each_device(keep).await?;
+    registrar.each_device(keep).await?;
     known.devices = meant;
     let devices = sorted(&known);
     let page = match args.after {
@@ -363,7 +362,13 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
     };
     let mut views: Vec<_> = page.iter().map(|(id, device)| view(&known, *id, device)).collect();
     if args.online {
-        let there = online(&reached.bus, &views.iter().map(|it| it.id).collect::<Vec<_>>()).await?;
+        let there = match &registrar {
+            Registrar::Api(api) => registrar::online(api).await?.into_iter().map(|id| (id, None)).collect(),
+            Registrar::Nats(_) => {
+                let reached = args.reach.bus().await?;
+                online(&reached.bus, &views.iter().map(|it| it.id).collect::<Vec<_>>()).await?
+            }
+        };
         views.retain(|it| there.contains_key(&it.id));
         for view in &mut views {
             (view.online, view.place) = (Some(true), there.get(&view.id).copied().flatten());
@@ -380,7 +385,7 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
     for device in &views {
         let customer = device.customer_name.clone().unwrap_or_else(|| "-".to_owned());
         let cells = [device.id.to_string(), device.name.to_owned(), customer, device.tenant_name.clone()];
-        let labels = if device.labels.is_empty() { "-".to_owned() } else { labels(device.labels) };
+        let labels = if device.labels.is_empty() { "-".to_owned() } else { in_words(device.labels) };
         let place = place_cells(device.place.as_ref()).into_iter().filter(|_| args.online);
         table.row(cells.into_iter().chain([device.kind.to_owned(), labels]).chain(place));
     }
@@ -393,16 +398,20 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
 }
 
 async fn show(args: ShowArgs) -> anyhow::Result<()> {
-    let reached = args.reach.bus().await?;
-    let registry = Registry::open(&reached.bus).await.context("cannot open the registry")?;
-    let (id, device) = find::device_by_ending(&registry, &args.device).await?;
-    let known = registry.places_of(&device).await?;
+    let registrar = args.reach.clone().registrar().await?;
+    let (id, device, known) = registrar.device_by_ending(&args.device).await?;
     let view = view(&known, id, &device);
-    let view = match presence(&reached.bus, id).await {
-        Some((online, takeovers, place, last_seen)) => {
-            DeviceView { online: Some(online), takeovers: Some(takeovers), place, last_seen, ..view }
+    let view = match &registrar {
+        Registrar::Api(api) => {
+            let online = registrar::online(api).await.ok().map(|there| there.contains(&id));
+            DeviceView { online, ..view }
         }
-        None => view,
+        Registrar::Nats(_) => match presence(&args.reach.bus().await?.bus, id).await {
+            Some((online, takeovers, place, last_seen)) => {
+                DeviceView { online: Some(online), takeovers: Some(takeovers), place, last_seen, ..view }
+            }
+            None => view,
+        },
     };
     if args.json {
         return say_json(&view);
@@ -415,7 +424,7 @@ async fn show(args: ShowArgs) -> anyhow::Result<()> {
         _ => say("customer  none: it can call nobody"),
     }
     say(format_args!("type      {}", view.kind));
-    say(format_args!("labels    {}", labels(view.labels)));
+    say(format_args!("labels    {}", in_words(view.labels)));
     say(match view.online {
         Some(true) => "online    yes",
         Some(false) => "online    no",
@@ -445,66 +454,55 @@ async fn show(args: ShowArgs) -> anyhow::Result<()> {
 }
 
 async fn assign(args: AssignArgs) -> anyhow::Result<()> {
-    let (registry, recorder) = args.change.registry().await?;
-    let (id, device) = find::device(&registry, &args.device).await?;
-    let (customer, record) = find::customer_of(&registry, device.tenant, &args.customer).await?;
-    let what = format!("{:?} is assigned to {:?} ({customer})", device.name, record.name);
-    let assigned = entry("device.assign", [id], what);
-    let assign = registry.assign_device(id, Some(customer));
-    let device = recorder.change(device.tenant, assigned, assign).await?;
+    let registrar = args.change.registrar().await?;
+    let (id, device) = registrar.device(&args.device).await?;
+    let (customer, record) = registrar.customer(device.tenant, &args.customer).await?;
     let said = format!("Device {:?} is assigned to {:?}.", device.name, record.name);
-    tell(&registry, args.change.json, id, &device, said).await
+    alter(&registrar, args.change.json, id, DeviceChange::assigned(Some(customer)), |_| said).await
 }
 
 async fn unassign(args: OneArgs) -> anyhow::Result<()> {
-    let (registry, recorder) = args.change.registry().await?;
-    let (id, device) = find::device(&registry, &args.device).await?;
-    let unassigned = entry("device.unassign", [id], format!("{:?} is assigned to nobody", device.name));
-    let device = recorder.change(device.tenant, unassigned, registry.assign_device(id, None)).await?;
+    let registrar = args.change.registrar().await?;
+    let (id, device) = registrar.device(&args.device).await?;
     let said = format!("Device {:?} is assigned to nobody.", device.name);
-    tell(&registry, args.change.json, id, &device, said).await
+    alter(&registrar, args.change.json, id, DeviceChange::assigned(None), |_| said).await
 }
 
 async fn rename(args: RenameArgs) -> anyhow::Result<()> {
-    let (registry, recorder) = args.change.registry().await?;
-    let (id, device) = find::device(&registry, &args.device).await?;
-    let renamed = entry("device.rename", [id], format!("{:?} is now {:?}", device.name, args.name));
+    let registrar = args.change.registrar().await?;
+    let (id, device) = registrar.device(&args.device).await?;
     let said = format!("Device {:?} is now {:?}.", device.name, args.name);
-    let device = recorder.change(device.tenant, renamed, registry.rename_device(id, &args.name)).await?;
-    tell(&registry, args.change.json, id, &device, said).await
+    alter(&registrar, args.change.json, id, DeviceChange::named(&args.name), |_| said).await
 }
 
 async fn retype(args: RetypeArgs) -> anyhow::Result<()> {
-    let (registry, recorder) = args.change.registry().await?;
-    let (id, device) = find::device(&registry, &args.device).await?;
-    let retyped = entry("device.retype", [id], format!("{:?} is now of type {:?}", device.name, args.kind));
-    let device = recorder.change(device.tenant, retyped, registry.retype_device(id, &args.kind)).await?;
+    let registrar = args.change.registrar().await?;
+    let (id, device) = registrar.device(&args.device).await?;
     let said = format!("Device {:?} is of type {:?} now.", device.name, args.kind);
-    tell(&registry, args.change.json, id, &device, said).await
+    let retyped = DeviceChange { kind: Some(args.kind), ..DeviceChange::default() };
+    alter(&registrar, args.change.json, id, retyped, |_| said).await
 }
 
 async fn relabel(verb: LabelVerb) -> anyhow::Result<()> {
-    let (change, named, what) = match &verb {
-        LabelVerb::Set(args) => {
-            let set = labels(&args.labels.iter().cloned().collect());
-            (&args.change, &args.device, format!("set: {set}"))
+    let (change, named, labels) = match verb {
+        LabelVerb::Set(LabelSetArgs { device, labels, change }) => {
+            (change, device, labels.into_iter().map(|(key, value)| (key, Some(value))).collect())
         }
-        LabelVerb::Remove(args) => (&args.change, &args.device, format!("removed: {}", args.keys.join(" "))),
+        LabelVerb::Remove(LabelRemoveArgs { device, keys, change }) => {
+            (change, device, keys.into_iter().map(|key| (key, None)).collect::<BTreeMap<_, _>>())
+        }
     };
-    let (registry, recorder) = change.registry().await?;
-    let (id, device) = find::device(&registry, named).await?;
-    if let LabelVerb::Remove(args) = &verb
-        && let Some(key) = args.keys.iter().find(|key| !device.labels.contains_key(*key))
-    {
-        anyhow::bail!("device {:?} has no label {key:?}; it has: {}", device.name, labels(&device.labels));
+    let registrar = change.registrar().await?;
+    let (id, device) = registrar.device(&named).await?;
+    let is_missing =
+        |(key, value): &(&String, &Option<String>)| value.is_none() && !device.labels.contains_key(*key);
+    if let Some((key, _)) = labels.iter().find(is_missing) {
+        anyhow::bail!("device {:?} has no label {key:?}; it has: {}", device.name, in_words(&device.labels));
     }
-    let relabel = registry.label_device(id, |labels| match &verb {
-        LabelVerb::Set(args) => labels.extend(args.labels.iter().cloned()),
-        LabelVerb::Remove(args) => labels.retain(|key, _| !args.keys.contains(key)),
-    });
-    let device = recorder.change(device.tenant, entry("device.label", [id], what), relabel).await?;
-    let said = format!("Device {:?} has the labels: {}", device.name, labels(&device.labels));
-    tell(&registry, change.json, id, &device, said).await
+    let relabelled = DeviceChange { labels, ..DeviceChange::default() };
+    let said =
+        |device: &Device| format!("Device {:?} has the labels: {}", device.name, in_words(&device.labels));
+    alter(&registrar, change.json, id, relabelled, said).await
 }
 
 async fn rotate(args: RotateArgs) -> anyhow::Result<()> {
@@ -514,12 +512,11 @@ async fn rotate(args: RotateArgs) -> anyhow::Result<()> {
         name: &'a str,
         token: &'a str,
     }
-    let (registry, recorder) = args.change.registry().await?;
-    let (id, device) = find::device(&registry, &args.device).await?;
+    let registrar = args.change.registrar().await?;
+    let (id, device) = registrar.device(&args.device).await?;
     let token = token(args.token.as_deref(), args.weak_token)?;
     confirm(&format!("End the sessions of {:?} and make its token void", device.name), args.yes)?;
-    let rotated = entry("device.rotate-token", [id], format!("another token for {:?}", device.name));
-    recorder.change(device.tenant, rotated, registry.rotate_token(id, &token)).await?;
+    registrar.change(Change::RotateToken(id, token.clone())).await?;
     if args.change.json {
         return say_json(&Rotated { id, name: &device.name, token: token.reveal() });
     }
@@ -529,10 +526,10 @@ async fn rotate(args: RotateArgs) -> anyhow::Result<()> {
 }
 
 async fn remove(args: RemoveArgs) -> anyhow::Result<ExitCode> {
-    let (registry, recorder) = args.change.registry().await?;
+    let registrar = args.change.registrar().await?;
     let mut devices = Vec::new();
     for named in &args.devices {
-        devices.push(find::device(&registry, named).await?);
+        devices.push(registrar.device(named).await?);
     }
     let question = match devices.as_slice() {
         [(id, device)] => format!("Remove device {:?} ({id})", device.name),
@@ -541,8 +538,7 @@ async fn remove(args: RemoveArgs) -> anyhow::Result<ExitCode> {
     confirm(&question, args.yes)?;
     let (mut status, mut gone) = (ExitCode::SUCCESS, Vec::new());
     for (id, device) in &devices {
-        let removed = entry("device.remove", [*id], format!("device {:?}", device.name));
-        match recorder.change(device.tenant, removed, registry.remove_device(*id)).await {
+        match registrar.change(Change::RemoveDevice(*id)).await {
             Ok(_) if args.change.json => gone.push(RemovedView { id: *id, name: &device.name }),
             Ok(_) => say(format_args!("Device {:?} removed.", device.name)),
             Err(error) => {
@@ -563,19 +559,24 @@ struct RemovedView<'a> {
     name: &'a str,
 }
 
-/// Says what became of a device; to machines, how it is now.
-async fn tell(
-    registry: &Registry,
+/// Changes a device, and says what became of it; to machines, how it is now.
+async fn alter(
+    registrar: &Registrar,
     json: bool,
     id: DeviceId,
-    device: &Device,
-    said: String,
+    change: DeviceChange,
+    said: impl FnOnce(&Device) -> String,
 ) -> anyhow::Result<()> {
-    if json {
-        return say_json(&view(&registry.places_of(device).await?, id, device));
+    let Some(Changed::Device(device)) = registrar.change(Change::ChangeDevice(id, change)).await? else {
+        anyhow::bail!("nothing says how the device is now");
+    };
+    match json {
+        true => say_json(&view(&registrar.places_of(&device).await?, id, &device)),
+        false => {
+            say(said(&device));
+            Ok(())
+        }
     }
-    say(said);
-    Ok(())
 }
 
 /// By tenant, customer and name: those that may call each other stand together.
@@ -666,13 +667,6 @@ fn place_cells(place: Option<&Whereabouts>) -> [String; 3] {
     let since = place.and_then(|it| it.since_ms).map_or_else(unknown, |since| moment(since / 1_000));
     let node = place.map_or_else(unknown, |it| it.node.to_string());
     [node, place.map_or_else(unknown, |it| it.protocol.to_string()), since]
-}
-
-pub(crate) fn labels(labels: &BTreeMap<String, String>) -> String {
-    if labels.is_empty() {
-        return "none".to_owned();
-    }
-    labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
 }
 
 pub(crate) fn label(text: &str) -> Result<(String, String), String> {

@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use boot::clock::unix_ms;
 use bus::StoreError;
 use bus::audit::{Entry, From};
+use bus::changes::entry;
 use bus::policies::{External, MAX_EXTERNAL_MS, Point, Policies, StoredSet};
 use bus::registry::{App, Device, Registry, Snapshot};
 use clap::{Args, Subcommand, ValueEnum};
@@ -23,7 +24,7 @@ use switchboard_authorizer::policy::{
 use crate::common::find::{self, PickArgs};
 use crate::common::output::{count, grouped, note, say, say_json};
 use crate::common::reach::{ReachArgs, Reached};
-use crate::common::recorded::{self, ReasonArgs, Recorder, entry};
+use crate::common::recorded::{self, ReasonArgs};
 use crate::common::table::Table;
 use crate::{app, audit};
 
@@ -448,13 +449,14 @@ impl Opened {
 
     /// Casts a shadow, or takes it away.
     async fn cast(&self, shadow: Option<&StoredSet>, version: u64, reason: ReasonArgs) -> anyhow::Result<()> {
-        let recorder = Recorder::of(&self.reached.bus, &self.reached.settings, reason);
+        let recorder = reason.recorder(&self.reached.bus, &self.reached.settings);
         let what = match shadow {
             Some(shadow) => becomes(&self.texts(), &shadow.texts),
             None => "none".to_owned(),
         };
         let entry = Entry { version: Some(version), ..entry("policy.shadow", [], what) };
-        recorder.change(self.tenant, entry, self.policies.cast_shadow(self.tenant, shadow)).await
+        let cast = self.policies.cast_shadow(self.tenant, shadow);
+        Ok(recorder.changes(vec![(self.tenant, entry)], cast).await?)
     }
 
     async fn make_live(
@@ -478,7 +480,7 @@ impl Opened {
                 set.external.as_ref().map_or("nobody".to_owned(), |external| external.point.to_string());
             what = format!("{what}{}{point} is asked besides", if what.is_empty() { "" } else { ", " });
         }
-        let recorder = Recorder::of(&self.reached.bus, &self.reached.settings, reason);
+        let recorder = reason.recorder(&self.reached.bus, &self.reached.settings);
         let changed = Entry { version: Some(version), ..entry("policy.change", [], what) };
         let replace = async {
             self.policies.replace(self.tenant, &set).await.map_err(|error| match error {
@@ -488,7 +490,7 @@ impl Opened {
                 error => error.into(),
             })
         };
-        recorder.change(self.tenant, changed, replace).await?;
+        recorded::change(&recorder, vec![(self.tenant, changed)], replace).await?;
         Ok(version)
     }
 }

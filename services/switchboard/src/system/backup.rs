@@ -9,6 +9,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, bail, ensure};
 use bus::audit::{NO_TENANT, rfc3339};
+use bus::changes::entry;
 use bus::policies::{Policies, StoredSet};
 use bus::registry::{App, Customer, Device, Registry, Snapshot, Tenant};
 use clap::Args;
@@ -19,7 +20,7 @@ use tempfile::NamedTempFile;
 
 use crate::common::output::{count, note, say_json};
 use crate::common::reach::Reached;
-use crate::common::recorded::{ChangeArgs, entry};
+use crate::common::recorded::{self, ChangeArgs};
 
 /// The form of the lines: a program reads those up to its own.
 const FORM: u32 = 1;
@@ -70,7 +71,7 @@ pub(crate) async fn run(args: BackupArgs) -> anyhow::Result<ExitCode> {
     let registry = Registry::open(&bus).await.context("cannot open the registry")?;
     let policies = Policies::open(&bus).await.context("cannot open the policies")?;
     let recorder = args.change.recorder(&bus, &settings);
-    let taken = recorder.change(NO_TENANT, entry("system.backup", [], "the whole registry"), async {
+    let taken = async {
         let known = registry.load().await?;
         let mut sets = Vec::new();
         for tenant in known.tenants.keys().copied().collect::<BTreeSet<_>>() {
@@ -81,8 +82,9 @@ pub(crate) async fn run(args: BackupArgs) -> anyhow::Result<ExitCode> {
             ));
         }
         anyhow::Ok((known, sets))
-    });
-    let (known, sets) = taken.await?;
+    };
+    let entries = vec![(NO_TENANT, entry("system.backup", [], "the whole registry"))];
+    let (known, sets) = recorded::change(&recorder, entries, taken).await?;
     let number = known.devices.len();
     let devices = count(number, "device");
     if args.file.as_os_str() == "-" {

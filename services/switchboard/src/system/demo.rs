@@ -6,7 +6,7 @@ use bus::Bus;
 use bus::registry::Registry;
 
 use crate::common::output::note;
-use crate::common::recorded::{ReasonArgs, Recorder};
+use crate::common::recorded::{self, ReasonArgs};
 use crate::device::import::{Plan, Taking};
 use crate::device::rows;
 
@@ -30,8 +30,9 @@ pub(crate) async fn load(bus: &Bus, settings: &Settings) -> anyhow::Result<usize
     note(
         "The demo account's access tokens are public: whoever reaches this system can be any of its devices.",
     );
-    let recorder = Recorder::of(bus, settings, reason);
-    let report = recorder.changes(entries, plan.apply(&registry, std::future::pending(), || ())).await?;
+    let recorder = reason.recorder(bus, settings);
+    let apply = plan.apply(&registry, std::future::pending(), || ());
+    let report = recorded::change(&recorder, entries, apply).await?;
     Ok(report.faults.len())
 }
 

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use bus::audit::NO_TENANT;
+use bus::changes::entry;
 use bus::policies::{Policies, StoredSet};
 use bus::registry::{Added, App, Customer, Device, Registry, RegistryError, Tenant};
 use clap::Args;
@@ -16,7 +17,7 @@ use serde::Serialize;
 use super::backup::{self, Line};
 use crate::common::output::{count, note, say, say_json};
 use crate::common::reach::{EXIT_INTERRUPTED, Reached};
-use crate::common::recorded::{ChangeArgs, entry};
+use crate::common::recorded::{self, ChangeArgs};
 
 /// Refusals that are shown; --json has them all.
 const MAX_SHOWN: usize = 20;
@@ -100,7 +101,8 @@ pub(crate) async fn run(args: RestoreArgs) -> anyhow::Result<ExitCode> {
     let recorder = args.change.recorder(&bus, &settings);
     let what = format!("a backup, {devices} among it, but for what is refused");
     let restored = restore(&registry, &policies, sorted);
-    let report = recorder.change(NO_TENANT, entry("system.restore", [], what), restored).await?;
+    let report =
+        recorded::change(&recorder, vec![(NO_TENANT, entry("system.restore", [], what))], restored).await?;
     let status = match (report.left, report.refused.is_empty()) {
         (1.., _) => EXIT_INTERRUPTED.into(),
         (_, true) => ExitCode::SUCCESS,

@@ -40,7 +40,8 @@ pub fn is_read_by(path: &str, process: &str) -> bool {
 pub(super) fn of_section(section: &str) -> &'static [&'static str] {
     match section {
         "device_api" | "shares" | "ingress" | "mqtt" | "http" | "tls" | "coap" => &[INGRESS],
-        "authorizer" | "audit" => &[AUTHORIZER],
+        "audit" => &[AUTHORIZER, API],
+        "authorizer" => &[AUTHORIZER],
         "router" => &[ROUTER],
         "api" => &[API],
         "identity" => &[IDENTITY],

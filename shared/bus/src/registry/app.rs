@@ -37,6 +37,9 @@ pub struct App {
     pub name: String,
     /// What it may do.
     pub role: Role,
+    /// Whether it keeps all tenants, and not its own alone; it calls devices of its own in any case.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all_tenants: bool,
     /// The customers whose devices it may reach; none: all devices of the tenant, also those of nobody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub customers: Option<BTreeSet<CustomerId>>,
@@ -83,6 +86,29 @@ impl App {
         self.methods.as_ref().is_none_or(|all| all.contains(method))
     }
 
+    /// Whether its scope is its whole tenant, all methods with it.
+    pub fn is_whole(&self) -> bool {
+        self.customers.is_none() && self.labels.is_empty() && self.methods.is_none()
+    }
+
+    /// What it may reach, in words, with the names of its tenant and customers.
+    pub fn scope(&self, tenant: &str, customers: Option<Vec<String>>) -> String {
+        let devices = customers.map_or_else(
+            || format!("all devices of {tenant}"),
+            |customers| format!("devices of {}", customers.join(", ")),
+        );
+        let labelled = match self.labels.is_empty() {
+            true => String::new(),
+            false => format!(" with {}", crate::changes::in_words(&self.labels)),
+        };
+        let listed = |how: &str, all: Option<&BTreeSet<String>>| {
+            let all = all.map(|all| all.iter().cloned().collect::<Vec<_>>().join(", "));
+            all.map_or_else(String::new, |all| format!(", {how} {all}"))
+        };
+        let (by, from) = (listed("by", self.methods.as_ref()), listed("from", self.networks.as_ref()));
+        format!("{devices}{labelled}{by}{from}")
+    }
+
     /// Checks its name and scope.
     ///
     /// # Errors
@@ -94,6 +120,10 @@ impl App {
         for network in self.networks.iter().flatten() {
             let one = network.parse::<Networks>().ok().filter(|it| !it.is_empty() && !network.contains(','));
             one.ok_or_else(|| Invalid { field: "networks", expected: NETWORK.to_owned() })?;
+        }
+        if self.all_tenants && !self.is_whole() {
+            let expected = "of an application without customers, labels and methods".to_owned();
+            return Err(Invalid { field: "allTenants", expected });
         }
         let sizes = [
             ("customers", self.customers.as_ref().map(BTreeSet::len)),
@@ -248,6 +278,7 @@ mod tests {
             tenant: TenantId(Uuid::from_u128(9)),
             name: "backend".into(),
             role: Role::Caller,
+            all_tenants: false,
             customers: None,
             labels: BTreeMap::new(),
             methods: None,

@@ -131,12 +131,17 @@ impl Bucket {
         Err(RegistryError::Contended)
     }
 
-    /// Removes a record, whatever its revision; the one removed.
-    pub(super) async fn remove<T: DeserializeOwned>(&self, key: Key<'_>) -> Result<Option<T>, RegistryError> {
+    /// Removes a record, whatever its revision, if `check` lets it; the one removed.
+    pub(super) async fn remove<T: DeserializeOwned>(
+        &self,
+        key: Key<'_>,
+        check: impl Fn(&T) -> Result<(), RegistryError>,
+    ) -> Result<Option<T>, RegistryError> {
         for attempt in 0..ATTEMPTS {
             let Some(stored) = self.get::<T>(key).await? else {
                 return Ok(None);
             };
+            check(&stored.value)?;
             if self.delete(key, stored.revision).await? {
                 return Ok(Some(stored.value));
             }

@@ -59,6 +59,117 @@ pub struct Device {
     pub weak_token: bool,
 }
 
+/// What of a device is to change; what is not named stays. As JSON, a merge patch (RFC 7396).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct DeviceChange {
+    /// Its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Its type.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// Its customer, or none.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    pub customer: Option<Option<CustomerId>>,
+    /// The labels of these keys; none: no such label any more.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, Option<String>>,
+}
+
+/// What is named is some, though it be null.
+fn named<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(from).map(Some)
+}
+
+impl DeviceChange {
+    /// Another name.
+    pub fn named(name: &str) -> Self {
+        DeviceChange { name: Some(name.to_owned()), ..DeviceChange::default() }
+    }
+
+    /// Another customer, or none.
+    pub fn assigned(customer: Option<CustomerId>) -> Self {
+        DeviceChange { customer: Some(customer), ..DeviceChange::default() }
+    }
+
+    /// Checks its parts, and changes a device by them.
+    ///
+    /// # Errors
+    /// With what breaks a rule.
+    pub fn apply(&self, device: &mut Device) -> Result<(), Invalid> {
+        self.name.iter().try_for_each(|name| check_name(name))?;
+        self.kind.iter().try_for_each(|kind| check_type(kind))?;
+        device.name = self.name.clone().unwrap_or(std::mem::take(&mut device.name));
+        device.kind = self.kind.clone().unwrap_or(std::mem::take(&mut device.kind));
+        device.customer = self.customer.unwrap_or(device.customer);
+        for (key, value) in &self.labels {
+            match value {
+                Some(value) => device.labels.insert(key.clone(), value.clone()),
+                None => device.labels.remove(key),
+            };
+        }
+        check_labels(&device.labels)
+    }
+}
+
+/// Which state of a record somebody has read: of others it differs, but for one in 2^64.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tag(String);
+
+impl Tag {
+    /// Of what is said of a record.
+    pub fn of(said: &impl Serialize) -> Self {
+        let text = serde_json::to_string(said).unwrap_or_default();
+        Tag(hex_sha256(&text).chars().take(16).collect())
+    }
+
+    /// Of what is said of a device.
+    pub fn of_device(
+        name: &str,
+        kind: &str,
+        customer: Option<CustomerId>,
+        labels: &BTreeMap<String, String>,
+    ) -> Self {
+        Tag::of(&(name, kind, customer, labels))
+    }
+
+    /// One that was shown.
+    pub fn shown(text: &str) -> Self {
+        Tag(text.to_owned())
+    }
+
+    /// To be shown: hexadecimal digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    pub(super) fn still(only: Option<&Tag>, now: Tag) -> Result<(), super::RegistryError> {
+        if only.is_none_or(|only| *only == now) { Ok(()) } else { Err(super::RegistryError::Changed) }
+    }
+}
+
+impl Tenant {
+    /// Its state.
+    pub fn tag(&self) -> Tag {
+        Tag::of(self)
+    }
+}
+
+impl Customer {
+    /// Its state.
+    pub fn tag(&self) -> Tag {
+        Tag::of(self)
+    }
+}
+
+impl Device {
+    /// Its state, as far as a [`DeviceChange`] changes it.
+    pub fn tag(&self) -> Tag {
+        Tag::of_device(&self.name, &self.kind, self.customer, &self.labels)
+    }
+}
+
 fn default_type() -> String {
     DEFAULT_TYPE.to_owned()
 }
@@ -200,6 +311,46 @@ mod tests {
             let refused = check_name(name).unwrap_err().to_string();
             assert!(refused.starts_with("name must be 1 to 255 characters"), "{name:?}: {refused}");
         }
+    }
+
+    #[test]
+    fn a_change_is_a_merge_patch_and_another_state_has_another_tag() {
+        let mut device = Device {
+            tenant: TenantId(Uuid::from_u128(1)),
+            customer: None,
+            name: "Pump".into(),
+            kind: "default".into(),
+            labels: [("room", "1"), ("site", "north")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+            credential: CredentialHash::from_digest([7; 32]),
+            weak_token: false,
+        };
+        let mut tags = vec![device.tag()];
+        for (patch, expected) in [
+            (r#"{"name":"Lamp"}"#, r#"["Lamp","default",null,{"room":"1","site":"north"}]"#),
+            (
+                r#"{"customer":"00000000-0000-0000-0000-000000000002"}"#,
+                r#"["Lamp","default","00000000-0000-0000-0000-000000000002",{"room":"1","site":"north"}]"#,
+            ),
+            (
+                r#"{"labels":{"room":null,"site":"south"},"type":"lamp"}"#,
+                r#"["Lamp","lamp","00000000-0000-0000-0000-000000000002",{"site":"south"}]"#,
+            ),
+            (r#"{"customer":null}"#, r#"["Lamp","lamp",null,{"site":"south"}]"#),
+        ] {
+            let change: DeviceChange = serde_json::from_str(patch).unwrap();
+            assert_eq!(
+                serde_json::from_str::<DeviceChange>(&serde_json::to_string(&change).unwrap()).unwrap(),
+                change
+            );
+            change.apply(&mut device).unwrap();
+            let said = (&device.name, &device.kind, device.customer, &device.labels);
+            assert_eq!(serde_json::to_string(&said).unwrap(), expected, "{patch}");
+            tags.push(device.tag());
+        }
+        let distinct: std::collections::HashSet<_> = tags.iter().map(Tag::as_str).collect();
+        assert_eq!(distinct.len(), tags.len());
+        let refused = DeviceChange::named(" x").apply(&mut device).unwrap_err();
+        assert_eq!((refused.field, device.name.as_str()), ("name", "Lamp"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use bus::changes::Changes;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use sha2::{Digest, Sha256};
@@ -20,7 +21,7 @@ pub(crate) use self::plan::{Plan, Taking};
 use self::tokens::TokenFile;
 use crate::common::output::{grouped, note};
 use crate::common::reach::EXIT_INTERRUPTED;
-use crate::common::recorded::ChangeArgs;
+use crate::common::recorded::{self, ChangeArgs};
 use crate::device::rows;
 
 #[derive(Args)]
@@ -81,7 +82,7 @@ pub(crate) async fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
     let file = parse(&text, &args.file, args.format)?;
     let beside = |ending| beside(&args.file, &text, ending);
     let refused_out = args.refused_out.clone().unwrap_or_else(|| beside("refused"));
-    let (registry, recorder) = args.change.registry().await?;
+    let Changes { registry, recorder } = args.change.changes().await?;
     let known = registry.load().await?;
     let tokens = TokenFile::open(args.tokens_out.as_deref(), beside("tokens"))?;
     let taking = Taking {
@@ -98,7 +99,7 @@ pub(crate) async fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
     }
     let progress = progress(plan.devices.len());
     let report = plan.apply(&registry, interrupted.cancelled(), || progress.inc(1));
-    let report = recorder.changes(plan.entries(), report).await;
+    let report = recorded::change(&recorder, plan.entries(), report).await;
     progress.finish_and_clear();
     let go_on = || format!("The same command again goes on, with the tokens in {}.", tokens.path.display());
     let report = match (report, is_kept) {

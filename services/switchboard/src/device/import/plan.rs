@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 
 use bus::audit::{Entry, MAX_DEVICES};
+use bus::changes::entry;
 use bus::registry::{
     Added, Customer, DEFAULT_TYPE, Device, Kind, NewDevice, Registry, RegistryError, Snapshot, Tenant, Token,
     check_labels, check_name, check_type,
@@ -15,7 +16,6 @@ use uuid::Uuid;
 use super::report::Report;
 use super::tokens::{Kept, Named};
 use crate::common::output::count;
-use crate::common::recorded::entry;
 use crate::device::rows::{self, Fault, Place, Row};
 
 /// Tenants and customers that are made at a time.

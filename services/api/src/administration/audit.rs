@@ -1,0 +1,130 @@
+//! Who did what? A tenant's records, in pages.
+
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use bus::StoreError;
+use bus::audit::{From, Record, Stored, hash};
+use rpc::{DeviceId, Role};
+use serde::Serialize;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::{Unseen, said, shown, unavailable};
+use crate::Server;
+use crate::answer::Problem;
+
+pub(super) fn routes() -> OpenApiRouter<Arc<Server>> {
+    OpenApiRouter::new().routes(routes!(list))
+}
+
+/// A record: `number`, `atMs`, `user`, `kind`, `who`, `from`, `devices`, `what`, `why`, `previous`, as it stands in the
+/// tenant's chain.
+#[derive(Serialize, ToSchema)]
+#[schema(as = AuditRecord)]
+struct View {
+    /// Its place in the stream.
+    sequence: u64,
+    /// The SHA-256 of its bytes, which the record after it names.
+    hash: String,
+    #[serde(flatten)]
+    #[schema(value_type = Object)]
+    record: Option<Record>,
+}
+
+impl View {
+    fn of(stored: &Stored) -> Self {
+        View { sequence: stored.sequence, hash: hash(&stored.bytes), record: stored.record() }
+    }
+}
+
+/// A page of records, in the order in which they were written.
+#[derive(Serialize, ToSchema)]
+struct Records {
+    records: Vec<View>,
+    /// `after` of the next page; not there: this was the last. A page may hold fewer than `limit` and not be the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<u64>,
+}
+
+/// Which records.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "it describes what `list` reads")]
+struct Asked {
+    /// Only of this kind, as `device.rename`, or `device` with all below it
+    #[param(nullable = false)]
+    kind: Option<String>,
+    /// Only about this device, by its id
+    #[param(format = Uuid, nullable = false)]
+    device: Option<String>,
+    /// Only those written since, in milliseconds since 1970
+    #[param(maximum = 253402300799999_u64, nullable = false)]
+    since: Option<u64>,
+    /// At most so many, 1 to 500; 100
+    #[param(minimum = 1, maximum = 500, nullable = false)]
+    limit: Option<u32>,
+    /// `next` of the page before
+    #[param(nullable = false)]
+    after: Option<u64>,
+}
+
+/// Read the audit of a tenant (observer)
+#[utoipa::path(get, path = "/v1/audit", tag = "audit", params(Asked, super::params::OfTenant),
+    responses((status = 200, description = "A page, the oldest first", body = Records), Unseen),
+    security(("key" = [])))]
+async fn list(State(server): State<Arc<Server>>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
+    said(
+        async {
+            let known = ["kind", "device", "since", "limit", "after", "tenant"];
+            let (keeper, query) = server.keeper(&headers, Role::Observer, query.as_deref(), &known).await?;
+            keeper.whole()?;
+            let (tenant, limit) = (keeper.tenant(&query)?, query.limit()?);
+            let device = query.0.get("device").map(|it| it.parse::<DeviceId>()).transpose();
+            let device = device.map_err(|_| Problem::parameter("device", "the UUID of a device"))?;
+            let after = query.number("after", 0..=MAX_SEQUENCE)?;
+            let from = match (after, query.number("since", 0..=MAX_SINCE_MS)?) {
+                (Some(after), _) => From::Sequence(after + 1),
+                (None, Some(since_ms)) => From::Time(UNIX_EPOCH + Duration::from_millis(since_ms)),
+                (None, None) => From::Sequence(1),
+            };
+            let page = match keeper.changes.recorder.log().page(Some(tenant), from).await {
+                Ok(page) => page,
+                // Nothing was ever recorded.
+                Err(StoreError::Missing(_)) => {
+                    return Ok(shown(StatusCode::OK, &Records { records: Vec::new(), next: None }, None));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the audit cannot be read");
+                    return Err(unavailable());
+                }
+            };
+            let kind = query.0.get("kind");
+            let fits = |stored: &Stored| match stored.record() {
+                Some(Record { entry, .. }) => {
+                    kind.is_none_or(|kind| entry.is_of(kind))
+                        && device.is_none_or(|it| entry.devices.contains(&it))
+                }
+                None => kind.is_none() && device.is_none(),
+            };
+            let mut fitting = page.records.iter().filter(|stored| fits(stored));
+            let records: Vec<_> = fitting.by_ref().take(limit).map(View::of).collect();
+            let next = match (fitting.next(), records.last()) {
+                (Some(_), Some(last)) => Some(last.sequence),
+                _ if page.is_last => None,
+                _ => Some(page.next.saturating_sub(1)),
+            };
+            Ok(shown(StatusCode::OK, &Records { records, next }, None))
+        }
+        .await,
+    )
+}
+
+/// As far as a signed number of JSON goes.
+const MAX_SEQUENCE: u64 = i64::MAX as u64;
+/// The year 9999, in milliseconds since 1970.
+const MAX_SINCE_MS: u64 = 253_402_300_799_999;

@@ -1,0 +1,194 @@
+//! Who owns customers and devices? Tenants: an application's own, or all of them.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, RawQuery, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use bus::changes::{Change, Changed};
+use bus::registry::Tenant;
+use rpc::{Role, TenantId};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use super::{Keeper, Unchanged, Unseen, gone, no_tenant, refused, said, shown, state, too_narrow};
+use crate::Server;
+use crate::answer::Problem;
+
+pub(super) fn routes() -> OpenApiRouter<Arc<Server>> {
+    OpenApiRouter::new().routes(routes!(list, add)).routes(routes!(show, rename, remove))
+}
+
+/// A tenant.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Tenant)]
+struct View {
+    #[schema(value_type = String, format = Uuid)]
+    id: TenantId,
+    name: String,
+}
+
+/// A page of tenants, by name.
+#[derive(Serialize, ToSchema)]
+struct Tenants {
+    tenants: Vec<View>,
+    /// `after` of the next page; not there: this was the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
+/// A tenant that is to be added.
+#[derive(Deserialize, ToSchema)]
+#[allow(dead_code, reason = "it describes what `Members` reads")]
+struct NewTenant {
+    /// Unique among tenants.
+    #[schema(min_length = 1, max_length = 255)]
+    name: String,
+    /// Made up when not given.
+    #[schema(format = Uuid)]
+    id: Option<String>,
+}
+
+/// Another name.
+#[derive(Deserialize, ToSchema)]
+#[allow(dead_code, reason = "it describes what `Members` reads")]
+pub(super) struct Renamed {
+    /// The new one.
+    #[schema(min_length = 1, max_length = 255)]
+    name: String,
+}
+
+/// List the tenants that the key reaches (operator)
+#[utoipa::path(get, path = "/v1/tenants", tag = "tenants", params(super::params::Page),
+    responses((status = 200, description = "A page, by name", body = Tenants), Unseen), security(("key" = [])))]
+async fn list(State(server): State<Arc<Server>>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
+    said(
+        async {
+            let known = ["limit", "after"];
+            let (keeper, query) = server.keeper(&headers, Role::Operator, query.as_deref(), &known).await?;
+            let known = keeper.changes.registry.load_places().await.map_err(refused)?;
+            let seen = known.tenants.into_iter().filter(|(id, _)| keeper.sees_tenant(*id));
+            let seen = seen.map(|(id, Tenant { name })| (name.clone(), View { id, name }));
+            let (tenants, next) = query.page(seen.collect())?;
+            Ok(shown(StatusCode::OK, &Tenants { tenants, next }, None))
+        }
+        .await,
+    )
+}
+
+/// Show a tenant (operator)
+#[utoipa::path(get, path = "/v1/tenants/{tenant}", tag = "tenants", params(super::params::Tenant),
+    responses((status = 200, description = "The tenant; its state as ETag", body = View), Unseen),
+    security(("key" = [])))]
+async fn show(State(server): State<Arc<Server>>, Path(tenant): Path<String>, headers: HeaderMap) -> Response {
+    said(
+        async {
+            let (keeper, _) = server.keeper(&headers, Role::Operator, None, &[]).await?;
+            let (id, tenant) = keeper.named_tenant(&tenant).await?;
+            Ok(shown(StatusCode::OK, &View { id, name: tenant.name.clone() }, Some(&tenant.tag())))
+        }
+        .await,
+    )
+}
+
+/// Add a tenant (admin, of all tenants)
+#[utoipa::path(post, path = "/v1/tenants", tag = "tenants", params(super::params::Reason),
+    request_body(content = NewTenant, content_type = "application/json"),
+    responses((status = 201, description = "The tenant", body = View), Unchanged), security(("key" = [])))]
+async fn add(
+    State(server): State<Arc<Server>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    said(
+        async {
+            let keeper = server.keeper(&headers, Role::Admin, query.as_deref(), &["reason"]).await?.0;
+            keeper.all_tenants()?;
+            let mut members = server.members(&headers, body).await?;
+            let name = members.need("name", "a string")?;
+            let id = TenantId(members.take("id", "a UUID")?.unwrap_or_else(Uuid::new_v4));
+            members.end("name, id")?;
+            let tenant = Tenant { name };
+            keeper.make(Change::AddTenant(id, tenant.clone()), None).await?;
+            Ok(shown(StatusCode::CREATED, &View { id, name: tenant.name.clone() }, Some(&tenant.tag())))
+        }
+        .await,
+    )
+}
+
+/// Rename a tenant (admin)
+#[utoipa::path(patch, path = "/v1/tenants/{tenant}", tag = "tenants",
+    params(super::params::Tenant, super::params::Reason, super::params::State),
+    request_body(content = Renamed, content_type = "application/json"),
+    responses((status = 200, description = "The tenant; its state as ETag", body = View), Unchanged),
+    security(("key" = [])))]
+async fn rename(
+    State(server): State<Arc<Server>>,
+    Path(tenant): Path<String>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    said(
+        async {
+            let keeper = server.keeper(&headers, Role::Admin, query.as_deref(), &["reason"]).await?.0;
+            keeper.whole()?;
+            let (id, _) = keeper.named_tenant(&tenant).await?;
+            let mut members = server.members(&headers, body).await?;
+            let name = members.need("name", "a string")?;
+            members.end("name")?;
+            match keeper.make(Change::RenameTenant(id, name), state(&headers)?.as_ref()).await? {
+                Changed::Tenant(tenant) => {
+                    Ok(shown(StatusCode::OK, &View { id, name: tenant.name.clone() }, Some(&tenant.tag())))
+                }
+                _ => Err(no_tenant()),
+            }
+        }
+        .await,
+    )
+}
+
+/// Remove a tenant that has neither customers nor devices (admin, of all tenants)
+#[utoipa::path(delete, path = "/v1/tenants/{tenant}", tag = "tenants",
+    params(super::params::Tenant, super::params::Reason),
+    responses((status = 204, description = "It is removed"), Unchanged), security(("key" = [])))]
+async fn remove(
+    State(server): State<Arc<Server>>,
+    Path(tenant): Path<String>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Response {
+    said(
+        async {
+            let keeper = server.keeper(&headers, Role::Admin, query.as_deref(), &["reason"]).await?.0;
+            keeper.all_tenants()?;
+            let (id, _) = keeper.named_tenant(&tenant).await?;
+            keeper.make(Change::RemoveTenant(id), None).await.map(gone)
+        }
+        .await,
+    )
+}
+
+impl Keeper {
+    fn all_tenants(&self) -> Result<(), Problem> {
+        if self.app.all_tenants {
+            Ok(())
+        } else {
+            Err(too_narrow("all tenants (switchboard app add --all-tenants)"))
+        }
+    }
+
+    /// The tenant of that id or name.
+    async fn named_tenant(&self, named: &str) -> Result<(TenantId, Tenant), Problem> {
+        let known = self.changes.registry.load_places().await.map_err(refused)?;
+        let is_meant = |id: &TenantId, tenant: &Tenant| {
+            self.sees_tenant(*id) && (id.to_string() == named || tenant.name == named)
+        };
+        known.tenants.into_iter().find(|(id, tenant)| is_meant(id, tenant)).ok_or_else(no_tenant)
+    }
+}
