@@ -116,6 +116,7 @@ def test_a_change_is_said_by_who_takes_it_over_and_who_has_to_be_started_again(t
         "ingress takes over: ingress.call_burst_per_device",
         "router has to be started again for: ingress.lease_ms",
         "router takes over: router.drain_ms",
+        "api has to be started again for: ingress.lease_ms",
     ]
     assert config("check", "--config", new, "--against", new).ok().out.splitlines()[1:] == ["Nothing has changed."]
     new.write_text("[router]\ndrain_ms = 2\n[mqtt]\nmax_packet_bytes = 1\n")
