@@ -123,6 +123,7 @@ struct Gathered {
 #[utoipa::path(
     post,
     path = "/v1/calls",
+    operation_id = "call_many",
     tag = "calls",
     request_body(content = GroupBody, content_type = "application/json"),
     responses(

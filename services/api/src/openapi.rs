@@ -71,4 +71,14 @@ mod tests {
             "the API has changed: UPDATE_OPENAPI=1 cargo test -p switchboard-api writes {file}"
         );
     }
+
+    #[test]
+    fn no_two_operations_have_one_id() {
+        let document: serde_json::Value = serde_json::from_str(&text(&document())).unwrap();
+        let methods = document["paths"].as_object().unwrap().values().flat_map(|it| it.as_object().unwrap());
+        let mut ids = std::collections::BTreeSet::new();
+        for (_, operation) in methods {
+            assert!(ids.insert(operation["operationId"].as_str().unwrap().to_owned()), "{operation}");
+        }
+    }
 }

@@ -192,7 +192,7 @@ async fn own(State(server): State<Arc<Server>>, headers: HeaderMap) -> Response 
 }
 
 /// List the applications (admin)
-#[utoipa::path(get, path = "/v1/apps", tag = "apps",
+#[utoipa::path(get, path = "/v1/apps", operation_id = "list_apps", tag = "apps",
     params(super::params::Page, super::params::OfTenant),
     responses((status = 200, description = "A page, by name", body = Apps), Unseen), security(("key" = [])))]
 async fn list(State(server): State<Arc<Server>>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
@@ -213,7 +213,7 @@ async fn list(State(server): State<Arc<Server>>, RawQuery(query): RawQuery, head
 }
 
 /// Show an application (admin)
-#[utoipa::path(get, path = "/v1/apps/{app}", tag = "apps",
+#[utoipa::path(get, path = "/v1/apps/{app}", operation_id = "show_app", tag = "apps",
     params(super::params::App, super::params::OfTenant),
     responses((status = 200, description = "The application, and its keys' ids", body = View), Unseen),
     security(("key" = [])))]
@@ -234,7 +234,7 @@ async fn show(
 }
 
 /// Add an application with a key (admin); the key is shown once
-#[utoipa::path(post, path = "/v1/apps", tag = "apps",
+#[utoipa::path(post, path = "/v1/apps", operation_id = "add_app", tag = "apps",
     params(super::params::Reason, super::params::OfTenant),
     request_body(content = NewApp, content_type = "application/json"),
     responses((status = 201, description = "The application, with its key", body = View), Unchanged),
@@ -283,7 +283,7 @@ async fn add(
 }
 
 /// Remove an application (admin), its keys with it
-#[utoipa::path(delete, path = "/v1/apps/{app}", tag = "apps",
+#[utoipa::path(delete, path = "/v1/apps/{app}", operation_id = "remove_app", tag = "apps",
     params(super::params::App, super::params::Reason, super::params::OfTenant),
     responses((status = 204, description = "It is removed"), Unchanged), security(("key" = [])))]
 async fn remove(

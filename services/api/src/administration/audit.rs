@@ -74,7 +74,8 @@ struct Asked {
 }
 
 /// Read the audit of a tenant (observer)
-#[utoipa::path(get, path = "/v1/audit", tag = "audit", params(Asked, super::params::OfTenant),
+#[utoipa::path(get, path = "/v1/audit",
+    operation_id = "list_audit", tag = "audit", params(Asked, super::params::OfTenant),
     responses((status = 200, description = "A page, the oldest first", body = Records), Unseen),
     security(("key" = [])))]
 async fn list(State(server): State<Arc<Server>>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {

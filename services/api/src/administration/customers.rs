@@ -63,7 +63,7 @@ struct NewCustomer {
 }
 
 /// List the customers that the key reaches (operator)
-#[utoipa::path(get, path = "/v1/customers", tag = "customers",
+#[utoipa::path(get, path = "/v1/customers", operation_id = "list_customers", tag = "customers",
     params(super::params::Page, super::params::OfTenant),
     responses((status = 200, description = "A page, by name", body = Customers), Unseen), security(("key" = [])))]
 async fn list(State(server): State<Arc<Server>>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
@@ -86,7 +86,7 @@ async fn list(State(server): State<Arc<Server>>, RawQuery(query): RawQuery, head
 }
 
 /// Show a customer (operator)
-#[utoipa::path(get, path = "/v1/customers/{customer}", tag = "customers",
+#[utoipa::path(get, path = "/v1/customers/{customer}", operation_id = "show_customer", tag = "customers",
     params(super::params::Customer, super::params::OfTenant),
     responses((status = 200, description = "The customer; its state as ETag", body = View), Unseen),
     security(("key" = [])))]
@@ -108,7 +108,7 @@ async fn show(
 }
 
 /// Add a customer (operator)
-#[utoipa::path(post, path = "/v1/customers", tag = "customers",
+#[utoipa::path(post, path = "/v1/customers", operation_id = "add_customer", tag = "customers",
     params(super::params::Reason, super::params::OfTenant),
     request_body(content = NewCustomer, content_type = "application/json"),
     responses((status = 201, description = "The customer", body = View), Unchanged), security(("key" = [])))]
@@ -138,7 +138,7 @@ async fn add(
 }
 
 /// Rename a customer (operator)
-#[utoipa::path(patch, path = "/v1/customers/{customer}", tag = "customers",
+#[utoipa::path(patch, path = "/v1/customers/{customer}", operation_id = "rename_customer", tag = "customers",
     params(super::params::Customer, super::params::Reason, super::params::OfTenant, super::params::State),
     request_body(content = Renamed, content_type = "application/json"),
     responses((status = 200, description = "The customer; its state as ETag", body = View), Unchanged),
@@ -170,7 +170,7 @@ async fn rename(
 }
 
 /// Remove a customer that has no devices (operator)
-#[utoipa::path(delete, path = "/v1/customers/{customer}", tag = "customers",
+#[utoipa::path(delete, path = "/v1/customers/{customer}", operation_id = "remove_customer", tag = "customers",
     params(super::params::Customer, super::params::Reason, super::params::OfTenant),
     responses((status = 204, description = "It is removed"), Unchanged), security(("key" = [])))]
 async fn remove(

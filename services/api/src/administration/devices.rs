@@ -109,7 +109,7 @@ struct NewToken {
 }
 
 /// Add a device (operator); its token is shown once
-#[utoipa::path(post, path = "/v1/devices", tag = "devices",
+#[utoipa::path(post, path = "/v1/devices", operation_id = "add_device", tag = "devices",
     params(super::params::Reason, super::params::OfTenant),
     request_body(content = AddedDevice, content_type = "application/json"),
     responses((status = 201, description = "The device, with its token", body = View), Unchanged),
@@ -153,7 +153,7 @@ async fn add(
 }
 
 /// Change a device (operator)
-#[utoipa::path(patch, path = "/v1/devices/{device}", tag = "devices",
+#[utoipa::path(patch, path = "/v1/devices/{device}", operation_id = "change_device", tag = "devices",
     params(super::params::Device, super::params::Reason, super::params::State),
     request_body(content = ChangedDevice, content_type = "application/merge-patch+json"),
     responses((status = 200, description = "The device; its state as ETag", body = View), Unchanged),
@@ -201,7 +201,7 @@ async fn change(
 }
 
 /// Remove a device (operator); its sessions end
-#[utoipa::path(delete, path = "/v1/devices/{device}", tag = "devices",
+#[utoipa::path(delete, path = "/v1/devices/{device}", operation_id = "remove_device", tag = "devices",
     params(super::params::Device, super::params::Reason, super::params::State),
     responses((status = 204, description = "It is removed"), Unchanged), security(("key" = [])))]
 async fn remove(
@@ -222,7 +222,7 @@ async fn remove(
 }
 
 /// Give a device another token (operator), shown once; the old one is void and its sessions end
-#[utoipa::path(post, path = "/v1/devices/{device}/token", tag = "devices",
+#[utoipa::path(post, path = "/v1/devices/{device}/token", operation_id = "rotate_token", tag = "devices",
     params(super::params::Device, super::params::Reason),
     request_body(content = Option<NewToken>, content_type = "application/json"),
     responses((status = 200, description = "The device, with its token", body = View), Unchanged),

@@ -63,7 +63,7 @@ pub(super) struct Renamed {
 }
 
 /// List the tenants that the key reaches (operator)
-#[utoipa::path(get, path = "/v1/tenants", tag = "tenants", params(super::params::Page),
+#[utoipa::path(get, path = "/v1/tenants", operation_id = "list_tenants", tag = "tenants", params(super::params::Page),
     responses((status = 200, description = "A page, by name", body = Tenants), Unseen), security(("key" = [])))]
 async fn list(State(server): State<Arc<Server>>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
     said(
@@ -81,7 +81,8 @@ async fn list(State(server): State<Arc<Server>>, RawQuery(query): RawQuery, head
 }
 
 /// Show a tenant (operator)
-#[utoipa::path(get, path = "/v1/tenants/{tenant}", tag = "tenants", params(super::params::Tenant),
+#[utoipa::path(get, path = "/v1/tenants/{tenant}",
+    operation_id = "show_tenant", tag = "tenants", params(super::params::Tenant),
     responses((status = 200, description = "The tenant; its state as ETag", body = View), Unseen),
     security(("key" = [])))]
 async fn show(State(server): State<Arc<Server>>, Path(tenant): Path<String>, headers: HeaderMap) -> Response {
@@ -96,7 +97,7 @@ async fn show(State(server): State<Arc<Server>>, Path(tenant): Path<String>, hea
 }
 
 /// Add a tenant (admin, of all tenants)
-#[utoipa::path(post, path = "/v1/tenants", tag = "tenants", params(super::params::Reason),
+#[utoipa::path(post, path = "/v1/tenants", operation_id = "add_tenant", tag = "tenants", params(super::params::Reason),
     request_body(content = NewTenant, content_type = "application/json"),
     responses((status = 201, description = "The tenant", body = View), Unchanged), security(("key" = [])))]
 async fn add(
@@ -122,7 +123,7 @@ async fn add(
 }
 
 /// Rename a tenant (admin)
-#[utoipa::path(patch, path = "/v1/tenants/{tenant}", tag = "tenants",
+#[utoipa::path(patch, path = "/v1/tenants/{tenant}", operation_id = "rename_tenant", tag = "tenants",
     params(super::params::Tenant, super::params::Reason, super::params::State),
     request_body(content = Renamed, content_type = "application/json"),
     responses((status = 200, description = "The tenant; its state as ETag", body = View), Unchanged),
@@ -154,7 +155,7 @@ async fn rename(
 }
 
 /// Remove a tenant that has neither customers nor devices (admin, of all tenants)
-#[utoipa::path(delete, path = "/v1/tenants/{tenant}", tag = "tenants",
+#[utoipa::path(delete, path = "/v1/tenants/{tenant}", operation_id = "remove_tenant", tag = "tenants",
     params(super::params::Tenant, super::params::Reason),
     responses((status = 204, description = "It is removed"), Unchanged), security(("key" = [])))]
 async fn remove(
