@@ -27,7 +27,7 @@ OTHER = "0123456789abcdef"
 
 @pytest.fixture(scope="module")
 def hardened(tmp_path_factory):
-    hardened = Hardened(tmp_path_factory.mktemp("cluster"), nodes=2, authorizers=2, routers=2, identities=2, apis=2)
+    hardened = Hardened(tmp_path_factory.mktemp("cluster"), nodes=2, authorizers=2, routers=2, identities=2, apis=3, keeps=True)
     yield hardened
     hardened.cluster.stop()
 
