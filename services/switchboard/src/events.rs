@@ -5,20 +5,20 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 use clap::Args;
-use http_body_util::{BodyExt, Empty};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper::{Request, Response, StatusCode, Uri};
-use hyper_util::rt::TokioIo;
-use serde::Deserialize;
+use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
+use crate::common::api::{Api, problem};
 use crate::common::output::{note, say};
+use crate::common::via::path_segment;
 
+/// The API that is asked where none is named.
+const NEAR: &str = "http://127.0.0.1:8081";
 /// How long an API may take to connect, and to say anything at all: it does so every 15 s.
 const SILENCE: Duration = Duration::from_secs(45);
 /// The pause before it is asked again.
@@ -33,9 +33,12 @@ Examples:
   switchboard events
   switchboard events --kinds presence --device \"Pump 7\" --json")]
 pub(crate) struct EventsArgs {
-    /// The API, in plain text; the key of an application is in SWITCHBOARD_KEY
-    #[arg(long, value_name = "URL", env = "SWITCHBOARD_API", default_value = "http://127.0.0.1:8081")]
-    api: Uri,
+    /// API of a system [default: http://127.0.0.1:8081]; its key is in SWITCHBOARD_KEY, or in the profile of that URL
+    #[arg(long, value_name = "URL", env = "SWITCHBOARD_API")]
+    api: Option<String>,
+    /// API and key of this name in ~/.config/switchboard/profiles.toml, which only its owner may read
+    #[arg(long, value_name = "NAME", env = "SWITCHBOARD_PROFILE")]
+    profile: Option<String>,
     /// presence, registry, or both after a comma [default: both]
     #[arg(long, value_name = "KINDS")]
     kinds: Option<String>,
@@ -52,12 +55,13 @@ pub(crate) struct EventsArgs {
 
 /// Listens until it is ended, or the key is. What was missed in between is told again.
 pub(crate) async fn run(args: EventsArgs) -> anyhow::Result<ExitCode> {
-    let key = std::env::var("SWITCHBOARD_KEY").context("SWITCHBOARD_KEY must be an application's key")?;
+    let named = args.api.as_deref().or(args.profile.is_none().then_some(NEAR));
+    let api = Api::of(named, args.profile.as_deref())?;
     let path = args.path();
     let mut last_id = None;
     let mut has_heard = false;
     loop {
-        match args.listen(&path, &key, &mut last_id, &mut has_heard).await {
+        match args.listen(&api, &path, &mut last_id, &mut has_heard).await {
             Ok(Ended::ByApi) => note("the API has ended this: it is asked again"),
             Ok(Ended::ForGood(why)) => bail!("{why}"),
             // An API that never was there is told at once.
@@ -75,40 +79,26 @@ enum Ended {
     ForGood(String),
 }
 
-#[derive(Deserialize)]
-struct Problem {
-    title: String,
-    detail: Option<String>,
-}
-
 impl EventsArgs {
     fn path(&self) -> String {
         let pairs = self.kinds.iter().map(|it| ("kinds", it));
         let pairs = pairs.chain(self.devices.iter().map(|it| ("device", it)));
         let pairs = pairs.chain(self.customer.iter().map(|it| ("customer", it)));
-        let encoded = |text: &str| text.bytes().map(|byte| format!("%{byte:02X}")).collect::<String>();
-        let pairs: Vec<_> = pairs.map(|(name, value)| format!("{name}={}", encoded(value))).collect();
-        format!("/v1/events?{}", pairs.join("&"))
+        let pairs: Vec<_> = pairs.map(|(name, value)| format!("{name}={}", path_segment(value))).collect();
+        format!("events?{}", pairs.join("&"))
     }
 
     async fn listen(
         &self,
+        api: &Api,
         path: &str,
-        key: &str,
         last_id: &mut Option<String>,
         has_heard: &mut bool,
     ) -> anyhow::Result<Ended> {
-        let asked = timeout(SILENCE, self.ask(path, key, last_id.as_deref())).await;
-        let response = asked.context("it does not answer").and_then(|asked| asked);
-        let response = response.with_context(|| format!("the API at {} could not be asked", self.api))?;
+        let response = api.listen(path, last_id.as_deref(), SILENCE).await?;
         let status = response.status();
         if status != StatusCode::OK {
-            let body = response.into_body().collect().await?.to_bytes();
-            let problem: Option<Problem> = serde_json::from_slice(&body).ok();
-            let why = problem.map_or_else(
-                || status.to_string(),
-                |it| [Some(it.title), it.detail].into_iter().flatten().collect::<Vec<_>>().join(": "),
-            );
+            let why = problem(&response.into_body().collect().await?.to_bytes());
             return match status {
                 StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => bail!("{why}"),
                 _ => Ok(Ended::ForGood(why)),
@@ -116,24 +106,6 @@ impl EventsArgs {
         }
         *has_heard = true;
         self.hear(response, last_id).await
-    }
-
-    async fn ask(&self, path: &str, key: &str, last_id: Option<&str>) -> anyhow::Result<Response<Incoming>> {
-        let host = self.api.host().context("the URL names no host")?;
-        if self.api.scheme_str() != Some("http") {
-            bail!("it is asked in plain text: http://HOST:PORT")
-        }
-        let port = self.api.port_u16().unwrap_or(80);
-        let stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        // It ends with the body.
-        tokio::spawn(connection);
-        let mut request = Request::builder().uri(path).header("Host", format!("{host}:{port}"));
-        request = request.header("Authorization", format!("Bearer {key}"));
-        if let Some(last_id) = last_id {
-            request = request.header("Last-Event-ID", last_id);
-        }
-        Ok(sender.send_request(request.body(Empty::<Bytes>::new())?).await?)
     }
 
     async fn hear(

@@ -8,6 +8,7 @@ use anyhow::{Context, bail, ensure};
 use bus::registry::AppKey;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Response, StatusCode, Uri};
@@ -18,6 +19,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::common::via::path_segment;
 use crate::common::way::connector;
@@ -162,6 +164,22 @@ impl Api {
         read(self.exchange(method, path, body, ANSWER_WAIT).await?)
     }
 
+    /// Begins to listen to what stands at a path, which has no end; from behind `last_id`, if that was heard.
+    ///
+    /// # Errors
+    /// When nobody is there. A response of another status than 200 says why.
+    pub(crate) async fn listen(
+        &self,
+        path: &str,
+        last_id: Option<&str>,
+        wait: Duration,
+    ) -> anyhow::Result<Response<Incoming>> {
+        let last_id = last_id.map(|id| ("last-event-id", id));
+        let begun = timeout(wait, self.open(Method::GET, path, last_id, String::new())).await;
+        let begun = begun.context("it does not answer").and_then(|begun| begun);
+        begun.with_context(|| format!("the API at {} could not be asked", self.url))
+    }
+
     /// One request with its response, whatever its status.
     ///
     /// # Errors
@@ -173,7 +191,7 @@ impl Api {
         body: Option<String>,
         wait: Duration,
     ) -> anyhow::Result<Response<Bytes>> {
-        let asked = tokio::time::timeout(wait, self.exchange_once(method, path, body)).await;
+        let asked = timeout(wait, self.exchange_once(method, path, body)).await;
         let response = asked.context("no answer came in time").and_then(|asked| asked);
         let response = response.with_context(|| format!("the API at {} could not be asked", self.url))?;
         ensure!(
@@ -190,6 +208,21 @@ impl Api {
         path: &str,
         body: Option<String>,
     ) -> anyhow::Result<Response<Bytes>> {
+        let json = body.is_some().then_some((CONTENT_TYPE.as_str(), "application/json"));
+        let (head, body) = self.open(method, path, json, body.unwrap_or_default()).await?.into_parts();
+        let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
+        let body = body.map_err(|error| anyhow::anyhow!("the answer did not come to its end: {error}"))?;
+        Ok(Response::from_parts(head, body.to_bytes()))
+    }
+
+    /// A request on a connection of its own, with one more header if given, and the response, whose body follows.
+    async fn open(
+        &self,
+        method: Method,
+        path: &str,
+        header: Option<(&str, &str)>,
+        body: String,
+    ) -> anyhow::Result<Response<Incoming>> {
         let uri: Uri = format!("{}/v1/{path}", self.url).parse().context("not a URL")?;
         let host = uri.host().context("the URL names no host")?.to_owned();
         let is_tls = uri.scheme_str() == Some("https");
@@ -200,16 +233,15 @@ impl Api {
         let mut request =
             Request::builder().method(method).uri(target).header(HOST, format!("{host}:{port}"));
         request = request.header(AUTHORIZATION, format!("Bearer {}", self.key.reveal()));
-        if body.is_some() {
-            request = request.header(CONTENT_TYPE, "application/json");
+        if let Some((name, value)) = header {
+            request = request.header(name, value);
         }
-        let request =
-            request.body(Full::new(Bytes::from(body.unwrap_or_default()))).context("not a request")?;
+        let request = request.body(Full::new(Bytes::from(body))).context("not a request")?;
         if !is_tls {
-            return exchange(TokioIo::new(stream), request).await;
+            return send(TokioIo::new(stream), request).await;
         }
         let name = ServerName::try_from(name.to_owned()).context("not a host's name")?;
-        exchange(TokioIo::new(connector(None)?.connect(name, stream).await?), request).await
+        send(TokioIo::new(connector(None)?.connect(name, stream).await?), request).await
     }
 }
 
@@ -220,27 +252,29 @@ fn read<T: DeserializeOwned>(answer: Response<Bytes>) -> anyhow::Result<T> {
         let body = if body.is_empty() { Bytes::from_static(b"null") } else { body };
         return serde_json::from_slice(&body).context("the API's answer cannot be read");
     }
-    let Problem { title, detail, field } = serde_json::from_slice(&body).unwrap_or_default();
+    bail!("{}", problem(&body))
+}
+
+/// What an API refuses, in words.
+pub(crate) fn problem(body: &[u8]) -> String {
+    let Problem { title, detail, field } = serde_json::from_slice(body).unwrap_or_default();
     let detail = match (detail, field) {
         (Some(detail), Some(field)) => format!(": {field} must be {detail}"),
         (None, Some(field)) => format!(": {field}"),
         (Some(detail), None) => format!(" ({detail})"),
         (None, None) => String::new(),
     };
-    bail!("{title}{detail}")
+    format!("{title}{detail}")
 }
 
-async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> anyhow::Result<Response<Bytes>>
+async fn send<S>(stream: S, request: Request<Full<Bytes>>) -> anyhow::Result<Response<Incoming>>
 where
     S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
     let (mut sender, connection) = http1::handshake(stream).await?;
-    let connection = tokio::spawn(connection);
-    let (head, body) = sender.send_request(request).await?.into_parts();
-    let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
-    connection.abort();
-    let body = body.map_err(|error| anyhow::anyhow!("the answer did not come to its end: {error}"))?;
-    Ok(Response::from_parts(head, body.to_bytes()))
+    // It ends with the body.
+    tokio::spawn(connection);
+    Ok(sender.send_request(request).await?)
 }
 
 /// `$XDG_CONFIG_HOME/switchboard/profiles.toml`, below `~/.config` when that is not set.
