@@ -122,6 +122,10 @@ def test_the_services_need_no_more(hardened, device):
     assert {it["node"] for it in listed} == {it.node_id for it in cluster.nodes}
     cluster.accounts.cli("node", "maintenance", there.node_id, "--end").ok()
 
+    # All processes, each copy of the API among them.
+    processes = json.loads(cluster.accounts.cli("status", "--json").ok().out)
+    assert len([it for it in processes if it["service"] == "api"]) == len(cluster.apis)
+
     # What was changed is recorded, and read in pages of many answers to one question.
     assert len(cluster.accounts.cli("audit", "query").ok().out.splitlines()) > 5
 
