@@ -249,7 +249,7 @@ def test_the_servers_are_one_cluster(system):
     for server in SERVERS:
         jetstream = json.loads(system.podman("exec", system.container(server), "wget", "-q", "-O-", "http://127.0.0.1:8222/jsz").ok().out)
         assert jetstream["meta_cluster"]["cluster_size"] == 3
-        assert jetstream["streams"] == len(["devices", "policies", "claims", "keys", "audit"])
+        assert jetstream["streams"] == len(["devices", "policies", "claims", "seen", "keys", "audit"])
         assert "iolation" not in system.logs(server)
 
 
