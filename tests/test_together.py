@@ -1,5 +1,6 @@
 """Do calls end the same way where ingress, authorizer and router are one process? Every outcome once more, on two of those."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -41,3 +42,9 @@ def test_a_call_to_another_node_takes_two_messages(shared_cluster, family, devic
         assert caller.send_msg(family.b, str(number)).text() == str(number)
     # What the processes tell each other anyhow is far below one a call.
     assert 2_000 <= shared_cluster.nats.messages() - before < 2_900
+
+
+def test_get_session_limits(caller):
+    """In place of that of the others: here a caller has no limit."""
+    limits = json.loads(caller.ask('{"method":"getSessionLimits"}').text())
+    assert limits["rateLimits"]["messages"] == "0:0,"
