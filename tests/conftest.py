@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from harness.accounts import Family
+from harness.apps import App, add_app
 from harness.cluster import Cluster, Ingress
 from harness.devices import Device
 from harness.raw_http import RawHttp
@@ -58,6 +59,21 @@ def new_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
 def family(shared_cluster: Cluster) -> Family:
     """A customer of this test alone, on the shared cluster."""
     return shared_cluster.accounts.family()
+
+
+@pytest.fixture(scope="module")
+def app(shared_cluster: Cluster) -> App:
+    """An application of the only tenant, and its key."""
+    # With a family its tenant is there.
+    shared_cluster.accounts.family()
+    return add_app(shared_cluster.accounts)
+
+
+@pytest.fixture
+def api(shared_cluster: Cluster) -> Iterator[RawHttp]:
+    """A connection to the first API of the shared cluster."""
+    with RawHttp(shared_cluster.apis[0].port) as connection:
+        yield connection
 
 
 @pytest.fixture

@@ -21,19 +21,6 @@ NOBODY = "aa435e80-9fce-11e6-8080-000000000000"
 JSON = {"Content-Type": "application/json"}
 
 
-@pytest.fixture(scope="module")
-def app(shared_cluster) -> App:
-    # With a family its tenant is there.
-    shared_cluster.accounts.family()
-    return add_app(shared_cluster.accounts)
-
-
-@pytest.fixture
-def api(shared_cluster):
-    with RawHttp(shared_cluster.apis[0].port) as connection:
-        yield connection
-
-
 def problem(response) -> tuple[int, str, str]:
     """Status, name of the problem, and whether the device may have seen the call."""
     assert response.headers["content-type"] == "application/problem+json", response

@@ -12,19 +12,6 @@ from harness.waiting import until
 NOBODY = "aa435e80-9fce-11e6-8080-000000000000"
 
 
-@pytest.fixture(scope="module")
-def app(shared_cluster) -> App:
-    # With a family its tenant is there.
-    shared_cluster.accounts.family()
-    return add_app(shared_cluster.accounts)
-
-
-@pytest.fixture
-def api(shared_cluster):
-    with RawHttp(shared_cluster.apis[0].port) as connection:
-        yield connection
-
-
 def look(http: RawHttp, app: App, call_id: str) -> Response:
     return http.ask("GET", f"/v1/calls/{call_id}", Authorization=app.bearer)
 

@@ -16,9 +16,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::{
-    Keeper, Members, Query, Unchanged, Unseen, gone, no_app, not_there, refused, said, shown, too_narrow,
-};
+use super::{Keeper, Members, Query, Unchanged, Unseen, gone, no_app, not_there, refused, shown, too_narrow};
 use crate::Server;
 use crate::answer::Problem;
 
@@ -172,44 +170,38 @@ struct Own {
 /// Show whom the key is for
 #[utoipa::path(get, path = "/v1/app", tag = "apps",
     responses((status = 200, description = "The application", body = Own), Unseen), security(("key" = [])))]
-async fn own(State(server): State<Arc<Server>>, headers: HeaderMap) -> Response {
-    said(
-        async {
-            let caller = server.let_in(&headers).await?;
-            let AppIdentity { app, key, tenant, name, role, expires_s, .. } = caller.identity.clone();
-            let own = Own {
-                id: app.to_string(),
-                name,
-                tenant: tenant.to_string(),
-                role: role.as_str(),
-                key: key.to_string(),
-                expires_s,
-            };
-            Ok(shown(StatusCode::OK, &own, None))
-        }
-        .await,
-    )
+async fn own(State(server): State<Arc<Server>>, headers: HeaderMap) -> Result<Response, Problem> {
+    let caller = server.let_in(&headers).await?;
+    let AppIdentity { app, key, tenant, name, role, expires_s, .. } = caller.identity.clone();
+    let own = Own {
+        id: app.to_string(),
+        name,
+        tenant: tenant.to_string(),
+        role: role.as_str(),
+        key: key.to_string(),
+        expires_s,
+    };
+    Ok(shown(StatusCode::OK, &own, None))
 }
 
 /// List the applications (admin)
 #[utoipa::path(get, path = "/v1/apps", operation_id = "list_apps", tag = "apps",
     params(super::params::Page, super::params::OfTenant),
     responses((status = 200, description = "A page, by name", body = Apps), Unseen), security(("key" = [])))]
-async fn list(State(server): State<Arc<Server>>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
-    said(
-        async {
-            let (keeper, query) =
-                server.keeper(&headers, Role::Admin, query.as_deref(), &["limit", "after", "tenant"]).await?;
-            keeper.whole()?;
-            let tenant = keeper.tenant(&query)?;
-            let known = keeper.changes.registry.load_places().await.map_err(refused)?;
-            let seen = known.apps.into_iter().filter(|(_, app)| app.tenant == tenant);
-            let seen = seen.map(|(id, app)| (app.name.clone(), View::of(id, app, None)));
-            let (apps, next) = query.page(seen.collect())?;
-            Ok(shown(StatusCode::OK, &Apps { apps, next }, None))
-        }
-        .await,
-    )
+async fn list(
+    State(server): State<Arc<Server>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let (keeper, query) =
+        server.keeper(&headers, Role::Admin, query.as_deref(), &["limit", "after", "tenant"]).await?;
+    keeper.whole()?;
+    let tenant = keeper.tenant(&query)?;
+    let known = keeper.changes.registry.load_places().await.map_err(refused)?;
+    let seen = known.apps.into_iter().filter(|(_, app)| app.tenant == tenant);
+    let seen = seen.map(|(id, app)| (app.name.clone(), View::of(id, app, None)));
+    let (apps, next) = query.page(seen.collect())?;
+    Ok(shown(StatusCode::OK, &Apps { apps, next }, None))
 }
 
 /// Show an application (admin)
@@ -222,15 +214,10 @@ async fn show(
     Path(app): Path<String>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
-) -> Response {
-    said(
-        async {
-            let (keeper, query) = server.keeper(&headers, Role::Admin, query.as_deref(), &["tenant"]).await?;
-            let (id, app) = keeper.named_app(&app, &query).await?;
-            Ok(shown(StatusCode::OK, &View::of(id, app, None), None))
-        }
-        .await,
-    )
+) -> Result<Response, Problem> {
+    let (keeper, query) = server.keeper(&headers, Role::Admin, query.as_deref(), &["tenant"]).await?;
+    let (id, app) = keeper.named_app(&app, &query).await?;
+    Ok(shown(StatusCode::OK, &View::of(id, app, None), None))
 }
 
 /// Add an application with a key (admin); the key is shown once
@@ -244,42 +231,37 @@ async fn add(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
-) -> Response {
-    said(
-        async {
-            let (keeper, query) =
-                server.keeper(&headers, Role::Admin, query.as_deref(), &["reason", "tenant"]).await?;
-            keeper.whole()?;
-            let mut members = server.members(&headers, body).await?;
-            let id = AppId(members.take("id", "a UUID")?.unwrap_or_else(Uuid::new_v4));
-            let app = App {
-                tenant: keeper.tenant(&query)?,
-                name: members.need("name", "a string")?,
-                role: members
-                    .take("role", &format!("one of {}", Role::ALL.map(Role::as_str).join(", ")))?
-                    .unwrap_or(Role::Caller),
-                all_tenants: members.take("allTenants", "true or false")?.unwrap_or(false),
-                customers: members.take("customers", "a list of ids of customers")?,
-                labels: members.take("labels", "an object of strings")?.unwrap_or_default(),
-                methods: members.take("methods", "a list of strings")?,
-                networks: members.take("networks", "a list of strings")?,
-                keys: BTreeMap::new(),
-            };
-            let days = days(&mut members)?;
-            members.end("name, id, role, allTenants, customers, labels, methods, networks, days")?;
-            if app.all_tenants && !keeper.app.all_tenants {
-                return Err(too_narrow("all tenants"));
-            }
-            let added = keeper.make(Change::AddApp(id, app, days), None).await;
-            match added {
-                Err(problem) if problem.is("unknown_customer") => {
-                    Err(Problem::member("customers", "ids of customers that are there"))
-                }
-                added => with_key(id, added?),
-            }
+) -> Result<Response, Problem> {
+    let (keeper, query) =
+        server.keeper(&headers, Role::Admin, query.as_deref(), &["reason", "tenant"]).await?;
+    keeper.whole()?;
+    let mut members = server.members(&headers, body).await?;
+    let id = AppId(members.take("id", "a UUID")?.unwrap_or_else(Uuid::new_v4));
+    let app = App {
+        tenant: keeper.tenant(&query)?,
+        name: members.need("name", "a string")?,
+        role: members
+            .take("role", &format!("one of {}", Role::ALL.map(Role::as_str).join(", ")))?
+            .unwrap_or(Role::Caller),
+        all_tenants: members.take("allTenants", "true or false")?.unwrap_or(false),
+        customers: members.take("customers", "a list of ids of customers")?,
+        labels: members.take("labels", "an object of strings")?.unwrap_or_default(),
+        methods: members.take("methods", "a list of strings")?,
+        networks: members.take("networks", "a list of strings")?,
+        keys: BTreeMap::new(),
+    };
+    let days = days(&mut members)?;
+    members.end("name, id, role, allTenants, customers, labels, methods, networks, days")?;
+    if app.all_tenants && !keeper.app.all_tenants {
+        return Err(too_narrow("all tenants"));
+    }
+    let added = keeper.make(Change::AddApp(id, app, days), None).await;
+    match added {
+        Err(problem) if problem.is("unknown_customer") => {
+            Err(Problem::member("customers", "ids of customers that are there"))
         }
-        .await,
-    )
+        added => with_key(id, added?),
+    }
 }
 
 /// Remove an application (admin), its keys with it
@@ -291,16 +273,11 @@ async fn remove(
     Path(app): Path<String>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
-) -> Response {
-    said(
-        async {
-            let (keeper, query) =
-                server.keeper(&headers, Role::Admin, query.as_deref(), &["reason", "tenant"]).await?;
-            let (id, _) = keeper.named_app(&app, &query).await?;
-            keeper.make(Change::RemoveApp(id), None).await.map(gone)
-        }
-        .await,
-    )
+) -> Result<Response, Problem> {
+    let (keeper, query) =
+        server.keeper(&headers, Role::Admin, query.as_deref(), &["reason", "tenant"]).await?;
+    let (id, _) = keeper.named_app(&app, &query).await?;
+    keeper.make(Change::RemoveApp(id), None).await.map(gone)
 }
 
 /// Make a second key for an application (admin), shown once
@@ -315,19 +292,14 @@ async fn add_key(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
-) -> Response {
-    said(
-        async {
-            let (keeper, query) =
-                server.keeper(&headers, Role::Admin, query.as_deref(), &["reason", "tenant"]).await?;
-            let (id, _) = keeper.named_app(&app, &query).await?;
-            let mut members = server.members(&headers, body).await?;
-            let days = days(&mut members)?;
-            members.end("days")?;
-            with_key(id, keeper.make(Change::AddKey(id, days), None).await?)
-        }
-        .await,
-    )
+) -> Result<Response, Problem> {
+    let (keeper, query) =
+        server.keeper(&headers, Role::Admin, query.as_deref(), &["reason", "tenant"]).await?;
+    let (id, _) = keeper.named_app(&app, &query).await?;
+    let mut members = server.members(&headers, body).await?;
+    let days = days(&mut members)?;
+    members.end("days")?;
+    with_key(id, keeper.make(Change::AddKey(id, days), None).await?)
 }
 
 /// End a key at once (admin)
@@ -340,18 +312,13 @@ async fn revoke_key(
     Path((app, key)): Path<(String, String)>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
-) -> Response {
-    said(
-        async {
-            let (keeper, query) =
-                server.keeper(&headers, Role::Admin, query.as_deref(), &["reason", "tenant"]).await?;
-            let (id, app) = keeper.named_app(&app, &query).await?;
-            let key = key.parse::<KeyId>().ok().filter(|key| app.keys.contains_key(key));
-            let key = key.ok_or_else(|| not_there("unknown_key", "The application has no such key"))?;
-            keeper.make(Change::RevokeKey(id, key), None).await.map(gone)
-        }
-        .await,
-    )
+) -> Result<Response, Problem> {
+    let (keeper, query) =
+        server.keeper(&headers, Role::Admin, query.as_deref(), &["reason", "tenant"]).await?;
+    let (id, app) = keeper.named_app(&app, &query).await?;
+    let key = key.parse::<KeyId>().ok().filter(|key| app.keys.contains_key(key));
+    let key = key.ok_or_else(|| not_there("unknown_key", "The application has no such key"))?;
+    keeper.make(Change::RevokeKey(id, key), None).await.map(gone)
 }
 
 /// An application with the key that was made: shown this once.

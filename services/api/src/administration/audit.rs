@@ -14,7 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{Unseen, said, shown, unavailable};
+use super::{Unseen, shown, unavailable};
 use crate::Server;
 use crate::answer::Problem;
 
@@ -78,51 +78,49 @@ struct Asked {
     operation_id = "list_audit", tag = "audit", params(Asked, super::params::OfTenant),
     responses((status = 200, description = "A page, the oldest first", body = Records), Unseen),
     security(("key" = [])))]
-async fn list(State(server): State<Arc<Server>>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
-    said(
-        async {
-            let known = ["kind", "device", "since", "limit", "after", "tenant"];
-            let (keeper, query) = server.keeper(&headers, Role::Observer, query.as_deref(), &known).await?;
-            keeper.whole()?;
-            let (tenant, limit) = (keeper.tenant(&query)?, query.limit()?);
-            let device = query.0.get("device").map(|it| it.parse::<DeviceId>()).transpose();
-            let device = device.map_err(|_| Problem::parameter("device", "the UUID of a device"))?;
-            let after = query.number("after", 0..=MAX_SEQUENCE)?;
-            let from = match (after, query.number("since", 0..=MAX_SINCE_MS)?) {
-                (Some(after), _) => From::Sequence(after + 1),
-                (None, Some(since_ms)) => From::Time(UNIX_EPOCH + Duration::from_millis(since_ms)),
-                (None, None) => From::Sequence(1),
-            };
-            let page = match keeper.changes.recorder.log().page(Some(tenant), from).await {
-                Ok(page) => page,
-                // Nothing was ever recorded.
-                Err(StoreError::Missing(_)) => {
-                    return Ok(shown(StatusCode::OK, &Records { records: Vec::new(), next: None }, None));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "the audit cannot be read");
-                    return Err(unavailable());
-                }
-            };
-            let kind = query.0.get("kind");
-            let fits = |stored: &Stored| match stored.record() {
-                Some(Record { entry, .. }) => {
-                    kind.is_none_or(|kind| entry.is_of(kind))
-                        && device.is_none_or(|it| entry.devices.contains(&it))
-                }
-                None => kind.is_none() && device.is_none(),
-            };
-            let mut fitting = page.records.iter().filter(|stored| fits(stored));
-            let records: Vec<_> = fitting.by_ref().take(limit).map(View::of).collect();
-            let next = match (fitting.next(), records.last()) {
-                (Some(_), Some(last)) => Some(last.sequence),
-                _ if page.is_last => None,
-                _ => Some(page.next.saturating_sub(1)),
-            };
-            Ok(shown(StatusCode::OK, &Records { records, next }, None))
+async fn list(
+    State(server): State<Arc<Server>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let known = ["kind", "device", "since", "limit", "after", "tenant"];
+    let (keeper, query) = server.keeper(&headers, Role::Observer, query.as_deref(), &known).await?;
+    keeper.whole()?;
+    let (tenant, limit) = (keeper.tenant(&query)?, query.limit()?);
+    let device = query.0.get("device").map(|it| it.parse::<DeviceId>()).transpose();
+    let device = device.map_err(|_| Problem::parameter("device", "the UUID of a device"))?;
+    let after = query.number("after", 0..=MAX_SEQUENCE)?;
+    let from = match (after, query.number("since", 0..=MAX_SINCE_MS)?) {
+        (Some(after), _) => From::Sequence(after + 1),
+        (None, Some(since_ms)) => From::Time(UNIX_EPOCH + Duration::from_millis(since_ms)),
+        (None, None) => From::Sequence(1),
+    };
+    let page = match keeper.changes.recorder.log().page(Some(tenant), from).await {
+        Ok(page) => page,
+        // Nothing was ever recorded.
+        Err(StoreError::Missing(_)) => {
+            return Ok(shown(StatusCode::OK, &Records { records: Vec::new(), next: None }, None));
         }
-        .await,
-    )
+        Err(error) => {
+            tracing::warn!(%error, "the audit cannot be read");
+            return Err(unavailable());
+        }
+    };
+    let kind = query.0.get("kind");
+    let fits = |stored: &Stored| match stored.record() {
+        Some(Record { entry, .. }) => {
+            kind.is_none_or(|kind| entry.is_of(kind)) && device.is_none_or(|it| entry.devices.contains(&it))
+        }
+        None => kind.is_none() && device.is_none(),
+    };
+    let mut fitting = page.records.iter().filter(|stored| fits(stored));
+    let records: Vec<_> = fitting.by_ref().take(limit).map(View::of).collect();
+    let next = match (fitting.next(), records.last()) {
+        (Some(_), Some(last)) => Some(last.sequence),
+        _ if page.is_last => None,
+        _ => Some(page.next.saturating_sub(1)),
+    };
+    Ok(shown(StatusCode::OK, &Records { records, next }, None))
 }
 
 /// As far as a signed number of JSON goes.

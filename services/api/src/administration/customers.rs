@@ -16,7 +16,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::tenants::Renamed;
-use super::{Keeper, Query, Unchanged, Unseen, gone, no_customer, refused, said, shown, state, too_narrow};
+use super::{Keeper, Query, Unchanged, Unseen, gone, no_customer, refused, shown, state, too_narrow};
 use crate::Server;
 use crate::answer::Problem;
 
@@ -66,23 +66,20 @@ struct NewCustomer {
 #[utoipa::path(get, path = "/v1/customers", operation_id = "list_customers", tag = "customers",
     params(super::params::Page, super::params::OfTenant),
     responses((status = 200, description = "A page, by name", body = Customers), Unseen), security(("key" = [])))]
-async fn list(State(server): State<Arc<Server>>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
-    said(
-        async {
-            let known = ["limit", "after", "tenant"];
-            let (keeper, query) = server.keeper(&headers, Role::Operator, query.as_deref(), &known).await?;
-            let tenant = keeper.tenant(&query)?;
-            let known = keeper.changes.registry.load_places().await.map_err(refused)?;
-            let seen = known
-                .customers
-                .iter()
-                .filter(|(id, it)| it.tenant == tenant && keeper.sees_customer(**id, it));
-            let seen = seen.map(|(id, it)| (it.name.clone(), View::of(*id, it)));
-            let (customers, next) = query.page(seen.collect())?;
-            Ok(shown(StatusCode::OK, &Customers { customers, next }, None))
-        }
-        .await,
-    )
+async fn list(
+    State(server): State<Arc<Server>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let known = ["limit", "after", "tenant"];
+    let (keeper, query) = server.keeper(&headers, Role::Operator, query.as_deref(), &known).await?;
+    let tenant = keeper.tenant(&query)?;
+    let known = keeper.changes.registry.load_places().await.map_err(refused)?;
+    let seen =
+        known.customers.iter().filter(|(id, it)| it.tenant == tenant && keeper.sees_customer(**id, it));
+    let seen = seen.map(|(id, it)| (it.name.clone(), View::of(*id, it)));
+    let (customers, next) = query.page(seen.collect())?;
+    Ok(shown(StatusCode::OK, &Customers { customers, next }, None))
 }
 
 /// Show a customer (operator)
@@ -95,16 +92,10 @@ async fn show(
     Path(customer): Path<String>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
-) -> Response {
-    said(
-        async {
-            let (keeper, query) =
-                server.keeper(&headers, Role::Operator, query.as_deref(), &["tenant"]).await?;
-            let (id, customer) = keeper.named_customer(&customer, &query).await?;
-            Ok(shown(StatusCode::OK, &View::of(id, &customer), Some(&customer.tag())))
-        }
-        .await,
-    )
+) -> Result<Response, Problem> {
+    let (keeper, query) = server.keeper(&headers, Role::Operator, query.as_deref(), &["tenant"]).await?;
+    let (id, customer) = keeper.named_customer(&customer, &query).await?;
+    Ok(shown(StatusCode::OK, &View::of(id, &customer), Some(&customer.tag())))
 }
 
 /// Add a customer (operator)
@@ -117,24 +108,19 @@ async fn add(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
-) -> Response {
-    said(
-        async {
-            let known = ["reason", "tenant"];
-            let (keeper, query) = server.keeper(&headers, Role::Operator, query.as_deref(), &known).await?;
-            if keeper.app.customers.is_some() {
-                return Err(too_narrow("more than some customers"));
-            }
-            let mut members = server.members(&headers, body).await?;
-            let name = members.need("name", "a string")?;
-            let id = CustomerId(members.take("id", "a UUID")?.unwrap_or_else(Uuid::new_v4));
-            members.end("name, id")?;
-            let customer = Customer { tenant: keeper.tenant(&query)?, name };
-            keeper.make(Change::AddCustomer(id, customer.clone()), None).await?;
-            Ok(shown(StatusCode::CREATED, &View::of(id, &customer), Some(&customer.tag())))
-        }
-        .await,
-    )
+) -> Result<Response, Problem> {
+    let known = ["reason", "tenant"];
+    let (keeper, query) = server.keeper(&headers, Role::Operator, query.as_deref(), &known).await?;
+    if keeper.app.customers.is_some() {
+        return Err(too_narrow("more than some customers"));
+    }
+    let mut members = server.members(&headers, body).await?;
+    let name = members.need("name", "a string")?;
+    let id = CustomerId(members.take("id", "a UUID")?.unwrap_or_else(Uuid::new_v4));
+    members.end("name, id")?;
+    let customer = Customer { tenant: keeper.tenant(&query)?, name };
+    keeper.make(Change::AddCustomer(id, customer.clone()), None).await?;
+    Ok(shown(StatusCode::CREATED, &View::of(id, &customer), Some(&customer.tag())))
 }
 
 /// Rename a customer (operator)
@@ -149,24 +135,17 @@ async fn rename(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
-) -> Response {
-    said(
-        async {
-            let known = ["reason", "tenant"];
-            let (keeper, query) = server.keeper(&headers, Role::Operator, query.as_deref(), &known).await?;
-            let (id, _) = keeper.named_customer(&customer, &query).await?;
-            let mut members = server.members(&headers, body).await?;
-            let name = members.need("name", "a string")?;
-            members.end("name")?;
-            match keeper.make(Change::RenameCustomer(id, name), state(&headers)?.as_ref()).await? {
-                Changed::Customer(customer) => {
-                    Ok(shown(StatusCode::OK, &View::of(id, &customer), Some(&customer.tag())))
-                }
-                _ => Err(no_customer()),
-            }
+) -> Result<Response, Problem> {
+    let known = ["reason", "tenant"];
+    let (keeper, query) = server.keeper(&headers, Role::Operator, query.as_deref(), &known).await?;
+    let (id, _) = keeper.named_customer(&customer, &query).await?;
+    let name = server.members(&headers, body).await?.renamed()?;
+    match keeper.make(Change::RenameCustomer(id, name), state(&headers)?.as_ref()).await? {
+        Changed::Customer(customer) => {
+            Ok(shown(StatusCode::OK, &View::of(id, &customer), Some(&customer.tag())))
         }
-        .await,
-    )
+        _ => Err(no_customer()),
+    }
 }
 
 /// Remove a customer that has no devices (operator)
@@ -178,31 +157,21 @@ async fn remove(
     Path(customer): Path<String>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
-) -> Response {
-    said(
-        async {
-            let known = ["reason", "tenant"];
-            let (keeper, query) = server.keeper(&headers, Role::Operator, query.as_deref(), &known).await?;
-            let (id, _) = keeper.named_customer(&customer, &query).await?;
-            keeper.make(Change::RemoveCustomer(id), None).await.map(gone)
-        }
-        .await,
-    )
+) -> Result<Response, Problem> {
+    let known = ["reason", "tenant"];
+    let (keeper, query) = server.keeper(&headers, Role::Operator, query.as_deref(), &known).await?;
+    let (id, _) = keeper.named_customer(&customer, &query).await?;
+    keeper.make(Change::RemoveCustomer(id), None).await.map(gone)
 }
 
 impl Keeper {
     /// The customer of that id, or of that name in the tenant.
     async fn named_customer(&self, named: &str, query: &Query) -> Result<(CustomerId, Customer), Problem> {
-        let tenant = self.tenant(query)?;
-        if let Ok(id) = named.parse() {
-            let found = self.changes.registry.customer(id).await.map_err(refused)?;
-            return found.filter(|it| self.sees_customer(id, it)).map(|it| (id, it)).ok_or_else(no_customer);
-        }
-        let known = self.changes.registry.load_places().await.map_err(refused)?;
-        let is_meant = |id: &CustomerId, it: &Customer| {
-            self.sees_customer(*id, it)
-                && (id.to_string() == named || (it.tenant == tenant && it.name == named))
+        let (registry, tenant) = (&self.changes.registry, self.tenant(query)?);
+        let found = match named.parse() {
+            Ok(id) => registry.customer(id).await.map(|customer| customer.map(|customer| (id, customer))),
+            Err(_) => registry.customer_named(tenant, named).await,
         };
-        known.customers.into_iter().find(|(id, it)| is_meant(id, it)).ok_or_else(no_customer)
+        found.map_err(refused)?.filter(|(id, it)| self.sees_customer(*id, it)).ok_or_else(no_customer)
     }
 }

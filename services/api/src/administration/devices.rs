@@ -16,7 +16,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::{Keeper, Members, Unchanged, gone, no_device, refused, said, shown, state, too_narrow};
+use super::{Keeper, Members, Unchanged, gone, no_device, refused, shown, state, too_narrow};
 use crate::Server;
 use crate::answer::Problem;
 
@@ -119,37 +119,32 @@ async fn add(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
-) -> Response {
-    said(
-        async {
-            let known = ["reason", "tenant"];
-            let (keeper, query) = server.keeper(&headers, Role::Operator, query.as_deref(), &known).await?;
-            let mut members = server.members(&headers, body).await?;
-            let new = NewDevice {
-                id: DeviceId(members.take("id", "a UUID")?.unwrap_or_else(Uuid::new_v4)),
-                tenant: keeper.tenant(&query)?,
-                customer: members.take("customer", "the id of a customer, or null")?,
-                name: members.need("name", "a string")?,
-                kind: members.take("type", "a string")?.unwrap_or_else(|| DEFAULT_TYPE.to_owned()),
-                labels: members.take("labels", "an object of strings")?.unwrap_or_default(),
-                token: token(&mut members)?,
-            };
-            members.end("name, id, customer, type, labels, token, weakToken")?;
-            if !keeper.app.reaches(new.customer, &new.labels) {
-                return Err(too_narrow("the device as it would be"));
-            }
-            let (id, token) = (new.id, new.token.clone());
-            let customer = new.customer;
-            match keeper.make(Change::AddDevice(Box::new(new)), None).await {
-                Ok(Changed::Device(device)) => {
-                    Ok(shown(StatusCode::CREATED, &View::of(id, &device, Some(&token)), Some(&device.tag())))
-                }
-                Ok(_) => Err(no_device()),
-                Err(problem) => Err(about_customer(problem, customer.is_some())),
-            }
+) -> Result<Response, Problem> {
+    let known = ["reason", "tenant"];
+    let (keeper, query) = server.keeper(&headers, Role::Operator, query.as_deref(), &known).await?;
+    let mut members = server.members(&headers, body).await?;
+    let new = NewDevice {
+        id: DeviceId(members.take("id", "a UUID")?.unwrap_or_else(Uuid::new_v4)),
+        tenant: keeper.tenant(&query)?,
+        customer: members.take("customer", "the id of a customer, or null")?,
+        name: members.need("name", "a string")?,
+        kind: members.take("type", "a string")?.unwrap_or_else(|| DEFAULT_TYPE.to_owned()),
+        labels: members.take("labels", "an object of strings")?.unwrap_or_default(),
+        token: token(&mut members)?,
+    };
+    members.end("name, id, customer, type, labels, token, weakToken")?;
+    if !keeper.app.reaches(new.customer, &new.labels) {
+        return Err(too_narrow("the device as it would be"));
+    }
+    let (id, token) = (new.id, new.token.clone());
+    let customer = new.customer;
+    match keeper.make(Change::AddDevice(Box::new(new)), None).await {
+        Ok(Changed::Device(device)) => {
+            Ok(shown(StatusCode::CREATED, &View::of(id, &device, Some(&token)), Some(&device.tag())))
         }
-        .await,
-    )
+        Ok(_) => Err(no_device()),
+        Err(problem) => Err(about_customer(problem, customer.is_some())),
+    }
 }
 
 /// Change a device (operator)
@@ -164,40 +159,33 @@ async fn change(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
-) -> Response {
-    said(
-        async {
-            let keeper = server.keeper(&headers, Role::Operator, query.as_deref(), &["reason"]).await?.0;
-            let (id, mut device) = keeper.named_device(&device).await?;
-            let mut members = server.members(&headers, body).await?;
-            let change = DeviceChange {
-                name: members.take("name", "a string")?,
-                kind: members.take("type", "a string")?,
-                customer: match members.0.contains_key("customer") {
-                    true => Some(members.take("customer", "the id of a customer, or null")?),
-                    false => None,
-                },
-                labels: members
-                    .take("labels", "an object of strings, or null to take one away")?
-                    .unwrap_or_default(),
-            };
-            members.end("name, type, customer, labels")?;
-            let only = keeper.only(&device, &headers)?;
-            let assigns = matches!(change.customer, Some(Some(_)));
-            change.apply(&mut device).map_err(|invalid| refused(invalid.into()))?;
-            if !keeper.reaches(&device) {
-                return Err(too_narrow("the device as it would be"));
-            }
-            match keeper.make(Change::ChangeDevice(id, change), only.as_ref()).await {
-                Ok(Changed::Device(device)) => {
-                    Ok(shown(StatusCode::OK, &View::of(id, &device, None), Some(&device.tag())))
-                }
-                Ok(_) => Err(no_device()),
-                Err(problem) => Err(about_customer(problem, assigns)),
-            }
+) -> Result<Response, Problem> {
+    let keeper = server.keeper(&headers, Role::Operator, query.as_deref(), &["reason"]).await?.0;
+    let (id, mut device) = keeper.named_device(&device).await?;
+    let mut members = server.members(&headers, body).await?;
+    let change = DeviceChange {
+        name: members.take("name", "a string")?,
+        kind: members.take("type", "a string")?,
+        customer: match members.0.contains_key("customer") {
+            true => Some(members.take("customer", "the id of a customer, or null")?),
+            false => None,
+        },
+        labels: members.take("labels", "an object of strings, or null to take one away")?.unwrap_or_default(),
+    };
+    members.end("name, type, customer, labels")?;
+    let only = keeper.only(&device, &headers)?;
+    let assigns = matches!(change.customer, Some(Some(_)));
+    change.apply(&mut device).map_err(|invalid| refused(invalid.into()))?;
+    if !keeper.reaches(&device) {
+        return Err(too_narrow("the device as it would be"));
+    }
+    match keeper.make(Change::ChangeDevice(id, change), only.as_ref()).await {
+        Ok(Changed::Device(device)) => {
+            Ok(shown(StatusCode::OK, &View::of(id, &device, None), Some(&device.tag())))
         }
-        .await,
-    )
+        Ok(_) => Err(no_device()),
+        Err(problem) => Err(about_customer(problem, assigns)),
+    }
 }
 
 /// Remove a device (operator); its sessions end
@@ -209,16 +197,11 @@ async fn remove(
     Path(device): Path<String>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
-) -> Response {
-    said(
-        async {
-            let keeper = server.keeper(&headers, Role::Operator, query.as_deref(), &["reason"]).await?.0;
-            let (id, device) = keeper.named_device(&device).await?;
-            let only = keeper.only(&device, &headers)?;
-            keeper.make(Change::RemoveDevice(id), only.as_ref()).await.map(gone)
-        }
-        .await,
-    )
+) -> Result<Response, Problem> {
+    let keeper = server.keeper(&headers, Role::Operator, query.as_deref(), &["reason"]).await?.0;
+    let (id, device) = keeper.named_device(&device).await?;
+    let only = keeper.only(&device, &headers)?;
+    keeper.make(Change::RemoveDevice(id), only.as_ref()).await.map(gone)
 }
 
 /// Give a device another token (operator), shown once; the old one is void and its sessions end
@@ -233,23 +216,18 @@ async fn rotate(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
-) -> Response {
-    said(
-        async {
-            let keeper = server.keeper(&headers, Role::Operator, query.as_deref(), &["reason"]).await?.0;
-            let (id, _) = keeper.named_device(&device).await?;
-            let mut members = server.members(&headers, body).await?;
-            let token = token(&mut members)?;
-            members.end("token, weakToken")?;
-            match keeper.make(Change::RotateToken(id, token.clone()), None).await? {
-                Changed::Device(device) => {
-                    Ok(shown(StatusCode::OK, &View::of(id, &device, Some(&token)), Some(&device.tag())))
-                }
-                _ => Err(no_device()),
-            }
+) -> Result<Response, Problem> {
+    let keeper = server.keeper(&headers, Role::Operator, query.as_deref(), &["reason"]).await?.0;
+    let (id, _) = keeper.named_device(&device).await?;
+    let mut members = server.members(&headers, body).await?;
+    let token = token(&mut members)?;
+    members.end("token, weakToken")?;
+    match keeper.make(Change::RotateToken(id, token.clone()), None).await? {
+        Changed::Device(device) => {
+            Ok(shown(StatusCode::OK, &View::of(id, &device, Some(&token)), Some(&device.tag())))
         }
-        .await,
-    )
+        _ => Err(no_device()),
+    }
 }
 
 /// The token that a body gives, or a new one.

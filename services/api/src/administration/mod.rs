@@ -248,6 +248,13 @@ impl Members {
         self.take(name, expected)?.ok_or_else(|| Problem::member(name, expected))
     }
 
+    /// Another name, and nothing else.
+    fn renamed(mut self) -> Result<String, Problem> {
+        let name = self.need("name", "a string")?;
+        self.end("name")?;
+        Ok(name)
+    }
+
     /// After all that are known were taken: there is no other.
     fn end(self, known: &str) -> Result<(), Problem> {
         match self.0.keys().next() {
@@ -337,11 +344,6 @@ fn shown(status: StatusCode, body: &impl Serialize, tag: Option<&Tag>) -> Respon
         response.headers_mut().insert(header::ETAG, tag);
     }
     response
-}
-
-/// A handler's result as a response.
-fn said(result: Result<Response, Problem>) -> Response {
-    result.unwrap_or_else(IntoResponse::into_response)
 }
 
 fn gone(_: Changed) -> Response {

@@ -15,7 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::{Keeper, Unchanged, Unseen, gone, no_tenant, refused, said, shown, state, too_narrow};
+use super::{Keeper, Unchanged, Unseen, gone, no_tenant, refused, shown, state, too_narrow};
 use crate::Server;
 use crate::answer::Problem;
 
@@ -65,19 +65,18 @@ pub(super) struct Renamed {
 /// List the tenants that the key reaches (operator)
 #[utoipa::path(get, path = "/v1/tenants", operation_id = "list_tenants", tag = "tenants", params(super::params::Page),
     responses((status = 200, description = "A page, by name", body = Tenants), Unseen), security(("key" = [])))]
-async fn list(State(server): State<Arc<Server>>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
-    said(
-        async {
-            let known = ["limit", "after"];
-            let (keeper, query) = server.keeper(&headers, Role::Operator, query.as_deref(), &known).await?;
-            let known = keeper.changes.registry.load_places().await.map_err(refused)?;
-            let seen = known.tenants.into_iter().filter(|(id, _)| keeper.sees_tenant(*id));
-            let seen = seen.map(|(id, Tenant { name })| (name.clone(), View { id, name }));
-            let (tenants, next) = query.page(seen.collect())?;
-            Ok(shown(StatusCode::OK, &Tenants { tenants, next }, None))
-        }
-        .await,
-    )
+async fn list(
+    State(server): State<Arc<Server>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let known = ["limit", "after"];
+    let (keeper, query) = server.keeper(&headers, Role::Operator, query.as_deref(), &known).await?;
+    let known = keeper.changes.registry.load_places().await.map_err(refused)?;
+    let seen = known.tenants.into_iter().filter(|(id, _)| keeper.sees_tenant(*id));
+    let seen = seen.map(|(id, Tenant { name })| (name.clone(), View { id, name }));
+    let (tenants, next) = query.page(seen.collect())?;
+    Ok(shown(StatusCode::OK, &Tenants { tenants, next }, None))
 }
 
 /// Show a tenant (operator)
@@ -85,15 +84,14 @@ async fn list(State(server): State<Arc<Server>>, RawQuery(query): RawQuery, head
     operation_id = "show_tenant", tag = "tenants", params(super::params::Tenant),
     responses((status = 200, description = "The tenant; its state as ETag", body = View), Unseen),
     security(("key" = [])))]
-async fn show(State(server): State<Arc<Server>>, Path(tenant): Path<String>, headers: HeaderMap) -> Response {
-    said(
-        async {
-            let (keeper, _) = server.keeper(&headers, Role::Operator, None, &[]).await?;
-            let (id, tenant) = keeper.named_tenant(&tenant).await?;
-            Ok(shown(StatusCode::OK, &View { id, name: tenant.name.clone() }, Some(&tenant.tag())))
-        }
-        .await,
-    )
+async fn show(
+    State(server): State<Arc<Server>>,
+    Path(tenant): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let (keeper, _) = server.keeper(&headers, Role::Operator, None, &[]).await?;
+    let (id, tenant) = keeper.named_tenant(&tenant).await?;
+    Ok(shown(StatusCode::OK, &View { id, name: tenant.name.clone() }, Some(&tenant.tag())))
 }
 
 /// Add a tenant (admin, of all tenants)
@@ -105,21 +103,16 @@ async fn add(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
-) -> Response {
-    said(
-        async {
-            let keeper = server.keeper(&headers, Role::Admin, query.as_deref(), &["reason"]).await?.0;
-            keeper.all_tenants()?;
-            let mut members = server.members(&headers, body).await?;
-            let name = members.need("name", "a string")?;
-            let id = TenantId(members.take("id", "a UUID")?.unwrap_or_else(Uuid::new_v4));
-            members.end("name, id")?;
-            let tenant = Tenant { name };
-            keeper.make(Change::AddTenant(id, tenant.clone()), None).await?;
-            Ok(shown(StatusCode::CREATED, &View { id, name: tenant.name.clone() }, Some(&tenant.tag())))
-        }
-        .await,
-    )
+) -> Result<Response, Problem> {
+    let keeper = server.keeper(&headers, Role::Admin, query.as_deref(), &["reason"]).await?.0;
+    keeper.all_tenants()?;
+    let mut members = server.members(&headers, body).await?;
+    let name = members.need("name", "a string")?;
+    let id = TenantId(members.take("id", "a UUID")?.unwrap_or_else(Uuid::new_v4));
+    members.end("name, id")?;
+    let tenant = Tenant { name };
+    keeper.make(Change::AddTenant(id, tenant.clone()), None).await?;
+    Ok(shown(StatusCode::CREATED, &View { id, name: tenant.name.clone() }, Some(&tenant.tag())))
 }
 
 /// Rename a tenant (admin)
@@ -134,24 +127,17 @@ async fn rename(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
-) -> Response {
-    said(
-        async {
-            let keeper = server.keeper(&headers, Role::Admin, query.as_deref(), &["reason"]).await?.0;
-            keeper.whole()?;
-            let (id, _) = keeper.named_tenant(&tenant).await?;
-            let mut members = server.members(&headers, body).await?;
-            let name = members.need("name", "a string")?;
-            members.end("name")?;
-            match keeper.make(Change::RenameTenant(id, name), state(&headers)?.as_ref()).await? {
-                Changed::Tenant(tenant) => {
-                    Ok(shown(StatusCode::OK, &View { id, name: tenant.name.clone() }, Some(&tenant.tag())))
-                }
-                _ => Err(no_tenant()),
-            }
+) -> Result<Response, Problem> {
+    let keeper = server.keeper(&headers, Role::Admin, query.as_deref(), &["reason"]).await?.0;
+    keeper.whole()?;
+    let (id, _) = keeper.named_tenant(&tenant).await?;
+    let name = server.members(&headers, body).await?.renamed()?;
+    match keeper.make(Change::RenameTenant(id, name), state(&headers)?.as_ref()).await? {
+        Changed::Tenant(tenant) => {
+            Ok(shown(StatusCode::OK, &View { id, name: tenant.name.clone() }, Some(&tenant.tag())))
         }
-        .await,
-    )
+        _ => Err(no_tenant()),
+    }
 }
 
 /// Remove a tenant that has neither customers nor devices (admin, of all tenants)
@@ -163,16 +149,11 @@ async fn remove(
     Path(tenant): Path<String>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
-) -> Response {
-    said(
-        async {
-            let keeper = server.keeper(&headers, Role::Admin, query.as_deref(), &["reason"]).await?.0;
-            keeper.all_tenants()?;
-            let (id, _) = keeper.named_tenant(&tenant).await?;
-            keeper.make(Change::RemoveTenant(id), None).await.map(gone)
-        }
-        .await,
-    )
+) -> Result<Response, Problem> {
+    let keeper = server.keeper(&headers, Role::Admin, query.as_deref(), &["reason"]).await?.0;
+    keeper.all_tenants()?;
+    let (id, _) = keeper.named_tenant(&tenant).await?;
+    keeper.make(Change::RemoveTenant(id), None).await.map(gone)
 }
 
 impl Keeper {

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::common::output::{complain, note, say};
+use crate::common::output::{note, say};
 use crate::system::addresses::{AddressFile, Addresses, DeviceAddresses, ServiceAddresses};
 use crate::system::demo;
 use crate::system::guard::Guard;
@@ -82,19 +82,7 @@ pub(crate) fn run(args: ClusterArgs) -> ExitCode {
         // The HTTP of nodes is counted up to where one API would be.
         settings.api.listen.set_port(API_PORT);
     }
-    let ended = boot::logs::init(&settings.log).map_err(anyhow::Error::from).and_then(|_| {
-        let runtime = boot::runtime(0)?;
-        let ended = runtime.block_on(cluster(args, settings, uses_other_nats));
-        runtime.shutdown_timeout(Duration::from_secs(2));
-        ended
-    });
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            complain(&error);
-            ExitCode::FAILURE
-        }
-    }
+    super::live(&settings.log.clone(), 0, cluster(args, settings, uses_other_nats))
 }
 
 async fn cluster(args: ClusterArgs, mut settings: Settings, uses_other_nats: bool) -> anyhow::Result<()> {

@@ -15,7 +15,7 @@ use switchboard_api::Api;
 use switchboard_ingress::Ingress;
 use tokio_util::sync::CancellationToken;
 
-use crate::common::output::{complain, note, say};
+use crate::common::output::{note, say};
 use crate::common::reach::EXIT_USAGE;
 use crate::system::access;
 use crate::system::addresses::{AddressFile, Addresses, DeviceAddresses, ServiceAddresses};
@@ -107,19 +107,8 @@ pub(crate) fn run(args: UpArgs) -> ExitCode {
         Ok(asked) => asked,
         Err(status) => return status,
     };
-    let ended = boot::logs::init(&settings.log).map_err(anyhow::Error::from).and_then(|_| {
-        let runtime = boot::runtime(settings.ingress.worker_threads.into())?;
-        let ended = runtime.block_on(up(args.own, settings, uses_other_nats));
-        runtime.shutdown_timeout(Duration::from_secs(2));
-        ended
-    });
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            complain(&error);
-            ExitCode::FAILURE
-        }
-    }
+    let threads = settings.ingress.worker_threads.into();
+    super::live(&settings.log.clone(), threads, up(args.own, settings, uses_other_nats))
 }
 
 /// The settings in force, or the exit status of one who was told their faults.
