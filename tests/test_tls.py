@@ -1,9 +1,11 @@
 """Do devices reach the system over the open internet? MQTT, WebSocket and HTTP under TLS, and certificates that change."""
 
+import json
+import os
 import socket
 import ssl
 import time
-from http.client import HTTPSConnection
+from http.client import HTTPResponse, HTTPSConnection
 from types import SimpleNamespace
 
 import pytest
@@ -101,6 +103,32 @@ def test_calls_between_all_of_them(secure, device, kinds):
             assert [answer.text() for answer in answers] == [str(number) for number in range(20)]
             caller.close()
         assert not target.ended.is_set()
+
+
+def test_a_poll_that_closes_once_it_has_its_call_has_it(secure, authority, device, kinds):
+    """As curl does it: TLS' own words of parting, which it leaves unread, are no sign that it did not read the call."""
+    node, family = secure.nodes[0], secure.accounts.family()
+    caller = device(kinds[1], family.a).connect(node)
+    polls = lambda: node.admin.value("switchboard_http_polls")  # noqa: E731
+    for number in range(20):
+        plain = socket.create_connection(("127.0.0.1", node.https_port), 20)
+        polling = authority.context().wrap_socket(plain, server_hostname="127.0.0.1")
+        polling.sendall(f"GET /api/v1/{family.b.token}/rpc?timeout=20000 HTTP/1.1\r\nHost: t\r\n\r\n".encode())
+        until("it waits", lambda: polls() == 1)
+        # The connection's end, not that of TLS: what closes altogether looks the same until it is sent something.
+        with socket.socket(fileno=os.dup(polling.fileno())) as below:
+            below.shutdown(socket.SHUT_WR)
+        answer = caller.send_msg(family.b, str(number))
+        response = HTTPResponse(polling)
+        response.begin()
+        call = json.loads(response.read())
+        polling.close()
+        assert call["params"] == number
+        answering = HTTPSConnection("127.0.0.1", node.https_port, timeout=20, context=authority.context())
+        answering.request("POST", f"/api/v1/{family.b.token}/rpc/{call['id']}", str(number))
+        assert answering.getresponse().status == 200
+        answering.close()
+        assert answer.text() == str(number)
 
 
 def handshake(port, context):

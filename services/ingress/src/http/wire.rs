@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::getpeername;
+use rustix::io::Errno;
+use rustix::net::{Shutdown, getpeername, shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
@@ -227,10 +228,11 @@ impl<S: Transport> Wire<S> {
                 Client::HasGone => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
             }
             // Our end goes behind the call, and is acknowledged with it; what was pipelined behind its poll is given
-            // up. Already reset, it says so below.
-            match ready!(Pin::new(&mut self.stream).poll_shutdown(cx)) {
-                Err(error) if error.kind() != io::ErrorKind::NotConnected => return Poll::Ready(Err(error)),
-                Ok(()) | Err(_) => {}
+            // up. The socket's end alone: TLS has a message of its own, which a client that has read its call and
+            // closed answers with a reset. Already reset, the socket says so below.
+            match shutdown(self.stream.socket(), Shutdown::Write) {
+                Ok(()) | Err(Errno::NOTCONN) => {}
+                Err(error) => return Poll::Ready(Err(error.into())),
             }
             self.lingering = Some(Box::pin(tokio::time::sleep(LINGER)));
             let give_up_at = Instant::now() + self.patience.write;
