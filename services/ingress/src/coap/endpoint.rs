@@ -27,6 +27,7 @@ use crate::device::mailbox::{EndReason, Incoming};
 use crate::device::sessions::CredentialDigest;
 use crate::device::target::AnswerTaken;
 use crate::device::visitors::Key;
+use crate::device_api::Refusal;
 
 /// The endpoint.
 #[derive(Debug)]
@@ -131,7 +132,7 @@ impl Endpoint {
             return requests.respond(&origin, None, why, now);
         }
         if asked.access_token.is_empty() {
-            return requests.respond(&origin, None, reply::unknown_token(), now);
+            return requests.respond(&origin, None, reply::refusal(Refusal::UnknownToken), now);
         }
         let credential = digest(asked.access_token);
         match requests.known(&credential) {
@@ -180,7 +181,11 @@ impl Endpoint {
         let ends_something = matches!(asked.resource, Resource::Answer(_))
             || asked.method == Code::GET && asked.observe == Some(1);
         if requests.leaves(visitor) && !ends_something {
-            let why = if requests.draining { reply::shutting_down() } else { reply::moved() };
+            let why = if requests.draining {
+                reply::refusal(Refusal::ShuttingDown)
+            } else {
+                reply::refusal(Refusal::Moved)
+            };
             return requests.respond(&origin, Some(visitor), why, now);
         }
         match (asked.method, asked.resource, asked.observe) {
@@ -219,13 +224,18 @@ impl Endpoint {
 
     /// Whether NATS took what an [`Effect::Uplink`] handed up.
     pub fn uplinked(&mut self, request: RequestId, taken: bool, now: Instant) {
-        let response = if taken { Response::new(Code::CHANGED) } else { reply::unavailable() };
+        let response =
+            if taken { Response::new(Code::CHANGED) } else { reply::refusal(Refusal::Unavailable) };
         self.requests.finish(request, response, now);
     }
 
     /// What became of the answer of an [`Effect::HandOn`]; none when nobody can say.
     pub fn handed_on(&mut self, request: RequestId, taken: Option<AnswerTaken>, now: Instant) {
-        self.requests.finish(request, taken.map_or_else(reply::unavailable, reply::taken), now);
+        self.requests.finish(
+            request,
+            taken.map_or_else(|| reply::refusal(Refusal::Unavailable), reply::taken),
+            now,
+        );
     }
 
     /// The visitor who shows this credential, if it is known whose it is.
@@ -268,7 +278,7 @@ impl Endpoint {
     pub fn end_visitor(&mut self, visitor: Key, reason: EndReason, now: Instant) {
         let (requests, end) = (&mut self.requests, reason.into());
         self.observations.end_all(visitor, end, requests, now);
-        requests.break_off(visitor, &reply::goodbye(end).unwrap_or_else(reply::unavailable), now);
+        requests.break_off(visitor, &reply::refusal(reason.into()), now);
         requests.forget_visitor(visitor);
     }
 

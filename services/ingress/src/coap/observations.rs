@@ -19,6 +19,7 @@ use super::tally::Event;
 use crate::device::mailbox::Incoming;
 use crate::device::target::{AnswerTaken, Numbers, Target, TargetLimits};
 use crate::device::visitors::Key;
+use crate::device_api::Refusal;
 
 /// What to look at when its time has come; whether there is anything to do is seen then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,7 +97,7 @@ impl Observations {
         let admitted = caller.lock().admit(&requests.limits.device, now);
         if let Err(limit) = admitted {
             requests.link.effect(Effect::LimitHit(limit, Some(visitor)));
-            return requests.respond(&origin, Some(visitor), reply::too_often(), now);
+            return requests.respond(&origin, Some(visitor), reply::refusal(Refusal::TooOften), now);
         }
         caller.lock().ended();
         let exponent = origin.block2.unwrap_or(LARGEST_BLOCK).exponent;
@@ -132,7 +133,7 @@ impl Observations {
         }
         for request in waiters {
             let registered = self.observers.get_mut(&key).map(Observer::registered);
-            requests.finish(request, registered.unwrap_or_else(reply::unavailable), now);
+            requests.finish(request, registered.unwrap_or_else(|| reply::refusal(Refusal::Unavailable)), now);
         }
         if self.observers.contains_key(&key) {
             self.schedule_check(key, requests, now);

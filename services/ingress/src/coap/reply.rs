@@ -1,4 +1,4 @@
-//! How does an outcome become a CoAP response? One exhaustive match for calls, and the words for everything else.
+//! How does an outcome, or a refusal, become a CoAP response?
 //!
 //! Beside the text stands no machine-readable name of the outcome, nor the call's id, as MQTT 5 and HTTP have them: no
 //! registered option carries such a thing, and the experimental ones must not be used in operation (RFC 7252 §12.2).
@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::codec::{Code, Response, format};
 use crate::device::caller::RefusedRequest;
 use crate::device::target::AnswerTaken;
-use crate::device_api;
+use crate::device_api::{self, Refusal, Status};
 
 /// When to try again, in seconds: limits are per second, and a node that shuts down is replaced as soon.
 const RETRY_AFTER_S: u32 = 1;
@@ -24,26 +24,9 @@ const ATTRIBUTES_MAX_AGE_S: u32 = 24 * 60 * 60;
 /// What `/.well-known/core` says (RFC 6690): where the device API begins, and in what it speaks.
 pub const DISCOVERY: &[u8] = br#"</api/v1>;rt="device-api";ct=50"#;
 
-/// The response to a request of `method` that ended so. Errors are outcomes too: 2.05, as ThingsBoard answers, but for
-/// those that are about the request itself or about this system.
+/// The response to a request of `method` that ended so.
 pub fn ended(method: Method, outcome: &Outcome, body: Bytes) -> Response {
-    let code = match outcome {
-        Outcome::Answered
-        | Outcome::Delivered
-        | Outcome::Denied
-        | Outcome::UnknownDevice
-        | Outcome::Offline
-        | Outcome::TimedOut
-        | Outcome::Lost
-        | Outcome::TooLargeForTarget
-        | Outcome::AnswerTooLarge
-        | Outcome::AnswerInvalid
-        | Outcome::Malformed(_) => Code::CONTENT,
-        Outcome::Busy(limit) if limit.is_of_target() => Code::CONTENT,
-        Outcome::Busy(_) => Code::TOO_MANY_REQUESTS,
-        Outcome::Unavailable => Code::UNAVAILABLE,
-    };
-    said(code, device_api::answer(method, outcome, body))
+    said(code(Status::of(outcome)), device_api::answer(method, outcome, body))
 }
 
 /// The response to a request that goes no further.
@@ -58,47 +41,21 @@ pub fn refused_request(refused: &RefusedRequest) -> Response {
 pub fn goodbye(end: SessionEnd) -> Option<Response> {
     match end {
         SessionEnd::ByDevice | SessionEnd::Fault | SessionEnd::NodeGone | SessionEnd::SessionGone => None,
-        SessionEnd::TakenOver => {
-            Some(refused(Code::CONFLICT, "A newer session of this device takes its calls now!"))
-        }
-        SessionEnd::Revoked => Some(unknown_token()),
-        SessionEnd::ShuttingDown => Some(shutting_down()),
-        SessionEnd::Moved => Some(moved()),
+        SessionEnd::TakenOver => Some(refusal(Refusal::TakenOver)),
+        SessionEnd::Revoked => Some(refusal(Refusal::UnknownToken)),
+        SessionEnd::ShuttingDown => Some(refusal(Refusal::ShuttingDown)),
+        SessionEnd::Moved => Some(refusal(Refusal::Moved)),
     }
 }
 
 /// What whoever answers a call reads.
 pub fn taken(taken: AnswerTaken) -> Response {
-    match taken {
-        AnswerTaken::Yes => Response::new(Code::CHANGED),
-        AnswerTaken::NoSuchCall | AnswerTaken::OneWay => no_such_call(),
-        AnswerTaken::NotJson => answer_is_not_json(),
-    }
+    taken.refusal().map_or_else(|| Response::new(Code::CHANGED), refusal)
 }
 
-/// The response to an answer to what was never asked, was answered, or wants none.
-fn no_such_call() -> Response {
-    refused(Code::NOT_FOUND, "No such call is open!")
-}
-
-/// The response to an answer that cannot be one.
-fn answer_is_not_json() -> Response {
-    refused(Code::BAD_REQUEST, "An answer must be JSON in UTF-8; the call is still open!")
-}
-
-/// The response to an access token that nobody has.
-pub fn unknown_token() -> Response {
-    refused(Code::UNAUTHORIZED, "No device has this access token!")
-}
-
-/// The response of a node that sends its devices away.
-pub fn moved() -> Response {
-    refused(Code::UNAVAILABLE, "This node sends its devices to others!")
-}
-
-/// The response to a request that comes while the node shuts down.
-pub fn shutting_down() -> Response {
-    refused(Code::UNAVAILABLE, "This node is shutting down!")
+/// A refusal that HTTP knows too.
+pub fn refusal(why: Refusal) -> Response {
+    refused(code(why.status()), why.text())
 }
 
 /// The response to a request that comes before the node can serve.
@@ -106,19 +63,9 @@ pub fn not_yet() -> Response {
     Response { max_age_s: Some(RETRY_AFTER_S), ..Response::new(Code::UNAVAILABLE) }
 }
 
-/// A service is missing, or failed.
-pub fn unavailable() -> Response {
-    refused(Code::UNAVAILABLE, "Internal server error!")
-}
-
 /// A limit of this node is reached.
 pub fn full() -> Response {
     refused(Code::UNAVAILABLE, "This node has as much to do as it may!")
-}
-
-/// The device does something too often.
-pub fn too_often() -> Response {
-    refused(Code::TOO_MANY_REQUESTS, "Too many requests!")
 }
 
 /// Another refusal, in words.
@@ -141,6 +88,18 @@ pub fn attributes(observe: Option<u32>) -> Response {
 pub fn discovery() -> Response {
     let payload = Bytes::from_static(DISCOVERY);
     Response { format: Some(format::LINK), payload, ..Response::new(Code::CONTENT) }
+}
+
+fn code(status: Status) -> Code {
+    match status {
+        Status::Done => Code::CONTENT,
+        Status::BadRequest => Code::BAD_REQUEST,
+        Status::Unauthorized => Code::UNAUTHORIZED,
+        Status::NotFound => Code::NOT_FOUND,
+        Status::Conflict => Code::CONFLICT,
+        Status::TooManyRequests => Code::TOO_MANY_REQUESTS,
+        Status::Unavailable => Code::UNAVAILABLE,
+    }
 }
 
 fn said(code: Code, text: Bytes) -> Response {

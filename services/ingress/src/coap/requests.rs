@@ -22,6 +22,7 @@ use crate::device::mailbox::EndReason;
 use crate::device::sessions::CredentialDigest;
 use crate::device::target::{AnswerTaken, Numbers};
 use crate::device::visitors::{Key, Visitors};
+use crate::device_api::Refusal;
 
 /// Bytes of requests that may wait for the authorizer, all together.
 const MAX_UNAUTHENTICATED_BYTES: usize = 16 * 1024 * 1024;
@@ -229,11 +230,7 @@ impl Requests {
                 *who = Who::Known(caller);
                 None
             }
-            Err(NotAdmitted::Unknown) => Some(reply::unknown_token()),
-            Err(NotAdmitted::TooManyGuesses) => Some(reply::too_often()),
-            Err(NotAdmitted::Unavailable) => Some(reply::unavailable()),
-            Err(NotAdmitted::Busy(_)) => Some(reply::too_often()),
-            Err(NotAdmitted::Closed) => Some(reply::moved()),
+            Err(why) => Some(reply::refusal(why.into())),
         };
         if refusal.is_some() {
             self.visitors.forget(visitor);
@@ -315,7 +312,7 @@ impl Requests {
         let admitted = caller.lock().admit(&self.limits.device, now);
         if let Err(limit) = admitted {
             self.link.effect(Effect::LimitHit(limit, Some(visitor)));
-            return self.respond(&origin, Some(visitor), reply::too_often(), now);
+            return self.respond(&origin, Some(visitor), reply::refusal(Refusal::TooOften), now);
         }
         match self.begin(origin, visitor, Doing::Calling, now) {
             Some(id) => self.link.effect(Effect::HandOn(id, visitor, number, body)),
@@ -334,12 +331,12 @@ impl Requests {
                 }
             }
             Err(RefusedUplink::NotJson) => {
-                let why = reply::refused(Code::BAD_REQUEST, "The body must be JSON in UTF-8!");
+                let why = reply::refusal(Refusal::BodyNotJson);
                 self.respond(&origin, Some(visitor), why, now);
             }
             Err(RefusedUplink::TooOften(limit)) => {
                 self.link.effect(Effect::LimitHit(limit, Some(visitor)));
-                self.respond(&origin, Some(visitor), reply::too_often(), now);
+                self.respond(&origin, Some(visitor), reply::refusal(Refusal::TooOften), now);
             }
         }
     }

@@ -11,6 +11,7 @@ use super::guesses::{NoTurn, Source};
 use super::mailbox::{EndReason, Mail};
 use super::offenders::{Owner, Who};
 use super::sessions::{CredentialDigest, Session, Visitor};
+use crate::device_api::Refusal;
 use crate::metrics::ConnectResult;
 use crate::node::Node;
 use boot::clock::unix_ms;
@@ -28,6 +29,17 @@ pub enum NotAdmitted {
     Busy(Limit),
     /// The node sends its devices away.
     Closed,
+}
+
+impl From<NotAdmitted> for Refusal {
+    fn from(why: NotAdmitted) -> Self {
+        match why {
+            NotAdmitted::Unknown => Refusal::UnknownToken,
+            NotAdmitted::TooManyGuesses | NotAdmitted::Busy(_) => Refusal::TooOften,
+            NotAdmitted::Unavailable => Refusal::Unavailable,
+            NotAdmitted::Closed => Refusal::Moved,
+        }
+    }
 }
 
 /// What everything behind this node knows of an access token.

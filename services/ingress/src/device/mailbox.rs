@@ -10,6 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 use rpc::{Limit, Party, Place, SessionEnd};
 
 use super::target::{self, TargetLimits};
+use crate::device_api::Refusal;
 
 /// A call for a session's device.
 pub type Incoming = target::Incoming<Router>;
@@ -49,6 +50,17 @@ pub enum EndReason {
     ShuttingDown,
     /// The node sends it to another.
     Moved,
+}
+
+impl From<EndReason> for Refusal {
+    fn from(reason: EndReason) -> Self {
+        match reason {
+            EndReason::TakenOver => Refusal::TakenOver,
+            EndReason::Revoked => Refusal::UnknownToken,
+            EndReason::ShuttingDown => Refusal::ShuttingDown,
+            EndReason::Moved => Refusal::Moved,
+        }
+    }
 }
 
 impl From<EndReason> for SessionEnd {

@@ -16,7 +16,7 @@ use rpc::{
     CallId, DEFAULT_METHOD, Deadline, DeliveryReply, DeviceId, LateAnswer, Limit, NODE_TAG_BITS, Outcome,
 };
 
-use crate::device_api::{self, Beside};
+use crate::device_api::{self, Beside, Refusal};
 
 /// The largest number of a call: the device API's ids are 31 bits wide.
 pub const MAX_CALL_NUMBER: u32 = 2_147_483_647;
@@ -145,6 +145,17 @@ pub enum AnswerTaken {
     OneWay,
     /// It is not JSON. The call stays open where the device is told so, and is over where it cannot be.
     NotJson,
+}
+
+impl AnswerTaken {
+    /// What the device is told where it was not taken.
+    pub fn refusal(self) -> Option<Refusal> {
+        match self {
+            AnswerTaken::Yes => None,
+            AnswerTaken::NoSuchCall | AnswerTaken::OneWay => Some(Refusal::NoSuchCall),
+            AnswerTaken::NotJson => Some(Refusal::AnswerNotJson),
+        }
+    }
 }
 
 /// The numbers under which one session's device knows its calls, from 1 on and round again.

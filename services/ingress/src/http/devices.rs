@@ -21,20 +21,12 @@ use crate::node::Node;
 /// Why a request is not let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NotLetIn {
-    /// Nobody has that token.
-    Unknown,
-    /// Too many tokens that nobody has came from there, or from everywhere.
-    TooManyGuesses,
-    /// The authorizer or NATS could not be reached.
-    Unavailable,
+    /// It is not admitted.
+    Refused(NotAdmitted),
     /// As many devices are kept in mind as may be.
     Full,
-    /// Its customer has as much of this node as he may.
-    Busy,
     /// The node is shutting down, and takes in nobody new.
     ShuttingDown,
-    /// The node sends its devices away.
-    Closed,
 }
 
 /// The devices that speak HTTP with this node.
@@ -108,13 +100,8 @@ impl Devices {
                 return Err(self.full());
             }
         }
-        let visitor = self.node.admit(credential, Protocol::Http, sender).await.map_err(|why| match why {
-            NotAdmitted::Unknown => NotLetIn::Unknown,
-            NotAdmitted::TooManyGuesses => NotLetIn::TooManyGuesses,
-            NotAdmitted::Unavailable => NotLetIn::Unavailable,
-            NotAdmitted::Busy(_) => NotLetIn::Busy,
-            NotAdmitted::Closed => NotLetIn::Closed,
-        })?;
+        let admitted = self.node.admit(credential, Protocol::Http, sender).await;
+        let visitor = admitted.map_err(NotLetIn::Refused)?;
         self.keep(visitor)
     }
 
@@ -216,7 +203,7 @@ impl Devices {
     ) -> Result<Visit, NotLetIn> {
         let place = self.node.shares.request(device.visitor.party).map_err(|limit| {
             self.node.limit_hit(&device.visitor, limit);
-            NotLetIn::Busy
+            NotLetIn::Refused(NotAdmitted::Busy(limit))
         })?;
         known.hold(key);
         Ok(Visit { devices: Arc::clone(self), key, device, _place: place })

@@ -1,4 +1,4 @@
-//! How does an outcome become an HTTP response? One exhaustive match for calls, and the words for everything else.
+//! How does an outcome, or a refusal, become an HTTP response?
 
 use std::sync::Arc;
 
@@ -16,8 +16,7 @@ use super::lease::Handed;
 use super::outbox::{CallBody, Outbox};
 use crate::calls::Ended;
 use crate::device::caller::RefusedRequest;
-use crate::device::mailbox::EndReason;
-use crate::device_api;
+use crate::device_api::{self, Refusal, Status};
 
 /// When to try again, in seconds: limits are per second, and a node that shuts down is replaced as soon.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
@@ -39,26 +38,9 @@ const EXPIRES_MS: HeaderName = HeaderName::from_static("switchboard-expires-ms")
 /// All but what RFC 3986 §2.3 leaves unreserved.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// The response to a request of `method` that ended so. Errors are outcomes too: 200, as ThingsBoard answers, but for
-/// those that are about the request itself or about this system.
+/// The response to a request of `method` that ended so.
 pub(super) fn ended(method: Method, Ended { outcome, body, call, .. }: Ended) -> Response {
-    let status = match &outcome {
-        Outcome::Answered
-        | Outcome::Delivered
-        | Outcome::Denied
-        | Outcome::UnknownDevice
-        | Outcome::Offline
-        | Outcome::TimedOut
-        | Outcome::Lost
-        | Outcome::TooLargeForTarget
-        | Outcome::AnswerTooLarge
-        | Outcome::AnswerInvalid
-        | Outcome::Malformed(_) => StatusCode::OK,
-        Outcome::Busy(limit) if limit.is_of_target() => StatusCode::OK,
-        Outcome::Busy(_) => StatusCode::TOO_MANY_REQUESTS,
-        Outcome::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-    };
-    of_outcome(status, method, &outcome, body, call)
+    of_outcome(code(Status::of(&outcome)), method, &outcome, body, call)
 }
 
 /// The response to a request that goes no further.
@@ -115,31 +97,20 @@ fn insert(headers: &mut HeaderMap, name: HeaderName, text: String) {
 /// The response to a device that is not let in.
 pub(super) fn not_let_in(why: NotLetIn) -> Response {
     match why {
-        NotLetIn::Unknown => unknown_token(),
-        NotLetIn::TooManyGuesses => error(StatusCode::TOO_MANY_REQUESTS, "Too many requests!"),
-        NotLetIn::Unavailable => unavailable(),
+        NotLetIn::Refused(why) => refusal(why.into()),
         NotLetIn::Full => error(StatusCode::SERVICE_UNAVAILABLE, "This node has as many devices as it may!"),
-        NotLetIn::Busy => error(StatusCode::TOO_MANY_REQUESTS, "Too many requests!"),
-        NotLetIn::ShuttingDown => shutting_down(),
-        NotLetIn::Closed => closed(),
+        NotLetIn::ShuttingDown => refusal(Refusal::ShuttingDown),
     }
 }
 
-/// The response to a request that the node breaks off.
-pub(super) fn broken_off(why: EndReason) -> Response {
+/// A refusal that CoAP knows too. A node that sends its devices away closes their connections: the next may reach
+/// another.
+pub(super) fn refusal(why: Refusal) -> Response {
+    let response = error(code(why.status()), why.text());
     match why {
-        EndReason::TakenOver => {
-            error(StatusCode::CONFLICT, "A newer session of this device takes its calls now!")
-        }
-        EndReason::Revoked => unknown_token(),
-        EndReason::ShuttingDown => shutting_down(),
-        EndReason::Moved => closed(),
+        Refusal::ShuttingDown | Refusal::Moved => closing(response),
+        _ => response,
     }
-}
-
-/// A service or NATS is missing.
-pub(super) fn unavailable() -> Response {
-    error(StatusCode::SERVICE_UNAVAILABLE, "Internal server error!")
 }
 
 /// Something else that went wrong, in words.
@@ -178,16 +149,16 @@ pub(super) fn json(body: Body) -> Response {
     response
 }
 
-fn unknown_token() -> Response {
-    error(StatusCode::UNAUTHORIZED, "No device has this access token!")
-}
-
-fn shutting_down() -> Response {
-    closing(error(StatusCode::SERVICE_UNAVAILABLE, "This node is shutting down!"))
-}
-
-fn closed() -> Response {
-    closing(error(StatusCode::SERVICE_UNAVAILABLE, "This node sends its devices to others!"))
+fn code(status: Status) -> StatusCode {
+    match status {
+        Status::Done => StatusCode::OK,
+        Status::BadRequest => StatusCode::BAD_REQUEST,
+        Status::Unauthorized => StatusCode::UNAUTHORIZED,
+        Status::NotFound => StatusCode::NOT_FOUND,
+        Status::Conflict => StatusCode::CONFLICT,
+        Status::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
+        Status::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+    }
 }
 
 fn said(status: StatusCode, text: Bytes) -> Response {

@@ -25,7 +25,7 @@ use crate::device::mailbox::EndReason;
 use crate::device::relay;
 use crate::device::sessions::Visitor;
 use crate::device::target::AnswerTaken;
-use crate::device_api;
+use crate::device_api::{self, Refusal};
 
 /// How long a refused request's body may take to come; then the connection is closed instead.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
@@ -177,7 +177,7 @@ async fn call(
         .map(str::to_owned);
     let ended = tokio::select! {
         ended = node.calls.perform(&visit.device.visitor, request, traceparent) => ended,
-        why = visit.device.broken_off() => return Err(reply::broken_off(why)),
+        why = visit.device.broken_off() => return Err(reply::refusal(why.into())),
     };
     node.call_ended(&visit.device.visitor, method, &ended.outcome, started.elapsed());
     Ok(reply::ended(method, ended))
@@ -191,9 +191,9 @@ async fn poll(
     PollTimeout(timeout): PollTimeout,
 ) -> Result<Response, Response> {
     let mut poll = visit.device.poll(Instant::now() + timeout).map_err(|why| match why {
-        NotPolled::Full => reply::error(StatusCode::TOO_MANY_REQUESTS, "Too many requests!"),
-        NotPolled::Over if server.devices.is_draining() => reply::broken_off(EndReason::ShuttingDown),
-        NotPolled::Over => reply::broken_off(EndReason::Moved),
+        NotPolled::Full => reply::refusal(Refusal::TooOften),
+        NotPolled::Over if server.devices.is_draining() => reply::refusal(Refusal::ShuttingDown),
+        NotPolled::Over => reply::refusal(Refusal::Moved),
     })?;
     let _waiting = Waiting::new(&server);
     let told = tokio::select! {
@@ -211,8 +211,8 @@ async fn poll(
         Told::End(PollEnd::Ended(EndReason::ShuttingDown | EndReason::Moved)) => {
             Ok(reply::closing(reply::empty(StatusCode::REQUEST_TIMEOUT)))
         }
-        Told::End(PollEnd::Ended(why)) => Err(reply::broken_off(why)),
-        Told::End(PollEnd::Unavailable) => Err(reply::unavailable()),
+        Told::End(PollEnd::Ended(why)) => Err(reply::refusal(why.into())),
+        Told::End(PollEnd::Unavailable) => Err(reply::refusal(Refusal::Unavailable)),
     }
 }
 
@@ -223,16 +223,14 @@ async fn answer(
     From { visit, id }: From,
 ) -> Result<Response, Response> {
     let body = read(&server, &exchange).await?;
-    let no_such_call = || reply::error(StatusCode::NOT_FOUND, "No such call is open!");
-    let number = id.and_then(|id| call_number(&id)).ok_or_else(no_such_call)?;
+    let number = id.and_then(|id| call_number(&id)).ok_or_else(|| reply::refusal(Refusal::NoSuchCall))?;
     let taken = match visit.device.answer(number, &body) {
         AnswerTaken::NoSuchCall => answer_elsewhere(&server, &visit, number, &body).await?,
         taken => taken,
     };
-    match taken {
-        AnswerTaken::Yes => Ok(reply::empty(StatusCode::OK)),
-        AnswerTaken::NoSuchCall | AnswerTaken::OneWay => Err(no_such_call()),
-        AnswerTaken::NotJson => Err(not_json()),
+    match taken.refusal() {
+        None => Ok(reply::empty(StatusCode::OK)),
+        Some(why) => Err(reply::refusal(why)),
     }
 }
 
@@ -247,7 +245,9 @@ async fn answer_elsewhere(
     let admitted = caller(visitor, |it| it.admit(&server.limits(), Instant::now()));
     admitted.map_err(|limit| too_many(server, limit))?;
     let _admitted = Admitted(Arc::clone(visitor));
-    relay::hand_on(&server.node, visitor, number, body).await.ok_or_else(reply::unavailable)
+    relay::hand_on(&server.node, visitor, number, body)
+        .await
+        .ok_or_else(|| reply::refusal(Refusal::Unavailable))
 }
 
 async fn telemetry(
@@ -281,7 +281,7 @@ async fn attribute_updates(
     tokio::select! {
         () = tokio::time::sleep(timeout) => {}
         () = server.devices.draining() => {}
-        why = visit.device.broken_off() => return Err(reply::broken_off(why)),
+        why = visit.device.broken_off() => return Err(reply::refusal(why.into())),
     }
     Ok(reply::empty(StatusCode::REQUEST_TIMEOUT))
 }
@@ -297,10 +297,10 @@ async fn uplink(
     admitted.map_err(|limit| too_many(server, limit))?;
     let body = read(server, exchange).await?;
     if !device_api::answer_is_json(&body) {
-        return Err(not_json());
+        return Err(reply::refusal(Refusal::BodyNotJson));
     }
     if !server.node.uplink(&visit.device.visitor, kind, body).await {
-        return Err(reply::unavailable());
+        return Err(reply::refusal(Refusal::Unavailable));
     }
     Ok(reply::empty(StatusCode::OK))
 }
@@ -349,11 +349,7 @@ fn call_number(text: &str) -> Option<u32> {
 
 fn too_many(server: &Server, limit: Limit) -> Response {
     server.node.metrics.limit_hit(limit);
-    reply::error(StatusCode::TOO_MANY_REQUESTS, "Too many requests!")
-}
-
-fn not_json() -> Response {
-    reply::error(StatusCode::BAD_REQUEST, "The body must be JSON in UTF-8!")
+    reply::refusal(Refusal::TooOften)
 }
 
 fn caller<T>(visitor: &Visitor, with: impl FnOnce(&mut CallerLimits) -> T) -> T {

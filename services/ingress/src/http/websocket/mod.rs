@@ -23,7 +23,7 @@ use self::stream::WebSocket;
 use super::exchange::Exchange;
 use super::reply;
 use super::server::Server;
-use crate::device::mailbox::EndReason;
+use crate::device_api;
 
 /// The sub-protocols of which a client must offer one (MQTT-6.0.0-3), in the order of our choice: the second is what
 /// clients of MQTT 3.1 say.
@@ -39,7 +39,7 @@ pub(super) async fn upgrade(
 ) -> Result<Response, Response> {
     let (accept, sub_protocol) = accept(request.method(), request.headers()).map_err(Refusal::response)?;
     if server.devices.is_draining() {
-        return Err(reply::broken_off(EndReason::ShuttingDown));
+        return Err(reply::refusal(device_api::Refusal::ShuttingDown));
     }
     let upgrade = hyper::upgrade::on(&mut request);
     let Some(exchange) = request.extensions().get::<Arc<Exchange>>() else {
