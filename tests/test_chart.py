@@ -187,7 +187,7 @@ def test_every_mount_and_secret_is_there(rendered):
         for it in pod["spec"]["containers"][:1]:
             volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes", [])}
             claims = {"data"} if it["name"] == "nats" else set()
-            assert {mount["name"] for mount in it["volumeMounts"]} == set(volumes) | claims
+            assert {mount["name"] for mount in it.get("volumeMounts", [])} == set(volumes) | claims
             for volume in volumes.values():
                 assert "configMap" not in volume or ("ConfigMap", volume["configMap"]["name"]) in made
                 assert "secret" not in volume or volume["secret"]["secretName"] in given
@@ -414,6 +414,10 @@ def test_tls_opens_its_ports_and_null_closes_one():
     assert {name: port["nodePort"] for name, port in ports.items()} == {"mqtts": 30883, "https": 30443}
     opened = by_certificate.one("NetworkPolicy", "devices")["spec"]["ingress"][0]["ports"]
     assert {port["port"] for port in opened} == {8883, 8443}
+    # Nobody in the cluster has the name of its certificate.
+    alone = render(values_file(path) | {"demo": {"enabled": True}}).one("Pod")["spec"]
+    commands = [it["command"] for it in (*alone["initContainers"], *alone["containers"])]
+    assert all("--insecure" in it and it[it.index("--at") + 1].endswith("-ingress:8443") for it in commands), commands
     plain = render(BASE)
     assert {port["name"] for port in plain.one("Service", "ingress")["spec"]["ports"]} == {"mqtt", "http"}
     assert "WARNING: without TLS" in plain.notes
@@ -561,7 +565,7 @@ def test_versions_are_those_of_the_programs(tried):
 def test_the_chart_can_be_packed(tmp_path):
     with helm.Chart.load(helm.package(CHART, destination=str(tmp_path))) as packed:
         names = {it["name"] for it in packed.files}
-        assert {"README.md", "files/call.sh", "files/demo-account.json"} <= names
+        assert {"README.md", "files/demo-account.json"} <= names
         assert not any(name.startswith("ci/") for name in names)
 
 
@@ -571,9 +575,9 @@ def test_what_is_rendered_carries_a_call(tried, tmp_path):
     try:
         until("the demo account is imported", lambda: system.run("demo").code == 0)
         system.wait_ready()
-        assert 'the caller read: {"status":"ok"}' in call_as_helm_test_does(tried, system, tmp_path).ok().out
+        assert call_as_helm_test_does(tried, system).ok().out == '{"status":"ok"}\n'
         # Where nobody answers, it fails.
-        assert call_as_helm_test_does(tried, system, tmp_path, TARGET_TOKEN="NONE", WAIT_MS="500").code != 0
+        assert call_as_helm_test_does(tried, system, answered=False).code == 1
         # The operator's pod says who did what.
         system.start("operator").wait_for_line("a record", lambda line: "Test Device A1" in line, "out")
         # What the notes tell the operator to type.
@@ -598,7 +602,7 @@ def test_what_is_rendered_gives_each_node_an_identity(tmp_path):
         node = system.services["ingress"].wait_for_message("ingress serves devices")["node"]
         assert system.services["identity"].wait_for_message("a node joined")["node"] == node
         until("the demo account is imported over TLS", lambda: system.run("demo").code == 0)
-        assert 'the caller read: {"status":"ok"}' in call_as_helm_test_does(rendered, system, tmp_path).ok().out
+        assert call_as_helm_test_does(rendered, system).ok().out == '{"status":"ok"}\n'
     finally:
         system.stop()
 
@@ -614,21 +618,28 @@ def test_in_one_process_each_service_is_its_own_user(tmp_path):
     try:
         until("the demo account is imported", lambda: system.run("demo").code == 0)
         system.wait_ready()
-        assert 'the caller read: {"status":"ok"}' in call_as_helm_test_does(rendered, system, tmp_path).ok().out
+        assert call_as_helm_test_does(rendered, system).ok().out == '{"status":"ok"}\n'
     finally:
         system.stop()
 
 
-def call_as_helm_test_does(rendered: Rendered, system: ChartSystem, folder: Path, **environment: str) -> Ran:
-    (call,) = (it["data"]["call.sh"] for it in rendered.all("ConfigMap").values() if "call.sh" in it["data"])
-    (folder / "call.sh").write_text(call)
-    env = {it["name"]: it["value"] for it in container(rendered, "test")["env"]}
-    scheme, _, address = env["URL"].partition("://")
-    port = address.rpartition(":")[2]
-    egress = rendered.one("NetworkPolicy", "test")["spec"]["egress"][-1]["ports"]
-    assert egress == [{"port": int(port)}]
-    env["URL"] = f"{scheme}://{system.device_address(scheme)}"
-    return run("sh", folder / "call.sh", env={**env, **environment})
+def call_as_helm_test_does(rendered: Rendered, system: ChartSystem, answered: bool = True) -> Ran:
+    """The pod's two containers, which both are the product's; the one that answers is left out if nobody is to."""
+    pod = rendered.one("Pod")["spec"]
+    assert {it["image"] for it in (*pod["initContainers"], *pod["containers"])} == {container(rendered, "ingress")["image"]}
+    (port,) = {it["command"][it["command"].index("--at") + 1].partition(":")[2] for it in (*pod["initContainers"], *pod["containers"])}
+    assert rendered.one("NetworkPolicy", "test")["spec"]["egress"][-1]["ports"] == [{"port": int(port)}]
+    # What was just imported reaches the authorizers a moment later.
+    shortly = {"20000": "500"}
+    until("its token is good", lambda: "no device has this" not in system.run("test", "call", shortly).err)
+    if not answered:
+        return system.run("test", "call", shortly)
+    target = system.start("test", "target", container="target")
+    try:
+        return system.run("test", "call")
+    finally:
+        # Kubernetes ends a sidecar so, and waits for it.
+        assert target.stop() == 0
 
 
 def services(rendered: Rendered) -> list[str]:

@@ -8,7 +8,7 @@ import uuid
 import pytest
 from harness.accounts import TOKENS
 from harness.devices import PahoV5
-from harness.processes import run
+from harness.processes import Process, run
 from harness.programs import built
 from harness.waiting import until
 
@@ -65,6 +65,36 @@ def test_show_says_who_is_online(load, family, device, shared_cluster):
     device(PahoV5, family.b).connect(shared_cluster.nodes[0]).become_callable()
     assert load("device", "show", family.b.id)["online"] is True
     assert load("device", "show", family.c.id)["online"] is False
+
+
+@pytest.mark.parametrize("via", ["http", "mqtt", "coap"])
+def test_one_command_is_a_device_and_another_calls_it(via, family, shared_cluster, tmp_path):
+    """Both through other nodes, with bodies of several blocks of CoAP; who is ended is offline at once."""
+    called_at, calling_at = (f"127.0.0.1:{getattr(node, f'{via}_port')}" for node in shared_cluster.nodes)
+    long = {"text": "x" * 3_000}
+    target = Process(
+        "emulate",
+        [built("switchboard"), "device", "emulate", "--via", via, "--at", called_at, "--reply", json.dumps(long)],
+        tmp_path,
+        env={"SWITCHBOARD_DEVICE_TOKEN": family.b.token},
+    )
+
+    def call(*arguments):
+        command = ("call", "--via", via, "--at", calling_at, "--to", family.b.id, "--timeout-ms", "20000", *arguments)
+        return run(built("switchboard"), *command, env={"SWITCHBOARD_DEVICE_TOKEN": family.a.token})
+
+    try:
+        assert json.loads(call("--connect-timeout-ms", "20000", json.dumps(long)).ok().out) == long
+        heard = json.loads(target.wait_for_line("the call", lambda line: line, "out"))
+        assert (heard["method"], heard["params"]) == ("onMsg", long)
+        assert json.loads(call("null").ok().out) == long
+        target.interrupt()
+        assert target.wait() == 0, target.err
+        until("it is offline", lambda: "No active connection" in call().out)
+        nobody = run(built("switchboard"), "device", "listen", "--via", via, "--at", called_at, "--token", "of nobody")
+        assert (nobody.code, nobody.err.splitlines()[-1]) == (1, "error: no device has this access token")
+    finally:
+        target.stop()
 
 
 def test_what_cannot_be_is_refused_in_words(cli, tenant, shared_cluster):

@@ -255,3 +255,8 @@ def test_the_command_calls_as_a_device_over_tls(via, port, secure, authority):
     until("its token is good", lambda: "No active connection" in call(*trusting).out)
     stranger = call("--tls")
     assert stranger.code == 1 and "TLS fails" in stranger.err, stranger
+    assert "No active connection" in call(*trusting, "--tls-name", "node.example").out
+    other = call(*trusting, "--tls-name", "another.example")
+    assert other.code == 1 and "TLS fails" in other.err, other
+    warned = call("--insecure")
+    assert "No active connection" in warned.out and "whoever answers gets the access token" in warned.err, warned

@@ -17,10 +17,10 @@ class Authority:
         )
 
     def issue(self, name: str) -> tuple[Path, Path]:
-        """Certificate and key of a server."""
+        """Certificate and key of a server, for node.example and this machine's address."""
         files = [self.folder / f"{name}.{end}" for end in ("pem", "key", "csr", "ext")]
         certificate, key, request, extensions = files
-        extensions.write_text("subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth\n")
+        extensions.write_text("subjectAltName=DNS:node.example,IP:127.0.0.1\nextendedKeyUsage=serverAuth\n")
         self._openssl(
             *"req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes".split(),
             *("-subj", f"/CN={name}", "-keyout", key, "-out", request),

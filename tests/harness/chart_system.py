@@ -30,6 +30,9 @@ class ChartSystem:
         self._secrets = made | (given or {})
         self._ports = {port: free_ports(SERVERS) for port in (4222, 6222, 8222)}
         self._nats = rendered.one("StatefulSet")["metadata"]["name"]
+        ingress = rendered.one("Service", "-ingress")
+        self._ingress_address = re.compile(rf"^{ingress['metadata']['name']}:(\d+)$")
+        self._ingress_ports = {str(port["port"]): port["name"] for port in ingress["spec"]["ports"]}
         self._processes: list[Process] = []
         try:
             for number in range(SERVERS):
@@ -46,10 +49,10 @@ class ChartSystem:
             admin = Admin(process.wait_for_message("starting")["admin"])
             until(f"{name} is ready", admin.is_ready)
 
-    def start(self, component: str, pod: str = "", number: int = 0) -> Process:
-        """A pod's container, until all is stopped."""
+    def start(self, component: str, pod: str = "", number: int = 0, container: str = "") -> Process:
+        """A pod's container, the only one or this one, until all is stopped."""
         pod = pod or component
-        command, env = self._container(component, pod, number)
+        command, env = self._container(component, pod, number, container)
         process = Process(pod, command, self._folder / "logs", env=env)
         self._processes.append(process)
         return process
@@ -57,10 +60,10 @@ class ChartSystem:
     def device_address(self, protocol: str) -> str:
         return self.services["ingress"].wait_for_message("ingress serves devices")[protocol]
 
-    def run(self, component: str) -> Ran:
-        """A container to its end."""
-        command, env = self._container(component, component)
-        return run(*command, env=env)
+    def run(self, component: str, container: str = "", instead: dict[str, str] | None = None) -> Ran:
+        """A container to its end, with other arguments in place of some."""
+        command, env = self._container(component, component, name=container)
+        return run(*((instead or {}).get(it, it) for it in command), env=env)
 
     def exec(self, component: str, *command: str) -> Ran:
         """As `kubectl exec`: a command of the image beside a running container, with its files and variables."""
@@ -76,13 +79,14 @@ class ChartSystem:
         for process in reversed(self._processes):
             process.stop()
 
-    def _container(self, component: str, pod: str, number: int = 0) -> tuple[list[str], dict[str, str]]:
+    def _container(self, component: str, pod: str, number: int = 0, name: str = "") -> tuple[list[str], dict[str, str]]:
         """A container's command and environment, once the files that it mounts are there."""
         spec = self._rendered.pods()[component]["spec"]
-        (container,) = spec["containers"]
+        containers = [*spec.get("initContainers", []), *spec["containers"]]
+        (container,) = (it for it in containers if name in ("", it["name"]))
         root = self._folder / pod
-        volumes = {volume["name"]: volume for volume in spec["volumes"]}
-        for mount in container["volumeMounts"]:
+        volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
+        for mount in container.get("volumeMounts", []):
             folder = root / mount["mountPath"].lstrip("/")
             folder.mkdir(parents=True, exist_ok=True)
             if name := volumes.get(mount["name"], {}).get("configMap", {}).get("name"):
@@ -94,7 +98,9 @@ class ChartSystem:
         program, *arguments = container["command"]
         here = tool("nats-server") if component == "nats" else built(Path(program).name)
         command = [str(here), *(self._here(argument, root, number) for argument in arguments)]
-        return command, {it["name"]: self._value(it, pod) for it in container.get("env", [])}
+        env = {it["name"]: self._value(it, pod) for it in container.get("env", [])}
+        # As Kubernetes has it of the arguments.
+        return [re.sub(r"\$\((\w+)\)", lambda found: env[found[1]], it) for it in command], env
 
     def _here(self, text: str, root: Path, number: int) -> str:
         for server in range(SERVERS):
@@ -103,6 +109,7 @@ class ChartSystem:
         for port, ports in self._ports.items():
             text = text.replace(f"0.0.0.0:{port}", f"127.0.0.1:{ports[number]}")
         text = re.sub(r"0\.0\.0\.0:\d+", "127.0.0.1:0", text)
+        text = self._ingress_address.sub(lambda found: self.device_address(self._ingress_ports[found[1]]), text)
         return MOUNT.sub(lambda found: f"{root}{found[0]}", text)
 
     def _value(self, variable: dict, pod: str) -> str:

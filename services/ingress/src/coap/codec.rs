@@ -404,6 +404,43 @@ impl Response {
     }
 }
 
+/// A request, before it has an id of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request<'a> {
+    /// Its method.
+    pub code: Code,
+    /// Segments of the path, of at most 255 bytes each (§5.10).
+    pub path: &'a [&'a str],
+    /// Observe (RFC 7641): 0 begins, 1 ends.
+    pub observe: Option<u32>,
+    /// Which block of the response is wanted.
+    pub block2: Option<Block>,
+    /// Which block of the request this is.
+    pub block1: Option<Block>,
+    /// Its payload.
+    pub payload: &'a [u8],
+}
+
+impl<'a> Request<'a> {
+    /// Nothing but a method and a path.
+    pub fn new(code: Code, path: &'a [&'a str]) -> Self {
+        Request { code, path, observe: None, block2: None, block1: None, payload: b"" }
+    }
+
+    /// Writes it as a datagram; none when a segment is too long.
+    pub fn write(&self, kind: Kind, id: u16, token: Token) -> Option<Bytes> {
+        let path_bytes: usize = self.path.iter().map(|segment| segment.len() + 2).sum();
+        let mut out = Writer::new(kind, self.code, id, token, path_bytes + self.payload.len());
+        out.uint(option::OBSERVE, self.observe);
+        for segment in self.path {
+            out.option(option::URI_PATH, segment.as_bytes())?;
+        }
+        out.uint(option::BLOCK2, self.block2.map(Block::bits));
+        out.uint(option::BLOCK1, self.block1.map(Block::bits));
+        Some(out.payload(self.payload))
+    }
+}
+
 /// A message without content: acknowledgement, reset or ping.
 pub fn empty(kind: Kind, id: u16) -> Bytes {
     Writer::new(kind, Code::EMPTY, id, Token::default(), 0).payload(b"")
@@ -438,16 +475,21 @@ impl Writer {
         let Some(value) = value else { return };
         let bytes = value.to_be_bytes();
         let value = bytes.get(value.leading_zeros() as usize / 8..).unwrap_or_default();
-        let delta = number.saturating_sub(self.last_option);
+        // No number that is written comes so far behind another.
+        let _ = self.option(number, value);
+    }
+
+    /// None when it is longer, or comes further behind the last one, than 255.
+    fn option(&mut self, number: u16, value: &[u8]) -> Option<()> {
+        let (delta, more_delta) = nibble(number.saturating_sub(self.last_option).into())?;
+        let (length, more_length) = nibble(value.len())?;
         self.last_option = number;
-        let length = value.len() as u8;
-        match u8::try_from(delta) {
-            Ok(delta @ 0..=12) => self.out.put_u8(delta << 4 | length),
-            Ok(delta) => self.out.put_slice(&[13 << 4 | length, delta - 13]),
-            // No option that is written comes so far behind another.
-            Err(_) => return,
+        self.out.put_u8(delta << 4 | length);
+        for more in [more_delta, more_length].into_iter().flatten() {
+            self.out.put_u8(more);
         }
         self.out.put_slice(value);
+        Some(())
     }
 
     fn payload(mut self, payload: &[u8]) -> Bytes {
@@ -456,6 +498,14 @@ impl Writer {
             self.out.put_slice(payload);
         }
         self.out.freeze()
+    }
+}
+
+/// §3.1, the other way round: a nibble, and what one byte behind it says.
+fn nibble(number: usize) -> Option<(u8, Option<u8>)> {
+    match u8::try_from(number).ok()? {
+        small @ 0..=12 => Some((small, None)),
+        number => Some((13, Some(number - 13))),
     }
 }
 
@@ -582,6 +632,31 @@ mod tests {
             prop_assert_eq!(number(CoapOption::Size2), response.size2);
             let read = packet.get_first_option(CoapOption::Block2).map(|value| Block::read(value).unwrap());
             prop_assert_eq!(read, block);
+        }
+
+        #[test]
+        fn a_request_that_is_written_is_read_alike(
+            path in proptest::collection::vec("[ -~]{0,300}", 0..6), numbers in any::<[Option<u32>; 2]>(),
+            payload in proptest::collection::vec(any::<u8>(), 0..100), id in any::<u16>(),
+        ) {
+            let path: Vec<&str> = path.iter().map(String::as_str).collect();
+            let block = numbers[0].map(|number| Block { number: number >> 12, more: true, exponent: 6 });
+            let observe = numbers[1].map(|it| it & 1);
+            let request =
+                Request { observe, block2: block, block1: block, payload: &payload, ..Request::new(Code::GET, &path) };
+            let written = request.write(Kind::Confirmable, id, Token::new(b"1234").unwrap());
+            prop_assert_eq!(written.is_none(), path.iter().any(|segment| segment.len() > 255));
+            let Some(written) = written else { return Ok(()) };
+            let packet = Packet::from_bytes(&written).unwrap();
+            prop_assert_eq!((packet.header.message_id, &packet.payload), (id, &payload));
+            let read = packet.get_option(CoapOption::UriPath).cloned().unwrap_or_default();
+            prop_assert!(read.iter().map(Vec::as_slice).eq(path.iter().map(|segment| segment.as_bytes())));
+            let Reading::Message(message) = read_bytes(&written) else { panic!("not read") };
+            let of = |wanted| message.options().find(|(number, _)| *number == wanted).map(|(_, value)| value);
+            prop_assert_eq!(of(option::OBSERVE).and_then(uint), observe);
+            for number in [option::BLOCK1, option::BLOCK2] {
+                prop_assert_eq!(of(number).and_then(Block::read), block);
+            }
         }
 
         #[test]

@@ -30,6 +30,9 @@ use crate::common::way::WayArgs;
 /// How much longer than the call itself its outcome is waited for.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// Where a device's access token may stand.
+const TOKEN_VARIABLE: &str = "SWITCHBOARD_DEVICE_TOKEN";
+
 #[derive(Args)]
 #[command(
     after_help = "\
@@ -46,6 +49,8 @@ Examples:
   switchboard call --from A1 --to A2 --json null | jq .outcome
   switchboard call --via http --token A1_TEST_TOKEN --to A2 '{\"x\":1}'
   switchboard call --via mqtt --at node.example:8883 --tls --token … --to A2 '{\"x\":1}'
+  switchboard call --via http --at 10.0.0.7:8443 --tls-name node.example --token … --to A2 '{\"x\":1}'
+  switchboard call --via coap --token A1_TEST_TOKEN --to A2 '{\"x\":1}'
   switchboard call show 5bd1…-2a                     what became of a call, hop by hop
   switchboard call list --from A1 --since 5m --outcome offline",
     args_conflicts_with_subcommands = true,
@@ -60,9 +65,9 @@ pub(crate) struct CallArgs {
     #[arg(long, value_name = "DEVICE")]
     from: Option<String>,
     /// Make the call as a device, over this protocol
-    #[arg(long, value_name = "PROTOCOL", value_enum, requires = "token", conflicts_with = "from")]
+    #[arg(long, value_name = "PROTOCOL", value_enum, conflicts_with = "from")]
     via: Option<Via>,
-    /// Access token of the device that calls, with --via
+    /// Access token of the device that calls, with --via [env: SWITCHBOARD_DEVICE_TOKEN, which no process list shows]
     #[arg(long, value_name = "TOKEN", requires = "via")]
     token: Option<String>,
     #[command(flatten)]
@@ -118,10 +123,17 @@ pub(crate) async fn run(mut args: CallArgs) -> anyhow::Result<ExitCode> {
     }
     serde_json::from_str::<serde::de::IgnoredAny>(&args.body)
         .with_context(|| format!("the body must be JSON, as '{{\"x\":1}}'; {:?} is not", args.body))?;
-    if let (Some(via), Some(token)) = (args.via, &args.token) {
-        return as_device(&args, via, token).await;
+    if let Some(via) = args.via {
+        // Not clap's: beside --from it says nothing, and is there for another command.
+        let token = args.token.take().or_else(|| std::env::var(TOKEN_VARIABLE).ok());
+        let token =
+            token.with_context(|| format!("--via: which device calls? --token or {TOKEN_VARIABLE}"))?;
+        return as_device(&args, via, &token).await;
     }
-    ensure!(!args.way.is_given(), "--at, --tls and --ca say where a device connects: they go with --via");
+    ensure!(
+        !args.way.is_given(),
+        "--at and what is about TLS say where a device connects: they go with --via"
+    );
     if let Some(api) = args.reach.api()? {
         return as_application(&args, &api).await;
     }

@@ -1,6 +1,7 @@
 //! What does every command need? A way to the registry, names understood, changes recorded, and one way to speak.
 
 pub(crate) mod api;
+pub(crate) mod coap;
 pub(crate) mod find;
 pub(crate) mod output;
 pub(crate) mod reach;

@@ -1,16 +1,14 @@
 //! How does the command call as a device does? With an access token alone, over MQTT, HTTP or CoAP: the smallest client
 //! of each that makes one request.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use bytes::Bytes;
 use clap::ValueEnum;
-use switchboard_ingress::coap::codec::{self, Code, Kind, Reading};
+use switchboard_ingress::coap::codec::Code;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::net::UdpSocket;
 
+use super::coap::Coap;
 use super::way::{Stream, Way};
 
 /// A protocol that devices speak.
@@ -20,21 +18,12 @@ pub(crate) enum Via {
     Mqtt,
     /// HTTP
     Http,
-    /// CoAP, for bodies and answers that fit into one datagram
+    /// CoAP
     Coap,
 }
 
 /// The longest answer that is read, in bytes.
-const MAX_ANSWER_BYTES: u64 = 4 * 1024 * 1024;
-
-/// Bodies of CoAP that need no blocks (RFC 7959).
-const MAX_DATAGRAM_BODY_BYTES: usize = 1024;
-
-/// RFC 7252 §4.8: ACK_TIMEOUT, and MAX_RETRANSMIT.
-const COAP_ACK_TIMEOUT: Duration = Duration::from_secs(2);
-const COAP_MAX_RETRANSMIT: u32 = 4;
-
-const BLOCK2: u16 = 23;
+pub(super) const MAX_ANSWER_BYTES: u64 = 4 * 1024 * 1024;
 
 impl Via {
     /// Makes one request as the device that has `token`, and returns the text of its answer.
@@ -200,70 +189,10 @@ pub(crate) async fn read_packet(stream: &mut (impl AsyncRead + Unpin)) -> anyhow
 }
 
 async fn coap(at: &Way, token: &str, request: &str) -> anyhow::Result<Vec<u8>> {
-    let at = at.address().await?;
-    ensure!(
-        request.len() <= MAX_DATAGRAM_BODY_BYTES,
-        "the request is longer than {MAX_DATAGRAM_BODY_BYTES} bytes: use --via mqtt or http"
-    );
-    let any: SocketAddr = if at.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
-    let socket = UdpSocket::bind(any).await?;
-    socket.connect(at).await?;
-    let unique = std::process::id();
-    let (id, mark) = ((unique & 0xffff) as u16, unique.to_be_bytes());
-    let datagram = coap_post(id, mark, &["api", "v1", token, "rpc"], request)?;
-    let (mut sent, mut pause, mut acknowledged) = (0, COAP_ACK_TIMEOUT, false);
-    let mut buffer = vec![0; 65_536];
-    loop {
-        if !acknowledged {
-            ensure!(sent <= COAP_MAX_RETRANSMIT, "nobody acknowledges");
-            socket.send(&datagram).await?;
-            sent += 1;
-            pause *= 2;
-        }
-        let wait = if acknowledged { Duration::MAX } else { pause / 2 };
-        let Ok(received) = tokio::time::timeout(wait, socket.recv(&mut buffer)).await else { continue };
-        let datagram = Bytes::copy_from_slice(buffer.get(..received?).unwrap_or_default());
-        let Reading::Message(message) = codec::read(&datagram) else { continue };
-        if message.code == Code::EMPTY && message.id == id {
-            ensure!(message.kind != Kind::Reset, "the node takes no such message");
-            acknowledged = true;
-            continue;
-        }
-        if message.token.as_slice() != mark {
-            continue;
-        }
-        if message.kind == Kind::Confirmable {
-            socket.send(&codec::empty(Kind::Acknowledgement, message.id)).await?;
-        }
-        let more = message.options().find(|(number, _)| *number == BLOCK2);
-        let more = more.and_then(|(_, value)| codec::Block::read(value)).is_some_and(|block| block.more);
-        ensure!(!more, "the answer is longer than one datagram: use --via mqtt or http");
-        let (class, detail) = (message.code.0 >> 5, message.code.0 & 0x1f);
-        return match (class, detail) {
-            (4, 1) => Err(Refused.into()),
-            _ if message.payload.is_empty() => bail!("the response has code {class}.{detail:02}"),
-            _ => Ok(message.payload.to_vec()),
-        };
+    let mut node = Coap::at(at.address().await?).await?;
+    match node.ask(Code::POST, &["api", "v1", token, "rpc"], request.as_bytes()).await? {
+        (Code::UNAUTHORIZED, _) => Err(Refused.into()),
+        (code, body) if body.is_empty() => bail!("the response has code {code}"),
+        (_, body) => Ok(body),
     }
-}
-
-/// A confirmable POST (RFC 7252 §3).
-fn coap_post(id: u16, mark: [u8; 4], path: &[&str], body: &str) -> anyhow::Result<Vec<u8>> {
-    const POST: u8 = 2;
-    const URI_PATH: u8 = 11;
-    let mut datagram = vec![0x44, POST];
-    datagram.extend_from_slice(&id.to_be_bytes());
-    datagram.extend_from_slice(&mark);
-    for (index, part) in path.iter().enumerate() {
-        let delta = if index == 0 { URI_PATH << 4 } else { 0 };
-        match part.len() {
-            length @ 0..=12 => datagram.push(delta | length as u8),
-            length @ 13..=255 => datagram.extend_from_slice(&[delta | 13, (length - 13) as u8]),
-            _ => bail!("an access token is no longer than 255 bytes in CoAP"),
-        }
-        datagram.extend_from_slice(part.as_bytes());
-    }
-    datagram.push(0xff);
-    datagram.extend_from_slice(body.as_bytes());
-    Ok(datagram)
 }

@@ -8,13 +8,16 @@ use std::sync::Arc;
 use anyhow::{Context, bail, ensure};
 use boot::Settings;
 use clap::Args;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore, crypto::ring};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
 use tokio_rustls::TlsConnector;
 
+use super::output::note;
 use super::via::Via;
 
 #[derive(Args, Clone, Debug, Default)]
@@ -28,12 +31,22 @@ pub(crate) struct WayArgs {
     /// Authorities (PEM) that the node's certificate is checked against [default: those of this machine]; means --tls
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
+    /// Name that the node's certificate must be for, where --at goes by another one; means --tls
+    #[arg(long, value_name = "NAME", conflicts_with = "insecure")]
+    tls_name: Option<String>,
+    /// Take any certificate, and hand the access token to whoever has it: for trying things out; means --tls
+    #[arg(long, conflicts_with = "ca")]
+    insecure: bool,
 }
 
 impl WayArgs {
     /// Whether any of its flags was given.
     pub(crate) fn is_given(&self) -> bool {
-        self.at.is_some() || self.tls || self.ca.is_some()
+        self.at.is_some() || self.is_tls()
+    }
+
+    fn is_tls(&self) -> bool {
+        self.tls || self.ca.is_some() || self.tls_name.is_some() || self.insecure
     }
 
     /// The way to a node of these settings.
@@ -41,7 +54,7 @@ impl WayArgs {
     /// # Errors
     /// When there are no authorities, or the protocol has no TLS.
     pub(crate) fn way(&self, via: Via, settings: &Settings) -> anyhow::Result<Way> {
-        let is_tls = self.tls || self.ca.is_some();
+        let is_tls = self.is_tls();
         let listens = || match (via, is_tls) {
             (Via::Mqtt, false) => settings.mqtt.listen,
             (Via::Mqtt, true) => settings.mqtt.tls_listen,
@@ -51,7 +64,20 @@ impl WayArgs {
         };
         ensure!(!is_tls || via != Via::Coap, "CoAP has no TLS here: --via mqtt or http");
         let place = self.at.clone().unwrap_or_else(|| listens().into());
-        Ok(Way { place, tls: is_tls.then(|| connector(self.ca.as_deref())).transpose()? })
+        let name = || ServerName::try_from(self.tls_name.clone().unwrap_or_else(|| place.host.clone()));
+        let tls = match (is_tls, self.insecure) {
+            (false, _) => None,
+            (true, false) => Some(connector(self.ca.as_deref())?),
+            (true, true) => {
+                note(
+                    "--insecure: whoever answers gets the access token, and may read and change all that is sent",
+                );
+                Some(believing()?)
+            }
+        };
+        let tls = tls.map(|tls| name().map(|name| (tls, name))).transpose();
+        let tls = tls.context("--tls-name, or the host of --at, is no name for TLS")?;
+        Ok(Way { place, tls })
     }
 }
 
@@ -70,7 +96,7 @@ impl From<SocketAddr> for Place {
 /// The way to a node.
 pub(crate) struct Way {
     place: Place,
-    tls: Option<TlsConnector>,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
 }
 
 /// `host:port`, as an HTTP authority.
@@ -93,10 +119,8 @@ impl Way {
     pub(crate) async fn connect(&self) -> anyhow::Result<Box<dyn Stream>> {
         let Place { host, port } = &self.place;
         let stream = TcpStream::connect((host.as_str(), *port)).await?;
-        let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
-        let name =
-            ServerName::try_from(host.clone()).with_context(|| format!("{host:?} is no name for TLS"))?;
-        Ok(Box::new(tls.connect(name, stream).await.context("TLS fails")?))
+        let Some((tls, name)) = &self.tls else { return Ok(Box::new(stream)) };
+        Ok(Box::new(tls.connect(name.clone(), stream).await.context("TLS fails")?))
     }
 
     /// Its address.
@@ -129,6 +153,57 @@ pub(crate) fn connector(ca: Option<&Path>) -> anyhow::Result<TlsConnector> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(Arc::new(config).into())
+}
+
+/// TLS that takes any certificate.
+fn believing() -> anyhow::Result<TlsConnector> {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = Arc::new(AnyCertificate(provider.signature_verification_algorithms));
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    Ok(Arc::new(config).into())
+}
+
+/// Asks only that who shows a certificate has its key.
+#[derive(Debug)]
+struct AnyCertificate(WebPkiSupportedAlgorithms);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signed, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
 }
 
 fn host_and_port(text: &str) -> Result<Place, String> {

@@ -8,11 +8,14 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use switchboard_ingress::coap::codec::Code;
 use tokio::io::{AsyncWriteExt, split};
 use tokio::process::Command;
 use tokio::sync::Mutex;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
+use crate::common::coap::Coap;
 use crate::common::output::{note, say};
 use crate::common::reach::ReachArgs;
 use crate::common::via::{self, Via};
@@ -22,6 +25,8 @@ use crate::common::way::{Way, WayArgs};
 const POLL_MS: u32 = 20_000;
 /// Between two of MQTT's pings.
 const PING_EVERY: Duration = Duration::from_secs(20);
+/// How long a node may take to take an answer over CoAP.
+const ANSWER_WAIT: Duration = Duration::from_secs(30);
 /// Until a node that was not reached is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -33,13 +38,14 @@ const RESPONSE_TOPIC: &str = "v1/devices/me/rpc/response/";
 Each call is a line of JSON: id, method and params. It waits until Ctrl-C, or until --count calls have come, and tries \
 again when a node is not reached, as a device does.
 
-Example:
-  switchboard device listen --token A2_TEST_TOKEN --via mqtt")]
+Examples:
+  switchboard device listen --token A2_TEST_TOKEN --via mqtt
+  switchboard device listen --token A2_TEST_TOKEN --via coap --count 1 | jq .params")]
 pub(crate) struct ListenArgs {
     /// Its access token
     #[arg(long, env = "SWITCHBOARD_DEVICE_TOKEN", hide_env_values = true)]
     token: String,
-    /// Over which protocol: http or mqtt
+    /// Over which protocol
     #[arg(long, value_name = "PROTOCOL", value_enum, default_value_t = Via::Http)]
     via: Via,
     #[command(flatten)]
@@ -62,6 +68,7 @@ prints is the answer.
 Examples:
   switchboard device emulate --token A2_TEST_TOKEN
   switchboard device emulate --token A2_TEST_TOKEN --via mqtt --reply '{\"temperature\":21}'
+  switchboard device emulate --token A2_TEST_TOKEN --via coap --at node.example:5683
   switchboard device emulate --token A2_TEST_TOKEN --exec 'jq .x+1'")]
 pub(crate) struct EmulateArgs {
     /// What it answers, any JSON
@@ -114,23 +121,31 @@ pub(crate) async fn emulate(args: EmulateArgs) -> anyhow::Result<ExitCode> {
 async fn wait(args: ListenArgs, answering: Answering) -> anyhow::Result<ExitCode> {
     let way = args.way.way(args.via, &args.reach.settings()?)?;
     let mut device = Device { token: args.token, answering, left: args.count };
+    let stop = boot::shutdown::signals()?;
     note(format_args!("Waiting for calls at {way}; Ctrl-C ends it."));
-    loop {
-        let ended = match args.via {
-            Via::Http => device.poll(&way).await,
-            Via::Mqtt => device.subscribe(&way).await,
-            Via::Coap => bail!("it waits --via http or mqtt"),
-        };
-        match ended {
-            Ok(()) => return Ok(ExitCode::SUCCESS),
-            Err(error) if error.is::<via::Refused>() => return Err(error),
-            Err(error) => note(format_args!("{error:#}; trying again")),
-        }
-        sleep(RETRY).await;
-    }
+    device.serve(args.via, &way, &stop).await?;
+    Ok(ExitCode::SUCCESS)
 }
 
 impl Device {
+    /// Is that device until its calls have come, or it is stopped.
+    async fn serve(&mut self, via: Via, way: &Way, stop: &CancellationToken) -> anyhow::Result<()> {
+        while !stop.is_cancelled() {
+            let ended = match via {
+                Via::Http => stop.run_until_cancelled(self.poll(way)).await.unwrap_or(Ok(())),
+                Via::Mqtt => stop.run_until_cancelled(self.subscribe(way)).await.unwrap_or(Ok(())),
+                Via::Coap => self.observe(way, stop).await,
+            };
+            match ended {
+                Ok(()) => return Ok(()),
+                Err(error) if error.is::<via::Refused>() => return Err(error),
+                Err(error) => note(format_args!("{error:#}; trying again")),
+            }
+            stop.run_until_cancelled(sleep(RETRY)).await;
+        }
+        Ok(())
+    }
+
     async fn poll(&mut self, way: &Way) -> anyhow::Result<()> {
         let path = format!("/api/v1/{}/rpc", via::path_segment(&self.token));
         while self.left != Some(0) {
@@ -183,6 +198,43 @@ impl Device {
             ended = pings => ended,
             ended = calls => ended,
         }
+    }
+
+    async fn observe(&mut self, way: &Way, stop: &CancellationToken) -> anyhow::Result<()> {
+        let token = self.token.clone();
+        let mut node = Coap::at(way.address().await?).await?;
+        let notified = self.notified(&mut node, ["api", "v1", &token, "rpc"]);
+        let ended = stop.run_until_cancelled(notified).await.unwrap_or(Ok(()));
+        // The end of its socket would tell the node nothing.
+        if let Err(error) = node.leave(&["api", "v1", &token, "rpc"]).await {
+            note(format_args!("the node was not told that it is over: {error:#}"));
+        }
+        ended
+    }
+
+    async fn notified(&mut self, node: &mut Coap, rpc: [&str; 4]) -> anyhow::Result<()> {
+        while self.left != Some(0) {
+            let call = match node.notified(&rpc).await? {
+                (Code::CONTENT, call) => call,
+                (Code::UNAUTHORIZED, _) => return Err(via::Refused.into()),
+                (code, _) => bail!("the node ended the observation with {code}"),
+            };
+            let call: Call = serde_json::from_slice(&call).context("the call cannot be read")?;
+            let answer = tokio::select! {
+                answer = self.answer(&call) => answer?,
+                ended = node.keep(&rpc) => match ended? {},
+            };
+            let Some(answer) = answer else { continue };
+            let [api, v1, token, rpc] = rpc;
+            let id = call.id.to_string();
+            let path = [api, v1, token, rpc, &id];
+            let answered = node.ask(Code::POST, &path, answer.as_bytes());
+            let (code, _) = timeout(ANSWER_WAIT, answered).await.context("nobody takes the answer")??;
+            if code != Code::CHANGED {
+                note(format_args!("the answer was not taken: {code}"));
+            }
+        }
+        Ok(())
     }
 
     /// Shows a call, and makes its answer.
