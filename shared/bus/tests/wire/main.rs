@@ -87,6 +87,17 @@ fn each_message_and_record_has_a_sample() {
 }
 
 #[test]
+fn each_subject_is_in_its_sample() {
+    let samples = records();
+    let sample = samples.iter().find(|it| it.title == "Subjects").unwrap();
+    let source = include_str!("../../../rpc/src/subjects.rs");
+    let declared = source.lines().filter(|line| line.ends_with("-> String {"));
+    let names = declared.filter_map(|line| line.trim().strip_prefix("pub fn ")?.split('(').next());
+    let missing: Vec<_> = names.filter(|name| !sample.means.contains(&format!(": \"{name}\","))).collect();
+    assert!(missing.is_empty(), "no sample in {SAMPLES} of subjects {missing:?}; add them, then {TYPE_THIS}");
+}
+
+#[test]
 fn a_whole_sample_leaves_nothing_out() {
     for it in all().iter().filter(|it| !it.title.contains(", least")) {
         let left_out: Vec<_> = it.means.lines().filter(|line| !says(line)).collect();

@@ -581,6 +581,54 @@ fn operators() -> Vec<Sample> {
     all
 }
 
+/// Where each message goes, and which of the functions says so.
+fn subjects() -> BTreeMap<String, String> {
+    let subjects = Subjects::new("swb");
+    let inbox = format!("{}.7", subjects.inbox(NODE));
+    let all = [
+        ("authenticate", subjects.authenticate()),
+        ("list", subjects.list()),
+        ("call", subjects.call()),
+        ("app_call", subjects.app_call()),
+        ("app", subjects.app()),
+        ("app_calls", subjects.app_calls()),
+        ("ended", subjects.ended(NODE)),
+        ("late", subjects.late(NODE)),
+        ("route", subjects.route()),
+        ("judge", subjects.judge()),
+        ("external_decision", subjects.external_decision(TENANT, "judge")),
+        ("presence", subjects.presence()),
+        ("claim", subjects.claim()),
+        ("release", subjects.release()),
+        ("lease", subjects.lease()),
+        ("compare", subjects.compare()),
+        ("cancel", subjects.cancel()),
+        ("beat", subjects.beat()),
+        ("handover", subjects.handover()),
+        ("claims_differ", subjects.claims_differ(NODE)),
+        ("node", subjects.node(NODE)),
+        ("operate", subjects.operate(NODE)),
+        ("operate_all", subjects.operate_all()),
+        ("inspect", subjects.inspect("router")),
+        ("instruct", subjects.instruct("router")),
+        ("feed", subjects.feed(NODE)),
+        ("read", subjects.read(NODE)),
+        ("store_api", subjects.store_api()),
+        ("bounce", subjects.bounce(NODE, &inbox)),
+        ("app_bounce", subjects.app_bounce(NODE, CALL, &inbox)),
+        ("bounces", subjects.bounces(NODE)),
+        ("answer", subjects.answer(NODE.tag())),
+        ("takeover", subjects.takeover(NODE)),
+        ("device_changed", subjects.device_changed(DEVICE)),
+        ("devices_changed", subjects.devices_changed()),
+        ("directory_loaded", subjects.directory_loaded()),
+        ("session_event", subjects.session_event(DEVICE, "up")),
+        ("uplink", subjects.uplink(TENANT, DEVICE, UplinkKind::Telemetry)),
+        ("inbox", inbox),
+    ];
+    all.into_iter().map(|(name, subject)| (subject, name.to_owned())).collect()
+}
+
 /// Every record of the store, and what others may listen to, all in JSON.
 pub(crate) fn records() -> Vec<Sample> {
     let claim = Claim {
@@ -623,6 +671,7 @@ pub(crate) fn records() -> Vec<Sample> {
         record("TicketKeys", keys()),
         record("SessionEvent, least", SessionEvent { customer: None, reason: None, ..event.clone() }),
         record("SessionEvent", event),
+        record("Subjects", subjects()),
         record("Tenant", Tenant { name: "Tenant".into() }),
         record("Customer", Customer { tenant: TENANT, name: "Customer".into() }),
         record("Device, least", bare_device),
