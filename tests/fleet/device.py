@@ -122,7 +122,9 @@ class Connection(asyncio.Protocol):
         number = topic.rsplit("/", 1)[1]
         if topic.startswith(REQUEST):
             # A call is answered with its own body.
-            self._publish(f"{RESPONSE}{number}", payload.split(b'"params":', 1)[1].rstrip(b"}"))
+            call = payload.split(b'"params":', 1)[1].rstrip(b"}")
+            self._fleet.executed(int(call))
+            self._publish(f"{RESPONSE}{number}", call)
         elif int(number) in self.open_calls:
             self.open_calls.remove(int(number))
             self._fleet.answered(int(number), payload.decode())

@@ -39,6 +39,8 @@ class Record:
     # How nodes ended connections.
     goodbyes: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
+    # Calls that a device has had in its hands more than once.
+    twice: int = 0
 
 
 class Fleet:
@@ -53,6 +55,7 @@ class Fleet:
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: dict[int, tuple[Record, asyncio.TimerHandle]] = {}
         self._last_call = 0
+        self._executed: set[int] = set()
         self._is_over = False
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -109,6 +112,10 @@ class Fleet:
 
     def answered(self, number: int, answer: str) -> None:
         self._ended(number, "answered" if answer == str(number) else ENDINGS.get(answer, answer))
+
+    def executed(self, number: int) -> None:
+        self.record.twice += number in self._executed
+        self._executed.add(number)
 
     def caller_cut(self, connection: Connection) -> None:
         """Whatever becomes of its calls, it does not read it."""

@@ -5,14 +5,16 @@ import contextlib
 import resource
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import nats
 from harness.accounts import identity
 from harness.cluster import Cluster, Ingress
 from harness.processes import Ran
+from harness.programs import built
 from harness.waiting import until
 from nats.errors import Error as NatsError
 
@@ -32,10 +34,28 @@ PATIENCE_S = 90
 class Stage:
     """Nodes with their devices, two authorizers, two routers, one NATS server."""
 
-    def __init__(self, folder: Path, *, nodes: int, devices: int, calls_per_second: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        nodes: int,
+        devices: int,
+        calls_per_second: float,
+        apis: int = 0,
+        programs: Callable[[str], Path] = built,
+    ) -> None:
         _allow_files(devices + FILES)
         self._folder = folder
-        self.cluster = Cluster(folder, nodes=nodes, authorizers=2, routers=2, settings={"log.level": "info", "ingress.lease_ms": "15000"})
+        self.cluster = Cluster(
+            folder,
+            nodes=nodes,
+            authorizers=2,
+            routers=2,
+            apis=apis,
+            settings={"log.level": "info", "ingress.lease_ms": "15000"},
+            launch=lambda program: [programs(program)],
+        )
+        self.cluster.accounts.programs = programs
         identities = [identity(f"Device {number}", f"Customer {number // PER_CUSTOMER}") for number in range(devices)]
         self.balancer = Balancer()
         self.fleet = Fleet(self.balancer, identities, calls_per_second)
@@ -95,12 +115,9 @@ class Stage:
         self.nodes.remove(node)
 
     def replace_others(self) -> None:
-        """Routers and authorizers, one after the other: the new one is ready before the old one is told."""
-        for group, add in ((self.cluster.routers, self.cluster.add_router), (self.cluster.authorizers, self.cluster.add_authorizer)):
-            for old in list(group):
-                add()
-                old.term()
-                group.remove(old)
+        """Routers and authorizers."""
+        self._replace(self.cluster.routers, self.cluster.add_router)
+        self._replace(self.cluster.authorizers, self.cluster.add_authorizer)
 
     def command(self, *arguments: str) -> Ran:
         """`switchboard ARGUMENTS`, to its end."""
@@ -143,6 +160,13 @@ class Stage:
     def close(self) -> None:
         self.fleet.stop()
         self.cluster.stop()
+
+    def _replace(self, group: list[Any], add: Callable[[], Any]) -> None:
+        """One after the other: the new one is ready before the old one is told."""
+        for old in list(group):
+            add()
+            old.term()
+            group.remove(old)
 
 
 def _allow_files(files: int) -> None:

@@ -51,13 +51,15 @@ class Accounts:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._nats_url, self._folder, self._wait_heard, self._env = nats_url, folder, wait_heard, env
+        # Of which build the command is.
+        self.programs: Callable[[str], Path] = built
         self._lock = threading.Lock()
         self._batches = itertools.count(1)
         self._spare: list[Family] = []
 
     def cli(self, *arguments: str, stdin: str = "") -> Ran:
         """Runs `switchboard ARGUMENTS` against this registry."""
-        return run(built("switchboard"), *arguments, "--nats", self._nats_url, stdin=stdin, env=self._env)
+        return run(self.programs("switchboard"), *arguments, "--nats", self._nats_url, stdin=stdin, env=self._env)
 
     def started(self, *arguments: str) -> Process:
         """The same for a command that goes on until it is stopped."""

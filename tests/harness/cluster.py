@@ -211,6 +211,12 @@ class Cluster:
         router.wait_ready()
         return router
 
+    def add_api(self) -> Api:
+        api = self._made(Api, len(self.apis) + 1)
+        self.apis.append(api)
+        api.wait_ready()
+        return api
+
     @property
     def services(self) -> list[Service]:
         return list(self._services)
