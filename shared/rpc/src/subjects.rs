@@ -153,7 +153,8 @@ impl Subjects {
 
     /// Router → one ingress node: deliver to a session.
     pub fn node(&self, node: NodeId) -> String {
-        self.under(&format!("node.{node}"))
+        // Written for each call: without the formatter.
+        [self.prefix.as_str(), ".node.", &node.to_string()].concat()
     }
 
     /// The operator → one ingress node: what it is to do with its devices.

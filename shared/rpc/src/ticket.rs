@@ -98,9 +98,10 @@ impl Ticket {
 
     fn bytes(&self) -> [u8; TICKET_BYTES] {
         let mut bytes = [0; TICKET_BYTES];
+        let (numbers, mac) = bytes.split_at_mut(TICKET_BYTES - MAC_BYTES);
         let parts = [self.key.to_be_bytes(), self.expires_s.to_be_bytes(), self.stamp.to_be_bytes()];
-        let all = parts.iter().flatten().chain(&self.mac);
-        bytes.iter_mut().zip(all).for_each(|(place, byte)| *place = *byte);
+        numbers.copy_from_slice(parts.as_flattened());
+        mac.copy_from_slice(&self.mac);
         bytes
     }
 
@@ -197,12 +198,10 @@ impl TicketKeys {
 }
 
 fn mac(key: &Key, holder: Holder, expires_s: u32, stamp: Stamp) -> [u8; MAC_BYTES] {
-    let mut text = [0; 40];
-    let numbers = [holder.node.0.to_be_bytes(), holder.visit.to_be_bytes()];
-    let times = [expires_s.to_be_bytes(), stamp.0.to_be_bytes()];
-    let all = holder.device.0.as_bytes().iter().chain(numbers.iter().flatten()).chain(times.iter().flatten());
-    text.iter_mut().zip(all).for_each(|(place, byte)| *place = *byte);
-    let hash = blake3::keyed_hash(&key.secret, &text);
+    let (device_high, device_low) = holder.device.0.as_u64_pair();
+    let times = u64::from(expires_s) << 32 | u64::from(stamp.0);
+    let numbers = [device_high, device_low, holder.node.0, holder.visit, times].map(u64::to_be_bytes);
+    let hash = blake3::keyed_hash(&key.secret, numbers.as_flattened());
     hash.as_bytes().first_chunk().copied().unwrap_or_default()
 }
 

@@ -5,7 +5,7 @@
 //! none, for old and new copies meet during a rolling upgrade. So a field's number is never given to another, and what
 //! comes new is an `Option`, or a `bool` with `#[cbor(default)]`.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use minicbor::encode::Write;
 use minicbor::{Decode, Decoder, Encode, Encoder};
 
@@ -22,11 +22,11 @@ impl<H: Encode<()> + for<'b> Decode<'b, ()>> Head for H {}
 /// A message of `head` and `body` (empty where the head needs none).
 pub fn encode(head: &impl Head, body: &[u8]) -> Bytes {
     // 256 bytes hold the heads of this crate without a second allocation.
-    let mut message = Growing(BytesMut::with_capacity(256 + body.len()));
+    let mut message = Growing(Vec::with_capacity(256 + body.len()));
     // Memory takes everything, and no head of this crate refuses to be written.
     let _ = Encoder::new(&mut message).encode(head);
-    message.0.put_slice(body);
-    message.0.freeze()
+    message.0.extend_from_slice(body);
+    message.0.into()
 }
 
 /// The head of a message, and its body (empty when there is none), which shares the message's memory.
@@ -39,13 +39,15 @@ pub fn decode<H: Head>(message: &Bytes) -> Result<(H, Bytes), DecodeError> {
     Ok((head, message.slice(decoder.position()..)))
 }
 
-struct Growing(BytesMut);
+struct Growing(Vec<u8>);
 
 impl Write for Growing {
     type Error = std::convert::Infallible;
 
+    // A head is a hundred pieces of a byte or two: each is a store, and not a call.
+    #[inline(always)]
     fn write_all(&mut self, bytes: &[u8]) -> Result<(), Self::Error> {
-        self.0.put_slice(bytes);
+        self.0.extend_from_slice(bytes);
         Ok(())
     }
 }

@@ -41,7 +41,7 @@ pub struct Beside<'a> {
 pub fn on_msg(number: Option<u32>, method: &str, body: &[u8], beside: Option<&Beside<'_>>) -> Bytes {
     let id = number.map(|number| format!(r#""id":{number},"#)).unwrap_or_default();
     let front = match method {
-        DEFAULT_METHOD => format!(r#"{{{id}"method":"onMsg","params":"#),
+        DEFAULT_METHOD => ["{", &id, r#""method":"onMsg","params":"#].concat(),
         other => format!(r#"{{{id}"method":{},"params":"#, serde_json::Value::from(other)),
     };
     let behind = beside.map(Beside::members).unwrap_or_default();

@@ -45,12 +45,12 @@ impl Topic {
 
 /// The topic on which a target reads call `number`.
 pub fn request_topic(number: u32) -> ByteString {
-    format!("{REQUEST}{number}").into()
+    [REQUEST, &number.to_string()].concat().into()
 }
 
 /// The topic on which the answer to `number` is written or read.
 pub fn response_topic(number: u32) -> ByteString {
-    format!("{RESPONSE}{number}").into()
+    [RESPONSE, &number.to_string()].concat().into()
 }
 
 /// The topic on which request `number` for attributes is answered.
