@@ -37,6 +37,17 @@ pub struct Request {
 }
 
 impl Request {
+    fn of(message: Message, arrived: std::time::Instant, reply_to: Option<Subject>) -> Self {
+        Request {
+            no_responders: message.status == Some(StatusCode::NO_RESPONDERS),
+            arrived,
+            subject: message.subject,
+            reply_to,
+            message: message.payload,
+            headers: message.headers,
+        }
+    }
+
     /// A header of the message; none of ours has any, but an application's may.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.as_ref()?.get(name).map(HeaderValue::as_str)
@@ -98,11 +109,17 @@ impl Queue {
 }
 
 /// Somebody waits for the next message, until this is dropped.
-struct Asking<'a>(&'a mut Queue);
+struct Asking<'a> {
+    queue: &'a mut Queue,
+    /// He has one: that was when it was last looked for.
+    has_one: bool,
+}
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
-        self.0.left_at = std::time::Instant::now();
+        if !self.has_one {
+            self.queue.left_at = std::time::Instant::now();
+        }
     }
 }
 
@@ -213,49 +230,54 @@ impl Requests {
             None => self.read().await,
             Some(until) => tokio::time::timeout_at(until, self.read()).await.ok()?,
         };
-        Some(came.map(|(message, sent)| {
+        Some(came.map(|(mut message, sent)| {
             let arrived = sent.unwrap_or_else(|| {
                 self.taken += 1;
-                let now = std::time::Instant::now();
+                let now = self.queue.left_at;
                 let age = self.pulse.lock().age(self.queue.empty_at, now).max(self.queue.age(now));
                 now.checked_sub(age).unwrap_or(now)
             });
-            Request {
-                no_responders: message.status == Some(StatusCode::NO_RESPONDERS),
-                arrived,
-                subject: message.subject,
-                reply_to: message.reply.filter(|reply| (self.is_inbox)(&self.subjects, reply)),
-                message: message.payload,
-                headers: message.headers,
-            }
+            let reply_to = message.reply.take().filter(|reply| (self.is_inbox)(&self.subjects, reply));
+            Request::of(message, arrived, reply_to)
         }))
     }
 
     /// The next message, and when it was sent if it was here.
     async fn read(&mut self) -> Option<(Message, Option<std::time::Instant>)> {
         let Requests { subscriber, local, is_locals_turn, queue, .. } = self;
-        queue.asked(std::time::Instant::now());
-        let asking = Asking(queue);
+        // The clock is read once for each look: for every message there is one that finds nothing more.
+        let now = std::time::Instant::now();
+        queue.asked(now);
+        let mut asked_at = Some(now);
+        let mut asking = Asking { queue, has_one: false };
         // Taking turns: neither NATS nor the process itself holds the other up.
         *is_locals_turn = !*is_locals_turn;
         let mut here = |cx: &mut Context<'_>| match local.as_mut().map(|local| local.poll_next(cx)) {
             Some(Poll::Ready(Some((message, sent)))) => Some((message, Some(sent))),
             Some(Poll::Ready(None) | Poll::Pending) | None => None,
         };
-        poll_fn(|cx| {
+        let mut look = |cx: &mut Context<'_>, queue: &mut Queue, now| {
             if *is_locals_turn && let Some(came) = here(cx) {
                 return Poll::Ready(Some(came));
             }
             let polled = subscriber.poll_next_unpin(cx);
             // A task that has used up its turn is told that there is none, though there may be.
             if polled.is_pending() && has_budget_remaining() {
-                asking.0.is_empty(std::time::Instant::now());
+                queue.is_empty(now);
             }
             match polled {
                 Poll::Ready(Some(message)) => Poll::Ready(Some((message, None))),
                 Poll::Ready(None) => Poll::Ready(here(cx)),
                 Poll::Pending => here(cx).map_or(Poll::Pending, |came| Poll::Ready(Some(came))),
             }
+        };
+        poll_fn(|cx| {
+            let now = asked_at.take().unwrap_or_else(std::time::Instant::now);
+            let looked = look(cx, asking.queue, now);
+            if looked.is_ready() {
+                (asking.queue.left_at, asking.has_one) = (now, true);
+            }
+            looked
         })
         .await
     }
