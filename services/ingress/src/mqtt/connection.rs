@@ -186,7 +186,21 @@ where
         let wake = poll_fn(|cx| {
             let mail = (&*visitor, callable.as_deref());
             let out = session.out();
-            poll_wake(cx, mail, &mut in_hand, timer.as_mut(), stream, &mut inbound, out, reads, mail_first)
+            match poll_wake(
+                cx,
+                mail,
+                &mut in_hand,
+                timer.as_mut(),
+                stream,
+                &mut inbound,
+                out,
+                reads,
+                mail_first,
+            ) {
+                // All else has been looked for, and wakes this: no need to look again.
+                Poll::Ready(Wake::Written(Ok(bytes))) if wrote(&mut session, bytes) => Poll::Pending,
+                wake => wake,
+            }
         });
         let wake = wake.await;
         // Nobody is woken for it: they hold for what comes next.
@@ -216,14 +230,7 @@ where
             Wake::Read(Ok(_)) => {
                 session.received(&mut inbound, max_packet_bytes, Instant::now());
             }
-            Wake::Written(Ok(bytes)) => {
-                let out = session.out();
-                out.advance(bytes);
-                if out.is_empty() {
-                    *out = BytesMut::new();
-                    session.flushed();
-                }
-            }
+            Wake::Written(Ok(_)) => {}
             Wake::Tick => {
                 session.tick(Instant::now());
                 session.received(&mut inbound, max_packet_bytes, Instant::now());
@@ -245,6 +252,19 @@ where
         in_hand.give_up(node);
     }
     Box::pin(end(stream, session, &visitor, callable, ended, node)).await;
+}
+
+/// The socket has taken so many bytes. True when that was all, and nothing follows from it.
+fn wrote(session: &mut Session, bytes: usize) -> bool {
+    let wanted_input = session.wants_input();
+    let out = session.out();
+    out.advance(bytes);
+    if !out.is_empty() {
+        return false;
+    }
+    *out = BytesMut::new();
+    session.flushed();
+    !session.asks_for_something() && session.out().is_empty() && session.wants_input() == wanted_input
 }
 
 /// What comes first. The order is turned round each time, so that neither calls nor the client can starve the other;
@@ -291,12 +311,13 @@ where
     if !mail_first && let Poll::Ready(mail) = poll_mail(cx) {
         return Poll::Ready(Wake::Mail(mail));
     }
-    if !out.is_empty()
-        && let Poll::Ready(written) = Pin::new(stream).poll_write(cx, out)
-    {
-        return Poll::Ready(Wake::Written(written));
+    if timer.poll(cx).is_ready() {
+        return Poll::Ready(Wake::Tick);
     }
-    timer.poll(cx).map(|()| Wake::Tick)
+    match out.is_empty() {
+        true => Poll::Pending,
+        false => Pin::new(stream).poll_write(cx, out).map(Wake::Written),
+    }
 }
 
 fn poll_read<S: AsyncRead + Unpin>(
