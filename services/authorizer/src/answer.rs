@@ -12,6 +12,7 @@ use boot::traces::{Hop, Span, Tracer};
 use bus::policies::External;
 use bus::{Bus, BusError, Keyring, Request, Requests, Subject};
 use bytes::Bytes;
+use futures::FutureExt;
 use parking_lot::RwLock;
 use rpc::{
     AppAsk, AppCall, AppCaller, AppId, AppIdentity, AppReply, AppRequest, AuthenticateReply,
@@ -23,6 +24,7 @@ use rpc::{
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::denials::{Denial, Denials, Denied};
 use crate::directory::{Known, NoList, Peer};
@@ -63,6 +65,8 @@ pub(crate) struct Answers {
     last_serial: AtomicU64,
     app_rates: Rates<AppId>,
     served: Served,
+    /// Calls that were taken where they were sent, and wait for something.
+    left_over: TaskTracker,
     meters: Meters,
     tracer: Tracer,
     route: Subject,
@@ -225,6 +229,7 @@ impl Answers {
             last_serial: AtomicU64::new(0),
             app_rates,
             served,
+            left_over: TaskTracker::new(),
             meters,
             tracer,
             route,
@@ -249,6 +254,10 @@ impl Answers {
     pub(crate) async fn all(self: Arc<Self>, questions: Questions, stop: CancellationToken) {
         let Questions { calls, app_calls, over_nats, apps, judgements, lists, credentials, bounces } =
             questions;
+        for (requests, by) in [(&calls, By::Device), (&app_calls, By::App)] {
+            let answers = Arc::clone(&self);
+            requests.take_locally(move |request| answers.answer_at_once(request, by));
+        }
         let mut loops = JoinSet::new();
         loops.spawn(Arc::clone(&self).answer_calls(calls, By::Device, stop.clone()));
         loops.spawn(Arc::clone(&self).answer_calls(app_calls, By::App, stop.clone()));
@@ -268,6 +277,8 @@ impl Answers {
         let mut hearing = JoinSet::new();
         hearing.spawn(Arc::clone(&self).answer_bounces(bounces, calls_ended.clone()));
         while loops.join_next().await.is_some() {}
+        self.left_over.close();
+        self.left_over.wait().await;
         calls_ended.cancel();
         hearing.join_next().await;
     }
@@ -290,6 +301,26 @@ impl Answers {
             }
         }
         while held.join_next().await.is_some() || waiting.join_next().await.is_some() {}
+    }
+
+    /// Answers a call where it is sent; what has to wait for something is a task.
+    fn answer_at_once(self: &Arc<Self>, request: Request, by: By) {
+        let answers = Arc::clone(self);
+        let mut taken = Box::pin(async move { answers.take_call(request, by).await });
+        let answers = Arc::clone(self);
+        match taken.as_mut().now_or_never() {
+            Some(None) => {}
+            Some(Some(asking)) => {
+                self.left_over.spawn(async move { answers.ask_external(asking).await });
+            }
+            None => {
+                self.left_over.spawn(async move {
+                    if let Some(asking) = taken.await {
+                        answers.ask_external(asking).await;
+                    }
+                });
+            }
+        }
     }
 
     /// Returns what is to be asked elsewhere first; without that the call is done with.

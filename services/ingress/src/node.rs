@@ -256,14 +256,14 @@ impl Node {
         self.sessions.take_over(device, session);
     }
 
-    /// Takes one delivery from a router.
-    async fn take_delivery(&self, request: Request) {
-        let Some(inbox) = request.reply_to else { return };
+    /// Takes one delivery from a router. Says whom to reply what if it is over already.
+    fn take_delivery(&self, request: Request) -> Option<(Router, DeliveryReply)> {
+        let inbox = request.reply_to?;
         let arrived = request.arrived;
         let Ok((mut delivery, body)) = wire::decode::<Delivery>(&request.message) else {
             tracing::error!("a delivery could not be read");
             let router = Router { inbox, arrived, span: Span::default(), place: None };
-            return self.reply(router, &DeliveryReply::Ended(Outcome::Unavailable), b"").await;
+            return Some((router, DeliveryReply::Ended(Outcome::Unavailable)));
         };
         let call = delivery.call;
         let mut span = self.tracer.follow("deliver", Hop::Asks, &mut delivery.traceparent);
@@ -284,7 +284,7 @@ impl Node {
         if deadline.has_passed(Instant::now()) {
             // Its caller has been told that it is over.
             let router = Router { inbox, arrived, span, place: None };
-            return self.reply(router, &DeliveryReply::Ended(Outcome::Unavailable), b"").await;
+            return Some((router, DeliveryReply::Ended(Outcome::Unavailable)));
         }
         let incoming = Box::new(Incoming {
             call,
@@ -299,16 +299,13 @@ impl Node {
             late: delivery.late,
         });
         let limits = self.limits.borrow().device.target;
-        let Err((refused, incoming)) =
-            self.sessions.deliver(delivery.target, delivery.session, incoming, &limits, &self.shares)
-        else {
-            return;
-        };
+        let taken = self.sessions.deliver(delivery.target, delivery.session, incoming, &limits, &self.shares);
+        let (refused, incoming) = taken.err()?;
         let reply = match refused {
             Refused::Closed => DeliveryReply::NotHere,
             Refused::Busy(limit) => DeliveryReply::Ended(Outcome::Busy(limit)),
         };
-        self.reply(incoming.reply_to, &reply, b"").await;
+        Some((incoming.reply_to, reply))
     }
 
     /// Asks an authorizer again who a visitor is: he gets another ticket, or his end.
@@ -383,9 +380,20 @@ impl Inlets {
 
     /// Takes what comes until it is dropped.
     pub async fn serve(mut self, node: Arc<Node>, recheck: Arc<Notify>, differs: Arc<Notify>) {
+        let taker = Arc::clone(&node);
+        self.deliveries.take_locally(move |request| {
+            if let Some((router, reply)) = taker.take_delivery(request) {
+                let node = Arc::clone(&taker);
+                tokio::spawn(async move { node.reply(router, &reply, b"").await });
+            }
+        });
         loop {
             tokio::select! {
-                Some(request) = self.deliveries.next() => node.take_delivery(request).await,
+                Some(request) = self.deliveries.next() => {
+                    if let Some((router, reply)) = node.take_delivery(request) {
+                        node.reply(router, &reply, b"").await;
+                    }
+                }
                 Some(request) = self.takeovers.next() => node.hear_takeover(&request.message),
                 Some(request) = self.devices.next() => node.take_device_state(&request.message),
                 Some(_) = self.directories.next() => recheck.notify_one(),

@@ -176,6 +176,8 @@ async fn run(context: &Context, router: &Router, asked: Asked) -> anyhow::Result
     let mut take = |requests: Requests, take: fn(&Router, Request)| {
         taking.spawn(each(router.clone(), requests, shutdown.clone(), take));
     };
+    let taker = router.clone();
+    calls.take_locally(move |request| taker.take(&request));
     take(calls, |router, request| router.take(&request));
     take(handovers, |router, request| router.take_handover(&request));
     take(claims, Router::take_claim);

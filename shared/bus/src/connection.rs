@@ -608,7 +608,7 @@ impl Bus {
             return HandedOver::No(message);
         };
         let handed_over = match local.answer(message) {
-            HandedOver::No(message) if is_connected => local.queue(message),
+            HandedOver::No(message) if is_connected => local.deliver(message),
             handed_over => handed_over,
         };
         if !matches!(handed_over, HandedOver::No(_)) {

@@ -25,6 +25,9 @@ const QUEUE_CAPACITY: usize = 8_192;
 /// Whether a service can do now what it is asked; asked with each message, so it is quick, and sends nothing.
 pub(crate) type IsAble = Box<dyn Fn() -> bool + Send + Sync>;
 
+/// Takes a message, and when it was sent, where that is sent.
+pub(crate) type TakeAtOnce = Arc<dyn Fn(Message, Instant) + Send + Sync>;
+
 /// What the services of one process know of each other. Clones share it.
 #[derive(Clone, Default)]
 pub struct Local(Arc<Shared>);
@@ -47,6 +50,8 @@ struct Subscription {
     number: u64,
     /// Whether it can do what it is asked; none: always.
     is_able: Option<IsAble>,
+    /// Instead of the queue; none: what comes is queued.
+    at_once: Option<TakeAtOnce>,
     queue: mpsc::Sender<(Message, Instant)>,
 }
 
@@ -94,6 +99,7 @@ impl Local {
         known.subscriptions.entry(subject.to_string()).or_default().push(Subscription {
             number,
             is_able: None,
+            at_once: None,
             queue: sender,
         });
         Some(LocalQueue { local: self.clone(), subject: subject.to_string(), number, receiver })
@@ -112,21 +118,30 @@ impl Local {
         }
     }
 
-    /// Queues a message where its subject is served.
-    pub(crate) fn queue(&self, message: OutboundMessage) -> HandedOver {
-        let known = self.0.known.read();
-        let Some(subscriptions) = known.subscriptions.get(message.subject.as_str()) else {
-            return HandedOver::No(message);
-        };
-        let able = subscriptions.iter().filter(|it| it.is_able.as_ref().is_none_or(|is_able| is_able()));
-        let place = able.filter_map(|subscription| subscription.queue.try_reserve().ok()).next();
-        match place.and_then(|place| Some((place, self.0.room.hold_now(&message.payload)?))) {
-            Some((place, payload)) => {
-                place.send((taken(OutboundMessage { payload, ..message }), Instant::now()));
-                HandedOver::Taken
+    /// Hands a message over where its subject is served: queued, or taken at once.
+    pub(crate) fn deliver(&self, message: OutboundMessage) -> HandedOver {
+        let take = {
+            let known = self.0.known.read();
+            let Some(subscriptions) = known.subscriptions.get(message.subject.as_str()) else {
+                return HandedOver::No(message);
+            };
+            let able = subscriptions.iter().filter(|it| it.is_able.as_ref().is_none_or(|is_able| is_able()));
+            let mut places = able.filter_map(|it| Some((it, it.queue.try_reserve().ok()?)));
+            match places.next() {
+                Some((Subscription { at_once: Some(take), .. }, _)) => Arc::clone(take),
+                Some((_, place)) => {
+                    let Some(payload) = self.0.room.hold_now(&message.payload) else {
+                        return HandedOver::No(message);
+                    };
+                    place.send((taken(OutboundMessage { payload, ..message }), Instant::now()));
+                    return HandedOver::Taken;
+                }
+                None => return HandedOver::No(message),
             }
-            None => HandedOver::No(message),
-        }
+        };
+        // Whoever takes it may send something in turn: nothing is locked.
+        take(taken(message), Instant::now());
+        HandedOver::Taken
     }
 }
 
@@ -170,11 +185,20 @@ impl LocalQueue {
 
     /// While it is not able, others are to take what comes.
     pub(crate) fn only_while(&self, is_able: IsAble) {
+        self.change(|own| own.is_able = Some(is_able));
+    }
+
+    /// What comes from now on is taken where it is sent, until this is closed.
+    pub(crate) fn take_at_once(&self, take: TakeAtOnce) {
+        self.change(|own| own.at_once = Some(take));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Subscription)) {
         let mut known = self.local.0.known.write();
         let subscriptions = known.subscriptions.get_mut(&self.subject);
         let own = subscriptions.into_iter().flatten().find(|subscription| subscription.number == self.number);
         if let Some(own) = own {
-            own.is_able = Some(is_able);
+            change(own);
         }
     }
 

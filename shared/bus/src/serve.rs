@@ -181,6 +181,19 @@ impl Requests {
         self
     }
 
+    /// What services of this process send there does not come out of [`next`](Self::next): `take` runs where they send
+    /// it, until this is drained or dropped. So it holds them up, and what it panics of ends what runs there. Quick, for
+    /// what is sent with every call: it wakes nobody, and what it reads is what has just been written.
+    pub fn take_locally(&self, take: impl Fn(Request) + Send + Sync + 'static) {
+        let (subjects, is_inbox) = (self.subjects.clone(), self.is_inbox);
+        if let Some(local) = &self.local {
+            local.take_at_once(Arc::new(move |mut message, sent| {
+                let reply_to = message.reply.take().filter(|reply| is_inbox(&subjects, reply));
+                take(Request::of(message, sent, reply_to));
+            }));
+        }
+    }
+
     /// The next message; none once the subscription has ended. Cancel-safe.
     pub async fn next(&mut self) -> Option<Request> {
         loop {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bus::server::NatsServer;
 use bus::{AskError, Bus, BusSettings, Local, Question, Requests, TellError};
 use bytes::Bytes;
+use futures::FutureExt;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -70,6 +71,27 @@ async fn a_question_and_its_answer_stay_in_the_process() {
     let asked = process.elsewhere.ask("swb.test.it", "through NATS".into(), PATIENCE).await;
     assert_eq!(asked.unwrap(), "through NATS");
     assert_eq!(process.carried().await, ["through NATS"]);
+}
+
+#[tokio::test]
+async fn what_is_taken_locally_is_over_when_it_is_sent() {
+    let mut process = process().await;
+    let mut requests = process.answerer.serve("swb.test.it", Some("group")).await.unwrap();
+    let answerer = process.answerer.clone();
+    requests.take_locally(move |request| {
+        let answer = answerer.tell(request.reply_to.unwrap(), request.message);
+        answer.now_or_never().unwrap().unwrap();
+    });
+    // Without a task that could run meanwhile.
+    let asked = process.asker.ask("swb.test.it", "at once".into(), PATIENCE).now_or_never();
+    assert_eq!(asked.unwrap().unwrap(), "at once");
+    assert_eq!(process.carried().await, Vec::<Bytes>::new());
+    process.elsewhere.tell("swb.test.it", "through NATS".into()).await.unwrap();
+    assert_eq!(requests.next().await.unwrap().message, "through NATS");
+    assert_eq!(process.carried().await, ["through NATS"]);
+    requests.drain().await;
+    process.asker.tell("swb.test.it", "to others".into()).await.unwrap();
+    assert_eq!(process.carried().await, ["to others"]);
 }
 
 #[tokio::test]
