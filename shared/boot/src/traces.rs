@@ -6,6 +6,7 @@
 //! in the [`Journal`].
 
 mod export;
+mod otlp;
 #[cfg(test)]
 mod tests;
 
@@ -16,11 +17,6 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use metrics::{Counter, counter};
-use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
-use opentelemetry_proto::tonic::resource::v1::Resource;
-use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
-use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
-use opentelemetry_proto::tonic::trace::v1::{self as otlp, Status};
 use rpc::{DeliveryReply, HopEnd, HopOf, NodeId, Outcome, Protocol, Sampling, TraceContext};
 use tokio::sync::mpsc;
 
@@ -30,6 +26,7 @@ use crate::clock::since_1970;
 use crate::config::{self, Settings};
 use crate::journal::{Journal, Underway};
 use crate::metrics::{Kind, describe};
+use otlp::{AnyValue, KeyValue, Resource, SpanKind, Status, StatusCode, Value};
 
 /// Of a span (W3C Trace Context §3.2.2.5; OTLP's `SpanFlags`).
 const SAMPLED: u32 = 1;
@@ -107,7 +104,6 @@ impl Traces {
                 text("service.instance.id", instance.to_string()),
                 text("service.version", crate::args::version()),
             ],
-            ..Resource::default()
         };
         let hops = Hops { shared: Arc::clone(shared), service: Arc::new(service) };
         Tracer { hops: Some(Arc::new(hops)), journal }
@@ -321,7 +317,7 @@ impl Open {
         self.span.attributes.push(text("switchboard.outcome", outcome));
         if failed {
             self.span.attributes.push(text("error.type", outcome));
-            self.span.status = Some(Status { code: StatusCode::Error.into(), message: String::new() });
+            self.span.status = Some(Status { code: StatusCode::Error.into() });
         }
     }
 }
@@ -409,6 +405,6 @@ fn unix_nanos() -> u64 {
 }
 
 fn text(key: &str, value: impl Into<String>) -> KeyValue {
-    let value = AnyValue { value: Some(any_value::Value::StringValue(value.into())) };
-    KeyValue { key: key.to_owned(), value: Some(value), ..KeyValue::default() }
+    let value = AnyValue { value: Some(Value::String(value.into())) };
+    KeyValue { key: key.to_owned(), value: Some(value) }
 }

@@ -8,11 +8,6 @@ use std::time::Duration;
 use hyper::StatusCode;
 use hyper::body::Bytes;
 use metrics::{Counter, counter};
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse,
-};
-use opentelemetry_proto::tonic::common::v1::InstrumentationScope;
-use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans};
 use prost::Message;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -20,6 +15,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::Finished;
+use super::otlp::{InstrumentationScope, Request, ResourceSpans, Response, ScopeSpans};
 use crate::config;
 use crate::post::post;
 
@@ -142,21 +138,17 @@ impl Sender {
                     let scope = InstrumentationScope {
                         name: "switchboard".to_owned(),
                         version: crate::args::version().to_owned(),
-                        ..InstrumentationScope::default()
                     };
-                    let spans = vec![span];
-                    let schema_url = String::new();
-                    services.push((service, ScopeSpans { scope: Some(scope), spans, schema_url }));
+                    services.push((service, ScopeSpans { scope: Some(scope), spans: vec![span] }));
                 }
             }
         }
         let of_service = |(service, scope): (Arc<_>, ScopeSpans)| ResourceSpans {
             resource: Some(Arc::unwrap_or_clone(service)),
             scope_spans: vec![scope],
-            schema_url: String::new(),
         };
         let resource_spans = services.into_iter().map(of_service).collect();
-        (ExportTraceServiceRequest { resource_spans }.encode_to_vec().into(), spans)
+        (Request { resource_spans }.encode_to_vec().into(), spans)
     }
 
     /// Sends a batch. False when it is to be sent again.
@@ -202,8 +194,7 @@ impl Sender {
 fn judged(status: StatusCode, answer: &Bytes) -> Attempt {
     match status {
         StatusCode::OK => {
-            let partial =
-                ExportTraceServiceResponse::decode(answer.clone()).ok().and_then(|it| it.partial_success);
+            let partial = Response::decode(answer.clone()).ok().and_then(|it| it.partial_success);
             let rejected = partial.map_or(0, |partial| u64::try_from(partial.rejected_spans).unwrap_or(0));
             Attempt::Taken { rejected }
         }
@@ -221,14 +212,13 @@ async fn send(collector: &str, message: Bytes) -> anyhow::Result<(StatusCode, By
 
 #[cfg(test)]
 mod tests {
-    use opentelemetry_proto::tonic::collector::trace::v1::ExportTracePartialSuccess;
-
+    use super::super::otlp::PartialSuccess;
     use super::*;
 
     #[test]
     fn an_answer_means_what_otlp_says() {
-        let partial = ExportTracePartialSuccess { rejected_spans: 3, error_message: "too old".to_owned() };
-        let partial = ExportTraceServiceResponse { partial_success: Some(partial) }.encode_to_vec();
+        let partial = PartialSuccess { rejected_spans: 3 };
+        let partial = Response { partial_success: Some(partial) }.encode_to_vec();
         for (status, answer, expected) in [
             (200, &b""[..], "taken but for 0"),
             (200, &partial, "taken but for 3"),

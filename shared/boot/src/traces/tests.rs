@@ -26,8 +26,8 @@ fn noted<'a>(span: &'a otlp::Span, key: &str) -> Vec<&'a str> {
     let of_key = span.attributes.iter().filter(|noted| noted.key == key);
     of_key
         .filter_map(|noted| match &noted.value.as_ref()?.value {
-            Some(any_value::Value::StringValue(text)) => Some(text.as_str()),
-            _ => None,
+            Some(Value::String(text)) => Some(text.as_str()),
+            None => None,
         })
         .collect()
 }
