@@ -1,25 +1,26 @@
 //! Who is who? The registry in memory, as the watch tells it: by credential, by device, and by customer.
 //!
-//! Kept lean, since every authorizer holds all of it, and read under one short lock, since every call asks it.
+//! Kept lean, since every authorizer holds all of it, and read under one short lock, since every call asks it. A device
+//! stands there once; what finds it is sets of pointers, and what it has in common with others they share.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+mod entry;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use bus::registry::{App, Change, Device};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rpc::{
-    AppCaller, AppDevice, AppDevices, AppId, CredentialHash, CustomerId, DeviceId, DeviceStanding,
-    DeviceState, KeyId, Party, Sought, Stamp, Target, TenantId,
+    AppCaller, AppDevices, AppId, CredentialHash, CustomerId, DeviceId, DeviceStanding, DeviceState, KeyId,
+    Party, Sought, Stamp, Target, TenantId,
 };
 
 use uuid::Uuid;
 
+use self::entry::{ByCredential, ById, ByName, Digest, Entry, Like, Listed, Load};
 use crate::listing::{Listing, Listings};
 use crate::policy::{Decision, Facts, Standing, decide_app};
-
-/// The SHA-256 of a token, in half the bytes of its text.
-type Digest = [u8; 32];
 
 /// Devices that are looked at under one lock, when a tenant's are all wanted.
 const FACTS_AT_A_TIME: usize = 1_000;
@@ -30,8 +31,8 @@ const MAX_PAGE_BYTES: usize = 256 << 10;
 const MAX_LOOKED_AT: usize = 10_000;
 /// Of the lists that are kept rendered.
 const MAX_LISTING_BYTES: usize = 64 << 20;
-/// Types that are kept apart before those that no device has any more are looked for.
-const MAX_UNUSED_TYPES: usize = 1_000;
+/// Things in common that are kept, beside twice as many as are in use, before those that no device has are looked for.
+const MAX_UNUSED: usize = 1_000;
 
 /// The registry in memory. Answers from the first full load on; until then it knows too little to be asked.
 #[derive(Default)]
@@ -97,7 +98,7 @@ impl Directory {
         target: DeviceId,
     ) -> (Option<(Standing, Stamp)>, Option<Standing>) {
         let maps = self.read();
-        let stamp = maps.devices.get(&caller).map(|entry| Stamp::of_digest(&entry.credential));
+        let stamp = maps.device(caller).map(|entry| Stamp::of_digest(&entry.credential));
         (maps.standing(caller).zip(stamp), maps.standing(target))
     }
 
@@ -105,20 +106,15 @@ impl Directory {
     pub fn identify(&self, credential: &CredentialHash) -> Option<Known> {
         let digest = digest(credential)?;
         let maps = self.read();
-        let (device, _) = *maps.holders.get(&digest)?;
-        let entry = maps.devices.get(&device).filter(|entry| entry.credential == digest)?;
-        Some(Known {
-            device,
-            tenant: entry.tenant,
-            customer: entry.customer,
-            name: entry.name.as_ref().to_owned(),
-            stamp: Stamp::of_digest(&digest),
-        })
+        let ByCredential(entry) = maps.holders.get(&digest)?;
+        let Like { tenant, customer, .. } = *entry.like;
+        let (name, stamp) = (entry.name.as_ref().to_owned(), Stamp::of_digest(&digest));
+        Some(Known { device: entry.id, tenant, customer, name, stamp })
     }
 
     /// The stamp of the device's credential as it is now: tickets for another are void.
     pub fn stamp(&self, device: DeviceId) -> Option<Stamp> {
-        self.read().devices.get(&device).map(|entry| Stamp::of_digest(&entry.credential))
+        self.read().device(device).map(|entry| Stamp::of_digest(&entry.credential))
     }
 
     /// The other devices of the caller's customer, by name and then id: at most `limit`, those behind `after` if given.
@@ -135,18 +131,16 @@ impl Directory {
         let group = maps.group_of(caller).ok_or(NoList::Unassigned)?;
         let start = match after {
             None => Bound::Unbounded,
-            Some(after) if maps.group_of(after) == Some(group) => {
-                let name =
-                    maps.devices.get(&after).map(|entry| entry.name.clone()).ok_or(NoList::UnknownAfter)?;
-                Bound::Excluded((name, after))
-            }
-            Some(_) => return Err(NoList::UnknownAfter),
+            Some(after) => match maps.device(after).filter(|entry| entry.group() == Some(group)) {
+                Some(after) => Bound::Excluded(Listed(Arc::clone(after))),
+                None => return Err(NoList::UnknownAfter),
+            },
         };
         let Some(devices) = maps.groups.get(&group) else {
             return Ok(Vec::new());
         };
-        let behind = devices.range((start, Bound::Unbounded)).filter(|(_, id)| *id != caller);
-        Ok(behind.take(limit).map(|(name, id)| Peer { id: *id, name: name.clone() }).collect())
+        let behind = devices.range((start, Bound::Unbounded)).filter(|Listed(peer)| peer.id != caller);
+        Ok(behind.take(limit).map(|Listed(peer)| Peer { id: peer.id, name: peer.name.clone() }).collect())
     }
 
     /// The beginning of the list of the caller's customer, the caller in it: `most` entries.
@@ -161,7 +155,7 @@ impl Directory {
             return Ok(kept);
         }
         let devices = maps.groups.get(&group).into_iter().flatten();
-        let listing = Arc::new(Listing::of(devices.map(|(name, id)| (name, *id)), most));
+        let listing = Arc::new(Listing::of(devices.map(|Listed(peer)| (&peer.name, peer.id)), most));
         maps.listings.lock().keep(group, &listing);
         Ok(listing)
     }
@@ -187,7 +181,7 @@ impl Directory {
             Target::Name(name) => {
                 let maps = self.read();
                 let named = maps.names.get(&tenant).and_then(|names| names.get(name.as_str()));
-                named.copied().unwrap_or(DeviceId(Uuid::nil()))
+                named.map_or(DeviceId(Uuid::nil()), |ByName(entry)| entry.id)
             }
         }
     }
@@ -196,17 +190,18 @@ impl Directory {
     pub fn seek(&self, app: &App, sought: &Sought) -> AppDevices {
         let only = sought.target.as_ref().map(|target| self.target(app.tenant, target));
         let maps = self.read();
-        let seen = |id: DeviceId| {
-            let entry = maps.devices.get(&id).filter(|entry| entry.tenant == app.tenant)?;
-            let is_sought = app.reaches(entry.customer, &entry.labels)
-                && (sought.customer.is_none() || sought.customer == entry.customer)
-                && sought.kind.as_ref().is_none_or(|kind| **kind == *entry.kind)
-                && sought.labels.iter().all(|(key, value)| entry.labels.get(key) == Some(value))
+        let seen = |entry: &Arc<Entry>| {
+            let Like { tenant, customer, kind, labels } = &*entry.like;
+            let is_sought = *tenant == app.tenant
+                && app.reaches(*customer, labels)
+                && (sought.customer.is_none() || sought.customer == *customer)
+                && sought.kind.as_ref().is_none_or(|sought| **sought == **kind)
+                && sought.labels.iter().all(|(key, value)| labels.get(key) == Some(value))
                 && entry.name.starts_with(&sought.name);
-            is_sought.then(|| entry.shown(id))
+            is_sought.then(|| entry.shown())
         };
         if let Some(id) = only {
-            return AppDevices { devices: seen(id).into_iter().collect(), next: None };
+            return AppDevices { devices: maps.device(id).and_then(seen).into_iter().collect(), next: None };
         }
         let mut page = AppDevices::default();
         let Some(names) = maps.names.get(&app.tenant) else { return page };
@@ -216,18 +211,18 @@ impl Directory {
         };
         let limit = sought.limit.clamp(1, MAX_PAGE) as usize;
         let (mut bytes, mut looked_at) = (0, 0);
-        for (name, id) in names.range::<str, _>((start, Bound::Unbounded)) {
-            if !name.starts_with(&sought.name) {
+        for ByName(entry) in names.range::<str, _>((start, Bound::Unbounded)) {
+            if !entry.name.starts_with(&sought.name) {
                 return page;
             }
             looked_at += 1;
-            if let Some(device) = seen(*id) {
+            if let Some(device) = seen(entry) {
                 bytes += device.name.len() + device.kind.len() + 100;
                 bytes += device.labels.iter().map(|(key, value)| key.len() + value.len() + 8).sum::<usize>();
                 page.devices.push(device);
             }
             if page.devices.len() == limit || bytes >= MAX_PAGE_BYTES || looked_at == MAX_LOOKED_AT {
-                page.next = Some(name.as_ref().to_owned());
+                page.next = Some(entry.name.as_ref().to_owned());
                 return page;
             }
         }
@@ -237,44 +232,43 @@ impl Directory {
     /// Decides over an application's call, by what holds at one moment.
     pub fn decide_app(&self, caller: &AppCaller, target: DeviceId, now_s: u64) -> Decision {
         let maps = self.read();
-        let target = maps.standing(target).zip(maps.devices.get(&target));
-        let target = target.as_ref().map(|(standing, entry)| (standing, &entry.labels));
+        let target = maps.standing(target).zip(maps.device(target));
+        let target = target.as_ref().map(|(standing, entry)| (standing, &entry.like.labels));
         decide_app(maps.apps.get(&caller.app).map(|(app, _)| &**app), caller, target, now_s)
     }
 
     /// The tenant of a device.
     pub fn tenant_of(&self, device: DeviceId) -> Option<TenantId> {
-        self.read().devices.get(&device).map(|entry| entry.tenant)
+        self.read().device(device).map(|entry| entry.like.tenant)
     }
 
     /// In whose share a device's calls are.
     pub fn party_of(&self, device: DeviceId) -> Option<Party> {
-        self.read().devices.get(&device).map(|entry| Party::of(entry.tenant, entry.customer))
+        self.read().device(device).map(|entry| Party::of(entry.like.tenant, entry.like.customer))
     }
 
     /// What policies may know of a device, and its tenant.
     pub fn facts(&self, device: DeviceId) -> Option<(TenantId, Facts)> {
-        self.read().devices.get(&device).map(|entry| (entry.tenant, entry.facts(device)))
+        self.read().device(device).map(|entry| (entry.like.tenant, entry.facts()))
     }
 
     /// What policies may know of every device of a tenant. Looks at all devices: for the rare change of a set. Other
     /// questions, and changes, go on in between.
     pub fn facts_of(&self, tenant: TenantId) -> Vec<Facts> {
-        let is_of = |(id, entry): (&DeviceId, &Entry)| (entry.tenant == tenant).then_some(*id);
+        let is_of = |ById(entry): &ById| (entry.like.tenant == tenant).then_some(entry.id);
         let ids: Vec<_> = self.read().devices.iter().filter_map(is_of).collect();
         let facts = |ids: &[DeviceId]| {
             let maps = self.read();
-            let of_tenant = ids.iter().filter_map(|id| Some((id, maps.devices.get(id)?)));
-            of_tenant.map(|(id, entry)| entry.facts(*id)).collect::<Vec<_>>()
+            ids.iter().filter_map(|id| Some(maps.device(*id)?.facts())).collect::<Vec<_>>()
         };
         ids.chunks(FACTS_AT_A_TIME).flat_map(facts).collect()
     }
 
     /// What a device is now, for the nodes that hold its sessions.
     pub fn state(&self, device: DeviceId) -> DeviceState {
-        let now = self.read().devices.get(&device).map(|entry| DeviceStanding {
-            tenant: entry.tenant,
-            customer: entry.customer,
+        let now = self.read().device(device).map(|entry| DeviceStanding {
+            tenant: entry.like.tenant,
+            customer: entry.like.customer,
             credential: CredentialHash::from_digest(entry.credential),
         });
         DeviceState { device, now }
@@ -295,26 +289,27 @@ impl Directory {
     }
 }
 
-/// The number of the load in which something was last seen: what a load does not name again has vanished.
-type Load = u32;
-
 #[derive(Default)]
 struct Maps {
-    devices: HashMap<DeviceId, Entry>,
-    /// Whom each credential was made for.
-    holders: HashMap<Digest, (DeviceId, Load)>,
-    /// The devices of each customer in the order of a list; names are shared with `devices`.
-    groups: HashMap<Group, BTreeSet<(Arc<str>, DeviceId)>>,
+    devices: HashSet<ById>,
+    /// The devices whose credentials were made for them.
+    holders: HashSet<ByCredential>,
+    /// Whom the other credentials were made for: nobody that is there, or bears it.
+    loose: HashMap<Digest, (DeviceId, Load)>,
+    /// The devices of each customer in the order of a list.
+    groups: HashMap<Group, BTreeSet<Listed>>,
     /// What was listed of them since they changed last.
     listings: Mutex<Listings<Group, MAX_LISTING_BYTES>>,
-    /// The types of all devices.
-    kinds: HashSet<Arc<str>>,
+    /// What devices have in common.
+    likes: HashSet<Arc<Like>>,
+    /// How many there may be before the unused ones go.
+    max_likes: usize,
     customers: HashMap<CustomerId, Load>,
     apps: HashMap<AppId, (Arc<App>, Load)>,
     /// Whose each application's key is.
     keys: HashMap<Digest, (AppId, KeyId)>,
-    /// The devices of each tenant by name; names are shared with `devices`.
-    names: HashMap<TenantId, BTreeMap<Arc<str>, DeviceId>>,
+    /// The devices of each tenant by name.
+    names: HashMap<TenantId, BTreeSet<ByName>>,
     tenants: HashMap<TenantId, Load>,
     load: Load,
     is_loaded: bool,
@@ -322,30 +317,6 @@ struct Maps {
 
 /// A customer within its tenant: a record that named a customer of another tenant would be alone in its list.
 type Group = (TenantId, CustomerId);
-
-struct Entry {
-    tenant: TenantId,
-    customer: Option<CustomerId>,
-    credential: Digest,
-    name: Arc<str>,
-    /// Shared by all of that type.
-    kind: Arc<str>,
-    labels: BTreeMap<String, String>,
-    load: Load,
-}
-
-impl Entry {
-    fn shown(&self, id: DeviceId) -> AppDevice {
-        let (name, kind) = (self.name.as_ref().to_owned(), self.kind.as_ref().to_owned());
-        let (customer, labels) = (self.customer, self.labels.clone());
-        AppDevice { id, name, kind, customer, labels, online: false, place: None, seen: None }
-    }
-
-    fn facts(&self, id: DeviceId) -> Facts {
-        let (name, kind, labels) = (self.name.clone(), self.kind.clone(), self.labels.clone());
-        Facts { id, name, kind, customer: self.customer, labels }
-    }
-}
 
 impl Maps {
     fn apply(&mut self, change: Change, touched: &mut HashSet<DeviceId>) {
@@ -356,7 +327,11 @@ impl Maps {
             Change::Customer(id, now) => seen(&mut self.customers, id, now.map(|_| load)),
             Change::Credential(hash, now) => {
                 if let Some(digest) = digest(&hash) {
-                    seen(&mut self.holders, digest, now.map(|device| (device, load)));
+                    self.holders.remove(&digest);
+                    self.loose.remove(&digest);
+                    if let Some(device) = now {
+                        self.hold(digest, device, load);
+                    }
                 }
             }
             Change::App(id, now) => self.put_app(id, now),
@@ -367,34 +342,51 @@ impl Maps {
         }
     }
 
+    fn device(&self, id: DeviceId) -> Option<&Arc<Entry>> {
+        self.devices.get(&id).map(|ById(entry)| entry)
+    }
+
+    /// A credential was made for a device.
+    fn hold(&mut self, digest: Digest, device: DeviceId, load: Load) {
+        match self.devices.get(&device) {
+            Some(ById(entry)) if entry.credential == digest => {
+                entry.credential_load.set(load);
+                self.holders.insert(ByCredential(Arc::clone(entry)));
+            }
+            _ => {
+                self.loose.insert(digest, (device, load));
+            }
+        }
+    }
+
     fn put(&mut self, id: DeviceId, device: Device, touched: &mut HashSet<DeviceId>) {
         let Some(credential) = digest(&device.credential) else {
             return self.remove(id, touched);
         };
         let Device { tenant, customer, name, kind, labels, .. } = device;
-        let kind = self.kind(&kind);
-        if let Some(entry) = self.devices.get_mut(&id) {
-            entry.load = self.load;
-            let same_place = (entry.tenant, entry.customer) == (tenant, customer);
-            if same_place && *entry.name == *name {
-                (entry.kind, entry.labels) = (kind, labels);
-                if std::mem::replace(&mut entry.credential, credential) != credential && self.is_loaded {
-                    touched.insert(id);
-                }
-                return;
+        let like = Like { tenant, customer, kind: kind.into(), labels };
+        if let Some(entry) = self.device(id) {
+            let same_credential = entry.credential == credential;
+            if same_credential && *entry.name == *name && *entry.like == like {
+                return entry.load.set(self.load);
             }
-            if self.is_loaded && !(same_place && entry.credential == credential) {
+            let same_place = (entry.like.tenant, entry.like.customer) == (tenant, customer);
+            if self.is_loaded && !(same_place && same_credential) {
                 touched.insert(id);
             }
         }
         self.take_out(id);
-        let name: Arc<str> = name.into();
-        if let Some(customer) = customer {
-            self.listings.get_mut().forget(&(tenant, customer));
-            self.groups.entry((tenant, customer)).or_default().insert((name.clone(), id));
+        let entry = Arc::new(Entry::new(id, credential, name.into(), self.shared(like), self.load));
+        if let Some(group) = entry.group() {
+            self.listings.get_mut().forget(&group);
+            self.groups.entry(group).or_default().insert(Listed(Arc::clone(&entry)));
         }
-        self.names.entry(tenant).or_default().insert(name.clone(), id);
-        self.devices.insert(id, Entry { tenant, customer, credential, name, kind, labels, load: self.load });
+        self.names.entry(tenant).or_default().replace(ByName(Arc::clone(&entry)));
+        self.devices.insert(ById(entry));
+        if let Some((_, load)) = self.loose.get(&credential).copied().filter(|(holder, _)| *holder == id) {
+            self.loose.remove(&credential);
+            self.hold(credential, id, load);
+        }
     }
 
     fn put_app(&mut self, id: AppId, now: Option<App>) {
@@ -409,17 +401,17 @@ impl Maps {
         self.apps.insert(id, (Arc::new(app), self.load));
     }
 
-    fn kind(&mut self, named: &str) -> Arc<str> {
-        if let Some(kind) = self.kinds.get(named) {
-            return Arc::clone(kind);
+    fn shared(&mut self, like: Like) -> Arc<Like> {
+        if let Some(known) = self.likes.get(&like) {
+            return Arc::clone(known);
         }
-        // Of types that no device has any more.
-        if self.kinds.len() >= MAX_UNUSED_TYPES {
-            self.kinds.retain(|kind| Arc::strong_count(kind) > 1);
+        if self.likes.len() >= self.max_likes {
+            self.likes.retain(|like| Arc::strong_count(like) > 1);
+            self.max_likes = self.likes.len() * 2 + MAX_UNUSED;
         }
-        let kind: Arc<str> = named.into();
-        self.kinds.insert(Arc::clone(&kind));
-        kind
+        let like = Arc::new(like);
+        self.likes.insert(Arc::clone(&like));
+        like
     }
 
     fn remove(&mut self, id: DeviceId, touched: &mut HashSet<DeviceId>) {
@@ -429,23 +421,26 @@ impl Maps {
     }
 
     fn take_out(&mut self, id: DeviceId) -> bool {
-        let Some(entry) = self.devices.remove(&id) else {
+        let Some(ById(entry)) = self.devices.take(&id) else {
             return false;
         };
-        if let Some(names) = self.names.get_mut(&entry.tenant)
+        if self.holders.get(&entry.credential).is_some_and(|ByCredential(holder)| holder.id == id) {
+            self.holders.remove(&entry.credential);
+            self.loose.insert(entry.credential, (id, entry.credential_load.get()));
+        }
+        if let Some(names) = self.names.get_mut(&entry.like.tenant)
             // Another may have taken the name meanwhile.
-            && names.get(&entry.name) == Some(&id)
+            && names.get(&*entry.name).is_some_and(|ByName(named)| named.id == id)
         {
-            names.remove(&entry.name);
+            names.remove(&*entry.name);
             if names.is_empty() {
-                self.names.remove(&entry.tenant);
+                self.names.remove(&entry.like.tenant);
             }
         }
-        if let Some(customer) = entry.customer {
-            let group = (entry.tenant, customer);
+        if let Some(group) = entry.group() {
             self.listings.get_mut().forget(&group);
             if let Some(devices) = self.groups.get_mut(&group) {
-                devices.remove(&(entry.name, id));
+                devices.remove(&Listed(entry));
                 if devices.is_empty() {
                     self.groups.remove(&group);
                 }
@@ -459,26 +454,28 @@ impl Maps {
         let load = self.load;
         self.tenants.retain(|_, seen| *seen == load);
         self.customers.retain(|_, seen| *seen == load);
-        self.holders.retain(|_, (_, seen)| *seen == load);
+        self.holders.retain(|ByCredential(entry)| entry.credential_load.get() == load);
+        self.loose.retain(|_, (_, seen)| *seen == load);
         let is_old = |(id, (_, seen)): (&AppId, &(Arc<App>, Load))| (*seen != load).then_some(*id);
         let old: Vec<AppId> = self.apps.iter().filter_map(is_old).collect();
         old.into_iter().for_each(|id| self.put_app(id, None));
-        let is_gone = |(id, entry): (&DeviceId, &Entry)| (entry.load != load).then_some(*id);
+        let is_gone = |ById(entry): &ById| (entry.load.get() != load).then_some(entry.id);
         let gone: Vec<DeviceId> = self.devices.iter().filter_map(is_gone).collect();
         for id in gone {
             self.remove(id, touched);
         }
+        // Of credentials that came before their devices.
+        self.loose.shrink_to_fit();
         self.is_loaded = true;
     }
 
     fn standing(&self, device: DeviceId) -> Option<Standing> {
-        let entry = self.devices.get(&device)?;
-        Some(Standing { device, tenant: entry.tenant, customer: entry.customer })
+        let Like { tenant, customer, .. } = *self.device(device)?.like;
+        Some(Standing { device, tenant, customer })
     }
 
     fn group_of(&self, device: DeviceId) -> Option<Group> {
-        let entry = self.devices.get(&device)?;
-        Some((entry.tenant, entry.customer?))
+        self.device(device)?.group()
     }
 }
 
@@ -676,15 +673,35 @@ mod tests {
             }
         }
 
+        /// A credential lets in whom its own record and the device's name, in whatever order they came.
+        #[test]
+        fn both_records_let_in_or_none(changes in proptest::collection::vec(any_change(), 0..60)) {
+            let (directory, mut devices, mut credentials) = (Directory::default(), HashMap::new(), HashMap::new());
+            for change in changes.into_iter().filter(|it| !matches!(it, Change::Loading | Change::Loaded)) {
+                match &change {
+                    Change::Device(id, now) => {
+                        seen(&mut devices, *id, now.as_ref().map(|device| device.credential.clone()));
+                    }
+                    Change::Credential(hash, now) => seen(&mut credentials, hash.clone(), *now),
+                    _ => {}
+                }
+                directory.apply(change, &mut HashSet::new());
+                for token in (0..4).map(hash) {
+                    let bearer = credentials.get(&token).filter(|device| devices.get(device) == Some(&token));
+                    prop_assert_eq!(directory.identify(&token).map(|known| known.device), bearer.copied());
+                }
+            }
+        }
+
         #[test]
         fn lists_and_records_never_disagree(changes in proptest::collection::vec(any_change(), 0..60)) {
             let (directory, _) = after(changes);
             let maps = directory.read();
             let listed: usize = maps.groups.values().map(BTreeSet::len).sum();
-            let assigned = maps.devices.values().filter(|entry| entry.customer.is_some()).count();
+            let assigned = maps.devices.iter().filter(|ById(entry)| entry.group().is_some()).count();
             prop_assert_eq!(listed, assigned);
-            let is_known = |group, (name, id): &(_, DeviceId)| {
-                maps.group_of(*id) == Some(group) && maps.devices.get(id).unwrap().name == *name
+            let is_known = |group, Listed(entry): &Listed| {
+                entry.group() == Some(group) && Arc::ptr_eq(maps.device(entry.id).unwrap(), entry)
             };
             let is_whole = |(group, devices): (&_, &BTreeSet<_>)| {
                 !devices.is_empty() && devices.iter().all(|it| is_known(*group, it))

@@ -13,7 +13,7 @@ use switchboard_authorizer::directory::Directory;
 use uuid::Uuid;
 
 #[test]
-fn a_device_takes_little_more_than_half_a_kilobyte() {
+fn a_device_takes_a_quarter_of_a_kilobyte() {
     const DEVICES: u128 = 200_000;
     let directory = Directory::default();
     let mut touched = HashSet::new();
@@ -38,7 +38,7 @@ fn a_device_takes_little_more_than_half_a_kilobyte() {
     }
     let bytes = (resident_bytes() - before) / DEVICES as usize;
     println!("{bytes} bytes a device");
-    assert!(bytes < 576, "{bytes} bytes a device");
+    assert!(bytes < 256, "{bytes} bytes a device");
     assert_eq!(directory.sizes().devices, DEVICES as usize);
 }
 

@@ -26,7 +26,7 @@
 {{- $service := index . 1 -}}
 {{- $bytes := dict
   "ingress" (mulf (include "switchboard.devicesPerPod" $) (ternary 11000 3400 (eq "true" (include "switchboard.tls.enabled" $))))
-  "authorizer" (mulf $.Values.expectedDevices 510)
+  "authorizer" (mulf $.Values.expectedDevices 300)
   "router" (mulf $.Values.expectedDevices 400)
 -}}
 {{- $all := 0 -}}
