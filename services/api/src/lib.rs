@@ -107,7 +107,11 @@ impl Api {
     ///
     /// # Errors
     /// When NATS takes no messages of the sizes that the settings allow.
-    pub async fn serve(self, context: boot::Context, bus: Bus) -> anyhow::Result<()> {
+    pub fn serve(self, context: boot::Context, bus: Bus) -> boot::Serving {
+        Box::pin(self.run(context, bus))
+    }
+
+    async fn run(self, context: boot::Context, bus: Bus) -> anyhow::Result<()> {
         bus::describe();
         describe();
         let settings = Arc::clone(&context.settings);

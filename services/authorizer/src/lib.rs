@@ -40,7 +40,11 @@ pub use meters::describe;
 ///
 /// # Errors
 /// When a task of its own fails, which is a fault of the program.
-pub async fn serve(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
+pub fn serve(context: boot::Context, bus: Bus) -> boot::Serving {
+    Box::pin(run(context, bus))
+}
+
+async fn run(context: boot::Context, bus: Bus) -> anyhow::Result<()> {
     bus::describe();
     describe();
     let subscribed = context.health.part("questions");

@@ -131,7 +131,11 @@ impl Ingress {
     ///
     /// # Errors
     /// When another process has begun to listen on one of the ports meanwhile. While NATS is away it waits.
-    pub async fn serve(self, context: boot::Context, bus: Bus) -> anyhow::Result<()> {
+    pub fn serve(self, context: boot::Context, bus: Bus) -> boot::Serving {
+        Box::pin(self.run(context, bus))
+    }
+
+    async fn run(self, context: boot::Context, bus: Bus) -> anyhow::Result<()> {
         let settings = Arc::clone(&context.settings);
         let ready = context.health.part("ingress");
         ready.not_ready("not serving yet");

@@ -47,7 +47,11 @@ const TICK: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// When a task of its own fails, which is a fault of the program.
-pub async fn serve(context: Context, bus: Bus) -> anyhow::Result<()> {
+pub fn serve(context: Context, bus: Bus) -> boot::Serving {
+    Box::pin(begin(context, bus))
+}
+
+async fn begin(context: Context, bus: Bus) -> anyhow::Result<()> {
     describe();
     let parts = [context.health.part("claims"), context.health.part("calls")];
     let [claims_part, calls_part] = &parts;

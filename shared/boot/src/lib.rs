@@ -46,7 +46,7 @@ pub use health::{Health, Part};
 pub use in_force::InForce;
 pub use journal::Journal;
 pub use process::max_open_files;
-pub use together::Together;
+pub use together::{Serving, Together};
 pub use traces::Traces;
 pub use trouble::{Failed, Trouble};
 

@@ -1,12 +1,17 @@
 //! How do several services run in one process? A task each; when they end, those go first that ask the others.
 
 use std::future::Future;
+use std::pin::Pin;
 
 use anyhow::Context as _;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::Context;
+
+/// A service at work, until its context's shutdown. Boxed where it is written: a bare future is compiled again, with
+/// all that it starts, in each program that awaits it.
+pub type Serving = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
 /// The services of one process.
 pub struct Together {

@@ -12,6 +12,7 @@ use async_nats::{Client, HeaderMap, Message, Subject};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use metrics::Histogram;
 use parking_lot::Mutex;
 use rpc::{Beats, Deadline, NodeId, NodeKey, Subjects, Until};
@@ -114,7 +115,17 @@ impl Bus {
         Bus::open(settings, service, Meters::new(), store).await
     }
 
-    async fn open(
+    /// Boxed, see [`boot::Serving`]: the connection's own tasks are compiled here.
+    fn open<'a>(
+        settings: &'a BusSettings,
+        service: &'a str,
+        meters: Meters,
+        store: Option<Bus>,
+    ) -> BoxFuture<'a, Result<Bus, BusError>> {
+        Box::pin(Bus::begin(settings, service, meters, store))
+    }
+
+    async fn begin(
         settings: &BusSettings,
         service: &str,
         meters: Meters,
