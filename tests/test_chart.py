@@ -489,7 +489,7 @@ def test_memory_follows_from_the_expected_devices():
     assert 300e6 < mebibytes("authorizer", expectedDevices=1_000_000)[0] * 2**20 < 500e6
     assert 400e6 < mebibytes("router", expectedDevices=1_000_000)[0] * 2**20 < 600e6
     apart, together = (mebibytes("ingress", expectedDevices=1_000_000, topology=it)[0] for it in ("separate", "together"))
-    assert 700e6 < (together - apart) * 2**20 < 800e6
+    assert 690e6 < (together - apart) * 2**20 < 800e6
     given = {"requests": {"memory": "5Mi"}, "limits": {"memory": "7Mi"}}
     assert mebibytes("ingress", ingress={"resources": given}) == (5, 7)
     # What it is scaled at counts.
