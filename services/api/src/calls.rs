@@ -276,8 +276,8 @@ impl Calls {
     }
 }
 
-fn ended(call: CallId, asked: Result<Bytes, AskError>) -> Ended {
-    let call = Some(call);
+fn ended(id: CallId, asked: Result<Bytes, AskError>) -> Ended {
+    let call = Some(id);
     match asked {
         Ok(reply) => match wire::decode::<Outcome>(&reply) {
             Ok((outcome, body)) => {
@@ -285,12 +285,12 @@ fn ended(call: CallId, asked: Result<Bytes, AskError>) -> Ended {
                 Ended { outcome, body, call, seen }
             }
             Err(error) => {
-                tracing::error!(?call, %error, "an outcome could not be read");
+                tracing::error!(call = %id, %error, "an outcome could not be read");
                 Ended { outcome: Outcome::Unavailable, body: Bytes::new(), call, seen: Seen::Maybe }
             }
         },
         Err(error) => {
-            tracing::warn!(?call, %error, "the call has no outcome");
+            tracing::warn!(call = %id, %error, "the call has no outcome");
             let (outcome, seen) = lost(&error);
             Ended { outcome, body: Bytes::new(), call, seen }
         }

@@ -46,7 +46,8 @@ impl Server {
         if is_elsewhere {
             self.keys.meters().refused.increment(1);
             let (app, key) = (caller.identity.app, caller.identity.key);
-            tracing::info!(%app, %key, ?sender, "a key was shown from where it is not taken");
+            let sender = sender.map(tracing::field::display);
+            tracing::info!(%app, %key, sender, "a key was shown from where it is not taken");
         }
         is_elsewhere
     }

@@ -14,6 +14,7 @@ pub mod health;
 mod in_force;
 pub mod journal;
 pub mod log_limit;
+mod log_line;
 pub mod logs;
 pub mod metrics;
 pub mod panics;
@@ -111,7 +112,7 @@ where
             return EXIT_CONFIGURATION.into();
         }
     };
-    let ended = logs::init(&settings.log).map_err(anyhow::Error::from).and_then(|level| {
+    let ended = logs::init(service, &settings.log).map_err(anyhow::Error::from).and_then(|level| {
         let runtime = runtime(worker_threads(&settings))?;
         let ended = runtime.block_on(attend(service, Arc::clone(&settings), sources, level, serve));
         runtime.shutdown_timeout(RUNTIME_SHUTDOWN);
@@ -146,7 +147,7 @@ pub fn runtime(worker_threads: usize) -> anyhow::Result<tokio::runtime::Runtime>
 /// Says why the process ends, once: as a log line where logs are for machines, else as text for people.
 pub fn report(service: &str, settings: &Settings, error: &anyhow::Error) {
     if logs::is_json(&settings.log) && tracing::enabled!(tracing::Level::ERROR) {
-        tracing::error!(service, error = format!("{error:#}"), "the service failed");
+        tracing::error!(error = format!("{error:#}"), "the service failed");
         return;
     }
     let causes = error.chain().skip(1).map(|cause| format!("\n  because: {cause}"));
@@ -169,7 +170,7 @@ where
     let metrics = metrics::install(service)?;
     let admin = admin::bind(settings.admin.listen).await?;
     let admin_addr = admin.local_addr();
-    tracing::info!(service, version = args::version(), admin = %admin_addr, "starting");
+    tracing::info!(version = args::version(), admin = %admin_addr, "starting");
     let (traces, exporter) = traces::start(&settings);
     let (keeper, in_force) = Keeper::new(service, Arc::clone(&settings), sources, level);
     let keeping = tokio::spawn(keeper.keep(hangups));
@@ -195,7 +196,7 @@ where
     closing.cancel();
     let _ = serving.await;
     if ended.is_ok() {
-        tracing::info!(service, "ended");
+        tracing::info!("ended");
     }
     ended
 }

@@ -1,15 +1,12 @@
 //! Where do log lines go, and what do they look like? To standard error, for people or for machines.
 
-use std::fmt;
 use std::io::{IsTerminal, stderr};
 use std::panic::PanicHookInfo;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload::Handle;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -17,6 +14,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::InForce;
 use crate::config::{Log, LogFormat};
 use crate::log_limit::LineLimit;
+use crate::log_line::{JsonLine, UtcClock};
 use crate::panics;
 
 /// Logs could not be set up.
@@ -85,22 +83,22 @@ fn change(filter: &str) -> Option<u64> {
     Some(now.changes)
 }
 
-/// Sets up the logs of this process, panics included, which end it from now on ([`panics`]). What is logged comes from
-/// the settings alone, not from `RUST_LOG`.
+/// Sets up the logs of the process that runs `service`, panics included, which end it from now on ([`panics`]). What
+/// is logged comes from the settings alone, not from `RUST_LOG`.
 ///
 /// # Errors
 /// When the process has logs already.
-pub fn init(settings: &Log) -> Result<Level, LogError> {
+pub fn init(service: &'static str, settings: &Log) -> Result<Level, LogError> {
     let builder = tracing_subscriber::fmt().with_env_filter(filter(&settings.level)?).with_writer(stderr);
     let relevel: Level;
     let set = if is_json(settings) {
-        // Without the module, whose key would be `target`, like the field for the device that is called.
         let builder = builder
             .json()
             .with_target(false)
             .flatten_event(true)
             .with_current_span(true)
             .with_span_list(false)
+            .map_event_format(|json| JsonLine { service, json })
             .with_filter_reloading();
         relevel = releveling(builder.reload_handle());
         builder.finish().with(LineLimit).try_init()
@@ -120,9 +118,12 @@ pub fn init(settings: &Log) -> Result<Level, LogError> {
 }
 
 fn releveling<S: 'static>(handle: Handle<EnvFilter, S>) -> Level {
-    Arc::new(move |level| match filter(level).map(|filter| handle.reload(filter)) {
-        Ok(Ok(())) => {}
-        failed => tracing::error!(?failed, "what is logged could not be changed"),
+    Arc::new(move |level| {
+        let changed = filter(level).map_err(|error| error.to_string());
+        let changed = changed.and_then(|filter| handle.reload(filter).map_err(|error| error.to_string()));
+        if let Err(error) = changed {
+            tracing::error!(error, "what is logged could not be changed");
+        }
     })
 }
 
@@ -153,56 +154,5 @@ pub fn is_json(settings: &Log) -> bool {
         LogFormat::Auto => !stderr().is_terminal(),
         LogFormat::Pretty => false,
         LogFormat::Json => true,
-    }
-}
-
-/// `2026-01-31 23:59:59.123Z`
-struct UtcClock;
-
-impl FormatTime for UtcClock {
-    fn format_time(&self, out: &mut Writer<'_>) -> fmt::Result {
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        write_utc(out, since_1970.as_secs(), since_1970.subsec_millis())
-    }
-}
-
-fn write_utc(out: &mut impl fmt::Write, seconds: u64, millis: u32) -> fmt::Result {
-    let (year, month, day) = civil_date(seconds / 86_400);
-    let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
-    write!(out, "{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{millis:03}Z")
-}
-
-/// Year, month and day of a count of days since 1970: Howard Hinnant's `civil_from_days`, for years that begin
-/// in March.
-fn civil_date(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    (400 * era + year_of_era + u64::from(month <= 2), month, day)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn utc_over_leap_years() {
-        let cases = [
-            (0, "1970-01-01 00:00:00.007Z"),
-            (951_782_400, "2000-02-29 00:00:00.007Z"),
-            (1_709_251_199, "2024-02-29 23:59:59.007Z"),
-            (1_709_251_200, "2024-03-01 00:00:00.007Z"),
-            (4_107_542_399, "2100-02-28 23:59:59.007Z"),
-            (4_107_542_400, "2100-03-01 00:00:00.007Z"),
-        ];
-        for (seconds, expected) in cases {
-            let mut out = String::new();
-            write_utc(&mut out, seconds, 7).unwrap();
-            assert_eq!(out, expected);
-        }
     }
 }

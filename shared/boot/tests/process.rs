@@ -98,6 +98,8 @@ impl Service {
             let mut line = String::new();
             assert_ne!(self.stderr.read_line(&mut line).unwrap(), 0, "ended before {message:?}");
             let line: serde_json::Value = serde_json::from_str(&line).expect(&line);
+            let module = line["module"].as_str().unwrap();
+            assert!(line["service"] == "sample" && module.split("::").next().unwrap().len() > 3, "{line}");
             if line["message"].as_str().unwrap().starts_with(message) {
                 return line;
             }

@@ -120,7 +120,7 @@ async fn look(bucket: &Bucket, keys: &watch::Sender<Arc<TicketKeys>>) -> Result<
         };
         let value = serde_json::to_vec(&rotated).map_err(unreadable)?;
         match bucket.put(TICKETS, value.into(), expected, STORE_WAIT).await {
-            Ok(_) => info!(keys = ?rotated, "there is a new key for tickets"),
+            Ok(_) => info!(keys = rotated.ids(), "there is a new key for tickets"),
             // Another process was faster: its keys are read.
             Err(StoreError::Contended) => {}
             Err(error) => return Err(error),

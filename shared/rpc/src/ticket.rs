@@ -157,6 +157,11 @@ impl fmt::Debug for TicketKeys {
 }
 
 impl TicketKeys {
+    /// Which they are, oldest first: `1, 2`.
+    pub fn ids(&self) -> String {
+        self.keys.iter().map(|key| key.id.to_string()).collect::<Vec<_>>().join(", ")
+    }
+
     /// The keys that are to stand in their place, with `secret` as a new one; none while these will do.
     pub fn rotated(&self, secret: [u8; blake3::KEY_LEN], now_s: u64) -> Option<TicketKeys> {
         let newest = self.keys.last();

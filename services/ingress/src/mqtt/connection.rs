@@ -393,7 +393,7 @@ async fn perform(
                 node.metrics.message_dropped(reason);
                 if let Some(topic) = topic {
                     let (reason, topic) = (reason.as_str(), loggable(&topic, visitor.credential));
-                    tracing::info!(device = %visitor.device, reason, ?topic, "messages are dropped");
+                    tracing::info!(device = %visitor.device, reason, topic = &*topic, "messages are dropped");
                 }
             }
             Effect::AnswerUnheard => node.metrics.answers_unheard.increment(1),

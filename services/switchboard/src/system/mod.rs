@@ -30,7 +30,7 @@ const LAST_TASKS: Duration = Duration::from_secs(2);
 
 /// Lives `system` to its end, on so many threads (0: one for each core), with the logs as they are set.
 fn live(log: &Log, threads: usize, system: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
-    let ended = boot::logs::init(log).map_err(anyhow::Error::from).and_then(|_| {
+    let ended = boot::logs::init("switchboard", log).map_err(anyhow::Error::from).and_then(|_| {
         let runtime = boot::runtime(threads)?;
         let ended = runtime.block_on(system);
         runtime.shutdown_timeout(LAST_TASKS);
