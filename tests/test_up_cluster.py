@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,16 @@ def cluster(tmp_path):
         yield cluster.wait_ready()
     finally:
         cluster.stop()
+
+
+def test_all_ports_that_are_taken_are_told_at_once(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ports = ["--mqtt", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{port}", "--nats-port", str(port)]
+        refused = UpCluster(tmp_path, "--ephemeral", ports=ports)
+        assert refused.process.wait() == 1
+    for said in ("ingress-1: --mqtt chooses the first, setting mqtt.listen", "ingress-1: --admin chooses", "(--nats-port"):
+        assert said in refused.process.err, refused.process.err
 
 
 def test_a_small_cluster_starts_keeps_up_and_ends(cluster, device, tmp_path):

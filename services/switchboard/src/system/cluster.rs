@@ -1,5 +1,6 @@
 //! How does a small cluster start on this machine? One NATS server, and each service as processes of its own.
 
+use std::fmt::Display;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus, Stdio};
@@ -22,6 +23,7 @@ use crate::common::output::{note, say};
 use crate::system::addresses::{AddressFile, Addresses, DeviceAddresses, ServiceAddresses};
 use crate::system::demo;
 use crate::system::guard::Guard;
+use crate::system::ports::Taken;
 use crate::system::up::{Asked, ListenArgs, OwnArgs, PATIENCE, asked, next_steps, signals, start_nats};
 
 /// How long a service may take longer than its own `drain_ms` to end.
@@ -86,7 +88,7 @@ pub(crate) fn run(args: ClusterArgs) -> ExitCode {
 }
 
 async fn cluster(args: ClusterArgs, mut settings: Settings, uses_other_nats: bool) -> anyhow::Result<()> {
-    let services = plan(&settings, args.nodes)?;
+    let services = plan(&settings, args.nodes, (!uses_other_nats).then_some(args.own.nats_port))?;
     let (shutdown, guard) = signals()?;
     let nats = match uses_other_nats {
         true => None,
@@ -145,7 +147,7 @@ async fn serve(
 }
 
 /// Nodes, authorizers, routers and APIs, with addresses that nobody has yet.
-fn plan(settings: &Settings, copies: u16) -> anyhow::Result<Vec<Service>> {
+fn plan(settings: &Settings, copies: u16, nats_port: Option<u16>) -> anyhow::Result<Vec<Service>> {
     let here = std::env::current_exe().context("where this program is cannot be told")?;
     let here = here.parent().unwrap_or(Path::new("."));
     let kinds = [
@@ -163,37 +165,30 @@ fn plan(settings: &Settings, copies: u16) -> anyhow::Result<Vec<Service>> {
         }
         for number in 1..=copies {
             let name = format!("{kind}-{number}");
-            let admin = held
-                .free(settings.admin.listen, admin_offset)
-                .with_context(|| format!("the admin endpoint of {name} (--admin chooses the first)"))?;
-            admin_offset += 1;
-            let devices = match kind {
-                "ingress" => Some(
-                    device_addresses(settings, number - 1, &mut held)
-                        .with_context(|| format!("where devices reach {name}"))?,
-                ),
+            let choice = |what| format!("{name}: --{what} chooses the first, setting {what}.listen");
+            let coap = match kind {
+                "ingress" => Some(held.free_udp(settings.coap.listen, number - 1, choice("coap"))?),
                 _ => None,
             };
-            let api =
-                match kind {
-                    "api" => Some(held.free(settings.api.listen, number - 1).with_context(|| {
-                        format!("where applications reach {name} (--api chooses the first)")
-                    })?),
-                    _ => None,
-                };
+            let mut tcp = |what, first, offset| held.free(first, offset, choice(what));
+            let admin = tcp("admin", settings.admin.listen, admin_offset)?;
+            admin_offset += 1;
+            let mut devices = None;
+            if let Some(coap) = coap {
+                let mqtt = tcp("mqtt", settings.mqtt.listen, number - 1)?;
+                let http = tcp("http", settings.http.listen, number - 1)?;
+                devices = Some(DeviceAddresses { mqtt, http, coap });
+            }
+            let api = match kind {
+                "api" => Some(tcp("api", settings.api.listen, number - 1)?),
+                _ => None,
+            };
             let drain = Duration::from_millis(drain_ms);
             services.push(Service { name, program: program.clone(), admin, devices, api, drain });
         }
     }
+    held.taken.refuse(nats_port)?;
     Ok(services)
-}
-
-fn device_addresses(settings: &Settings, offset: u16, held: &mut Held) -> anyhow::Result<DeviceAddresses> {
-    Ok(DeviceAddresses {
-        mqtt: held.free(settings.mqtt.listen, offset).context("MQTT (--mqtt chooses the first)")?,
-        http: held.free(settings.http.listen, offset).context("HTTP (--http chooses the first)")?,
-        coap: held.free_udp(settings.coap.listen, offset).context("CoAP (--coap chooses the first)")?,
-    })
 }
 
 /// Ports that were found free, held until all are: none is found twice.
@@ -201,22 +196,33 @@ fn device_addresses(settings: &Settings, offset: u16, held: &mut Held) -> anyhow
 struct Held {
     tcp: Vec<TcpListener>,
     udp: Vec<UdpSocket>,
+    taken: Taken,
 }
 
 impl Held {
-    /// The address `offset` ports above the first, free at this moment; any free one where the first has port 0.
-    fn free(&mut self, first: SocketAddr, offset: u16) -> anyhow::Result<SocketAddr> {
+    /// The address `offset` ports above the first, free at this moment; any free one where the first has port 0. One
+    /// that is taken is noted.
+    fn free(&mut self, first: SocketAddr, offset: u16, choice: impl Display) -> anyhow::Result<SocketAddr> {
         let address = above(first, offset)?;
-        let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+        let Some(listener) = self.taken.note(address, TcpListener::bind(address), choice) else {
+            return Ok(address);
+        };
         let address = listener.local_addr()?;
         self.tcp.push(listener);
         Ok(address)
     }
 
     /// The same for UDP.
-    fn free_udp(&mut self, first: SocketAddr, offset: u16) -> anyhow::Result<SocketAddr> {
+    fn free_udp(
+        &mut self,
+        first: SocketAddr,
+        offset: u16,
+        choice: impl Display,
+    ) -> anyhow::Result<SocketAddr> {
         let address = above(first, offset)?;
-        let socket = UdpSocket::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+        let Some(socket) = self.taken.note(address, UdpSocket::bind(address), choice) else {
+            return Ok(address);
+        };
         let address = socket.local_addr()?;
         self.udp.push(socket);
         Ok(address)
@@ -227,7 +233,9 @@ fn above(first: SocketAddr, offset: u16) -> anyhow::Result<SocketAddr> {
     if first.port() == 0 {
         return Ok(first);
     }
-    let port = first.port().checked_add(offset).context("there are no ports above 65535")?;
+    let port = first.port().checked_add(offset);
+    let port =
+        port.with_context(|| format!("there are no {offset} ports above {first}: the last is 65535"))?;
     Ok(SocketAddr::new(first.ip(), port))
 }
 

@@ -172,7 +172,7 @@ fn beyond_loopback(settings: &Settings) -> Option<(&'static str, SocketAddr)> {
 
 async fn up(own: OwnArgs, mut settings: Settings, uses_other_nats: bool) -> anyhow::Result<()> {
     // Every port first, so that one that is taken shows before anything is begun.
-    ports::check(&settings)?;
+    ports::check(&settings, (!uses_other_nats).then_some(own.nats_port))?;
     let admin = boot::admin::bind(settings.admin.listen).await?;
     let ingress = Ingress::bind(&settings).await?;
     let api = Api::bind(&settings).await?;
