@@ -291,7 +291,7 @@ PUBLISH = {
     "operator": (
         [
             *[f"$KV.swb_devices.device.{DEVICE}", "swb.call", "swb.list", "swb.authenticate", "swb.presence", f"swb.audit.{DEVICE}.operator"],
-            *[f"swb.decide.{DEVICE}.quota", *OPERATE, *INSPECT],
+            *[f"swb.decide.{DEVICE}.quota", *OPERATE, *INSPECT, "swb.js.INFO.claims", "swb.js.INFO.keys"],
         ],
         [
             *["swb.route", NODE, INBOX, BETWEEN, "swb.claim", f"$KV.swb_claims.{DEVICE}", f"$KV.swb_seen.{DEVICE}", "$KV.swb_keys.tickets"],

@@ -5,6 +5,7 @@ import os
 import socket
 import ssl
 import time
+from datetime import UTC, datetime
 from http.client import HTTPResponse, HTTPSConnection
 from types import SimpleNamespace
 
@@ -186,6 +187,11 @@ def test_it_is_known_when_the_certificate_ends(secure):
     ends = secure.nodes[0].admin.value("switchboard_tls_certificate_expiry_timestamp_seconds")
     # Issued for a day.
     assert time.time() < ends <= time.time() + 86_400
+    processes = json.loads(secure.accounts.cli("status", "--json").ok().out)
+    told = [it["certificates"] for it in processes if it["service"] == "ingress"]
+    assert told == [{"tls.certificate_file": f"{datetime.fromtimestamp(ends, UTC):%Y-%m-%dT%H:%M:%SZ}"}] * len(secure.nodes)
+    found = json.loads(secure.accounts.cli("doctor", "--json").out)
+    assert ["a certificate in tls.certificate_file ends within a day" in it["what"] for it in found if it["about"] == "certificates"] == [True]
 
 
 def test_handshakes_that_go_nowhere_hold_nobody_up(secure, device, kinds):

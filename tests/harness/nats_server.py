@@ -38,6 +38,11 @@ class NatsServer:
     def url(self) -> str:
         return f"nats://{self._place.host}:{self.port}"
 
+    @property
+    def monitoring(self) -> str:
+        """Where it tells how it is, `http://…`."""
+        return self._monitoring
+
     def start(self) -> None:
         """Starts it, on the files of before if it ran before: what was in memory is gone."""
         ports = self._folder / "ports"

@@ -4,7 +4,6 @@
 //! framing, with one loop for each connection, one for each device that speaks HTTP, and one for all of CoAP.
 
 pub mod calls;
-mod certificate;
 pub mod claims;
 pub mod coap;
 pub mod device;

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bus::certificate::first_expiry_s;
 use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, gauge};
 use rustls::ServerConfig;
 use rustls::crypto::ring;
@@ -20,7 +21,6 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::certificate::expiry_s;
 use crate::port::linger;
 
 /// Bytes that a client may send until hands are shaken. A greeting has some 2,000 with a key for each exchange there
@@ -179,8 +179,7 @@ impl Files {
 impl Pem {
     /// When the first certificate of the chain ends, in seconds from 1970.
     fn expiry_s(&self) -> f64 {
-        let chain = CertificateDer::pem_slice_iter(&self.certificate).filter_map(Result::ok);
-        chain.filter_map(|it| expiry_s(&it)).min().unwrap_or_default() as f64
+        first_expiry_s(&self.certificate).unwrap_or_default() as f64
     }
 
     fn config(&self) -> anyhow::Result<Arc<ServerConfig>> {

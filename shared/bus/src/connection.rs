@@ -38,6 +38,8 @@ use crate::serve::Requests;
 const ECHO: &str = "echo.";
 /// In front of the number of a question that many may answer.
 const MANY: &str = "all-";
+/// Has servers tell what they do with a message, to the subject that it names.
+const TRACE_TO: &str = "Nats-Trace-Dest";
 /// In front of the number of a message to itself that says how old the connection's messages are.
 const PULSE: &str = "p";
 
@@ -225,6 +227,11 @@ impl Bus {
         &self.inner.api
     }
 
+    /// Whether JetStream is in other accounts than this user.
+    pub(crate) fn is_apart(&self) -> bool {
+        self.inner.api == self.inner.subjects.store_api()
+    }
+
     /// The subjects below this bus's prefix.
     pub fn subjects(&self) -> &Subjects {
         &self.inner.subjects
@@ -258,6 +265,24 @@ impl Bus {
     ) -> Result<Bytes, AskError> {
         let reply = self.exchange(subject.into(), None, message, wait).await?;
         Ok(reply.payload)
+    }
+
+    /// [`ask`](Self::ask), and every NATS server that the question comes by tells of it (ADR-41 of NATS), as far as the
+    /// accounts that it is handed on to allow that.
+    pub async fn ask_traced(
+        &self,
+        subject: impl Into<Subject>,
+        message: Bytes,
+        wait: Duration,
+    ) -> (Result<Bytes, AskError>, Traced) {
+        let number = self.unguessable();
+        // Where everybody may publish for himself, which NATS asks for.
+        let told_to = format!("{}{ECHO}{MANY}{number}", self.inner.inbox);
+        let traced = Traced(self.inner.many.open(number));
+        let mut headers = HeaderMap::new();
+        headers.insert(TRACE_TO, told_to);
+        let reply = self.exchange(subject.into(), Some(headers), message, wait).await;
+        (reply.map(|reply| reply.payload), traced)
     }
 
     /// Asks everybody who listens on these subjects, and takes what is answered within `wait`; at once, and nothing,
@@ -665,6 +690,16 @@ impl Bus {
     }
 }
 
+/// What servers tell of a question.
+pub struct Traced(Answers);
+
+impl Traced {
+    /// What has been told up to now, in NATS' JSON, one for each server.
+    pub fn told(&mut self) -> Vec<Bytes> {
+        std::iter::from_fn(|| self.0.come()).map(|told| told.payload).collect()
+    }
+}
+
 /// What became of a message that was to be published without waiting.
 enum Published {
     Done(Result<(), TellError>),
@@ -689,6 +724,11 @@ impl From<TellError> for NoReply {
     }
 }
 
+/// The number of a question that many answer.
+fn one_of_many(rest: &str) -> Option<u64> {
+    rest.strip_prefix(MANY)?.parse().ok()
+}
+
 async fn hand_out_replies(
     mut replies: async_nats::Subscriber,
     number_starts: usize,
@@ -703,12 +743,9 @@ async fn hand_out_replies(
             (_, Some(echo)) => match (echo.parse(), echo.strip_prefix(PULSE).map(str::parse)) {
                 (Ok(number), _) => pending.echo(number),
                 (_, Some(Ok(number))) => pulse.lock().returned(number, Instant::now().into()),
-                _ => false,
+                _ => one_of_many(echo).is_some_and(|number| many.answer(number, reply.clone())),
             },
-            _ => match rest.strip_prefix(MANY).map(str::parse) {
-                Some(Ok(number)) => many.answer(number, reply),
-                _ => false,
-            },
+            _ => one_of_many(rest).is_some_and(|number| many.answer(number, reply.clone())),
         };
         if !is_claimed {
             meters.unclaimed.increment(1);

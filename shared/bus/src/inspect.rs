@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout_at;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::certificate::first_expiry_s;
 use crate::many::Answers;
 use crate::{AskError, Bus, Request, Subject, TellError};
 
@@ -337,6 +338,20 @@ impl Process {
         settings
     }
 
+    /// When the certificates in the files that it reads end.
+    fn certificates(&self) -> Vec<(String, i64)> {
+        let settings = &self.context.settings;
+        let files = [
+            ("tls.certificate_file", &settings.tls.certificate_file),
+            ("nats.tls_ca_file", &settings.nats.tls_ca_file),
+        ];
+        let is_read = |setting: &str| readers(setting).contains(&self.context.service);
+        let ends = files.into_iter().filter(|(setting, _)| is_read(setting)).filter_map(|(setting, file)| {
+            Some((setting.to_owned(), first_expiry_s(&std::fs::read(file.as_ref()?).ok()?)?))
+        });
+        ends.collect()
+    }
+
     fn status(&self, bus: &Bus) -> Status {
         let now_ms = unix_ms();
         let since_us = Some((now_ms.saturating_sub(LATELY_S * 1_000)).saturating_mul(1_000));
@@ -357,6 +372,7 @@ impl Process {
             max_files: max_open_files(),
             max_payload_bytes: bus.max_payload_bytes() as u64,
             settings: self.settings(),
+            certificates: Some(self.certificates()),
         }
     }
 }

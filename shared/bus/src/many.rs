@@ -45,6 +45,11 @@ impl Answers {
     pub(crate) async fn next(&mut self) -> Option<Message> {
         self.come.recv().await
     }
+
+    /// The next that has come already.
+    pub(crate) fn come(&mut self) -> Option<Message> {
+        self.come.try_recv().ok()
+    }
 }
 
 impl Drop for Answers {

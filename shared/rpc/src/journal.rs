@@ -356,6 +356,9 @@ pub struct Status {
     /// Its settings, each with its value in TOML, without those that name its own places and secrets.
     #[n(11)]
     pub settings: Vec<(String, String)>,
+    /// The settings that name files of certificates, each with the end of the first that ends, in seconds from 1970.
+    #[n(12)]
+    pub certificates: Option<Vec<(String, i64)>>,
 }
 
 /// What processes are told (`swb.instruct.<service>`).

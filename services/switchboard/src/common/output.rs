@@ -80,11 +80,20 @@ pub(crate) fn confirm(question: &str, is_agreed: bool) -> anyhow::Result<()> {
 pub(crate) fn count(number: usize, one: &str) -> String {
     let many = match one.strip_suffix('y') {
         _ if number == 1 => one.to_owned(),
-        Some(stem) => format!("{stem}ies"),
-        None if one.ends_with('s') => format!("{one}es"),
-        None => format!("{one}s"),
+        Some(stem) if !stem.ends_with(['a', 'e', 'o', 'u']) => format!("{stem}ies"),
+        _ if one.ends_with('s') => format!("{one}es"),
+        _ => format!("{one}s"),
     };
     format!("{} {many}", grouped(number))
+}
+
+/// `512 B`, `1.5 MB`
+pub(crate) fn size(bytes: u64) -> String {
+    let units = [(1_000_000_000_000, "TB"), (1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB")];
+    match units.into_iter().find(|(unit, _)| bytes >= *unit) {
+        Some((unit, name)) => format!("{:.1} {name}", bytes as f64 / unit as f64),
+        None => format!("{bytes} B"),
+    }
 }
 
 /// `19,000`
@@ -109,9 +118,11 @@ mod tests {
         assert_eq!(count(0, "device"), "0 devices");
         assert_eq!(count(1, "device"), "1 device");
         assert_eq!([count(1, "policy"), count(2, "policy")], ["1 policy", "2 policies"]);
+        assert_eq!(count(2, "day"), "2 days");
         assert_eq!(count(19_000, "device"), "19,000 devices");
         assert_eq!(grouped(1_234_567), "1,234,567");
         assert_eq!(grouped(123), "123");
+        assert_eq!([size(999), size(1_536_000), size(2_000_000_000)], ["999 B", "1.5 MB", "2.0 GB"]);
     }
 
     #[test]

@@ -37,9 +37,9 @@ pub(crate) struct HealthArgs {
 
 /// `http://authority/path`
 #[derive(Clone)]
-struct Asked {
-    authority: String,
-    path: String,
+pub(super) struct Asked {
+    pub(super) authority: String,
+    pub(super) path: String,
 }
 
 pub(crate) async fn run(args: HealthArgs) -> anyhow::Result<ExitCode> {
@@ -67,16 +67,17 @@ pub(crate) async fn run(args: HealthArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-async fn get(Asked { authority, path }: &Asked) -> anyhow::Result<String> {
+/// Head and body. Asked in HTTP/1.0, in which nobody answers in chunks.
+pub(super) async fn get(Asked { authority, path }: &Asked) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect(authority).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     stream.take(MAX_ANSWER_BYTES).read_to_string(&mut answer).await?;
     Ok(answer)
 }
 
-fn parse(url: &str) -> Result<Asked, String> {
+pub(super) fn parse(url: &str) -> Result<Asked, String> {
     let expected = "http://HOST:PORT, or with a path, as http://127.0.0.1:9100/livez";
     let rest = url.strip_prefix("http://").ok_or(expected)?;
     let (authority, path) = rest.split_once('/').unwrap_or((rest, "readyz"));

@@ -12,6 +12,7 @@ pub(crate) mod doctor;
 mod guard;
 pub(crate) mod health;
 pub(crate) mod log_level;
+mod monitor;
 mod nats;
 mod ports;
 pub(crate) mod restore;

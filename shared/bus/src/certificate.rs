@@ -1,5 +1,7 @@
 //! Until when is a certificate good? Its notAfter (RFC 5280 §4.1.2.5), read out of its DER.
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use time::{Date, Month, PrimitiveDateTime, Time};
 
 /// DER's tags of what is read past or into (X.690 §8).
@@ -8,8 +10,14 @@ const VERSION: u8 = 0xa0;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 
+/// When the first of the certificates in `pem` ends, in seconds from 1970. None when there is none.
+pub fn first_expiry_s(pem: &[u8]) -> Option<i64> {
+    let certificates = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok);
+    certificates.filter_map(|it| expiry_s(&it)).min()
+}
+
 /// Seconds from 1970 until the certificate's end. None when it is no certificate.
-pub(crate) fn expiry_s(certificate: &[u8]) -> Option<i64> {
+fn expiry_s(certificate: &[u8]) -> Option<i64> {
     let (SEQUENCE, certificate, _) = next(certificate)? else { return None };
     let (SEQUENCE, mut fields, _) = next(certificate)? else { return None };
     if let (VERSION, _, rest) = next(fields)? {
