@@ -4,6 +4,7 @@ import json
 
 import pytest
 from harness import said
+from harness.accounts import TOKENS
 from harness.apps import add_app
 from harness.apps import call as app_call
 from harness.devices import HttpDevice, PahoV5
@@ -167,6 +168,12 @@ def test_a_trace_is_a_call_drawn(cluster, device):
     account = json.loads(trace.out)
     assert way(account) == [("caller", "offline"), ("authorizer", "allowed"), ("router", "offline")]
     assert account["missing"] is None
+    # What NATS tells of the first hop, under the operator's rights.
+    (passage,) = account["nats"]
+    assert passage["accounts"] == ["OPERATORS", "CORE"] and passage["errors"] == []
+    (given,) = passage["given"]
+    assert "switchboard-authorizer" in given["to"] and given["queue"] == "authorizer"
+    assert "account OPERATORS -> CORE" in drawn
 
 
 def test_more_is_logged_for_a_while(cluster, device):
@@ -192,10 +199,22 @@ def test_what_runs_where_and_what_will_hurt(cluster):
     assert all(it["unready"] == {} for it in processes)
     assert "sessions" in by_service["ingress"][0]["numbers"] and "claims" in by_service["router"][0]["numbers"]
     assert by_service["router"][0]["hopsPerSecond"] >= 0
-    doctor = cluster.accounts.cli("doctor", "--json")
+    assert all(it["certificates"] == {} for it in processes)
+    store = json.loads(cluster.accounts.cli("status", "--store", "--json").ok().out)
+    assert {it["of"] for it in store} == {"devices", "policies", "audit", "claims", "seen", "keys", "once"}
+    assert next(it for it in store if it["of"] == "devices")["fileBytes"] > 0
+    tenant = cluster.accounts.family().a.tenant
+    TOKENS.add("guess-me")
+    cluster.accounts.cli("device", "add", "Guessed", "--tenant", tenant, "--token", "guess-me", "--weak-token").ok()
+    doctor = cluster.accounts.cli("doctor", "--json", "--monitor", cluster.nats.monitoring)
     assert doctor.code == 1
     found = {(it["about"], it["what"]) for it in json.loads(doctor.out)}
     assert ("services", "there is a single router") in found
-    assert "nats" in {about for about, _ in found}
+    assert ("tokens", "1 device with a token of fewer than 16 characters") in found
+    assert {about for about, _ in found} >= {"nats", "sync_interval"}
+    unasked = cluster.accounts.cli("doctor")
+    assert "Not looked at: sync_interval" in unasked.err
+    nobody = cluster.accounts.cli("doctor", "--monitor", "http://127.0.0.1:1")
+    assert nobody.code == 1 and "http://127.0.0.1:1/varz" in nobody.err
     table = cluster.accounts.cli("status").ok().out
-    assert table.startswith("SERVICE") and "router" in table
+    assert table.startswith("SERVICE") and "router" in table and "\nSTORE" in table

@@ -13,9 +13,10 @@ use clap::{Args, Subcommand};
 use rpc::{AppId, CallId, DeviceId, HopEnd, HopFilter, HopRecord, Inspect, MAX_TOLD_HOPS, NodeId, Station};
 use serde::Serialize;
 
+use super::passage::Passage;
 use crate::audit::time_span;
 use crate::common::find;
-use crate::common::output::{count, note, say, say_json};
+use crate::common::output::{count, grouped, note, say, say_json};
 use crate::common::reach::{ReachArgs, Reached};
 use crate::common::table::Table;
 
@@ -100,8 +101,11 @@ async fn show(ShowArgs { call, json, reach }: ShowArgs) -> anyhow::Result<ExitCo
     if json {
         say_json(&account)?;
     } else {
-        let names = names(&Registry::open(&bus).await.ok(), account.from.into_iter().chain(account.to)).await;
-        draw(&account, &names);
+        let names = match Registry::open(&bus).await {
+            Ok(registry) => names(&registry, account.from.into_iter().chain(account.to)).await,
+            Err(_) => Names::new(),
+        };
+        draw(&account, &[], &names);
     }
     Ok(if account.hops.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -109,9 +113,8 @@ async fn show(ShowArgs { call, json, reach }: ShowArgs) -> anyhow::Result<ExitCo
 /// What devices and applications are named, of those that the registry has.
 pub(super) type Names = BTreeMap<DeviceId, String>;
 
-pub(super) async fn names(registry: &Option<Registry>, ids: impl IntoIterator<Item = DeviceId>) -> Names {
+pub(super) async fn names(registry: &Registry, ids: impl IntoIterator<Item = DeviceId>) -> Names {
     let mut names = Names::new();
-    let Some(registry) = registry else { return names };
     let mut no_devices = Vec::new();
     for id in ids.into_iter().filter(|id| !id.0.is_nil()).collect::<BTreeSet<_>>() {
         match registry.device(id).await {
@@ -128,7 +131,7 @@ pub(super) async fn names(registry: &Option<Registry>, ids: impl IntoIterator<It
     names
 }
 
-fn named(names: &Names, id: Option<DeviceId>) -> String {
+pub(super) fn named(names: &Names, id: Option<DeviceId>) -> String {
     match id.filter(|id| !id.0.is_nil()).map(|id| (names.get(&id), id)) {
         Some((Some(name), _)) => name.clone(),
         Some((None, id)) => id.to_string(),
@@ -136,8 +139,9 @@ fn named(names: &Names, id: Option<DeviceId>) -> String {
     }
 }
 
-/// The account as a person reads it: a line for each hop, with a bar that shows when it was.
-pub(super) fn draw(account: &Account, names: &Names) {
+/// The account as a person reads it: a line for each hop, with a bar that shows when it was; behind the first, the NATS
+/// servers that it went on by.
+pub(super) fn draw(account: &Account, passages: &[Passage], names: &Names) {
     let (from, to) = (named(names, account.from), named(names, account.to));
     let outcome = account.outcome.unwrap_or("nothing is known");
     say(format_args!("call {}: {from} -> {to}: {outcome}", account.call));
@@ -146,20 +150,41 @@ pub(super) fn draw(account: &Account, names: &Names) {
     };
     let begun = rfc3339(UNIX_EPOCH + Duration::from_micros(first.began_us));
     say(format_args!("  begun {begun}, with {} ms", first.budget_ms));
+    let mut lines: Vec<Line> = account.hops.iter().map(Line::of).collect();
+    lines.splice(1..1, passages.iter().map(Line::through));
     let mut table = Table::new(&["  AT", "PROCESS", "AFTER MS", "TOOK MS", "", "END"]);
-    for (hop, bar) in account.hops.iter().zip(bars(&account.hops)) {
-        let after = (hop.began_us as f64 - first.began_us as f64) / 1_000.0;
-        table.row([
-            format!("  {}", hop.at),
-            hop.process.to_string(),
-            format!("{after:+.2}"),
-            format!("{:.2}", hop.ms),
-            bar,
-            told(hop),
-        ]);
+    let bars = bars(&lines);
+    for (Line { at, by, began_us, ms, end }, bar) in lines.into_iter().zip(bars) {
+        let after = (began_us as f64 - first.began_us as f64) / 1_000.0;
+        table.row([format!("  {at}"), by, format!("{after:+.2}"), format!("{ms:.2}"), bar, end]);
     }
     table.print();
     account.missing.iter().for_each(|missing| say(format_args!("  missing: {missing}")));
+}
+
+/// Of the drawing.
+struct Line<'a> {
+    at: &'a str,
+    /// Process or server.
+    by: String,
+    began_us: u64,
+    ms: f64,
+    end: String,
+}
+
+impl<'a> Line<'a> {
+    fn of(hop: &'a Hop) -> Self {
+        Line { at: hop.at, by: hop.process.to_string(), began_us: hop.began_us, ms: hop.ms, end: told(hop) }
+    }
+
+    fn through(passage: &Passage) -> Self {
+        let Passage { began_us, ms, .. } = *passage;
+        Line { at: "nats", by: passage.server_shown(), began_us, ms, end: passage.words() }
+    }
+
+    fn ended_us(&self) -> u64 {
+        self.began_us + (self.ms * 1_000.0) as u64
+    }
 }
 
 fn told(hop: &Hop) -> String {
@@ -175,18 +200,17 @@ fn told(hop: &Hop) -> String {
     words.join(", ")
 }
 
-/// When each hop was between the beginning of the first and the end of the last.
-fn bars(hops: &[Hop]) -> Vec<String> {
-    let end_us = |hop: &Hop| hop.began_us + (hop.ms * 1_000.0) as u64;
-    let start = hops.iter().map(|hop| hop.began_us).min().unwrap_or(0);
-    let whole = hops.iter().map(end_us).max().unwrap_or(0).saturating_sub(start).max(1);
+/// When each was between the beginning of the first and the end of the last.
+fn bars(lines: &[Line<'_>]) -> Vec<String> {
+    let start = lines.iter().map(|line| line.began_us).min().unwrap_or(0);
+    let whole = lines.iter().map(Line::ended_us).max().unwrap_or(0).saturating_sub(start).max(1);
     let at = |us: u64| ((us - start) as f64 / whole as f64 * BAR as f64) as usize;
-    let bar = |hop: &Hop| {
-        let from = at(hop.began_us).min(BAR - 1);
-        let to = at(end_us(hop)).clamp(from + 1, BAR);
+    let bar = |line: &Line<'_>| {
+        let from = at(line.began_us).min(BAR - 1);
+        let to = at(line.ended_us()).clamp(from + 1, BAR);
         format!("{}{}{}", " ".repeat(from), "█".repeat(to - from), " ".repeat(BAR - to))
     };
-    hops.iter().map(bar).collect()
+    lines.iter().map(bar).collect()
 }
 
 /// A call of the list, as JSON.
@@ -242,12 +266,16 @@ async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
     }
     let hops = reports.iter().flat_map(|it| it.hops.iter().map(|hop| (it.process, *hop)));
     let mut calls = calls(hops);
-    calls.drain(..calls.len().saturating_sub(args.limit as usize));
+    let older = calls.len().saturating_sub(args.limit as usize);
+    calls.drain(..older);
     if args.json {
         say_json(&calls.iter().map(CallView::from).collect::<Vec<_>>())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let names = names(&registry, calls.iter().flat_map(|it| [it.from, it.to])).await;
+    let names = match &registry {
+        Some(registry) => names(registry, calls.iter().flat_map(|it| [it.from, it.to])).await,
+        None => Names::new(),
+    };
     let mut table = Table::new(&["BEGUN", "CALL", "FROM", "TO", "PROTOCOL", "OUTCOME", "MS"]);
     for hop in &calls {
         let CallView { call, at, protocol, ms, .. } = CallView::from(hop);
@@ -257,6 +285,12 @@ async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
     }
     table.print();
     note(format_args!("{} of {}", count(calls.len(), "call"), count(reports.len(), "process")));
+    if older > 0 {
+        note(format_args!(
+            "{} more are older: --limit shows more, --from, --to and --outcome fewer",
+            grouped(older)
+        ));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -327,7 +361,8 @@ mod tests {
             ms,
             ..Hop::of(NodeId(1), &record(1, Station::Caller, HopEnd::Lost, 0).1)
         };
-        let drawn = bars(&[hop(1_000, 30.0), hop(11_000, 10.0), hop(30_999, 0.0)]);
+        let hops = [hop(1_000, 30.0), hop(11_000, 10.0), hop(30_999, 0.0)];
+        let drawn = bars(&hops.iter().map(Line::of).collect::<Vec<_>>());
         assert_eq!(drawn[0], "█".repeat(30));
         assert_eq!(drawn[1], format!("{}{}{}", " ".repeat(10), "█".repeat(10), " ".repeat(10)));
         assert_eq!(drawn[2].trim_end().chars().count(), 30, "what took no time is seen, too");

@@ -1,6 +1,7 @@
 //! What does a device get when it calls another one? `switchboard call`, through authorizer and router as any call.
 
 mod journal;
+mod passage;
 pub(crate) mod tail;
 pub(crate) mod trace;
 
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use bus::registry::{Device, Registry};
-use bus::{AskError, Bus};
+use bus::{AskError, Bus, Traced};
 use bytes::Bytes;
 use clap::Args;
 use rpc::{
@@ -157,7 +158,7 @@ pub(crate) async fn run(mut args: CallArgs) -> anyhow::Result<ExitCode> {
     }
     let budgets = (Budget::from_ms(timeout_ms), Budget::from_ms(connect_ms));
     let Made { outcome, body, reason, took, .. } =
-        make(&reached.bus, (caller, &from), target, budgets, args.oneway, &args.body).await?;
+        make(&reached.bus, (caller, &from), target, budgets, args.oneway, false, &args.body).await?;
     let read = device_api::answer(Method::SendMsg, &outcome, body);
     let read = std::str::from_utf8(&read).context("the answer is not text")?;
     let ms = took.as_secs_f64() * 1000.0;
@@ -185,6 +186,8 @@ struct Made {
     /// Why, where there is more to say than the outcome.
     reason: Option<&'static str>,
     took: Duration,
+    /// What NATS servers tell of its first hop.
+    traced: Option<Traced>,
 }
 
 /// Makes a call as a device, whose record says who it is.
@@ -194,15 +197,16 @@ async fn make(
     target: DeviceId,
     (budget_ms, connect_budget_ms): (Budget, Budget),
     oneway: bool,
+    is_traced: bool,
     body: &str,
 ) -> anyhow::Result<Made> {
     let (node, visit) = (bus.process(), 1);
     let id = CallId { node, serial: 1 };
-    let made = |outcome, body, reason, took| Made { call: id, outcome, body, reason, took };
     let ticket = match ticket(bus, &from.credential, visit).await {
         Ok(ticket) => Some(ticket),
         Err(reason) => {
-            return Ok(made(Outcome::Unavailable, Bytes::new(), Some(reason), Duration::ZERO));
+            let (outcome, body, took) = (Outcome::Unavailable, Bytes::new(), Duration::ZERO);
+            return Ok(Made { call: id, outcome, body, reason: Some(reason), took, traced: None });
         }
     };
     let call = Call {
@@ -222,8 +226,17 @@ async fn make(
     };
     let message = wire::encode(&call, body.as_bytes());
     let started = Instant::now();
-    let (outcome, body, reason) = ask(bus, message, budget_ms.as_duration() + GRACE).await?;
-    Ok(made(outcome, body, reason, started.elapsed()))
+    let wait = budget_ms.as_duration() + GRACE;
+    let (reply, traced) = match is_traced {
+        true => {
+            let (reply, traced) = bus.ask_traced(bus.subjects().call(), message, wait).await;
+            (reply, Some(traced))
+        }
+        false => (bus.ask(bus.subjects().call(), message, wait).await, None),
+    };
+    let took = started.elapsed();
+    let (outcome, body, reason) = read(reply)?;
+    Ok(Made { call: id, outcome, body, reason, took, traced })
 }
 
 /// How long an authorizer may take to say who the caller is.
@@ -251,12 +264,8 @@ async fn ticket(bus: &Bus, credential: &CredentialHash, visit: u64) -> Result<Ti
 const NO_AUTHORIZER: &str = "no authorizer is there";
 
 /// The call's outcome, the body of an answer, and why, where there is more to say.
-async fn ask(
-    bus: &Bus,
-    message: Bytes,
-    wait: Duration,
-) -> anyhow::Result<(Outcome, Bytes, Option<&'static str>)> {
-    Ok(match bus.ask(bus.subjects().call(), message, wait).await {
+fn read(reply: Result<Bytes, AskError>) -> anyhow::Result<(Outcome, Bytes, Option<&'static str>)> {
+    Ok(match reply {
         Ok(reply) => {
             let (outcome, body) = wire::decode::<Outcome>(&reply).context("the outcome cannot be read")?;
             (outcome, body, None)
@@ -278,8 +287,8 @@ struct Listed {
 async fn as_device(args: &CallArgs, via: Via, token: &str) -> anyhow::Result<ExitCode> {
     let settings = args.reach.settings()?;
     let at = args.way.way(via, &settings)?;
-    let target = match args.named_target().parse::<DeviceId>() {
-        Ok(id) => id,
+    let (target, name) = match args.named_target().parse::<DeviceId>() {
+        Ok(id) => (id, id.to_string()),
         Err(_) => {
             let listed = via.ask(&at, token, r#"{"method":"getDevices"}"#, LIST_WAIT).await?;
             listed_target(&listed, args.named_target())?
@@ -300,7 +309,7 @@ async fn as_device(args: &CallArgs, via: Via, token: &str) -> anyhow::Result<Exi
         let body: &RawValue = serde_json::from_str(&read).context("the answer is not JSON")?;
         say_json(&DeviceCallView { ms: (ms * 1000.0).round() / 1000.0, to: target, body })?;
     } else {
-        note(format_args!("-> {target} in {ms:.1} ms"));
+        note(format_args!("-> {name} in {ms:.1} ms"));
         say(&read);
     }
     // Whether that is an answer or an outcome only the system knows; a device reads the same.
@@ -394,7 +403,7 @@ struct DeviceCallView<'a> {
 }
 
 /// The device that is meant, by its name or an ending of it, among those that the caller may see.
-fn listed_target(listed: &str, named: &str) -> anyhow::Result<DeviceId> {
+fn listed_target(listed: &str, named: &str) -> anyhow::Result<(DeviceId, String)> {
     let Ok(listed) = serde_json::from_str::<Vec<Listed>>(listed) else {
         bail!("the devices that may be called cannot be told: {listed}");
     };
@@ -402,7 +411,7 @@ fn listed_target(listed: &str, named: &str) -> anyhow::Result<DeviceId> {
     let ending = format!(" {named}");
     let mut by_ending = listed.iter().filter(|device| device.name.ends_with(&ending));
     match (by_name, by_ending.next(), by_ending.next()) {
-        (Some(device), _, _) | (None, Some(device), None) => Ok(device.id),
+        (Some(device), _, _) | (None, Some(device), None) => Ok((device.id, device.name.clone())),
         (None, Some(_), Some(_)) => bail!("--to: several devices have a name that ends in {named:?}"),
         (None, None, _) => {
             let names: Vec<_> = listed.iter().map(|device| device.name.as_str()).collect();

@@ -1,6 +1,5 @@
 //! Which calls end now? `switchboard tail`, live over all processes.
 
-use std::collections::btree_map::Entry;
 use std::process::ExitCode;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -13,7 +12,7 @@ use clap::Args;
 use rpc::{DeviceId, HopEnd, HopFilter, NodeId, Party, TappedHop, TenantId};
 use serde::Serialize;
 
-use super::journal::{CallView, Names, end};
+use super::journal::{self, CallView, Names, end, named};
 use crate::common::find;
 use crate::common::output::{note, say};
 use crate::common::reach::{ReachArgs, Reached};
@@ -172,19 +171,19 @@ async fn tell(
         say(serde_json::to_string(&TailView { hop: hop.station.as_str(), process, call, request, answer })?);
         return Ok(());
     }
-    for id in [hop.from, hop.to] {
-        if names.len() >= MAX_NAMES {
-            names.clear();
-        }
-        if let Entry::Vacant(unknown) = names.entry(id) {
-            let found = registry.device(id).await.ok().flatten();
-            unknown.insert(found.map_or_else(|| id.to_string(), |device| device.name));
-        }
+    if names.len() >= MAX_NAMES {
+        names.clear();
     }
-    let named = |id: &DeviceId| names.get(id).map_or("?", String::as_str);
+    let unknown: Vec<DeviceId> =
+        [hop.from, hop.to].into_iter().filter(|id| !names.contains_key(id)).collect();
+    if !unknown.is_empty() {
+        // Who is in the registry no more is looked for once.
+        names.extend(unknown.iter().map(|id| (*id, id.to_string())));
+        names.extend(journal::names(registry, unknown).await);
+    }
     let ended = rfc3339(UNIX_EPOCH + Duration::from_micros(hop.ended_us()));
     let at = if args.hops { format!(" {}", hop.station.as_str()) } else { String::new() };
-    let (from, to, words) = (named(&hop.from), named(&hop.to), hop.words());
+    let (from, to, words) = (named(names, Some(hop.from)), named(names, Some(hop.to)), hop.words());
     say(format_args!("{ended} {}{at} {from} -> {to}: {words} in {:.2} ms", call.call, call.ms));
     for (what, body) in [("sent", request), ("answered", answer)] {
         body.iter().for_each(|body| say(format_args!("  {what} {body}")));

@@ -12,6 +12,7 @@ use rpc::{Budget, HopEnd, HopFilter, HopOf, HopRecord, Inspect, MAX_TOLD_HOPS, O
 use serde::Serialize;
 
 use super::journal::{Names, draw};
+use super::passage::Passage;
 use super::{Made, make};
 use crate::common::find;
 use crate::common::output::{say, say_json};
@@ -23,7 +24,11 @@ const SETTLES_IN: Duration = Duration::from_secs(2);
 #[derive(Args)]
 #[command(after_help = "\
 It is a call like any other, and the target carries it out. The hop \"caller\" is this command. Times are by each \
-process' own clock.
+process' own clock, and by each NATS server's.
+
+Of NATS the first hop is told, from this command to an authorizer: by which servers it came, through which accounts, \
+and to whom it was given. Behind it each service sends a message of its own. Where the account of authorizers does not \
+allow traces (allow_trace of its export), it is told as far as that account.
 
 Examples:
   switchboard trace --from A1 --to A2 '{\"x\":1}'
@@ -55,6 +60,8 @@ struct TraceView<'a> {
     account: &'a Account,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
+    /// The NATS servers that its first hop came by.
+    nats: &'a [Passage],
     /// What the target answered.
     body: String,
 }
@@ -74,8 +81,8 @@ pub(crate) async fn run(args: TraceArgs) -> anyhow::Result<ExitCode> {
     }
     let budget_ms = Budget::from_ms(timeout_ms);
     let budgets = (budget_ms, Budget::from_ms(0));
-    let Made { call, outcome, body, reason, took } =
-        make(bus, (caller, &from), target, budgets, false, &args.body).await?;
+    let Made { call, outcome, body, reason, took, traced } =
+        make(bus, (caller, &from), target, budgets, false, true, &args.body).await?;
     let began_us = u64::try_from(since_1970().saturating_sub(took).as_micros()).unwrap_or(u64::MAX);
     let of = HopOf {
         station: Station::Caller,
@@ -99,11 +106,14 @@ pub(crate) async fn run(args: TraceArgs) -> anyhow::Result<ExitCode> {
             break account;
         }
     };
+    let mut passages: Vec<Passage> =
+        traced.into_iter().flat_map(|mut it| it.told()).filter_map(|told| Passage::read(&told)).collect();
+    passages.sort_by_key(|it| it.began_us);
     let body = String::from_utf8_lossy(&body).into_owned();
     if args.json {
-        say_json(&TraceView { account: &account, reason, body })?;
+        say_json(&TraceView { account: &account, reason, nats: &passages, body })?;
     } else {
-        draw(&account, &Names::from([(caller, from.name), (target, to.name)]));
+        draw(&account, &passages, &Names::from([(caller, from.name), (target, to.name)]));
         reason.iter().for_each(|reason| say(format_args!("  because {reason}")));
         if outcome == Outcome::Answered {
             say(format_args!("  answer: {body}"));
