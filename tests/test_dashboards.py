@@ -5,6 +5,7 @@ import math
 import re
 import sys
 import time
+import urllib.parse
 
 import pytest
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
@@ -24,6 +25,7 @@ from harness.waiting import until
 
 register_default_plugins()
 BOARDS = {file.stem: json.loads(file.read_text()) for file in sorted((ROOT / "deploy" / "grafana").glob("*.json"))}
+MEASURED = "00000000-0000-4000-8000-00000000c057"
 EACH_BOARD = pytest.mark.parametrize("name", BOARDS)
 # What Grafana makes of its own variables when the datasource says that everybody is scraped once a second.
 BUILT_IN = {"__rate_interval": "4s", "__range": "60s"}
@@ -40,6 +42,7 @@ def prometheus(tmp_path_factory):
         "identity.issuer_seed": seed,
         "identity.join_secret": "of nodes",
         "traces.endpoint": collector.endpoint,
+        "ingress.measured_customers": MEASURED,
         "tls.certificate_file": str(certificate),
         "tls.key_file": str(key),
         "tls.reload_check_ms": "100",
@@ -47,6 +50,9 @@ def prometheus(tmp_path_factory):
         "ingress.calls_per_second_per_device": "200",
     }
     cluster = Cluster(folder, nodes=2, authorizers=2, routers=2, whole_nodes=1, identities=1, apis=1, settings=settings)
+    # Whose calls somebody outside decides about: the one customer that is measured.
+    cluster.accounts.cli("tenant", "add", "Decided outside").ok()
+    cluster.accounts.cli("customer", "add", "Customer", "--tenant", "Decided outside", "--id", MEASURED).ok()
     try:
         with Everything(cluster), Joining(cluster.nats.url):
             it = Prometheus(cluster, folder / "prometheus", exporter.address)
@@ -62,7 +68,7 @@ def prometheus(tmp_path_factory):
 
 
 def test_the_files_are_what_the_script_writes():
-    assert len(BOARDS) == 5
+    assert len(BOARDS) == 6
     run(sys.executable, ROOT / "deploy" / "grafana" / "boards.py", "--check").ok()
 
 
@@ -84,7 +90,39 @@ def test_panels_have_a_place_and_say_what_they_show(name):
 def test_grafana_knows_every_field(name):
     """By its own types: what it does not know, it would leave out."""
     read = json.loads(JSONEncoder().encode(Dashboard.from_json(BOARDS[name])))
-    assert list(lost(BOARDS[name], read)) == []
+    # Prometheus' own field of annotations, which are the same for all sources in the types.
+    assert {re.sub(r"\d+", "N", it) for it in lost(BOARDS[name], read)} == {".annotations.list[N].titleFormat"}
+
+
+@EACH_BOARD
+def test_links_lead_to_logs_and_traces(name):
+    """What Grafana's Explore reads there, once the variables of the board are in it."""
+    board = BOARDS[name]
+    known = {it["name"] for it in board["templating"]["list"]} | {"__from", "__to"}
+    links = board["links"] + [link for panel in board["panels"] for link in panel.get("fieldConfig", {}).get("defaults", {}).get("links", [])]
+    explored = {link["title"]: link["url"] for link in links if link["url"].startswith("/explore?")}
+    assert {"logs", "traces"} <= set(explored)
+    for title, url in explored.items():
+        variables = {it.partition(":")[0] for it in re.findall(r"\$\{([^}]+)\}", url)}
+        assert variables <= known | {"__field.labels.outcome"}, title
+        stream = next(it["query"] for it in board["templating"]["list"] if it["name"] == "stream")
+        url = url.replace("${stream:percentencode}", urllib.parse.quote(stream, safe=""))
+        (panes,) = urllib.parse.parse_qs(urllib.parse.urlsplit(re.sub(r"\$\{[^}]+\}", "chosen", url)).query)["panes"]
+        (pane,) = json.loads(panes).values()
+        (query,) = pane["queries"]
+        assert pane["datasource"] == "chosen"
+        assert query.get("expr", "").startswith(f"{stream} | json | ") or query["queryType"] == "traceql", query
+
+
+@pytest.mark.parametrize("name", sorted(set(BOARDS) - {"nats"}))
+def test_another_version_is_marked(name, prometheus):
+    """Where one has run for longer, the first process of another one."""
+    (versions,) = (it for it in BOARDS[name]["annotations"]["list"] if it["name"] == "Versions")
+    now, before = versions["expr"].replace("offset 2m", "offset 1h").split(" unless ")
+    chosen = BUILT_IN | all_chosen(prometheus, BOARDS[name])
+    marked = prometheus.query(substituted(f"{now} unless {before}", chosen))
+    assert marked and all(it["metric"]["service"] and it["metric"]["version"] for it in marked)
+    assert prometheus.query(substituted(f"{now} unless {now}", chosen)) == []
 
 
 @EACH_BOARD

@@ -9,8 +9,9 @@ from panels import ORANGE, GREEN, PROCESS, RED, YELLOW, Json, Panel, Query, boar
 from panels import rate, rates, share_of, stat, states, table, total
 
 # The SLOs; their objectives and their burn rates are in deploy/prometheus/recording.yaml.
-REACHED = 'method="sendMsg",outcome=~"answered|delivered|timed_out|lost|unavailable"'
-MISSED = 'method="sendMsg",outcome=~"timed_out|lost|unavailable"'
+REACHED_OUTCOMES = 'outcome=~"answered|delivered|timed_out|lost|unavailable"'
+MISSED_OUTCOMES = 'outcome=~"timed_out|lost|unavailable"'
+REACHED, MISSED = f'method="sendMsg",{REACHED_OUTCOMES}', f'method="sendMsg",{MISSED_OUTCOMES}'
 SERVED = share_of(increase("switchboard_calls_total", 'outcome="unavailable"'), increase("switchboard_calls_total"))
 ANSWERED = share_of(increase("switchboard_calls_total", MISSED), increase("switchboard_calls_total", REACHED))
 PROMPT = increase("switchboard_offline_seconds_bucket", 'le="0.05"') + " / " + increase("switchboard_offline_seconds_count")
@@ -713,6 +714,62 @@ def router() -> Json:
     )  # fmt: skip
 
 
+def customer() -> Json:
+    of = 'customer=~"$customer"'
+    failed = f'{of},outcome=~"busy|timed_out|lost|unavailable"'
+    calls, seconds = "switchboard_customer_calls_total", "switchboard_customer_call_seconds"
+    missed = share_of(increase(calls, f"{of},{MISSED_OUTCOMES}"), increase(calls, f"{of},{REACHED_OUTCOMES}"))
+    return board(
+        "switchboard-customer", "Switchboard: one customer",
+        "How is it for this customer? Of those alone that ingress.measured_customers names. Who floods and is not among them stands in the log and at /offenders.",
+        calls,
+        {
+            "Now": [
+                stat("Callable devices", "Devices of the customer that a call reaches.", Query(f"sum(switchboard_customer_sessions{{@,{of}}})"), width=6),
+                stat("Calls", "Calls a second that its devices make.", Query(rate(calls, matchers=of)), unit="reqps", width=6),
+                stat(
+                    "Answered in time", "Share of its calls in the chosen time to a device that was there which it answered in time.",
+                    Query(missed, instant=True), unit="percentunit", decimals=2, thresholds={0: RED, 0.99: GREEN}, width=6,
+                ),
+                stat(
+                    "Limits hit", "Refusals a second. The customer's own limits, or those of its devices: below is which.",
+                    Query(rate("switchboard_customer_limits_hit_total", matchers=of)), unit="cps", width=6,
+                ),
+            ],
+            "Calls": [
+                graph(
+                    "Calls by outcome", "Of its devices as callers. offline, denied and unknown_device are its own business; busy is its limits; unavailable is ours.",
+                    rates(calls, "outcome", of), stacked=True, unit="reqps", width=12,
+                ),
+                graph(
+                    "Calls that failed", "Without an answer, by outcome. Beside those of all, on the overview: is it this customer alone?",
+                    rates(calls, "outcome", failed), unit="reqps", width=12,
+                ),
+                graph(
+                    "Time of its calls", "From a device's sendMsg to its answer at its node. Targets' own time is in it.",
+                    *quantiles(seconds, of), unit="s", width=12,
+                ),
+                graph(
+                    "Time of its calls beside everybody's, p95", "One line that rises alone is slow devices of the customer; both together are the system.",
+                    Query(quantile(0.95, seconds, of), "this customer"),
+                    Query(quantile(0.95, "switchboard_call_seconds", 'method="sendMsg"'), "everybody"), unit="s", width=12,
+                ),
+            ],
+            "Devices and limits": [
+                graph(
+                    "Callable devices by node", "A step down on one node is that node; on all, the customer's own network.",
+                    Query(f"sum by (pod, instance) (switchboard_customer_sessions{{@,{of}}})", PROCESS), stacked=True, width=12,
+                ),
+                graph(
+                    "Limits hit", "customer_calls and its likes: the part of a node that one customer may have. call_rate, mailbox: single devices.",
+                    rates("switchboard_customer_limits_hit_total", "limit", of), unit="cps", width=12,
+                ),
+            ],
+        },
+        of="customer",
+    )  # fmt: skip
+
+
 def of_nats(metric: str, matchers: str = "") -> str:
     """As prometheus-nats-exporter names it, with `-prefix=nats` as NATS' own chart starts it, or without."""
     return f'{{__name__=~"(nats|gnatsd|jetstream)_{metric}",@{matchers}}}'
@@ -778,7 +835,7 @@ def nats_servers() -> Json:
     )  # fmt: skip
 
 
-BOARDS = {"overview": overview, "ingress": ingress, "authorizer": authorizer, "router": router, "nats": nats_servers}
+BOARDS = {"overview": overview, "ingress": ingress, "authorizer": authorizer, "router": router, "customer": customer, "nats": nats_servers}
 
 
 def main() -> int:

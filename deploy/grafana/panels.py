@@ -1,18 +1,26 @@
 """How is a board written? Panels and queries as `boards.py` has them, and the JSON that Grafana makes of them."""
 
+import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote, unquote
 
 Json = dict[str, Any]
 
-NAMES = ["overview", "ingress", "authorizer", "router", "nats"]
+NAMES = ["overview", "ingress", "authorizer", "router", "customer", "nats"]
 # Grafana 11 and 12 read it as it is.
 SCHEMA_VERSION = 41
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 # What the variables chose. A label that is missing everywhere matches too: "All" is `.*`.
 CHOSEN = 'job=~"$job",namespace=~"$namespace",release=~"$release",pod=~"$pod",instance=~"$instance"'
 PROCESS = "{{instance}}"
+# Which streams of Loki are ours: the containers of the Helm chart, unless told otherwise on the board. It comes to stand
+# within JSON, hence no quotes.
+STREAM = "{container=~`ingress|authorizer|router|api|identity`}"
+LOGS = "${stream:percentencode} | json"
+TRACES = '{ resource.service.name =~ "switchboard-.+" && %s }'
 
 COLUMNS = 24
 GREEN, YELLOW, ORANGE, RED, BLUE, PURPLE, GREY = "green", "yellow", "orange", "red", "blue", "purple", "text"
@@ -171,8 +179,8 @@ def increase(metric: str, matchers: str = "") -> str:
     return f"sum(increase({metric}{{{with_chosen(matchers)}}}[$__range]))"
 
 
-def board(uid: str, title: str, description: str, marker: str, rows: dict[str, list[Panel]]) -> Json:
-    """`marker` is a metric, or a selector of one, that the services of this board have, and no other."""
+def board(uid: str, title: str, description: str, marker: str, rows: dict[str, list[Panel]], of: str | None = None) -> Json:
+    """`marker` is a metric, or a selector of one, that the services of this board have, and no other; `of` one more label to choose by."""
     return {
         "uid": uid,
         "title": title,
@@ -184,9 +192,9 @@ def board(uid: str, title: str, description: str, marker: str, rows: dict[str, l
         "refresh": "30s",
         "time": {"from": "now-1h", "to": "now"},
         "timezone": "browser",
-        "annotations": {"list": [starts()]},
-        "links": [link(name) for name in NAMES if uid != f"switchboard-{name}"],
-        "templating": {"list": variables(marker)},
+        "annotations": {"list": [starts(), versions()]},
+        "links": [*(link(name) for name in NAMES if uid != f"switchboard-{name}"), *elsewhere()],
+        "templating": {"list": [*variables(marker, of), *sources()]},
         "panels": list(laid_out(rows)),
     }
 
@@ -202,6 +210,44 @@ def starts() -> Json:
     }
 
 
+def versions() -> Json:
+    """Marks a rollout from its first process of another version on."""
+    running = "count by (service, version) (switchboard_build_info{%s}%s)"
+    return {
+        "name": "Versions",
+        "datasource": DATASOURCE,
+        "enable": True,
+        "iconColor": PURPLE,
+        "expr": f"{running % (CHOSEN, '')} unless {running % (CHOSEN, ' offset 2m')}",
+        "titleFormat": "{{service}} {{version}}",
+    }
+
+
+def elsewhere() -> Iterable[Json]:
+    """From the whole board, where it need not be said which series is meant."""
+    common = {"type": "link", "keepTime": False, "targetBlank": True, "icon": "external link"}
+    yield common | {"title": "logs", "url": explored("logs", f"{LOGS} | level =~ `WARN|ERROR`")}
+    yield common | {"title": "traces", "url": explored("traces", TRACES % "status = error")}
+
+
+def of_outcome() -> list[Json]:
+    """From a series of one outcome to the calls that ended so."""
+    failed = f"{LOGS} | message = `a call failed` | outcome = `${{__field.labels.outcome}}`"
+    traced = TRACES % 'span.switchboard.outcome = "${__field.labels.outcome}"'
+    return [
+        {"title": "Logs of calls that failed so", "url": explored("logs", failed), "targetBlank": True},
+        {"title": "Traces of calls that ended so", "url": explored("traces", traced), "targetBlank": True},
+    ]
+
+
+def explored(variable: str, query: str) -> str:
+    """Grafana's Explore, at the data source that a variable chose, for the time of the board. What is a variable stays as it is."""
+    asked = {"refId": "A", "expr": query} if variable == "logs" else {"refId": "A", "queryType": "traceql", "query": query}
+    pane = {"datasource": f"${{{variable}}}", "queries": [asked], "range": {"from": "${__from}", "to": "${__to}"}}
+    panes = quote(json.dumps({"a": pane}))
+    return "/explore?schemaVersion=1&panes=" + re.sub("%24%7B(.+?)%7D", lambda variable: f"${{{unquote(variable[1])}}}", panes)
+
+
 def link(name: str) -> Json:
     return {
         "type": "link",
@@ -212,7 +258,14 @@ def link(name: str) -> Json:
     }
 
 
-def variables(marker: str) -> Iterable[Json]:
+def sources() -> Iterable[Json]:
+    """Where logs and traces are, if Grafana has them; and by which labels a log is ours: those of whoever collects it."""
+    for name, label, kind in (("logs", "Logs", "loki"), ("traces", "Traces", "tempo")):
+        yield {"name": name, "label": label, "type": "datasource", "query": kind, "current": {}}
+    yield {"name": "stream", "label": "Logs of", "type": "textbox", "query": STREAM, "current": {"text": STREAM, "value": STREAM}}
+
+
+def variables(marker: str, of: str | None) -> Iterable[Json]:
     source = {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
     of_job = marker.removesuffix("}") + ',job=~"$job"}' if marker.endswith("}") else f'{marker}{{job=~"$job"}}'
     return [
@@ -220,6 +273,7 @@ def variables(marker: str) -> Iterable[Json]:
         # The jobs that are there: another name than usual is found too, and no other process than ours.
         variable("job", f"label_values({marker}, job)", None),
         *(variable(label, f"label_values({of_job}, {label})", ".*") for label in ("namespace", "release", "pod", "instance")),
+        *([variable(of, f"label_values({of_job}, {of})", ".*")] if of else []),
     ]
 
 
@@ -279,12 +333,16 @@ def as_json(panel: Panel, number: int) -> Json:
         "datasource": DATASOURCE,
         "targets": [target(query, chr(ord("A") + index)) for index, query in enumerate(panel.queries)],
         "fieldConfig": {
-            "defaults": defaults | {"thresholds": {"mode": "absolute", "steps": steps}} | panel.defaults,
-            "overrides": [coloured(name, colour) for name, colour in COLOURS.items()] if "{{outcome}}" in panel.queries[0].legend else [],
+            "defaults": defaults | ({"links": of_outcome()} if is_of_outcomes(panel) else {}) | {"thresholds": {"mode": "absolute", "steps": steps}} | panel.defaults,
+            "overrides": [coloured(name, colour) for name, colour in COLOURS.items()] if is_of_outcomes(panel) else [],
         },
         "options": panel.options,
         "transformations": panel.transformations,
     }
+
+
+def is_of_outcomes(panel: Panel) -> bool:
+    return "{{outcome}}" in panel.queries[0].legend
 
 
 def target(query: Query, ref: str) -> Json:

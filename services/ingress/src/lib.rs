@@ -10,6 +10,7 @@ pub mod device;
 pub mod device_api;
 pub mod http;
 mod leaving;
+mod measured;
 pub mod metrics;
 pub mod mqtt;
 pub mod node;

@@ -30,6 +30,7 @@ use crate::device::shares::NodeShares;
 use crate::device::takeovers::Takeovers;
 use crate::device::target::{Caller, Conclusion};
 use crate::leaving::Leaving;
+use crate::measured::Measured;
 use crate::metrics::Metrics;
 use crate::mqtt::session::SessionLimits;
 use crate::port::Places;
@@ -51,6 +52,8 @@ pub struct Node {
     pub calls: Calls,
     /// What it tells Prometheus.
     pub metrics: Metrics,
+    /// And what of single customers.
+    pub(crate) measured: Measured,
     /// What each customer may have of it.
     pub(crate) shares: Arc<NodeShares>,
     /// For its connections.
@@ -87,7 +90,8 @@ impl Node {
         let claim_places = Semaphore::new(settings.ingress.max_claims_in_flight);
         let (sessions, metrics) = (Sessions::default(), Metrics::register());
         let guesses = Mutex::new(Guesses::new(GuessLimits::from(&*settings), Instant::now()));
-        let shares = Arc::clone(&calls.shares);
+        let (shares, measured) =
+            (Arc::clone(&calls.shares), Measured::register(&settings.ingress.measured_customers));
         Node {
             id,
             limits: watch::Sender::new(Arc::new(SessionLimits::from(&*settings))),
@@ -97,6 +101,7 @@ impl Node {
             sessions,
             calls,
             metrics,
+            measured,
             shares,
             places,
             holding: Mutex::default(),
@@ -116,15 +121,24 @@ impl Node {
     /// A device hit a limit: counts it, and who it was.
     pub fn limit_hit(&self, visitor: &Visitor, limit: Limit) {
         self.metrics.limit_hit(limit);
-        self.offenders.lock().hit(visitor.who(), limit, Instant::now());
+        self.hit(visitor.who(), limit);
     }
 
     /// A request of a device ended so, after so long: counts it, and who it was where it was one too many.
     pub fn call_ended(&self, visitor: &Visitor, method: Method, outcome: &Outcome, took: Duration) {
         self.metrics.call_ended(method, outcome, took);
-        if let Outcome::Busy(limit) = outcome {
-            self.offenders.lock().hit(visitor.who(), *limit, Instant::now());
+        if method == Method::SendMsg {
+            self.measured.call_ended(visitor.customer, outcome.name(), took);
         }
+        if let Outcome::Busy(limit) = outcome {
+            self.hit(visitor.who(), *limit);
+        }
+    }
+
+    /// Counts who hit a limit.
+    pub(crate) fn hit(&self, who: Who, limit: Limit) {
+        self.offenders.lock().hit(who, limit, Instant::now());
+        self.measured.limit_hit(who.owner.customer, limit);
     }
 
     /// Shows the worst offenders to Prometheus and in the log, for as long as it is polled.

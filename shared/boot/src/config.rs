@@ -4,6 +4,7 @@
 //! (`SWITCHBOARD_MQTT__LISTEN`), stronger still are flags (`--set mqtt.listen=…`). Unknown settings are
 //! refused, and every fault of all three is reported together.
 
+mod customers;
 mod declare;
 mod limit;
 mod load;
@@ -14,6 +15,7 @@ mod show;
 mod soften;
 mod value;
 
+pub use customers::{Customers, MAX_CUSTOMERS};
 pub use load::{Fault, Faults, Flag, Loaded, Source, Sources, env_name};
 pub use networks::{Networks, network};
 pub use readers::{SERVICES, is_read_by, readers};
@@ -192,6 +194,8 @@ declare::settings! {
         /// lose it at once, and a balancer that leaves them all may cut what is connected. Meanwhile who is new is
         /// refused at once. 0: not at all.
         ready_without_nats_ms: u64 = 20_000, 0..=600_000, reloaded;
+        /// Customers that the node tells metrics of, by their ids: each is a hundred series that Prometheus keeps.
+        measured_customers: Customers = Customers::default(), Anything;
         /// Claims written again a second after NATS came back or lost its memory.
         reclaim_per_second: u32 = 5_000, 1..=1_000_000, reloaded;
         /// Threads of the process, of `switchboard up` and `switchboard-node` too; 0: one for each core. One thread

@@ -130,7 +130,7 @@ impl Node {
         };
         self.offenders.lock().came(who, Instant::now());
         let place = self.shares.visitor(party, protocol).map_err(|limit| {
-            self.offenders.lock().hit(who, limit, Instant::now());
+            self.hit(who, limit);
             NotAdmitted::Busy(limit)
         })?;
         let visitor = self.sessions.enter(visit, identity, credential, protocol, place, Instant::now());
@@ -201,6 +201,7 @@ impl Node {
             return None;
         }
         self.metrics.sessions(visitor.protocol).increment(1);
+        self.measured.sessions(visitor.customer).iter().for_each(|gauge| gauge.increment(1));
         self.announce(&session, None).await;
         Some(session)
     }
@@ -214,6 +215,7 @@ impl Node {
             device = %session.visitor.device, session = %session.id, reason = reason.as_str(), "a session ends"
         );
         self.metrics.sessions(session.visitor.protocol).decrement(1);
+        self.measured.sessions(session.visitor.customer).iter().for_each(|gauge| gauge.decrement(1));
         self.announce(session, Some(reason)).await;
     }
 
