@@ -61,6 +61,8 @@ def test_devices_are_kept(shared_cluster, cli, family):
     listed = [json.loads(of("device", "list", "--customer", family.customer, "--json").ok().out) for of in (cli, direct)]
     kept = [[{k: v for k, v in it.items() if k != "weakToken"} for it in all_] for all_ in listed]
     assert kept[0] == kept[1] and f"{name} 2" in [it["name"] for it in kept[0]]
+    sought = ("--type", "pump", "--label", "room=2", "--label", "room", "--name", f"over*{family.customer} 2")
+    assert [it["id"] for it in json.loads(cli("device", "list", *sought, "--json").ok().out)] == [added["id"]]
     cli("device", "remove", f"{name} 2", "--yes").ok()
     assert "There is no such device" in cli("device", "remove", added["id"], "--yes").err
     records = json.loads(direct("audit", "query", "--device", added["id"], "--json").ok().out)

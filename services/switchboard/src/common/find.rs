@@ -7,10 +7,12 @@ use bus::registry::{Customer, Device, Registry, Snapshot, Tenant};
 use clap::Args;
 use rpc::{CustomerId, DeviceId, TenantId};
 
+use crate::common::via::path_segment;
+
 /// Which devices of a list are meant.
 #[derive(Args)]
 pub(crate) struct PickArgs {
-    /// Only those whose name contains this, in whatever case
+    /// Only those whose name contains this, in whatever case; with * for whatever there is, the whole name: '*A1'
     #[arg(long, value_name = "TEXT")]
     name: Option<String>,
     /// Only those of this type
@@ -24,11 +26,31 @@ pub(crate) struct PickArgs {
 impl PickArgs {
     /// Whether a device is meant.
     pub(crate) fn takes(&self, device: &Device) -> bool {
-        let has_name = |name: &String| device.name.to_lowercase().contains(&name.to_lowercase());
+        let has_name = |name: &String| is_like(&device.name.to_lowercase(), &name.to_lowercase());
         self.name.as_ref().is_none_or(has_name)
             && self.kind.as_ref().is_none_or(|kind| device.kind == *kind)
             && self.labels.iter().all(|wanted| has_label(device, wanted))
     }
+
+    /// As much of that as an API can be asked for, as `&type=pump&label=site%3Dnorth`.
+    pub(crate) fn query(&self) -> String {
+        let kind = self.kind.iter().map(|kind| ("type", kind));
+        // Of labels it knows whole ones alone.
+        let labels = self.labels.iter().filter(|wanted| wanted.contains('=')).map(|label| ("label", label));
+        kind.chain(labels).map(|(name, value)| format!("&{name}={}", path_segment(value))).collect()
+    }
+}
+
+/// Whether a name contains `wanted`; or, where that has a `*`, is of that pattern.
+fn is_like(name: &str, wanted: &str) -> bool {
+    let Some((start, rest)) = wanted.split_once('*') else { return name.contains(wanted) };
+    let (middle, end) = rest.rsplit_once('*').unwrap_or(("", rest));
+    let Some(mut left) = name.strip_prefix(start) else { return false };
+    for part in middle.split('*') {
+        let Some((_, behind)) = left.split_once(part) else { return false };
+        left = behind;
+    }
+    left.ends_with(end)
 }
 
 /// How many candidates an error lists.
@@ -317,6 +339,34 @@ mod tests {
         let many = vec!["Pump"; 1_000];
         assert_eq!(meant("ump", true, &many), Err(format!("{MAX_KEPT} have a name that ends in")));
         assert!(meant("um", true, &many).unwrap_err().ends_with("and more"));
+    }
+
+    #[test]
+    fn an_api_is_asked_for_what_it_knows() {
+        let labels = ["site=north 1", "floor"].map(str::to_owned).into();
+        let pick = PickArgs { name: Some("pump*".to_owned()), kind: Some("pump".to_owned()), labels };
+        assert_eq!(pick.query(), "&type=pump&label=site%3Dnorth%201");
+    }
+
+    #[test]
+    fn a_name_is_wanted_by_a_part_or_by_a_pattern() {
+        for (wanted, is_meant) in [
+            ("device a", true),
+            ("", true),
+            ("*a1", true),
+            ("test*", true),
+            ("*vice*", true),
+            ("t*e*1", true),
+            ("*", true),
+            ("test device a1*", true),
+            ("*device", false),
+            ("device*", false),
+            ("*a1*a1", false),
+            ("test device a1*a1", false),
+            ("e*t*1", false),
+        ] {
+            assert_eq!(is_like("test device a1", wanted), is_meant, "{wanted}");
+        }
     }
 
     #[test]

@@ -34,21 +34,25 @@ impl Registrar {
             return Ok(changes.registry.load().await?);
         }
         let (mut known, mut devices) = (self.accounts().await?, HashMap::new());
-        self.each_device(|id, device| _ = devices.insert(id, device)).await?;
+        self.each_device("", |id, device| _ = devices.insert(id, device)).await?;
         known.devices = devices;
         Ok(known)
     }
 
-    /// Hands over each device, in no order; of an API, those that its key reaches.
+    /// Hands over each device, in no order; of an API, those that its key reaches and that its `query` leaves.
     ///
     /// # Errors
     /// When the registry does not answer.
-    pub(crate) async fn each_device(&self, mut take: impl FnMut(DeviceId, Device)) -> anyhow::Result<()> {
+    pub(crate) async fn each_device(
+        &self,
+        query: &str,
+        mut take: impl FnMut(DeviceId, Device),
+    ) -> anyhow::Result<()> {
         match self {
             Registrar::Nats(changes) => changes.registry.each_device(take).await?,
             Registrar::Api(api) => {
                 let own: Own = api.get("app").await?;
-                for shown in api.all::<Shown>("devices", "").await? {
+                for shown in api.all::<Shown>("devices", query).await? {
                     let (id, device) = shown.device(own.tenant);
                     take(id, device);
                 }

@@ -205,11 +205,12 @@ impl Device {
         let mut node = Coap::at(way.address().await?).await?;
         let notified = self.notified(&mut node, ["api", "v1", &token, "rpc"]);
         let ended = stop.run_until_cancelled(notified).await.unwrap_or(Ok(()));
+        ended?;
         // The end of its socket would tell the node nothing.
         if let Err(error) = node.leave(&["api", "v1", &token, "rpc"]).await {
             note(format_args!("the node was not told that it is over: {error:#}"));
         }
-        ended
+        Ok(())
     }
 
     async fn notified(&mut self, node: &mut Coap, rpc: [&str; 4]) -> anyhow::Result<()> {

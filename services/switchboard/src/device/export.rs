@@ -20,6 +20,10 @@ use crate::common::reach::ReachArgs;
 use crate::device;
 
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  switchboard device export --out fleet.json
+  switchboard device export --format csv --label site=north >north.csv")]
 pub(crate) struct ExportArgs {
     /// File to write, readable by you alone if it is new; standard output when not given
     #[arg(long, short, value_name = "FILE")]

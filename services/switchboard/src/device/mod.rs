@@ -7,6 +7,7 @@ pub(crate) mod rows;
 
 use std::collections::{BTreeMap, HashMap};
 use std::iter;
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -76,6 +77,10 @@ pub(crate) enum LabelVerb {
 }
 
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  switchboard device label set \"Pump 1\" site=north floor=2
+  switchboard device label set 5bd1e995-a1b2-4c3d-8e4f-000000000001 site=south --json | jq .labels")]
 pub(crate) struct LabelSetArgs {
     /// Id or name
     device: String,
@@ -87,6 +92,9 @@ pub(crate) struct LabelSetArgs {
 }
 
 #[derive(Args)]
+#[command(after_help = "\
+Example:
+  switchboard device label remove \"Pump 1\" floor")]
 pub(crate) struct LabelRemoveArgs {
     /// Id or name
     device: String,
@@ -98,6 +106,10 @@ pub(crate) struct LabelRemoveArgs {
 }
 
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  switchboard device add \"Pump 1\" --customer Works --type pump --label site=north
+  switchboard device add \"Pump 2\" --customer Works --json | jq -r .token")]
 pub(crate) struct AddArgs {
     /// Its name, unique in its tenant
     name: String,
@@ -127,6 +139,16 @@ pub(crate) struct AddArgs {
 }
 
 #[derive(Args)]
+#[command(after_help = "\
+All devices are read, however few are meant or listed: 200,000 cost NATS a second of CPU, and the command half of one. \
+An API hands over those of a customer, type or label alone. For a whole name or an id ask `device show`, which reads \
+that device and no other.
+
+Examples:
+  switchboard device list --customer Works --online
+  switchboard device list --name 'pump*north' --label site=north --label floor
+  switchboard device list --limit 100 --after 5bd1e995-a1b2-4c3d-8e4f-000000000001
+  switchboard device list --unassigned --json | jq -r .[].id")]
 pub(crate) struct ListArgs {
     /// Only those of this tenant (id or name)
     #[arg(long)]
@@ -147,7 +169,7 @@ pub(crate) struct ListArgs {
     pick: PickArgs,
     /// At most so many
     #[arg(long, value_name = "DEVICES")]
-    limit: Option<usize>,
+    limit: Option<NonZeroUsize>,
     /// Only those that are listed after this one: the next page
     #[arg(long, value_name = "ID")]
     after: Option<DeviceId>,
@@ -159,8 +181,12 @@ pub(crate) struct ListArgs {
 }
 
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  switchboard device show \"Pump 1\"
+  switchboard device show \"Pump 1\" --json | jq .online")]
 pub(crate) struct ShowArgs {
-    /// Id, name, or an ending that only its name has
+    /// Id, name, or an ending that only its name has; for an ending all devices are read, as by `list`
     device: String,
     /// Print JSON
     #[arg(long)]
@@ -170,6 +196,9 @@ pub(crate) struct ShowArgs {
 }
 
 #[derive(Args)]
+#[command(after_help = "\
+Example:
+  switchboard device assign \"Pump 1\" Works --why \"sold to them\"")]
 pub(crate) struct AssignArgs {
     /// Id or name
     device: String,
@@ -180,6 +209,9 @@ pub(crate) struct AssignArgs {
 }
 
 #[derive(Args)]
+#[command(after_help = "\
+Example:
+  switchboard device unassign \"Pump 1\" --json")]
 pub(crate) struct OneArgs {
     /// Id or name
     device: String,
@@ -188,6 +220,9 @@ pub(crate) struct OneArgs {
 }
 
 #[derive(Args)]
+#[command(after_help = "\
+Example:
+  switchboard device rename \"Pump 1\" \"Pump 1, north\"")]
 pub(crate) struct RenameArgs {
     /// Id or name
     device: String,
@@ -198,6 +233,9 @@ pub(crate) struct RenameArgs {
 }
 
 #[derive(Args)]
+#[command(after_help = "\
+Example:
+  switchboard device retype \"Pump 1\" pump")]
 pub(crate) struct RetypeArgs {
     /// Id or name
     device: String,
@@ -209,6 +247,10 @@ pub(crate) struct RetypeArgs {
 }
 
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  switchboard device rotate-token \"Pump 1\"
+  switchboard device rotate-token \"Pump 1\" --yes --json | jq -r .token")]
 pub(crate) struct RotateArgs {
     /// Id or name
     device: String,
@@ -226,6 +268,10 @@ pub(crate) struct RotateArgs {
 }
 
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  switchboard device remove \"Pump 1\" \"Pump 2\"
+  switchboard device remove \"Pump 1\" --yes --json")]
 pub(crate) struct RemoveArgs {
     /// Ids or names
     #[arg(required = true)]
@@ -349,7 +395,9 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
             meant.insert(id, device);
         }
     };
-    registrar.each_device(keep).await?;
+    let of_customer = customer.map(|customer| format!("&customer={customer}"));
+    let query = args.pick.query() + of_customer.as_deref().unwrap_or_default();
+    registrar.each_device(&query, keep).await?;
     known.devices = meant;
     let devices = sorted(&known);
     let page = match args.after {
@@ -374,7 +422,7 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
             (view.online, view.place) = (Some(true), there.get(&view.id).copied().flatten());
         }
     }
-    let left = views.len().saturating_sub(args.limit.unwrap_or(usize::MAX));
+    let left = views.len().saturating_sub(args.limit.map_or(usize::MAX, NonZeroUsize::get));
     views.truncate(views.len() - left);
     if args.json {
         return say_json(&views);
@@ -672,4 +720,35 @@ fn place_cells(place: Option<&Whereabouts>) -> [String; 3] {
 pub(crate) fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("a label is KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Command;
+
+    /// What writes JSON in any case.
+    const ALWAYS_JSON: [&str; 3] = ["listen", "emulate", "export"];
+
+    fn leaves(command: &Command) -> Vec<&Command> {
+        match command.has_subcommands() {
+            true => command.get_subcommands().flat_map(leaves).collect(),
+            false => vec![command],
+        }
+    }
+
+    #[test]
+    fn every_subcommand_has_an_example_and_is_read_by_machines() {
+        let device = DeviceVerb::augment_subcommands(Command::new("device"));
+        let all = leaves(&device);
+        assert!(all.len() > 14, "{}", all.len());
+        for command in all {
+            let name = command.get_name();
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let example = help.contains("\n  switchboard device ") && help.contains(name);
+            assert!(example, "{name}: {help}");
+            let has_json = command.get_arguments().any(|it| it.get_long() == Some("json"));
+            assert!(has_json || ALWAYS_JSON.contains(&name), "{name}");
+        }
+    }
 }
