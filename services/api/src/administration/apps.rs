@@ -339,13 +339,13 @@ impl Keeper {
     /// The application of that id, or of that name in the tenant. One that keeps all tenants is for its equals alone.
     async fn named_app(&self, named: &str, query: &Query) -> Result<(AppId, App), Problem> {
         self.whole()?;
-        let tenant = self.tenant(query)?;
-        let known = self.changes.registry.load_places().await.map_err(refused)?;
-        let is_meant = |id: &AppId, app: &App| {
-            self.sees_tenant(app.tenant)
-                && (id.to_string() == named || (app.tenant == tenant && app.name == named))
+        let (registry, tenant) = (&self.changes.registry, self.tenant(query)?);
+        let found = match named.parse() {
+            Ok(id) => registry.app(id).await.map(|app| app.map(|app| (id, app))),
+            Err(_) => registry.app_named(tenant, named).await,
         };
-        let found = known.apps.into_iter().find(|(id, app)| is_meant(id, app)).ok_or_else(no_app)?;
+        let is_seen = |(_, app): &(AppId, App)| self.sees_tenant(app.tenant);
+        let found = found.map_err(refused)?.filter(is_seen).ok_or_else(no_app)?;
         match found.1.all_tenants && !self.app.all_tenants {
             true => Err(too_narrow("all tenants")),
             false => Ok(found),

@@ -167,10 +167,11 @@ impl Keeper {
 
     /// The tenant of that id or name.
     async fn named_tenant(&self, named: &str) -> Result<(TenantId, Tenant), Problem> {
-        let known = self.changes.registry.load_places().await.map_err(refused)?;
-        let is_meant = |id: &TenantId, tenant: &Tenant| {
-            self.sees_tenant(*id) && (id.to_string() == named || tenant.name == named)
+        let registry = &self.changes.registry;
+        let found = match named.parse() {
+            Ok(id) => registry.tenant(id).await.map(|tenant| tenant.map(|tenant| (id, tenant))),
+            Err(_) => registry.tenant_named(named).await,
         };
-        known.tenants.into_iter().find(|(id, tenant)| is_meant(id, tenant)).ok_or_else(no_tenant)
+        found.map_err(refused)?.filter(|(id, _)| self.sees_tenant(*id)).ok_or_else(no_tenant)
     }
 }

@@ -1,13 +1,13 @@
-//! Which device, which customer is that? Looked up by id or by the indexes of names, or told one by one: in a registry
-//! of a million nobody who wants one of them holds them all.
+//! Which device, customer or application is that? Looked up by id or by the indexes of names, or told one by one: in a
+//! registry of a million nobody who wants one of them holds them all.
 
 use futures::stream::{self, StreamExt, TryStreamExt};
-use rpc::{CustomerId, DeviceId, TenantId};
+use rpc::{AppId, CustomerId, DeviceId, TenantId};
 use uuid::Uuid;
 
 use super::bucket::REQUEST_WAIT;
 use super::records::{Key, hex_sha256};
-use super::{Customer, Device, Registry, RegistryError, Snapshot, watch};
+use super::{App, Customer, Device, Registry, RegistryError, Snapshot, Tenant, watch};
 
 /// Devices of one name that are read at a time: one of each tenant may bear it.
 const READ_AT_ONCE: usize = 32;
@@ -69,6 +69,30 @@ impl Registry {
         let Some(id) = self.holder(Key::CustomerName(tenant, name)).await? else { return Ok(None) };
         let is_it = |customer: &Customer| (customer.tenant, customer.name.as_str()) == (tenant, name);
         Ok(self.customer(CustomerId(id)).await?.filter(is_it).map(|customer| (CustomerId(id), customer)))
+    }
+
+    /// The tenant of this name.
+    ///
+    /// # Errors
+    /// As [`devices_named`](Self::devices_named).
+    pub async fn tenant_named(&self, name: &str) -> Result<Option<(TenantId, Tenant)>, RegistryError> {
+        let Some(id) = self.holder(Key::TenantName(name)).await? else { return Ok(None) };
+        let tenant = self.tenant(TenantId(id)).await?.filter(|tenant| tenant.name == name);
+        Ok(tenant.map(|tenant| (TenantId(id), tenant)))
+    }
+
+    /// The tenant's application of this name.
+    ///
+    /// # Errors
+    /// As [`devices_named`](Self::devices_named).
+    pub async fn app_named(
+        &self,
+        tenant: TenantId,
+        name: &str,
+    ) -> Result<Option<(AppId, App)>, RegistryError> {
+        let Some(id) = self.holder(Key::AppName(tenant, name)).await? else { return Ok(None) };
+        let is_it = |app: &App| (app.tenant, app.name.as_str()) == (tenant, name);
+        Ok(self.app(AppId(id)).await?.filter(is_it).map(|app| (AppId(id), app)))
     }
 
     /// The device's tenant and its customer.
