@@ -1,16 +1,18 @@
-"""Are applications told what happens? Who comes and goes, and what changes, as the API streams it."""
+"""Are applications told what happens? Who comes and goes, what changes, and which calls end, as the API streams it."""
 
 import json
 import os
 import shutil
 import socket
 import subprocess
+from urllib.parse import quote
 
 import pytest
 from harness.accounts import TENANT
-from harness.apps import add_app
+from harness.apps import add_app, call
 from harness.cluster import Cluster
 from harness.devices import PahoV5
+from harness.devices.device import echo
 from harness.processes import run
 from harness.programs import built
 from harness.raw_http import RawHttp
@@ -130,6 +132,45 @@ def test_an_outage_of_nats_is_told_and_nobody_is_offline_by_it(tmp_path, device)
         cluster.stop()
 
 
+def test_calls_are_told_to_whose_they_are(cluster, family, observer, listen, device):
+    other, stranger = cluster.accounts.family(), add_app(cluster.accounts, "--role", "observer", "--customer", cluster.accounts.family().customer)
+    everything = add_app(cluster.accounts, "--role", "observer")
+    target = device(PahoV5, family.b).connect(cluster.nodes[1]).become_callable(echo)
+    caller = device(PahoV5, family.a).connect(cluster.nodes[0])
+    # At either copy; a listener of nothing else has neither a snapshot nor a place to go on from.
+    own, whole = listen(observer, "?kinds=call"), listen(everything, "?kinds=call", api=1, **{"Last-Event-ID": "1-1"})
+    others, narrow = listen(stranger, "?kinds=call"), listen(observer, f"?kinds=call,presence&device={family.c.id}")
+    assert [it.next().kind for it in (own, whole, others)] == ["live"] * 3
+    assert narrow.until("live").id is None
+    assert caller.send_msg(family.b, "1").text() == "1"
+    assert caller.send_msg(other.a, "2").text() != "2"
+    with RawHttp(cluster.apis[1].port) as http:
+        by_name = call(http, everything, quote(family.b.name), {"params": 3})
+        assert by_name.body == "3"
+        assert call(http, stranger, family.b.id).status == 404
+        assert call(http, everything, family.c.id).json["outcome"] == "offline"
+    a, b, c = ({"device": it.id, "name": it.name} for it in (family.a, family.b, family.c))
+    app = {"app": everything.id}
+    expected = [(a, b, "answered", "mqtt"), (a, None, "denied", "mqtt"), (None, b, "answered", None), (None, b, "unknown_device", None)]
+    expected += [(None, c, "offline", None)]
+
+    def told(listener, count):
+        events = [listener.until("call") for _ in range(count)]
+        assert all(it.id is None and it.data["ms"] >= 0 and it.data["endedMs"] > 1_600_000_000_000 for it in events)
+        # Two processes' calls may be told in another order.
+        return {it.data["callId"]: tuple(it.data.get(name) for name in ("caller", "target", "outcome", "protocol")) for it in events}
+
+    own, whole = told(own, 5), told(whole, 5)
+    assert sorted(own.values(), key=str) == sorted(expected, key=str)
+    assert own[by_name.headers["switchboard-call"]] == (None, b, "answered", None)
+    assert whole[by_name.headers["switchboard-call"]] == (app, b, "answered", None)
+    # An application of the same tenant, whose call nobody took: told to who reaches the tenant as a whole.
+    assert ({"app": stranger.id}, b, "unknown_device", None) in whole.values()
+    assert told(narrow, 1) == {it: seen for it, seen in own.items() if seen[1] == c}
+    assert [it[1:3] for it in told(others, 1).values()] == [(None, "unknown_device")]
+    target.close()
+
+
 def test_the_command_tells_it(cluster, family, observer, device):
     address = f"http://127.0.0.1:{cluster.apis[0].port}"
     command = [built("switchboard"), "events", "--api", address, "--kinds", "presence", "--device", family.a.name, "--json"]
@@ -155,7 +196,7 @@ def test_who_may_not_is_told_why(cluster, family, observer, listen):
         return response.status, response.json["type"].rpartition(":")[2], response.json.get("field")
 
     assert refused(caller) == (403, "role_too_low", None)
-    assert refused(observer, "?kinds=call") == (422, "invalid_parameter", "kinds")
+    assert refused(observer, "?kinds=calls") == (422, "invalid_parameter", "kinds")
     assert refused(observer, "?customer=x") == (422, "invalid_parameter", "customer")
     assert refused(observer, "?devices=x") == (422, "invalid_parameter", "devices")
     assert refused(observer, f"?device={cluster.accounts.family().a.id}") == (404, "unknown_device", None)

@@ -59,6 +59,38 @@ def test_a_call_is_told_hop_by_hop(cluster, device):
     assert f"{family.a.name} -> {family.b.name}: answered" in text and "█" in text
 
 
+def test_an_application_reads_the_way_of_what_it_may_see(cluster, device):
+    family, other, (here, there) = cluster.accounts.family(), cluster.accounts.family(), cluster.nodes
+    device(HttpDevice, family.b).connect(there).become_callable(echo)
+    customer = ("--customer", family.customer)
+    app, observer, caller = (add_app(cluster.accounts, *flags) for flags in (customer, (*customer, "--role", "observer"), customer))
+    stranger = add_app(cluster.accounts, "--role", "observer", "--customer", other.customer)
+    target = {"device": family.b.id, "name": family.b.name}
+
+    def look(who, call, query="?hops=true"):
+        return http.ask("GET", f"/v1/calls/{call}{query}", Authorization=who.bearer)
+
+    with RawHttp(cluster.apis[0].port) as http:
+        call = app_call(http, app, family.b.id).headers["switchboard-call"]
+        shown = until("all hops are recorded", lambda: (it := look(app, call)).status == 200 and len(it.json["hops"]) == 4 and it.json)
+        assert way(shown) == [("api", "answered"), ("authorizer", "allowed"), ("router", "answered"), ("target", "answered")]
+        assert shown["hops"] == told(cluster, "show", call)["hops"]
+        assert (shown["outcome"], shown["caller"], shown["target"], shown.get("missing")) == ("answered", {"app": app.id}, target, None)
+        assert shown["asked"] == len([it for it in cluster.services])
+        assert look(app, call, "").status == 404, "its end was told"
+        assert look(app, call, "?hops=yes").json["field"] == "hops"
+        seen = look(observer, call).json
+        assert (way(seen), seen["target"], seen.get("caller")) == (way(shown), target, None)
+        # Another application's is for observers alone, and out of reach for nobody.
+        assert [look(who, call).status for who in (caller, stranger)] == [404, 404]
+        # A device's call, too.
+        assert device(PahoV5, family.a).connect(here).send_msg(family.b, "1").text() == "1"
+        call = last_call(cluster, "--from", family.a.id)["call"]
+        assert until("it is recorded", lambda: look(observer, call).json)["caller"] == {"device": family.a.id, "name": family.a.name}
+        assert [look(who, call).status for who in (app, stranger)] == [404, 404]
+        assert look(app, "0123456789abcdef-1").status == 404
+
+
 def test_what_failed_is_listed_and_has_one_line_in_the_log(cluster, device):
     family, (here, _) = cluster.accounts.family(), cluster.nodes
     stranger = cluster.accounts.family()

@@ -99,6 +99,10 @@ impl Calls {
         }
     }
 
+    pub(crate) fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
     /// An id for a call. Until it is dropped the call counts as running, begun or not.
     pub(crate) fn reserve(&self, app: AppId) -> Reserved {
         let id = self.next_id();

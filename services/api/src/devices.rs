@@ -3,20 +3,19 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bus::registry::Tag;
-use rpc::{AppDevice, AppDevices, LastSeen, Outcome, Sought};
+use rpc::{AppDevice, AppDevices, LastSeen, Sought};
 use serde::Serialize;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::Server;
-use crate::answer::{self, Ended, Problem};
+use crate::answer::Problem;
 use crate::request;
 use crate::routes::target;
 
@@ -228,7 +227,7 @@ async fn show(State(server): State<Arc<Server>>, Path(device): Path<String>, hea
     };
     let sought = Sought { target: Some(target), limit: 1, seen: true, ..Sought::default() };
     match server.seek(&headers, || Ok(sought)).await {
-        Err(response) => response,
+        Err(problem) => problem.into_response(),
         Ok(page) => match page.devices.into_iter().next() {
             Some(device) => {
                 let AppDevice { name, kind, customer, labels, .. } = &device;
@@ -256,7 +255,7 @@ impl Server {
             Ok(Sought { seen, ..sought })
         };
         match self.seek(headers, read).await {
-            Err(response) => response,
+            Err(problem) => problem.into_response(),
             Ok(AppDevices { devices, next }) => {
                 let wanted = devices.into_iter().filter(|it| online.is_none_or(|online| it.online == online));
                 said(&Page { devices: wanted.map(of).collect(), next })
@@ -269,15 +268,11 @@ impl Server {
         &self,
         headers: &HeaderMap,
         read: impl FnOnce() -> Result<Sought, Problem>,
-    ) -> Result<AppDevices, Response> {
-        let caller = self.let_in(headers).await.map_err(IntoResponse::into_response)?;
-        let sought = read().map_err(IntoResponse::into_response)?;
-        let _place = self
-            .keys
-            .place(caller.identity.app, Instant::now())
-            .map_err(|limit| answer::ended(&Ended::here(Outcome::Busy(limit))))?;
-        let page = self.keys.devices(&caller, sought).await;
-        page.map_err(|why| self.not_let_in(why).into_response())
+    ) -> Result<AppDevices, Problem> {
+        let caller = self.let_in(headers).await?;
+        let sought = read()?;
+        let _place = self.place(&caller)?;
+        self.keys.devices(&caller, sought).await.map_err(|why| self.not_let_in(why))
     }
 }
 

@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
@@ -13,7 +13,8 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::stream;
 use rpc::{DeviceId, Sought, Target};
-use tokio::sync::watch;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::sync::{broadcast, watch};
 use tokio::time::timeout;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
@@ -23,7 +24,8 @@ use crate::Server;
 use crate::answer::Problem;
 use crate::listeners::{self, Listening};
 use crate::request;
-use crate::world::{Heard, Next, Place, Wants};
+use crate::tap::Heard;
+use crate::world::{self, Next, Place, Wants, World};
 
 /// Events that may wait for one listener to read them; with one more it is cut off.
 const MAX_QUEUED: usize = 1_000;
@@ -47,7 +49,7 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<Server>> {
 #[into_params(parameter_in = Query)]
 #[allow(dead_code, reason = "it describes what `read_query` reads")]
 struct Query {
-    /// `presence`, `registry`, or both after a comma; both
+    /// `presence`, `registry`, `call`, or several after commas; `presence,registry`
     kinds: Option<String>,
     /// Only of this device, by its id or name; of several
     device: Option<Vec<String>>,
@@ -55,7 +57,7 @@ struct Query {
     customer: Option<String>,
 }
 
-/// Listen to who comes and goes, and to what changes in the registry
+/// Listen to who comes and goes, to what changes in the registry, and to calls as they end
 #[utoipa::path(
     get,
     path = "/v1/events",
@@ -65,7 +67,8 @@ struct Query {
         ("Last-Event-ID" = Option<String>, Header, description = "Go on behind the event of this id"),
     ),
     responses(
-        (status = 200, description = "`snapshot`, then `presence` and `registry`; `resync`, `overrun`, `ended`",
+        (status = 200, description = "`snapshot`, then `presence` and `registry`; `live`, then `call` and `left_out`; \
+            `resync`, `overrun`, `ended`",
             body = String, content_type = "text/event-stream"),
         (status = 401, description = "No key, or none that lives", body = Problem,
             content_type = "application/problem+json"),
@@ -95,7 +98,7 @@ impl Server {
         let caller = self.let_in_as(headers, listeners::ROLE).await?;
         let (mut wants, devices) = read_query(query)?;
         // Whoever comes again and again is held up by what holds up calls.
-        let place = self.keys.place(caller.identity.app, Instant::now()).map_err(Problem::limit)?;
+        let place = self.place(&caller)?;
         for target in devices {
             let sought = Sought { target: Some(target), limit: 1, ..Sought::default() };
             let page = self.keys.devices(&caller, sought).await.map_err(|why| self.not_let_in(why))?;
@@ -111,8 +114,9 @@ impl Server {
             self.keys.meters().limit_hit(limit);
             Problem::limit(limit)
         })?;
-        let last =
-            headers.get(LAST_EVENT_ID).map(|id| id.to_str().ok().and_then(|id| id.parse::<Heard>().ok()));
+        let last = headers
+            .get(LAST_EVENT_ID)
+            .map(|id| id.to_str().ok().and_then(|id| id.parse::<world::Heard>().ok()));
         let listener = Listener::new(Arc::clone(self), listening, wants, last);
         let told = stream::unfold(listener, |mut listener| async move {
             let text = listener.next().await?;
@@ -136,14 +140,14 @@ fn read_query(query: &str) -> Result<(Wants, Vec<Target>), Problem> {
         let name = name.as_str();
         match name {
             "kinds" => {
-                (wants.presence, wants.registry) = (false, false);
+                (wants.presence, wants.registry, wants.calls) = (false, false, false);
                 for kind in value.split(',') {
                     match kind {
                         "presence" => wants.presence = true,
                         "registry" => wants.registry = true,
+                        "call" => wants.calls = true,
                         _ => {
-                            let expected =
-                                "presence, registry, or both after a comma: there are no other events";
+                            let expected = "presence, registry, call, or several after commas";
                             return Err(Problem::parameter(name, expected));
                         }
                     }
@@ -179,6 +183,36 @@ enum Stage {
     Over,
 }
 
+/// How a listener hears of calls. They are not kept: who was away has missed them.
+struct Hearing {
+    heard: broadcast::Receiver<Arc<Heard>>,
+    /// What it has heard first, of what it has not been told yet.
+    first: Option<Result<Arc<Heard>, RecvError>>,
+    is_live: bool,
+}
+
+/// Until there is something to tell of calls, if they are wanted.
+async fn wait(calls: &mut Option<Box<Hearing>>) {
+    match calls {
+        Some(calls) if calls.first.is_none() => calls.first = Some(calls.heard.recv().await),
+        Some(_) => {}
+        None => std::future::pending().await,
+    }
+}
+
+impl Hearing {
+    fn next(&mut self) -> Option<Result<Arc<Heard>, RecvError>> {
+        if std::mem::take(&mut self.is_live) {
+            return Some(Ok(Arc::new(Heard::Live)));
+        }
+        self.first.take().or_else(|| match self.heard.try_recv() {
+            Ok(heard) => Some(Ok(heard)),
+            Err(TryRecvError::Lagged(count)) => Some(Err(RecvError::Lagged(count))),
+            Err(TryRecvError::Empty | TryRecvError::Closed) => None,
+        })
+    }
+}
+
 struct Listener {
     server: Arc<Server>,
     listening: Listening,
@@ -186,6 +220,7 @@ struct Listener {
     changes: u64,
     wants: Box<Wants>,
     stage: Stage,
+    calls: Option<Box<Hearing>>,
     wake: watch::Receiver<()>,
     /// Nothing has been written yet.
     is_new: bool,
@@ -193,9 +228,19 @@ struct Listener {
 
 impl Listener {
     /// `last`: the id of the event that it heard last; none in it, if that is none of ours.
-    fn new(server: Arc<Server>, listening: Listening, wants: Wants, last: Option<Option<Heard>>) -> Self {
+    fn new(
+        server: Arc<Server>,
+        listening: Listening,
+        wants: Wants,
+        last: Option<Option<world::Heard>>,
+    ) -> Self {
         let wake = server.followed.changes();
+        let calls = wants.calls.then(|| {
+            let (heard, is_live) = server.taps.enter();
+            Box::new(Hearing { heard, first: None, is_live })
+        });
         let stage = match last {
+            _ if !wants.is_of_state() => Stage::Live(server.followed.look(World::place)),
             None => Stage::Snapshot(None, None),
             Some(heard) => {
                 let place = heard.and_then(|heard| server.followed.look(|world| world.place_behind(heard)));
@@ -203,7 +248,7 @@ impl Listener {
             }
         };
         let changes = listening.key.reach().1;
-        Listener { server, listening, changes, wants: Box::new(wants), stage, wake, is_new: true }
+        Listener { server, listening, changes, wants: Box::new(wants), stage, calls, wake, is_new: true }
     }
 
     /// What is written next; none: it is over.
@@ -214,13 +259,16 @@ impl Listener {
         let beat_at = tokio::time::Instant::now() + HEARTBEAT;
         loop {
             self.wake.mark_unchanged();
-            if let Some(text) = self.step()? {
-                return Some(text);
+            let state = self.step()?;
+            match (state, self.calls()) {
+                (None, calls) if calls.is_empty() => {}
+                (state, calls) => return Some(state.unwrap_or_default() + &calls),
             }
             let woken = async {
                 tokio::select! {
                     // Its sender lives as long as the server.
                     _ = self.wake.changed() => {}
+                    () = wait(&mut self.calls) => {}
                     () = self.listening.key.ended.cancelled() => {}
                     () = self.server.closing.cancelled() => {}
                 }
@@ -229,6 +277,37 @@ impl Listener {
                 return Some(":\n\n".to_owned());
             }
         }
+    }
+
+    /// The calls that it has heard of and may see; once it is over, none.
+    fn calls(&mut self) -> String {
+        let (mut text, mut count, mut left_out) = (String::new(), 0, 0);
+        let (reach, _) = self.listening.key.reach();
+        let Some(calls) = self.calls.as_mut().filter(|_| !matches!(self.stage, Stage::Over)) else {
+            return text;
+        };
+        for heard in std::iter::from_fn(|| calls.next()).take(AT_A_TIME) {
+            match heard.as_deref() {
+                Ok(Heard::Ended(call)) => {
+                    if let Some(data) = call.told(&reach, &self.wants) {
+                        text += &event("call", &data, None);
+                        count += 1;
+                    }
+                }
+                Ok(Heard::Live) => text += &event("live", r#"{"kinds":["call"]}"#, None),
+                Ok(Heard::Silent(process)) => {
+                    text += &event("left_out", &format!(r#"{{"allOf":"{process}"}}"#), None);
+                }
+                Ok(Heard::LeftOut(calls)) => left_out += calls,
+                Err(RecvError::Lagged(calls)) => left_out += calls,
+                Err(RecvError::Closed) => break,
+            }
+        }
+        if left_out > 0 {
+            text += &event("left_out", &format!(r#"{{"calls":{left_out}}}"#), None);
+        }
+        self.server.event_meters.told.increment(count);
+        text
     }
 
     /// None: it is over; none in it: there is nothing to say.
@@ -248,7 +327,9 @@ impl Listener {
         }
         if changes != self.changes {
             self.changes = changes;
-            self.stage = Stage::Resync;
+            if self.wants.is_of_state() {
+                self.stage = Stage::Resync;
+            }
         }
         match self.stage {
             Stage::Resync => {
@@ -285,6 +366,13 @@ impl Listener {
                         let texts = told.iter().map(|it| event(it.event, &it.data, it.id));
                         Some(Some(texts.collect()))
                     }
+                    Next::Missed | Next::Overrun if !self.wants.is_of_state() => {
+                        // Where the store was away, calls were, too.
+                        let is_after_loss = matches!(next, Next::Missed);
+                        self.calls.iter_mut().for_each(|calls| calls.is_live |= is_after_loss);
+                        self.stage = Stage::Live(self.server.followed.look(World::place));
+                        Some(None)
+                    }
                     Next::Missed => {
                         self.stage = Stage::Resync;
                         self.step()
@@ -301,7 +389,7 @@ impl Listener {
     }
 }
 
-fn event(kind: &str, data: &str, id: Option<Heard>) -> String {
+fn event(kind: &str, data: &str, id: Option<world::Heard>) -> String {
     let mut text = String::with_capacity(kind.len() + data.len() + 64);
     if let Some(id) = id {
         // Writing to a String cannot fail.

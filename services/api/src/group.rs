@@ -14,13 +14,13 @@ use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{self, FuturesUnordered, StreamExt};
 use rpc::{AppDevices, CallId, Limit, NoPlace, Outcome, Place, Seen, Sought, Target};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::answer::{self, Ended, Problem};
+use crate::answer::{Ended, Problem};
+use crate::bodies::GroupBody;
 use crate::devices::{MAX_PAGE, said};
 use crate::keys::Caller;
 use crate::look::Told;
@@ -36,51 +36,6 @@ const MAX_GATHERED_BYTES: usize = 4 * 1024 * 1024;
 /// The routes.
 pub(crate) fn routes() -> OpenApiRouter<Arc<Server>> {
     OpenApiRouter::new().routes(routes!(call))
-}
-
-/// The same call of many devices.
-#[derive(Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[allow(dead_code, reason = "it describes what `request` reads")]
-struct GroupBody {
-    /// Whom: `devices`, or `labels`, `customer` or both.
-    targets: TargetsBody,
-    /// What each device reads as `method`; `onMsg` when not given.
-    #[schema(min_length = 1, max_length = 255)]
-    method: Option<String>,
-    /// What it reads as `params`, byte for byte.
-    params: Option<Value>,
-    /// Milliseconds that each call may take, from when it begins.
-    #[schema(minimum = 1, maximum = 60000)]
-    timeout: Option<u32>,
-    /// Milliseconds that a device which is not connected may be waited for; at most `timeout`.
-    #[schema(minimum = 0, maximum = 60000)]
-    connect_timeout: Option<u32>,
-    /// No answer is wanted: each call ends when the device's connection has taken it.
-    oneway: Option<bool>,
-    /// Calls in flight at a time; 50.
-    #[schema(minimum = 1, maximum = 1000)]
-    parallel: Option<u32>,
-    /// With more targets nobody is called; 1000.
-    #[schema(minimum = 1, maximum = 10000)]
-    max: Option<u32>,
-    /// It ends with so many answers.
-    #[schema(minimum = 1, maximum = 10000)]
-    quorum: Option<u32>,
-}
-
-/// Whom a group call means.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[allow(dead_code, reason = "it describes what `request` reads")]
-struct TargetsBody {
-    /// These devices, by id or name.
-    #[schema(min_items = 1, max_items = 10000)]
-    devices: Option<Vec<String>>,
-    /// All that the application reaches with all of these labels.
-    labels: Option<BTreeMap<String, String>>,
-    /// All that it reaches of this customer, by its id.
-    customer: Option<String>,
 }
 
 /// What became of one target's call.
@@ -154,7 +109,7 @@ struct Gathered {
 async fn call(State(server): State<Arc<Server>>, headers: HeaderMap, body: Body) -> Response {
     let group = match begin(&server, &headers, body).await {
         Ok(group) => group,
-        Err(response) => return response,
+        Err(problem) => return problem.into_response(),
     };
     let accept = headers.get(header::ACCEPT).and_then(|it| it.to_str().ok()).unwrap_or_default();
     if accept.contains("application/x-ndjson") {
@@ -172,31 +127,28 @@ async fn call(State(server): State<Arc<Server>>, headers: HeaderMap, body: Body)
     }
 }
 
-async fn begin(server: &Arc<Server>, headers: &HeaderMap, body: Body) -> Result<Group, Response> {
-    let caller = server.let_in(headers).await.map_err(IntoResponse::into_response)?;
+async fn begin(server: &Arc<Server>, headers: &HeaderMap, body: Body) -> Result<Group, Problem> {
+    let caller = server.let_in(headers).await?;
     if headers.contains_key(once::KEY) {
         let expected = "left out: a group call is not recorded, and would be made again";
-        return Err(Problem::header("Idempotency-Key", expected).into_response());
+        return Err(Problem::header("Idempotency-Key", expected));
     }
-    let app = caller.identity.app;
-    let busy = |limit| answer::ended(&Ended::here(Outcome::Busy(limit)));
-    let place = server.groups.take(app).map_err(|full| {
+    let place = server.groups.take(caller.identity.app).map_err(|full| {
         let limit = match full {
             NoPlace::Part | NoPlace::Any => Limit::AppGroups,
         };
         server.keys.meters().limit_hit(limit);
-        busy(limit)
+        Problem::limit(limit)
     })?;
-    let body = server.read_json(headers, body).await.map_err(IntoResponse::into_response)?;
-    let group = request::group(&body, &server.limits);
-    let wanted = group.map_err(|fault| Problem::from(fault).into_response())?;
+    let body = server.read_json(headers, body).await?;
+    let wanted = request::group(&body, &server.limits)?;
     let waiting = match &wanted.targets {
         Targets::Devices(devices) => devices.iter().map(|it| (it.clone(), Target::parse(it))).collect(),
         Targets::Sought { customer, labels } => {
-            let _place = server.keys.place(app, Instant::now()).map_err(busy)?;
+            let _place = server.place(&caller)?;
             let sought =
                 Sought { customer: *customer, labels: labels.clone(), limit: MAX_PAGE, ..Sought::default() };
-            sought_out(server, &caller, sought, wanted.max).await.map_err(IntoResponse::into_response)?
+            sought_out(server, &caller, sought, wanted.max).await?
         }
     };
     Ok(Group {

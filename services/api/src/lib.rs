@@ -2,12 +2,13 @@
 //!
 //! `door` lets clients in and cuts off who is slow; `routes` and `thingsboard` are two faces of one handler, `calls`,
 //! which asks the authorizers, as `devices` does; `keys` knows whom a key is for, and what each application takes of
-//! its limits; `networks` knows from where it may be shown; `events` tells `listeners` what `follow` hears;
+//! its limits; `networks` knows from where it may be shown; `events` tells `listeners` what `follow` and `tap` hear;
 //! `administration` keeps the registry, as the command does; [`world`], [`request`] and [`answer`] are pure. Any number
 //! of copies, and none keeps what another needs.
 
 mod administration;
 pub mod answer;
+mod bodies;
 mod calls;
 mod devices;
 mod door;
@@ -22,8 +23,10 @@ mod metrics;
 mod networks;
 mod once;
 pub mod openapi;
+mod overheard;
 pub mod request;
 mod routes;
+mod tap;
 mod thingsboard;
 pub mod world;
 
@@ -50,6 +53,7 @@ use crate::listeners::Listeners;
 use crate::metrics::EventMeters;
 pub use crate::metrics::describe;
 use crate::request::CallLimits;
+use crate::tap::Taps;
 
 /// Group calls at once on one copy, and of one application.
 const MAX_GROUPS: usize = 64;
@@ -67,6 +71,7 @@ pub(crate) struct Server {
     performing: TaskTracker,
     limits: CallLimits,
     followed: Followed,
+    taps: Taps,
     listeners: Listeners,
     event_meters: EventMeters,
     /// Streams end with it.
@@ -131,6 +136,7 @@ impl Api {
             performing: TaskTracker::new(),
             limits: CallLimits::from(&settings.device_api),
             followed: Followed::new(),
+            taps: Taps::new(),
             listeners: Listeners::new(settings.api.max_listeners, event_meters.listeners.clone()),
             event_meters,
             closing: context.shutdown.clone(),
@@ -151,6 +157,9 @@ impl Api {
         background.spawn(stop.run_until_cancelled_owned(server.followed.clone().follow_devices(bus.clone())));
         let stop = stop_background.clone();
         background.spawn(stop.run_until_cancelled_owned(server.followed.clone().wake()));
+        let stop = stop_background.clone();
+        let listen = server.taps.clone().listen(bus.clone(), server.followed.clone());
+        background.spawn(stop.run_until_cancelled_owned(listen));
         let stop = stop_background.clone();
         background.spawn(stop.run_until_cancelled_owned(listeners::look_after(Arc::clone(&server))));
         background.spawn(Arc::clone(&server.calls).keep(stop_background.clone()));

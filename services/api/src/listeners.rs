@@ -72,9 +72,10 @@ impl Key {
     }
 }
 
-fn reach(identity: &AppIdentity) -> Reach {
-    let AppIdentity { tenant, customers, labels, .. } = identity;
-    Reach { tenant: *tenant, customers: customers.clone(), labels: labels.clone() }
+/// What an application's key reaches.
+pub(crate) fn reach(identity: &AppIdentity) -> Reach {
+    let AppIdentity { app, tenant, customers, labels, .. } = identity;
+    Reach { app: *app, tenant: *tenant, customers: customers.clone(), labels: labels.clone() }
 }
 
 /// One listener, for as long as it is kept.

@@ -11,14 +11,12 @@ use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use rpc::{Limit, MAX_TRACEPARENT_BYTES, Outcome, Role, Target};
-use serde::Deserialize;
-use serde_json::Value;
-use utoipa::ToSchema;
+use rpc::{AppId, Limit, MAX_TRACEPARENT_BYTES, Outcome, Place, Role, Target};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::answer::{self, Ended, Problem};
+use crate::bodies::CallBody;
 use crate::keys::{Caller, NotLetIn};
 use crate::request::{self, MAX_DEVICE_BYTES, Wanted};
 use crate::{Server, administration, devices, events, group, look, networks, once, openapi, thingsboard};
@@ -53,26 +51,6 @@ pub(crate) fn described() -> OpenApiRouter<Arc<Server>> {
         .merge(events::routes())
         .merge(administration::routes())
         .merge(thingsboard::routes())
-}
-
-/// A call.
-#[derive(Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[allow(dead_code, reason = "it describes what `request` reads")]
-pub(crate) struct CallBody {
-    /// What the device reads as `method`; `onMsg` when not given.
-    #[schema(min_length = 1, max_length = 255)]
-    method: Option<String>,
-    /// What it reads as `params`, byte for byte.
-    params: Option<Value>,
-    /// Milliseconds that the call may take.
-    #[schema(minimum = 1, maximum = 60000)]
-    timeout: Option<u32>,
-    /// Milliseconds that a device which is not connected may be waited for; at most `timeout`.
-    #[schema(minimum = 0, maximum = 60000)]
-    connect_timeout: Option<u32>,
-    /// No answer is wanted: the call ends when the device's connection has taken it.
-    oneway: Option<bool>,
 }
 
 /// Call a device
@@ -191,6 +169,11 @@ impl Server {
     pub(crate) async fn let_in_as(&self, headers: &HeaderMap, role: Role) -> Result<Arc<Caller>, Problem> {
         let caller = self.let_in(headers).await?;
         if caller.identity.role < role { Err(Problem::role(role)) } else { Ok(caller) }
+    }
+
+    /// A place among what its application may do at a time.
+    pub(crate) fn place(&self, caller: &Caller) -> Result<Place<AppId>, Problem> {
+        self.keys.place(caller.identity.app, Instant::now()).map_err(Problem::limit)
     }
 
     /// An authorizer has denied a call: for what the key may not, or since it is over?

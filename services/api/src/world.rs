@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use bus::registry::Device;
-use rpc::{Claim, CustomerId, DeviceId, NodeId, Protocol, SessionId, TenantId};
+use rpc::{AppId, Claim, CustomerId, DeviceId, HopRecord, NodeId, Party, Protocol, SessionId, TenantId};
 use serde::Serialize;
 
 /// Events that are kept, so that who was away for a moment hears what it has missed.
@@ -51,6 +51,12 @@ pub struct Entry {
     labels: BTreeMap<String, String>,
 }
 
+impl Entry {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+}
+
 impl From<Device> for Entry {
     fn from(device: Device) -> Self {
         let Device { tenant, customer, name, kind, labels, .. } = device;
@@ -80,6 +86,8 @@ pub struct Wants {
     pub presence: bool,
     /// What changes in the registry.
     pub registry: bool,
+    /// Which calls end.
+    pub calls: bool,
     /// Of these alone; none: of all.
     pub devices: BTreeSet<DeviceId>,
     /// Of this customer's alone.
@@ -89,6 +97,8 @@ pub struct Wants {
 /// Whose devices there are for a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reach {
+    /// The application whose key it has.
+    pub app: AppId,
     /// Of this tenant alone.
     pub tenant: TenantId,
     /// Of these customers alone; none: all, also those of nobody.
@@ -98,11 +108,21 @@ pub struct Reach {
 }
 
 impl Reach {
-    fn has(&self, entry: &Entry) -> bool {
+    /// Whether a device is within it.
+    pub(crate) fn has(&self, entry: &Entry) -> bool {
         let is_within = |all: &BTreeSet<CustomerId>| entry.customer.is_some_and(|it| all.contains(&it));
         entry.tenant == self.tenant
             && self.customers.as_ref().is_none_or(is_within)
             && self.labels.iter().all(|(key, value)| entry.labels.get(key) == Some(value))
+    }
+
+    /// The application that made a call: itself, or where it reaches the tenant as a whole any of that.
+    pub(crate) fn app(&self, hop: &HopRecord) -> Option<AppId> {
+        let app = AppId(hop.from.0);
+        // Whoever adds an application chooses its id; whose share a call is in stands for the tenant.
+        let is_of_tenant = hop.party == Some(Party::of(self.tenant, Some(CustomerId(app.0))));
+        let is_seen = app == self.app || (self.customers.is_none() && self.labels.is_empty());
+        (is_of_tenant && is_seen).then_some(app)
     }
 }
 
@@ -158,9 +178,19 @@ impl Event {
 }
 
 impl Wants {
-    fn is_about(&self, device: DeviceId, entry: &Entry) -> bool {
+    /// Whether it is of what is there, too, and not only of what passes by.
+    pub(crate) fn is_of_state(&self) -> bool {
+        self.presence || self.registry
+    }
+
+    pub(crate) fn is_about(&self, device: DeviceId, entry: &Entry) -> bool {
         (self.devices.is_empty() || self.devices.contains(&device))
             && (self.customer.is_none() || self.customer == entry.customer)
+    }
+
+    /// Whether no device is left out.
+    pub(crate) fn is_about_all(&self) -> bool {
+        self.devices.is_empty() && self.customer.is_none()
     }
 }
 
@@ -242,7 +272,7 @@ struct Part<'a> {
     more: bool,
 }
 
-fn json(of: &impl Serialize) -> String {
+pub(crate) fn json(of: &impl Serialize) -> String {
     // Numbers, texts and maps by texts can all be written.
     serde_json::to_string(of).unwrap_or_default()
 }
@@ -312,6 +342,11 @@ impl Place {
 }
 
 impl World {
+    /// What is told of a device, if it is there.
+    pub(crate) fn entry(&self, device: DeviceId) -> Option<Arc<Entry>> {
+        self.devices.now.get(&device).cloned()
+    }
+
     /// Whether all is known: without it there is no snapshot.
     pub fn is_whole(&self) -> bool {
         self.devices.is_whole && self.claims.is_whole
@@ -508,7 +543,7 @@ mod tests {
 
     fn reach(customers: &[u128]) -> Reach {
         let customers = Some(customers.iter().map(|it| customer(*it)).collect());
-        Reach { tenant: TENANT, customers, labels: BTreeMap::new() }
+        Reach { app: AppId(Uuid::nil()), tenant: TENANT, customers, labels: BTreeMap::new() }
     }
 
     fn all() -> Wants {

@@ -10,6 +10,7 @@ use boot::Settings;
 use boot::clock::unix_s;
 use boot::traces::{Hop, Span, Tracer};
 use bus::policies::External;
+use bus::registry::App;
 use bus::{Bus, BusError, Keyring, Request, Requests, Subject};
 use bytes::Bytes;
 use futures::FutureExt;
@@ -18,8 +19,8 @@ use rpc::{
     AppAsk, AppCall, AppCaller, AppId, AppIdentity, AppReply, AppRequest, AuthenticateReply,
     AuthenticateRequest, Budget, Call, CallId, CredentialHash, CustomerId, Deadline, DeviceId, Holder,
     HopEnd, HopOf, Identity, JudgeReply, JudgeRequest, Limit, ListRequest, Outcome, Party, Place,
-    PresenceReply, PresenceRequest, Rate, Rates, Routed, Seen, Shares, Sought, Stamp, Station, TenantId,
-    Ticket, TicketError, wire,
+    PresenceReply, PresenceRequest, Rate, Rates, Routed, Says, Seen, Shares, Sought, Stamp, Station, Target,
+    TenantId, Ticket, TicketError, wire,
 };
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -406,8 +407,7 @@ impl Answers {
         let connect_deadline = head.connect_budget_ms.min(longest).starting(arrived);
         let is_fresh = self.kept.is_fresh().await;
         let found = self.kept.directory.app_of(&credential, unix_s());
-        let meant =
-            |(_, _, app): &(_, _, Arc<bus::registry::App>)| self.kept.directory.target(app.tenant, &target);
+        let meant = |(_, _, app): &(_, _, Arc<App>)| self.kept.directory.target(app.tenant, &target);
         let to = found.as_ref().map(meant);
         let of = HopOf {
             station: Station::Authorizer,
@@ -419,6 +419,9 @@ impl Answers {
             protocol: None,
         };
         self.tracer.record(&mut span, of, HopEnd::CutOff);
+        if matches!(target, Target::Name(_)) {
+            span.says(Says::Target);
+        }
         if deadline.has_passed(Instant::now()) {
             span.end_as(HopEnd::Expired);
             meters.expired.increment(1);
@@ -430,21 +433,9 @@ impl Answers {
                 Outcome::Unavailable
             }
             Some(((app, key, known), target)) => {
-                let call = Call {
-                    call,
-                    caller: DeviceId(app.0),
-                    caller_name: known.name.clone(),
-                    visit: 0,
-                    ticket: None,
-                    target,
-                    budget_ms: head.budget_ms,
-                    until,
-                    connect_budget_ms: head.connect_budget_ms,
-                    protocol: None,
-                    oneway,
-                    traceparent,
-                    app: Some(AppCaller { app, key: Some(key), method, late }),
-                };
+                let by = AppCaller { app, key: Some(key), method, late };
+                let budgets = (head.budget_ms, head.connect_budget_ms);
+                let call = Call { until, oneway, traceparent, ..of_app(call, by, &known, target, budgets) };
                 return Some(Judging { call, body, inbox, span, stamp: None, deadline, connect_deadline });
             }
             None => {
@@ -498,24 +489,17 @@ impl Answers {
         let wanted = wanted.inspect_err(|_| meters.unreadable.increment(1))?;
         let Wanted { target, method, params, timeout, connect_timeout, oneway, mut traceparent } = wanted;
         let mut span = self.tracer.follow("decide", Hop::Taken, &mut traceparent);
-        span.note("switchboard.call", call);
+        let target = self.kept.directory.target(tenant, &target);
+        let (station, from, to) = (Station::Authorizer, DeviceId(app.0), Some(target));
+        let party = Some(Party::of(tenant, Some(CustomerId(app.0))));
+        let of = HopOf { station, call, from, to, party, budget_ms: timeout, protocol: None };
+        self.tracer.record(&mut span, of, HopEnd::CutOff);
+        span.says(Says::End);
         let (deadline, connect_deadline) =
             (timeout.starting(request.arrived), connect_timeout.starting(request.arrived));
-        let call = Call {
-            call,
-            caller: DeviceId(app.0),
-            caller_name: known.name.clone(),
-            visit: 0,
-            ticket: None,
-            target: self.kept.directory.target(tenant, &target),
-            budget_ms: timeout,
-            until: None,
-            connect_budget_ms: connect_timeout,
-            protocol: None,
-            oneway,
-            traceparent,
-            app: Some(AppCaller { app, key: None, method, late: None }),
-        };
+        let by = AppCaller { app, key: None, method, late: None };
+        let call = of_app(call, by, &known, target, (timeout, connect_timeout));
+        let call = Call { oneway, traceparent, ..call };
         Ok(Judging { call, body: params, inbox, span, stamp: None, deadline, connect_deadline })
     }
 
@@ -1052,6 +1036,26 @@ impl Judging {
 }
 
 /// What policies may know of a call.
+/// An application's call, with what there is of one whoever brought it; `budgets`: of the call, and until it connects.
+fn of_app(call: CallId, by: AppCaller, known: &App, target: DeviceId, budgets: (Budget, Budget)) -> Call {
+    let (budget_ms, connect_budget_ms) = budgets;
+    Call {
+        call,
+        caller: DeviceId(by.app.0),
+        caller_name: known.name.clone(),
+        visit: 0,
+        ticket: None,
+        target,
+        budget_ms,
+        until: None,
+        connect_budget_ms,
+        protocol: None,
+        oneway: false,
+        traceparent: None,
+        app: Some(by),
+    }
+}
+
 fn context(asked: &JudgeRequest, utc_offset_min: i16) -> Context {
     let budget_ms = asked.budget_ms.as_ms();
     Context::of_call(asked.oneway, budget_ms, asked.size_bytes, unix_s(), utc_offset_min).over(asked.protocol)

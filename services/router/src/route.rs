@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use rpc::{
     AppCaller, Budget, Deadline, Delivery, DeliveryReply, HopEnd, HopOf, JudgeReply, JudgeRequest, Limit,
-    NoPlace, Outcome, Party, Place, Routed, Station, TenantId, Until, wire,
+    NoPlace, Outcome, Party, Place, Routed, Says, Station, TenantId, Until, wire,
 };
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -83,6 +83,9 @@ impl Router {
         let (station, to, party_told) = (Station::Router, Some(target), Some(party));
         let of = HopOf { station, call: id, from, to, party: party_told, budget_ms, protocol };
         self.0.tracer.record(&mut span, of, HopEnd::CutOff);
+        if routed.call.app.as_ref().is_some_and(AppCaller::is_over_nats) {
+            span.says(Says::End);
+        }
         let in_flight = self.0.in_flight.token();
         let (_in_flight, _place) = (in_flight, place);
         let carried = Box::new(Carried { routed, body, arrived, verdict, span, _in_flight, _place });

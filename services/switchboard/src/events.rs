@@ -1,5 +1,5 @@
-//! What happens at the moment? `switchboard events`: who comes and goes, and what changes in the registry, as an API
-//! streams it to whoever has a key for it.
+//! What happens at the moment? `switchboard events`: who comes and goes, what changes in the registry, and which calls
+//! end, as an API streams it to whoever has a key for it.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -31,7 +31,8 @@ const MAX_LINE_BYTES: usize = 16 << 20;
 Examples:
   export SWITCHBOARD_KEY=$(switchboard app add watcher --role observer --json | jq -r .key)
   switchboard events
-  switchboard events --kinds presence --device \"Pump 7\" --json")]
+  switchboard events --kinds presence --device \"Pump 7\" --json
+  switchboard events --kinds call                  calls as they end; `switchboard tail` shows them over NATS")]
 pub(crate) struct EventsArgs {
     /// API of a system [default: http://127.0.0.1:8081]; its key is in SWITCHBOARD_KEY, or in the profile of that URL
     #[arg(long, value_name = "URL", env = "SWITCHBOARD_API")]
@@ -39,7 +40,7 @@ pub(crate) struct EventsArgs {
     /// API and key of this name in ~/.config/switchboard/profiles.toml, which only its owner may read
     #[arg(long, value_name = "NAME", env = "SWITCHBOARD_PROFILE")]
     profile: Option<String>,
-    /// presence, registry, or both after a comma [default: both]
+    /// presence, registry, call, or several after commas [default: presence,registry]
     #[arg(long, value_name = "KINDS")]
     kinds: Option<String>,
     /// Only of this device (id or name); may be repeated
@@ -198,6 +199,23 @@ fn in_words(kind: &str, data: &Value) -> Vec<String> {
         "registry" => {
             vec![format!("{:<8} {}  {}", text(data, "change"), text(data, "id"), text(data, "name"))]
         }
+        "call" => {
+            let party = |name: &str| match data.get(name) {
+                Some(party) => ["name", "app"].iter().find_map(|it| party.get(it)?.as_str()).unwrap_or("?"),
+                None => "?",
+            };
+            let limit =
+                data.get("limit").and_then(Value::as_str).map_or_else(String::new, |it| format!(" ({it})"));
+            let (id, outcome) = (text(data, "callId"), text(data, "outcome"));
+            let ms = data.get("ms").and_then(Value::as_f64).unwrap_or_default();
+            let (caller, target) = (party("caller"), party("target"));
+            vec![format!("call     {id}  {caller} -> {target}: {outcome}{limit} in {ms:.2} ms")]
+        }
+        "live" => vec!["-- calls are told from here on: those that ended before are not".to_owned()],
+        "left_out" => match (data.get("calls"), data.get("allOf")) {
+            (Some(calls), _) => vec![format!("-- {calls} calls of anybody were left out")],
+            (None, process) => vec![format!("-- process {} tells no calls", process.unwrap_or_default())],
+        },
         "resync" => vec!["-- something may have been missed: all is told anew".to_owned()],
         "overrun" => vec!["-- too much came at once: it goes on from here".to_owned()],
         _ => vec![format!("-- {kind}")],
@@ -225,6 +243,9 @@ mod tests {
         let data = json!({ "id": "a: b", "online": true });
         assert_eq!(heard, [Event { kind: "presence".into(), id: Some("1-2".into()), data: data.clone() }]);
         assert_eq!(in_words("presence", &data), ["online   a: b  -  (- at -)"]);
+        let call = json!({ "callId": "1-2", "caller": { "app": "p" }, "target": null, "outcome": "lost", "ms": 0.5 });
+        assert_eq!(in_words("call", &call), ["call     1-2  p -> ?: lost in 0.50 ms"]);
+        assert_eq!(in_words("left_out", &json!({ "calls": 7 })), ["-- 7 calls of anybody were left out"]);
         assert_eq!(in_words("snapshot", &json!({ "devices": [data, { "id": "c" }] })).len(), 2);
     }
 }

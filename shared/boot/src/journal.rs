@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use rpc::{HopEnd, HopFilter, HopOf, HopRecord, NodeId, Outcome, Protocol, Tap};
+use rpc::{HopEnd, HopFilter, HopOf, HopRecord, NodeId, Outcome, Protocol, Says, Tap};
 use tracing::field::display;
 
 use crate::clock::since_1970;
@@ -49,7 +49,8 @@ impl Journal {
     /// Begins a hop, which is recorded when it is dropped; ended so, unless it is told another way.
     pub(crate) fn begin(&self, of: HopOf, unless_told: HopEnd) -> Underway {
         let record = HopRecord::new(of, 0, unless_told);
-        Underway { journal: self.clone(), started: Instant::now(), record, bodies: None }
+        let (started, says) = (Instant::now(), Says::default());
+        Underway { journal: self.clone(), started, record, says, bodies: None }
     }
 
     /// Hands hops over as they end, until nobody has said for [`rpc::TAP_LEASE`] that he still listens. None: somebody
@@ -97,11 +98,11 @@ impl Journal {
         self.0.as_ref()?.taps.left_out(listening.id(), now)
     }
 
-    fn keep(&self, hop: HopRecord, bodies: Option<Box<Bodies>>) {
+    fn keep(&self, hop: HopRecord, says: Says, bodies: Option<Box<Bodies>>) {
         let Some(ring) = &self.0 else { return };
         ring.keep(hop);
         if ring.taps.are_there() {
-            ring.taps.offer(hop, bodies, Instant::now());
+            ring.taps.offer(hop, says, bodies, Instant::now());
         }
     }
 }
@@ -123,6 +124,7 @@ pub(crate) struct Underway {
     journal: Journal,
     started: Instant,
     record: HopRecord,
+    says: Says,
     /// Only where somebody listens who wants to read them.
     bodies: Option<Box<Bodies>>,
 }
@@ -155,6 +157,10 @@ impl Underway {
         self.record.end = end;
     }
 
+    pub(crate) fn says(&mut self, says: Says) {
+        self.says = says;
+    }
+
     pub(crate) fn spoken(&mut self, protocol: Protocol) {
         self.record.protocol = Some(protocol);
     }
@@ -166,7 +172,7 @@ impl Drop for Underway {
         self.record.took_us = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
         let began = since_1970().saturating_sub(took);
         self.record.began_us = u64::try_from(began.as_micros()).unwrap_or(u64::MAX);
-        self.journal.keep(self.record, self.bodies.take());
+        self.journal.keep(self.record, self.says, self.bodies.take());
         tell(&self.record);
     }
 }

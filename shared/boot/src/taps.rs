@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use rpc::{HopRecord, TAP_LEASE, Tap, TappedHop};
+use rpc::{HopRecord, Says, TAP_LEASE, Tap, TappedHop};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -78,9 +78,9 @@ impl Taps {
         Ok(listening)
     }
 
-    pub(crate) fn offer(&self, hop: HopRecord, bodies: Option<Box<Bodies>>, now: Instant) {
+    pub(crate) fn offer(&self, hop: HopRecord, says: Says, bodies: Option<Box<Bodies>>, now: Instant) {
         let mut open = self.open.lock();
-        for it in open.iter_mut().filter(|it| it.tap.filter.takes(&hop)) {
+        for it in open.iter_mut().filter(|it| it.tap.filter.hears(&hop, says)) {
             if now.saturating_duration_since(it.second.0).as_secs() >= 1 {
                 it.second = (now, 0);
             }
@@ -171,12 +171,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_listens_is_told_what_he_wants_until_his_lease_is_over() {
         let (taps, now) = (Taps::default(), Instant::now());
-        taps.offer(hop(Station::Caller), None, now);
+        taps.offer(hop(Station::Caller), Says::Nothing, None, now);
         let mut listening = taps.open(tap(7, 4), now).unwrap().unwrap();
         assert!(taps.are_there() && taps.read_bodies());
         let bodies = || Some(Box::new(Bodies { request: "request".into(), answer: Some("ok".into()) }));
-        taps.offer(hop(Station::Router), None, now);
-        taps.offer(hop(Station::Caller), bodies(), now);
+        taps.offer(hop(Station::Router), Says::Nothing, None, now);
+        taps.offer(hop(Station::Caller), Says::Nothing, bodies(), now);
         let [told] = listening.next().await.try_into().unwrap();
         assert_eq!((told.request.as_deref(), told.answer.as_deref()), (Some("requ"), Some("ok")));
         assert_eq!(listening.next().await, []);
@@ -193,7 +193,7 @@ mod tests {
     fn what_is_too_much_is_counted_and_so_many_may_listen() {
         let (taps, now) = (Taps::default(), Instant::now());
         let _listening = taps.open(tap(0, 0), now).unwrap().unwrap();
-        (0..300).for_each(|_| taps.offer(hop(Station::Api), None, now));
+        (0..300).for_each(|_| taps.offer(hop(Station::Api), Says::Nothing, None, now));
         assert_eq!((taps.left_out(0, now), taps.left_out(0, now)), (Some(100), Some(0)));
         let more: Vec<_> = (1..16).map(|id| taps.open(tap(id, 0), now).unwrap()).collect();
         assert!(more.iter().all(Option::is_some));

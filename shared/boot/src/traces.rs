@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use metrics::{Counter, counter};
-use rpc::{DeliveryReply, HopEnd, HopOf, NodeId, Outcome, Protocol, Sampling, TraceContext};
+use rpc::{DeliveryReply, HopEnd, HopOf, NodeId, Outcome, Protocol, Sampling, Says, TraceContext};
 use tokio::sync::mpsc;
 
 pub use export::Exporter;
@@ -278,6 +278,13 @@ impl Span {
         self.note("switchboard.protocol", protocol.as_str());
         if let Some(hop) = &mut self.hop {
             hop.spoken(protocol);
+        }
+    }
+
+    /// What it says to who listens that its place on the way alone does not.
+    pub fn says(&mut self, says: Says) {
+        if let Some(hop) = &mut self.hop {
+            hop.says(says);
         }
     }
 

@@ -9,10 +9,11 @@ use boot::config::{changed, readers};
 use boot::journal::Listening;
 use boot::traces::Tracer;
 use boot::{Context, Journal, args, max_open_files};
+use bytes::Bytes;
 use parking_lot::Mutex;
 use rpc::{
     CallId, DeviceId, HopEnd, HopFilter, HopRecord, Inspect, Instruct, Instructed, Limit, MAX_TOLD_HOPS,
-    NodeId, Protocol, Report, Station, Status, TAP_LEASE, Tap, Tapped, missing, wire,
+    NodeId, Protocol, Report, Station, Status, Subjects, TAP_LEASE, Tap, Tapped, missing, wire,
 };
 use serde::Serialize;
 use tokio::task::JoinSet;
@@ -70,34 +71,50 @@ pub async fn instruct(bus: &Bus, services: &[&str], what: &Instruct) -> Result<V
 /// Hears hops of all processes as they end, for as long as it is kept.
 pub struct Listener {
     bus: Bus,
-    tap: Tap,
+    subject: fn(&Subjects, &str) -> String,
+    message: Bytes,
     inbox: String,
     heard: Answers,
     again_at: Instant,
 }
 
 impl Listener {
-    /// Listens from the first time on that it is asked for hops.
+    /// Listens as an operator may, from the first time on that it is asked for hops.
     pub fn new(bus: &Bus, filter: HopFilter, body_bytes: u32) -> Self {
-        let id = bus.unguessable();
-        let (inbox, heard) = bus.open_to_many(id);
-        let tap = Tap { id, filter, body_bytes };
-        Listener { bus: bus.clone(), tap, inbox, heard, again_at: Instant::now() }
+        let say = |tap| wire::encode(&Instruct::Tap(tap), b"");
+        Listener::open(bus, Subjects::instruct, say, |id| Tap { id, filter, body_bytes })
     }
 
-    /// The next hops, or why a process tells none.
+    /// Listens as the API may, which reads no body.
+    pub fn without_bodies(bus: &Bus, filter: HopFilter) -> Self {
+        let say = |tap| wire::encode(&Inspect::Tap(tap), b"");
+        Listener::open(bus, Subjects::inspect, say, |id| Tap { id, filter, body_bytes: 0 })
+    }
+
+    fn open(
+        bus: &Bus,
+        subject: fn(&Subjects, &str) -> String,
+        say: impl FnOnce(Tap) -> Bytes,
+        tap: impl FnOnce(u64) -> Tap,
+    ) -> Self {
+        let id = bus.unguessable();
+        let (inbox, heard) = bus.open_to_many(id);
+        let (bus, message) = (bus.clone(), say(tap(id)));
+        Listener { bus, subject, message, inbox, heard, again_at: Instant::now() }
+    }
+
+    /// The next hops, or why a process tells none. Cancel-safe.
     ///
     /// # Errors
     /// When NATS is away.
     pub async fn next(&mut self) -> Result<Result<Tapped, Instructed>, TellError> {
         loop {
             if self.again_at <= Instant::now() {
-                self.again_at = Instant::now() + TAP_LEASE / 3;
-                let message = wire::encode(&Instruct::Tap(self.tap.clone()), b"");
                 for service in SERVICES {
-                    let subject = self.bus.subjects().instruct(service);
-                    self.bus.forward(subject, self.inbox.clone(), message.clone()).await?;
+                    let subject = (self.subject)(self.bus.subjects(), service);
+                    self.bus.forward(subject, self.inbox.clone(), self.message.clone()).await?;
                 }
+                self.again_at = Instant::now() + TAP_LEASE / 3;
             }
             let heard = timeout_at(self.again_at.into(), self.heard.next()).await;
             let Ok(heard) = heard else { continue };
@@ -199,9 +216,16 @@ pub struct Account {
 /// # Errors
 /// When the question cannot be sent.
 pub async fn account(bus: &Bus, call: CallId) -> Result<Account, AskError> {
+    Ok(Account::of(call, &hops(bus, call).await?, &[]))
+}
+
+/// The same, as each process tells its part of it.
+///
+/// # Errors
+/// When the question cannot be sent.
+pub async fn hops(bus: &Bus, call: CallId) -> Result<Vec<Report>, AskError> {
     let filter = HopFilter { call: Some(call), ..HopFilter::default() };
-    let reports = ask(bus, &Inspect::Hops(filter, MAX_TOLD_HOPS)).await?;
-    Ok(Account::of(call, &reports, &[]))
+    ask(bus, &Inspect::Hops(filter, MAX_TOLD_HOPS)).await
 }
 
 impl Account {
@@ -276,23 +300,39 @@ impl Process {
             // No answer to what is of a later version.
             tokio::select! {
                 Some(Request { message, reply_to, .. }) = asked.next() => {
-                    if let (Some(inbox), Ok((question, _))) = (reply_to, wire::decode::<Inspect>(&message)) {
-                        say(&bus, inbox, &self.report(&bus, &question)).await;
+                    let Some(inbox) = reply_to else { continue };
+                    match wire::decode::<Inspect>(&message) {
+                        // Of bodies those alone hear who may instruct.
+                        Ok((Inspect::Tap(tap), _)) => {
+                            let tap = Tap { body_bytes: 0, ..tap };
+                            self.tap(&bus, tap, inbox, &inboxes, &mut telling).await;
+                        }
+                        Ok((Inspect::Status, _)) => {
+                            let status = Some(self.status(&bus));
+                            say(&bus, inbox, &self.report(&bus, Vec::new(), status)).await;
+                        }
+                        Ok((Inspect::Hops(filter, most), _)) => {
+                            let hops = self.journal.find(&filter, most.min(MAX_TOLD_HOPS) as usize);
+                            say(&bus, inbox, &self.report(&bus, hops, None)).await;
+                        }
+                        Err(_) => {}
                     }
                 }
                 Some(Request { message, reply_to, .. }) = instructed.next() => {
-                    while telling.try_join_next().is_some() {}
-                    if let (Some(inbox), Ok((instruct, _))) = (reply_to, wire::decode::<Instruct>(&message)) {
-                        let (service, process) = (service.to_owned(), bus.process());
-                        let fault = match instruct {
-                            Instruct::Log(filter, lasts_s) => self.log(&filter, lasts_s).err(),
-                            Instruct::Tap(tap) => self.tap(&bus, tap, &inbox, &inboxes, &mut telling).err(),
-                        };
-                        say(&bus, inbox, &Instructed { service, process, fault }).await;
+                    let Some(inbox) = reply_to else { continue };
+                    match wire::decode::<Instruct>(&message) {
+                        Ok((Instruct::Log(filter, lasts_s), _)) => {
+                            self.say_instructed(&bus, inbox, self.log(&filter, lasts_s).err()).await;
+                        }
+                        Ok((Instruct::Tap(tap), _)) => {
+                            self.tap(&bus, tap, inbox, &inboxes, &mut telling).await;
+                        }
+                        Err(_) => {}
                     }
                 }
                 else => return,
             }
+            while telling.try_join_next().is_some() {}
         }
     }
 
@@ -301,34 +341,32 @@ impl Process {
         boot::logs::for_a_while(filter, lasts, self.context.in_force.clone())
     }
 
-    fn tap(
-        &self,
-        bus: &Bus,
-        tap: Tap,
-        inbox: &Subject,
-        inboxes: &Inboxes,
-        telling: &mut JoinSet<()>,
-    ) -> Result<(), String> {
-        let id = tap.id;
-        let listening = self.journal.tap(tap, Instant::now())?;
-        // NATS has another way back for each time that it is said.
-        inboxes.lock().insert(id, inbox.clone());
-        if let Some(listening) = listening {
-            let (bus, service, inboxes) = (bus.clone(), self.context.service.to_owned(), Arc::clone(inboxes));
-            telling.spawn(tell_hops(bus, service, self.journal.clone(), listening, inboxes));
-        }
-        Ok(())
+    async fn say_instructed(&self, bus: &Bus, inbox: Subject, fault: Option<String>) {
+        let (service, process) = (self.context.service.to_owned(), bus.process());
+        say(bus, inbox, &Instructed { service, process, fault }).await;
     }
 
-    fn report(&self, bus: &Bus, question: &Inspect) -> Report {
-        let service = self.context.service.to_owned();
-        let (hops, status) = match question {
-            Inspect::Status => (Vec::new(), Some(self.status(bus))),
-            Inspect::Hops(filter, most) => {
-                (self.journal.find(filter, (*most).min(MAX_TOLD_HOPS) as usize), None)
+    async fn tap(&self, bus: &Bus, tap: Tap, inbox: Subject, inboxes: &Inboxes, telling: &mut JoinSet<()>) {
+        let id = tap.id;
+        let opened = self.journal.tap(tap, Instant::now());
+        if opened.is_ok() {
+            // NATS has another way back for each time that it is said.
+            inboxes.lock().insert(id, inbox.clone());
+        }
+        let fault = match opened {
+            Ok(Some(listening)) => {
+                let (service, inboxes) = (self.context.service.to_owned(), Arc::clone(inboxes));
+                telling.spawn(tell_hops(bus.clone(), service, self.journal.clone(), listening, inboxes));
+                None
             }
+            Ok(None) => None,
+            Err(why) => Some(why.to_owned()),
         };
-        Report { service, process: bus.process(), hops, status }
+        self.say_instructed(bus, inbox, fault).await;
+    }
+
+    fn report(&self, bus: &Bus, hops: Vec<HopRecord>, status: Option<Status>) -> Report {
+        Report { service: self.context.service.to_owned(), process: bus.process(), hops, status }
     }
 
     /// What of its settings is not as by default, of those that it reads.

@@ -271,22 +271,48 @@ pub struct HopFilter {
     /// Where calls come in, alone.
     #[n(6)]
     pub first_only: bool,
+    /// Besides, where it is found out whom an application has called by name. Of those alone that are heard live.
+    #[n(7)]
+    #[cbor(default)]
+    pub targets: bool,
+}
+
+/// What a hop says that its station alone does not. Not recorded: who listens live is told such hops, too.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Says {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// How the call ended, to an application that made it over NATS.
+    End,
+    /// Whom an application has called by name.
+    Target,
 }
 
 impl HopFilter {
     /// Whether a hop is meant.
     pub fn takes(&self, hop: &HopRecord) -> bool {
+        self.hears(hop, Says::Nothing)
+    }
+
+    /// The same of one that ends now.
+    pub fn hears(&self, hop: &HopRecord, says: Says) -> bool {
+        let is_meant = match says {
+            Says::Nothing => false,
+            Says::End => !matches!(hop.end, HopEnd::Allowed | HopEnd::HandedOver),
+            Says::Target => self.targets,
+        };
         self.call.is_none_or(|it| it == hop.call)
             && self.from.is_none_or(|it| it == hop.from)
             && self.to.is_none_or(|it| it == hop.to)
             && self.party.is_none_or(|it| Some(it) == hop.party)
             && self.end.is_none_or(|it| it == hop.end)
             && self.since_us.is_none_or(|it| it <= hop.ended_us())
-            && (!self.first_only || hop.station.is_first())
+            && (!self.first_only || is_meant || hop.station.is_first())
     }
 }
 
-/// What processes are asked (`swb.inspect.<service>`): each answers with a [`Report`].
+/// What processes are asked (`swb.inspect.<service>`): each answers with a [`Report`], and to a tap as to that.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum Inspect {
     /// How are you?
@@ -295,6 +321,9 @@ pub enum Inspect {
     /// The newest hops that match, so many at most.
     #[n(1)]
     Hops(#[n(0)] HopFilter, #[n(1)] u32),
+    /// Tell of hops as they end, as with [`Instruct::Tap`], but of no body.
+    #[n(2)]
+    Tap(#[n(0)] Tap),
 }
 
 /// The most hops that one process tells at a time: they fit a message.
@@ -517,6 +546,13 @@ mod tests {
         assert!(with(|it| it.from = Some(DeviceId(Uuid::from_u128(1)))));
         assert!(!with(|it| it.to = Some(DeviceId(Uuid::from_u128(1)))));
         assert!(with(|it| it.first_only = true));
+        let (first, all) = (HopFilter { first_only: true, ..HopFilter::default() }, HopFilter::default());
+        let (allowed, routed) =
+            (hop(Station::Authorizer, HopEnd::Allowed), hop(Station::Router, HopEnd::Lost));
+        assert!(all.takes(&routed) && !first.takes(&routed) && first.hears(&routed, Says::End));
+        assert!(!first.hears(&allowed, Says::End), "it went on from there");
+        let targets = HopFilter { targets: true, ..first.clone() };
+        assert!(targets.hears(&allowed, Says::Target) && !first.hears(&allowed, Says::Target));
         assert!(!with(|it| it.party = Some(Party::of(crate::TenantId(Uuid::nil()), None))));
     }
 

@@ -44,7 +44,7 @@ pub use ids::{
     AppId, CallId, CustomerId, DeviceId, KeyId, NODE_TAG_BITS, NodeId, ParseIdError, SessionId, TenantId,
 };
 pub use journal::{
-    HopEnd, HopFilter, HopOf, HopRecord, Inspect, Instruct, Instructed, MAX_TOLD_HOPS, Report, Station,
+    HopEnd, HopFilter, HopOf, HopRecord, Inspect, Instruct, Instructed, MAX_TOLD_HOPS, Report, Says, Station,
     Status, TAP_LEASE, Tap, Tapped, TappedHop, missing,
 };
 pub use node_key::NodeKey;

@@ -12,7 +12,6 @@ mod tenants;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -95,7 +94,7 @@ impl Server {
             return Err(problem.expected("api.administration is true, and NATS lets this service write"));
         }
         let (app, key) = (caller.identity.app, caller.identity.key);
-        let place = self.keys.place(app, Instant::now()).map_err(Problem::limit)?;
+        let place = self.place(&caller)?;
         let query = Query::read(query.unwrap_or_default(), known)?;
         let changes = self.administration.opened().await.map_err(refused)?;
         let record = changes.registry.app(app).await.map_err(refused)?;
