@@ -233,6 +233,7 @@ fn filter() -> HopFilter {
         end: Some(HopEnd::Offline),
         since_us: Some(MS * 1_000),
         first_only: true,
+        targets: true,
     }
 }
 
@@ -250,6 +251,7 @@ fn status() -> Status {
         max_files: Some(1_024),
         max_payload_bytes: 1_048_576,
         settings: vec![("nats.prefix".into(), "\"swb\"".into())],
+        certificates: Some(vec![("tls.certificate_file".into(), 1_800_000_000)]),
     }
 }
 
@@ -576,7 +578,7 @@ fn operators() -> Vec<Sample> {
         Order::Serve,
     ];
     all.extend(variants("Order", orders));
-    all.extend(variants("Inspect", [Inspect::Status, Inspect::Hops(filter(), 20)]));
+    all.extend(variants("Inspect", [Inspect::Status, Inspect::Hops(filter(), 20), Inspect::Tap(tap.clone())]));
     all.extend(variants("Instruct", [Instruct::Log("debug".into(), 300), Instruct::Tap(tap)]));
     all
 }
