@@ -211,11 +211,14 @@ impl LocalQueue {
 impl Drop for LocalQueue {
     fn drop(&mut self) {
         let mut known = self.local.0.known.write();
-        if let Some(subscriptions) = known.subscriptions.get_mut(&self.subject) {
-            subscriptions.retain(|subscription| subscription.number != self.number);
-            if subscriptions.is_empty() {
-                known.subscriptions.remove(&self.subject);
-            }
+        let Some(subscriptions) = known.subscriptions.get_mut(&self.subject) else { return };
+        let place = subscriptions.iter().position(|subscription| subscription.number == self.number);
+        let own = place.map(|place| subscriptions.remove(place));
+        if subscriptions.is_empty() {
+            known.subscriptions.remove(&self.subject);
         }
+        // What takes its messages may be the last to have a bus, whose end is told here too: nothing is locked.
+        drop(known);
+        drop(own);
     }
 }

@@ -92,6 +92,10 @@ async fn what_is_taken_locally_is_over_when_it_is_sent() {
     requests.drain().await;
     process.asker.tell("swb.test.it", "to others".into()).await.unwrap();
     assert_eq!(process.carried().await, ["to others"]);
+    // It has a bus itself, and may be the last to.
+    let Process { answerer, .. } = process;
+    drop(answerer);
+    drop(requests);
 }
 
 #[tokio::test]
