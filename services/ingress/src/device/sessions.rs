@@ -150,7 +150,8 @@ impl Sessions {
         let on_node = devices.entry(identity.device).or_insert_with(|| OnNode {
             caller: Arc::new(Mutex::new(CallerLimits::new(now))),
             visitors: Vec::with_capacity(1),
-            sessions: Vec::new(),
+            // Nearly every visitor becomes callable, once.
+            sessions: Vec::with_capacity(1),
         });
         let visitor = Arc::new(Visitor {
             id,

@@ -35,6 +35,12 @@ pub(super) enum Arrival {
 /// A client's messages at QoS 1 and 2.
 #[derive(Debug, Default)]
 pub(super) struct Inbound {
+    /// None: there are none. Most clients never send one.
+    messages: Option<Box<Messages>>,
+}
+
+#[derive(Debug, Default)]
+struct Messages {
     under_way: BTreeMap<NonZeroU16, UnderWay>,
     known: VecDeque<Known>,
     unreleased: BTreeSet<NonZeroU16>,
@@ -64,22 +70,23 @@ impl Inbound {
     pub(super) fn arrives(&mut self, publish: &Publish, now: Instant) -> Arrival {
         let Some(packet_id) = publish.packet_id else { return Arrival::New };
         self.forget(now);
+        let Some(messages) = &mut self.messages else { return Arrival::New };
         let mark = mark(publish);
-        if publish.qos == QoS::ExactlyOnce && self.unreleased.contains(&packet_id) {
+        if publish.qos == QoS::ExactlyOnce && messages.unreleased.contains(&packet_id) {
             return Arrival::Done;
         }
-        if let Some(message) = self.under_way.get_mut(&packet_id)
+        if let Some(message) = messages.under_way.get_mut(&packet_id)
             && (message.mark == mark || publish.qos == QoS::ExactlyOnce)
         {
             message.copies = message.copies.saturating_add(1);
             return Arrival::UnderWay;
         }
         if publish.qos == QoS::ExactlyOnce {
-            let full = self.unreleased.len() + self.under_way.len() >= MAX_UNRELEASED;
+            let full = messages.unreleased.len() + messages.under_way.len() >= MAX_UNRELEASED;
             return if full { Arrival::TooMany } else { Arrival::New };
         }
         let same = |it: &Known| it.packet_id == packet_id && it.mark == mark && (publish.dup || !it.is_sent);
-        if self.known.iter().any(same) { Arrival::Done } else { Arrival::New }
+        if messages.known.iter().any(same) { Arrival::Done } else { Arrival::New }
     }
 
     /// A new message is being done.
@@ -87,18 +94,19 @@ impl Inbound {
         let Some(packet_id) = publish.packet_id else { return };
         let (mark, qos) = (mark(publish), publish.qos);
         // An id that is used for another message too early: both are acknowledged with the one that ends first.
-        let message = self.under_way.entry(packet_id).or_insert(UnderWay { mark, qos, copies: 0 });
+        let messages = self.messages.get_or_insert_default();
+        let message = messages.under_way.entry(packet_id).or_insert(UnderWay { mark, qos, copies: 0 });
         *message = UnderWay { mark, qos, copies: message.copies.saturating_add(1) };
     }
 
     /// How many messages are being done.
     pub(super) fn under_way(&self) -> usize {
-        self.under_way.len()
+        self.messages.as_ref().map_or(0, |messages| messages.under_way.len())
     }
 
     /// A message that was being done is done. How it is to be acknowledged, and how often.
     pub(super) fn end(&mut self, packet_id: NonZeroU16, taken: bool, now: Instant) -> Option<(QoS, u16)> {
-        let UnderWay { mark, qos, copies } = self.under_way.remove(&packet_id)?;
+        let UnderWay { mark, qos, copies } = self.messages.as_mut()?.under_way.remove(&packet_id)?;
         if taken {
             self.know(packet_id, qos, mark, now);
         }
@@ -114,34 +122,39 @@ impl Inbound {
 
     /// The client lets go of a message at QoS 2: its id is free again.
     pub(super) fn released(&mut self, packet_id: NonZeroU16) {
-        self.unreleased.remove(&packet_id);
+        if let Some(messages) = &mut self.messages {
+            messages.unreleased.remove(&packet_id);
+        }
     }
 
     /// The socket has all that was written.
     pub(super) fn flushed(&mut self) {
-        self.known.iter_mut().rev().take_while(|it| !it.is_sent).for_each(|it| it.is_sent = true);
+        let known = self.messages.iter_mut().flat_map(|messages| messages.known.iter_mut().rev());
+        known.take_while(|it| !it.is_sent).for_each(|it| it.is_sent = true);
     }
 
     /// Forgets what will not come again: an idle session keeps no heap.
     pub(super) fn forget(&mut self, now: Instant) {
-        while self.known.front().is_some_and(|it| now >= it.at + KNOWN_FOR) {
-            self.known.pop_front();
+        let Some(messages) = &mut self.messages else { return };
+        while messages.known.front().is_some_and(|it| now >= it.at + KNOWN_FOR) {
+            messages.known.pop_front();
         }
-        if self.known.is_empty() && self.known.capacity() > 0 {
-            self.known = VecDeque::new();
+        if messages.known.is_empty() && messages.under_way.is_empty() && messages.unreleased.is_empty() {
+            self.messages = None;
         }
     }
 
     fn know(&mut self, packet_id: NonZeroU16, qos: QoS, mark: u64, now: Instant) {
+        let messages = self.messages.get_or_insert_default();
         if qos == QoS::ExactlyOnce {
-            self.unreleased.insert(packet_id);
+            messages.unreleased.insert(packet_id);
             return;
         }
-        self.known.retain(|it| it.packet_id != packet_id);
-        if self.known.len() >= MAX_KNOWN {
-            self.known.pop_front();
+        messages.known.retain(|it| it.packet_id != packet_id);
+        if messages.known.len() >= MAX_KNOWN {
+            messages.known.pop_front();
         }
-        self.known.push_back(Known { packet_id, mark, at: now, is_sent: false });
+        messages.known.push_back(Known { packet_id, mark, at: now, is_sent: false });
     }
 }
 
@@ -206,7 +219,7 @@ mod tests {
         let sooner = later - Duration::from_millis(1);
         assert_eq!(inbound.arrives(&at_1(9, "a", true), sooner), Arrival::Done);
         assert_eq!(inbound.arrives(&at_1(9, "a", true), later), Arrival::New);
-        assert_eq!(inbound.known.capacity(), 0);
+        assert!(inbound.messages.is_none());
     }
 
     #[test]
@@ -277,7 +290,7 @@ mod tests {
         for id in 1..=u16::MAX {
             inbound.done(&at_1(id, "a", false), now);
         }
-        assert_eq!(inbound.known.len(), MAX_KNOWN);
+        assert_eq!(inbound.messages.as_ref().unwrap().known.len(), MAX_KNOWN);
         let mut taken = 0;
         for id in 1..=u16::MAX {
             match inbound.arrives(&at_2(id, "a"), now) {
@@ -304,7 +317,7 @@ mod tests {
             inbound.begin(&publish);
             inbound.done(&publish, now);
         }
-        assert_eq!((inbound.under_way(), inbound.known.len()), (0, 0));
+        assert!(inbound.messages.is_none());
     }
 
     proptest! {

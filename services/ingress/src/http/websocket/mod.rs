@@ -61,9 +61,9 @@ pub(super) async fn serve<S>(stream: S, read_ahead: Bytes, sender: IpAddr, serve
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let stream = WebSocket::new(stream, &read_ahead);
+    let mut stream = WebSocket::new(stream, &read_ahead);
     drop(read_ahead);
-    crate::mqtt::connection::serve(stream, sender, Arc::clone(&server.node)).await;
+    crate::mqtt::connection::serve(&mut stream, sender, &server.node).await;
 }
 
 /// Why a request does not make a WebSocket.

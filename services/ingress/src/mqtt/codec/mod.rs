@@ -196,7 +196,7 @@ impl Fault {
 pub struct Codec {
     version: Version,
     /// What CONNECT asked for.
-    max_outbound_bytes: usize,
+    max_outbound_bytes: u32,
     tells_problems: bool,
     keeps_session: bool,
     /// What is being read past.
@@ -208,7 +208,7 @@ impl Codec {
     pub fn new(version: Version) -> Self {
         Codec {
             version,
-            max_outbound_bytes: usize::MAX,
+            max_outbound_bytes: u32::MAX,
             tells_problems: true,
             keeps_session: false,
             oversized: None,
@@ -217,7 +217,7 @@ impl Codec {
 
     fn for_client(connect: &Connect) -> Self {
         Codec {
-            max_outbound_bytes: connect.max_packet_bytes.map_or(usize::MAX, |bytes| bytes as usize),
+            max_outbound_bytes: connect.max_packet_bytes.unwrap_or(u32::MAX),
             tells_problems: connect.tells_problems,
             keeps_session: connect.wants_session,
             ..Codec::new(connect.version)
@@ -270,7 +270,7 @@ impl Codec {
 
     /// Whether the client takes a PUBLISH of this size (v5 §3.1.2.11.4: a larger one must not be sent).
     pub fn fits(&self, topic: &str, qos: QoS, payload_bytes: usize, properties: &PublishProperties) -> bool {
-        if self.max_outbound_bytes == usize::MAX {
+        if self.max_outbound_bytes == u32::MAX {
             return true;
         }
         let length_bytes =
@@ -283,7 +283,7 @@ impl Codec {
         let properties = values + user.map(|(name, value)| 5 + name.len() + value.len()).sum::<usize>();
         let id_bytes = if qos == QoS::AtMostOnce { 0 } else { 2 };
         let body = 2 + topic.len() + id_bytes + length_bytes(properties) + properties + payload_bytes;
-        1 + length_bytes(body) + body <= self.max_outbound_bytes
+        1 + length_bytes(body) + body <= self.max_outbound_bytes as usize
     }
 
     /// PUBLISH, which must [fit](Self::fits): nothing is written otherwise.
@@ -420,7 +420,7 @@ impl Codec {
     fn write<P, W: Encoder<P>>(&self, packet: P, mut wire: W, out: &mut BytesMut) -> bool {
         let before = out.len();
         let written = wire.encode(packet, out).is_ok();
-        let fits = written && out.len() - before <= self.max_outbound_bytes;
+        let fits = written && out.len() - before <= self.max_outbound_bytes as usize;
         if !fits {
             out.truncate(before);
         }

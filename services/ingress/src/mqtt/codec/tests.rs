@@ -667,6 +667,7 @@ fn who_does_not_want_to_hear_why_does_not() {
 
 /// A v5 codec for a client that takes packets of so many bytes.
 fn narrow(max_outbound_bytes: usize) -> Codec {
+    let max_outbound_bytes = max_outbound_bytes.try_into().unwrap_or(u32::MAX);
     Codec { max_outbound_bytes, ..Codec::new(Version::V5) }
 }
 

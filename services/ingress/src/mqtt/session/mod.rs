@@ -7,7 +7,7 @@
 //! every [`next_effect`](Session::next_effect) in order; read from the socket only while it
 //! [`wants_input`](Session::wants_input).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -151,7 +151,7 @@ pub struct Session {
     /// Shared by all of the device's sessions on this node.
     caller: Arc<Mutex<CallerLimits>>,
     subscriptions: Subscriptions,
-    aliases: HashMap<NonZeroU16, ByteString>,
+    aliases: BTreeMap<NonZeroU16, ByteString>,
     /// Calls of this session that wait for their answers.
     in_flight: u32,
     /// Calls to this session.
@@ -169,7 +169,7 @@ pub struct Session {
     will: Option<Box<(UplinkKind, Bytes)>>,
     /// Why messages were dropped, as far as their topics have been told: a bit for each reason.
     told: u8,
-    keep_alive: Duration,
+    keep_alive_ms: u32,
     last_packet_at: Instant,
     /// It ends for this reason once nothing is in flight.
     leaves: Option<EndReason>,
@@ -197,7 +197,7 @@ impl Session {
             codec,
             caller,
             subscriptions: Subscriptions::default(),
-            aliases: HashMap::new(),
+            aliases: BTreeMap::new(),
             in_flight: 0,
             target: Target::new(limits.device.target, Numbers::after(0)),
             limits,
@@ -210,7 +210,7 @@ impl Session {
             will: will.map(Box::new),
             told: 0,
             // §3.1.2.10: one and a half times the keep-alive.
-            keep_alive: Duration::from_millis(u64::from(keep_alive_s) * 1500),
+            keep_alive_ms: u32::from(keep_alive_s) * 1500,
             last_packet_at: now,
             leaves: None,
             closed: false,
@@ -412,7 +412,7 @@ impl Session {
             // What the client has sent meanwhile waits with the socket.
             self.last_packet_at = now;
         }
-        if now >= self.last_packet_at + self.keep_alive {
+        if now >= self.keep_alive_ends() {
             let why = "nothing came within the keep-alive";
             self.codec.disconnect(Reason::KeepAliveTimeout, why, &mut self.out);
             self.close(Ended::KeepAlive);
@@ -420,9 +420,13 @@ impl Session {
         self.close_when_drained();
     }
 
+    fn keep_alive_ends(&self) -> Instant {
+        self.last_packet_at + Duration::from_millis(self.keep_alive_ms.into())
+    }
+
     /// When to call [`tick`](Self::tick) next.
     pub fn next_tick(&self) -> Instant {
-        let keep_alive = self.last_packet_at + self.keep_alive;
+        let keep_alive = self.keep_alive_ends();
         let held_until = self.held.as_ref().and_then(|held| held.until);
         let others = self.target.next_expiry().into_iter().chain(held_until).chain(self.paced_until);
         others.fold(keep_alive, Instant::min)

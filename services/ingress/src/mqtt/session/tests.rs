@@ -1301,3 +1301,9 @@ fn what_is_read_at_once_is_performed_before_more_is() {
     session.received(&mut bytes, MAX, now);
     assert!(!session.left_off());
 }
+
+/// What most sessions never need is behind a pointer.
+#[test]
+fn a_session_is_small() {
+    assert!(size_of::<Session>() <= 512, "{} bytes", size_of::<Session>());
+}
