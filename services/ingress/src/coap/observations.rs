@@ -35,7 +35,8 @@ enum Timer {
 /// All observations.
 #[derive(Debug, Default)]
 pub struct Observations {
-    observers: HashMap<ObserverKey, Observer>,
+    /// Boxed: a map has room for up to twice as many as it holds.
+    observers: HashMap<ObserverKey, Box<Observer>>,
     registrations: HashMap<(SocketAddr, Token), ObserverKey>,
     /// Those whose claims are being released, and the requests that are answered then.
     ending: HashMap<ObserverKey, Vec<RequestId>>,
@@ -111,7 +112,8 @@ impl Observations {
         // At random, so that an answer to an earlier observation of the device hardly ever fits a call of this one.
         let numbers = Numbers::of_node(requests.node_tag, requests.link.random.number() as u32);
         let target = Target::new(requests.limits.device.target, numbers);
-        self.observers.insert(key, Observer::new(visitor, registration, exponent, target, id, now));
+        let observer = Observer::new(visitor, registration, exponent, target, id, now);
+        self.observers.insert(key, Box::new(observer));
         self.registrations.insert(registration, key);
         if let Some(visit) = requests.visitors.get_mut(visitor) {
             visit.observers.push(key);
@@ -132,7 +134,7 @@ impl Observations {
             None => {}
         }
         for request in waiters {
-            let registered = self.observers.get_mut(&key).map(Observer::registered);
+            let registered = self.observers.get_mut(&key).map(|it| it.registered());
             requests.finish(request, registered.unwrap_or_else(|| reply::refusal(Refusal::Unavailable)), now);
         }
         if self.observers.contains_key(&key) {

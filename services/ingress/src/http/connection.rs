@@ -1,6 +1,7 @@
 //! How does one HTTP connection run? hyper reads requests and writes responses; the router answers them.
 
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use axum::http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::{TowerToHyperService, TowerToHyperServiceFuture};
 use tokio_util::sync::CancellationToken;
@@ -27,32 +29,15 @@ const MAX_HEAD_BYTES: usize = 8 * 1024;
 /// Serves one client, who has connected from `peer`, until it goes, or `closing` is cancelled and its request is
 /// answered.
 pub(super) async fn serve<S: Transport>(
-    mut stream: S,
+    stream: S,
     peer: IpAddr,
-    server: Arc<Server>,
+    server: &Arc<Server>,
     router: Router,
-    closing: CancellationToken,
+    closing: &CancellationToken,
 ) {
-    let http = &server.node.settings().http;
-    let patience = Patience {
-        head: Duration::from_millis(http.header_timeout_ms),
-        idle: Duration::from_millis(http.idle_timeout_ms),
-        write: Duration::from_millis(http.request_timeout_ms),
-    };
-    let first = tokio::time::timeout(patience.head, opening::read(&mut stream, MAX_HEAD_BYTES));
-    // Boxed: it is over when a connection is counted in kilobytes.
-    let Some(Ok(Ok(read_ahead))) = closing.run_until_cancelled(Box::pin(first)).await else { return };
     let exchange = Arc::new(Exchange::new(peer));
-    let wire = Wire::new(stream, read_ahead, Arc::clone(&exchange), patience, http.max_body_bytes);
-    let requests = Requests { router, exchange: Arc::clone(&exchange) };
-    let serving = http1::Builder::new()
-        .header_read_timeout(None)
-        .half_close(true)
-        .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(wire), requests)
-        .with_upgrades();
-    // Boxed: a WebSocket that comes of it need not carry it along.
-    let mut serving = Box::pin(serving);
+    // Boxed, here and below: it is over when a connection is counted in kilobytes.
+    let Some(mut serving) = Box::pin(open(stream, &exchange, server, router, closing)).await else { return };
     // How it ends, a peer's reset say, is of no consequence: what it was writing has gone back.
     tokio::select! {
         ended = serving.as_mut() => {
@@ -67,15 +52,51 @@ pub(super) async fn serve<S: Transport>(
     }
     drop(serving);
     let upgrade = exchange.upgrade.lock().take();
-    if let Some((upgrade, sender)) = upgrade
-        && let Ok(upgraded) = Box::pin(upgrade).await
+    drop(exchange);
+    if let Some((upgrade, sender)) = upgrade {
+        Box::pin(go_over::<S>(upgrade, sender, server)).await;
+    }
+}
+
+/// Serves what has become a WebSocket.
+async fn go_over<S: Transport>(upgrade: OnUpgrade, sender: IpAddr, server: &Server) {
+    if let Ok(upgraded) = upgrade.await
         && let Ok(parts) = upgraded.downcast::<TokioIo<Wire<S>>>()
     {
-        drop(exchange);
         // All that was read ahead was in hyper's first buffer.
         let stream = parts.io.into_inner().into_stream();
-        Box::pin(websocket::serve(stream, parts.read_buf, sender, &server)).await;
+        Box::pin(websocket::serve(stream, parts.read_buf, sender, server)).await;
     }
+}
+
+/// A connection as hyper serves it, boxed: a WebSocket that comes of it need not carry it along.
+type Serving<S> = Pin<Box<http1::UpgradeableConnection<TokioIo<Wire<S>>, Requests>>>;
+
+/// Waits for a whole head. None when the client takes too long, or has gone, or `closing` is cancelled.
+async fn open<S: Transport>(
+    mut stream: S,
+    exchange: &Arc<Exchange>,
+    server: &Server,
+    router: Router,
+    closing: &CancellationToken,
+) -> Option<Serving<S>> {
+    let http = &server.node.settings().http;
+    let patience = Patience {
+        head: Duration::from_millis(http.header_timeout_ms),
+        idle: Duration::from_millis(http.idle_timeout_ms),
+        write: Duration::from_millis(http.request_timeout_ms),
+    };
+    let first = tokio::time::timeout(patience.head, opening::read(&mut stream, MAX_HEAD_BYTES));
+    let Some(Ok(Ok(read_ahead))) = closing.run_until_cancelled(first).await else { return None };
+    let wire = Wire::new(stream, read_ahead, Arc::clone(exchange), patience, http.max_body_bytes);
+    let requests = Requests { router, exchange: Arc::clone(exchange) };
+    let serving = http1::Builder::new()
+        .header_read_timeout(None)
+        .half_close(true)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .serve_connection(TokioIo::new(wire), requests)
+        .with_upgrades();
+    Some(Box::pin(serving))
 }
 
 /// The router, which is told whose requests it answers.

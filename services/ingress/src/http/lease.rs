@@ -152,7 +152,12 @@ impl<P, R> Lease<P, R> {
     /// What is to be done, in order.
     pub fn next_effect(&mut self) -> Option<Effect<R>> {
         // A claim goes first, so that whoever asks again does not find it.
-        self.effects.pop_front().or_else(|| self.target.next_conclusion().map(Effect::Conclude))
+        let next = self.effects.pop_front();
+        if next.is_none() && self.effects.capacity() > 0 {
+            // A device that waits keeps no room for what is done.
+            self.effects = VecDeque::new();
+        }
+        next.or_else(|| self.target.next_conclusion().map(Effect::Conclude))
     }
 
     /// True when the loop has something to do.

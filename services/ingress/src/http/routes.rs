@@ -125,7 +125,8 @@ impl FromRequestParts<Arc<Server>> for From {
             return Err(reply::empty(StatusCode::INTERNAL_SERVER_ERROR));
         };
         let sender = server.sender(exchange, &parts.headers);
-        let visit = server.devices.enter(&token, sender).await.map_err(reply::not_let_in)?;
+        // Boxed: a poll waits in the same future, and is counted in kilobytes.
+        let visit = Box::pin(server.devices.enter(&token, sender)).await.map_err(reply::not_let_in)?;
         exchange.knows();
         Ok(From { visit, id: part("id") })
     }
