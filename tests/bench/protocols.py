@@ -24,7 +24,7 @@ import urllib.request
 import uuid
 from pathlib import Path
 
-SWITCHBOARD = Path(__file__).resolve().parents[2] / "target" / "release" / "switchboard"
+ROOT = Path(__file__).resolve().parents[2]
 # Devices of one customer: both of a pair are always of the same.
 CUSTOMER_DEVICES = 200
 ANY = "127.0.0.1:0"
@@ -38,11 +38,11 @@ def token(device):
 class System:
     """`switchboard up`, with devices."""
 
-    def __init__(self, folder, devices):
+    def __init__(self, switchboard, folder, devices):
         unlimited = ["ingress.calls_per_second_per_device=1000000", "ingress.call_burst_per_device=1000000", "api.calls_per_second_per_app=0"]
         addresses = folder / "addresses.json"
         self.process = subprocess.Popen(
-            [SWITCHBOARD, "up", "--ephemeral", "--nats-port", "0", "--addresses", addresses]
+            [switchboard, "up", "--ephemeral", "--nats-port", "0", "--addresses", addresses]
             + [part for protocol in ("mqtt", "http", "coap", "api", "admin") for part in (f"--{protocol}", ANY)]
             + [part for setting in unlimited for part in ("--set", setting)],
             stdout=subprocess.PIPE,
@@ -55,8 +55,8 @@ class System:
         self.ids = [str(uuid.uuid4()) for _ in range(devices)]
         rows = [f"Bench,Customer {n // CUSTOMER_DEVICES},{it},Device {n},{token(n)}" for n, it in enumerate(self.ids)]
         (folder / "devices.csv").write_text("\n".join(["tenant,customer,id,name,token", *rows]) + "\n")
-        command = [SWITCHBOARD, "device", "import", "--create", "--nats", at["nats"], folder / "devices.csv"]
-        app = [SWITCHBOARD, "app", "add", "bench", "--tenant", "Bench", "--nats", at["nats"], "--json"]
+        command = [switchboard, "device", "import", "--create", "--nats", at["nats"], folder / "devices.csv"]
+        app = [switchboard, "app", "add", "bench", "--tenant", "Bench", "--nats", at["nats"], "--json"]
         try:
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             self.key = json.loads(subprocess.run(app, check=True, stdout=subprocess.PIPE).stdout)["key"]
@@ -286,6 +286,10 @@ class Coap:
 PROTOCOLS = {"http": Http, "coap": Coap, "api": Api}
 
 
+# How much more an application's call may cost than a device's over HTTP, at 200 pairs.
+MOST_CPU, MOST_P50 = 1.4, 1.5
+
+
 def read(call):
     """Number and body of a call, as a target reads it."""
     return call[6 : call.index(b",")].decode(), call[call.index(b'"params":') + 9 : -1]
@@ -327,6 +331,14 @@ async def calls(protocol, system, pairs, seconds):
         f"p50 {p50_ms:.1f} ms, p99 {p99_ms:.1f} ms",
         flush=True,
     )
+    return 1e6 * cpu_s / len(took), p50_ms
+
+
+def beside(measured):
+    """What an application's call costs beside a device's, where both were measured."""
+    for pairs in {pairs for protocol, pairs in measured if protocol is Api and (Http, pairs) in measured}:
+        cpu, p50 = (api / http for api, http in zip(measured[Api, pairs], measured[Http, pairs], strict=True))
+        print(f"Api beside Http, {pairs} pairs: {cpu:.2f} times the CPU (at most {MOST_CPU}), {p50:.2f} times the p50 (at most {MOST_P50})")
 
 
 async def wait(protocol, system, count):
@@ -352,20 +364,25 @@ def main():
     parser.add_argument("--via", choices=PROTOCOLS, nargs="*", default=list(PROTOCOLS), help="which protocols")
     parser.add_argument("--pairs", type=int, nargs="*", default=[1, 100], help="callers and as many targets")
     parser.add_argument("--waiting", type=int, default=5000, help="devices that only wait for a call")
+    parser.add_argument("--switchboard", default=ROOT / "target/release/switchboard", help="which program")
     parser.add_argument("--seconds", type=int, default=5, help="of each measurement")
     args = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4 * args.waiting + 1000), hard))
+    measured = {}
     for protocol in (PROTOCOLS[via] for via in args.via):
         # An application does not wait for calls.
-        runs = [lambda it, protocol=protocol: wait(protocol, it, args.waiting)] if protocol is not Api else []
-        runs += [lambda it, via=protocol, pairs=pairs: calls(via, it, pairs, args.seconds) for pairs in args.pairs]
-        for run in runs:
+        runs = {}
+        if protocol is not Api and args.waiting:
+            runs[0] = lambda it, protocol=protocol: wait(protocol, it, args.waiting)
+        runs |= {pairs: lambda it, via=protocol, pairs=pairs: calls(via, it, pairs, args.seconds) for pairs in args.pairs}
+        for pairs, run in runs.items():
             # Each on a system of its own: what one leaves behind is not the next one's.
             with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-                system = System(Path(folder), max([args.waiting, *(2 * pairs for pairs in args.pairs)]))
+                system = System(args.switchboard, Path(folder), max([args.waiting, *(2 * pairs for pairs in args.pairs)]))
                 stack.callback(system.stop)
-                asyncio.run(run(system))
+                measured[protocol, pairs] = asyncio.run(run(system))
+    beside(measured)
     if CoapEndpoint.retransmissions:
         print(f"CoAP requests that the load sent again: {CoapEndpoint.retransmissions}")
 
