@@ -15,7 +15,9 @@ from harness.apps import add_app
 from harness.devices import PahoV5
 from harness.hardened import CONFIGURATION, Hardened
 from harness.programs import tool
+from harness.raw_http import RawHttp
 from harness.raw_nats import RawNats
+from harness.sse import Listener
 from harness.waiting import PATIENCE_S, until
 
 PASSWORD = f"of-backend-{secrets.token_hex(8)}"
@@ -26,7 +28,7 @@ class Applications:
 
     def __init__(self, folder) -> None:
         TOKENS.add(PASSWORD)
-        self.hardened = Hardened(folder, settings={"authorizer.answer_applications": "true"})
+        self.hardened = Hardened(folder, apis=1, settings={"authorizer.answer_applications": "true"})
         self.accounts = self.hardened.cluster.accounts
         self.family = self.accounts.family()
         self.apps = [add_app(self.accounts, "--customer", self.family.customer) for _ in range(2)]
@@ -95,6 +97,10 @@ def target(applications, device):
 def test_an_application_calls_and_is_told_in_headers(applications, target):
     (app, _), family = applications.apps, applications.family
     own, before = applications.subject(app, family.a.id), len(applications.hardened.violations())
+    observer = add_app(applications.accounts, "--role", "observer")
+    api = applications.hardened.cluster.apis[0]
+    listener = Listener(api.port, "/v1/events?kinds=call", {"Authorization": observer.bearer})
+    listener.until("live")
     with ThreadPoolExecutor() as pool:
         called = pool.submit(applications.ask, app, (own, b'{"method":"blink","params":{"a" : 1.50}}', {"Swb-Timeout": "20000"}))
         taken = target.next_call()
@@ -104,6 +110,7 @@ def test_an_application_calls_and_is_told_in_headers(applications, target):
     assert answer.data == b'{"b" : 2.50}'
     assert (answer.headers["Swb-Outcome"], answer.headers["Swb-Seen"]) == ("answered", "yes")
     assert "Nats-Service-Error" not in answer.headers
+    ended = [answer]
     for device, body, headers, expected in [
         (family.a.id, b"", {"Swb-Timeout": "200"}, ("timed_out", "maybe", "504")),
         (family.b.id, b"", {}, ("offline", "never", "409")),
@@ -115,9 +122,18 @@ def test_an_application_calls_and_is_told_in_headers(applications, target):
         told = answer.headers
         assert (told["Swb-Outcome"], told["Swb-Seen"], told["Nats-Service-Error-Code"]) == expected, body
         assert told["Nats-Service-Error"] and told["Swb-Call"] and answer.data == b""
+        ended += [answer] * (told["Swb-Outcome"] != "malformed")
     oneway = json.dumps({"method": "blink", "oneway": True}).encode()
     (answer,) = applications.ask(app, (own, oneway, None))
     assert (answer.headers["Swb-Outcome"], answer.data) == ("delivered", b"")
+    # Listeners are told of these calls, too, each once, and by which way they came.
+    events = [listener.until("call").data for _ in ended]
+    listener.close()
+    assert {it["callId"]: it["outcome"] for it in events} == {it.headers["Swb-Call"]: it.headers["Swb-Outcome"] for it in ended}
+    assert all(it["caller"] == {"app": app.id} for it in events)
+    with RawHttp(api.port) as http:
+        shown = http.ask("GET", f"/v1/calls/{events[0]['callId']}?hops=true", Authorization=observer.bearer).json
+    assert [it["at"] for it in shown["hops"]] == ["authorizer", "router", "target"]
     assert applications.hardened.violations()[before:] == []
 
 

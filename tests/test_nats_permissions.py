@@ -71,8 +71,19 @@ def test_the_services_need_no_more(hardened, device):
     assert answers.request("POST", f"rpc/{number}", '"there"')[0] == 200
     assert answer.text() == '"there"'
 
-    # An application's call, and what it hears.
+    # An application's call, and what it hears, at a copy that keeps the registry, too: of calls at all services.
     app = add_app(cluster.accounts, "--role", "observer")
+    # Copies of the other account's are not among them.
+    for api, calling, others in ((cluster.apis[0], cluster.apis[1], 1), (cluster.apis[2], cluster.apis[2], 2)):
+        with Listener(api.port, "/v1/events?kinds=call", {"Authorization": app.bearer}) as listener, RawHttp(calling.port) as http:
+            listener.until("live")
+            assert call(http, app, family.b.id).json["outcome"] == "offline"
+            caller.send_msg(family.b, "2", timeout=2_000)
+            told = [listener.until("call", caller=by, outcome="offline") for by in ({"app": app.id}, {"device": family.a.id, "name": family.a.name})]
+        with RawHttp(api.port) as http:
+            shown = [http.ask("GET", f"/v1/calls/{it.data['callId']}?hops=true", Authorization=app.bearer).json for it in told]
+        assert [it["hops"][0]["at"] for it in shown] == ["api", "caller"]
+        assert [it["asked"] for it in shown] == [len(cluster.services) - others] * 2
     with Listener(cluster.apis[0].port, f"/v1/events?device={family.b.id}", {"Authorization": app.bearer}) as listener:
         assert [it["id"] for it in listener.until("snapshot").data["devices"]] == [family.b.id]
     with RawHttp(cluster.apis[0].port) as http:
