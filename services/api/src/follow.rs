@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bus::Bus;
 use bus::claims::{ClaimEvent, ClaimWatch};
 use bus::registry::{DeviceEvent, DeviceWatch};
-use bus::{Bus, StoreError};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
@@ -15,8 +15,6 @@ use crate::world::World;
 
 /// How often listeners are woken at most: many changes at once wake them once.
 const WAKE_EVERY: Duration = Duration::from_millis(20);
-/// Between two attempts to open a bucket that is not there yet, or that NATS lets nobody read.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// What this copy has heard, and that it has changed. Clones share it.
 #[derive(Clone)]
@@ -55,10 +53,10 @@ impl Followed {
         }
     }
 
-    /// Follows the claims until the bus is closed. Those of a store that was lost are written again within `lease`:
-    /// until then nobody is told of who lacks one.
+    /// Follows the claims until the bus is closed; an API that NATS lets call alone goes on without events. Those of a
+    /// store that was lost are written again within `lease`: until then nobody is told of who lacks one.
     pub(crate) async fn follow_claims(self, bus: Bus, lease: Duration) {
-        let mut watch = open("the claims", &bus, |bus| async move { ClaimWatch::open(&bus).await }).await;
+        let mut watch = bus.again("follow the claims for events", || ClaimWatch::open(&bus)).await;
         let mut doubted_until = None;
         let mut is_loaded = false;
         while let Some(event) = watch.next().await {
@@ -93,7 +91,7 @@ impl Followed {
 
     /// Follows the devices until the bus is closed.
     pub(crate) async fn follow_devices(self, bus: Bus) {
-        let mut watch = open("the devices", &bus, |bus| async move { DeviceWatch::open(&bus).await }).await;
+        let mut watch = bus.again("follow the devices for events", || DeviceWatch::open(&bus)).await;
         while let Some(event) = watch.next().await {
             match event {
                 DeviceEvent::Reset { revision } => self.tell(|world| world.devices_reset(revision)),
@@ -104,24 +102,5 @@ impl Followed {
                 DeviceEvent::Lost => self.tell(World::devices_lost),
             }
         }
-    }
-}
-
-/// Until it can be opened. An API that NATS lets call alone goes on without events.
-async fn open<W, F>(what: &str, bus: &Bus, open: impl Fn(Bus) -> F) -> W
-where
-    F: Future<Output = Result<W, StoreError>>,
-{
-    let mut is_told = false;
-    loop {
-        match open(bus.clone()).await {
-            Ok(watch) => return watch,
-            Err(error) if !is_told => {
-                tracing::warn!(%error, what, "there are no events yet: they cannot be followed");
-                is_told = true;
-            }
-            Err(_) => {}
-        }
-        sleep(PAUSE).await;
     }
 }
