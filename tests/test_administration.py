@@ -119,7 +119,11 @@ def test_customers_applications_and_keys(shared_cluster, keep, family):
 
 def test_each_role_may_what_it_may_and_no_more(keep, family):
     asked = {
-        "observer": [("GET", "audit?limit=1")],
+        "observer": [
+            *[("GET", "audit?limit=1"), ("GET", "policies"), ("GET", "policies/shadow"), ("GET", "policies/versions")],
+            *[("GET", "policies/versions/1"), ("POST", "policies/check"), ("POST", "policies/diff")],
+            *[("GET", f"policies/{what}") for what in ("explain", "who", "whom")],
+        ],
         "operator": [
             *[("GET", "customers"), ("GET", "tenants"), ("POST", "customers"), ("PATCH", "customers/x")],
             *[("DELETE", "customers/x"), ("POST", "devices"), ("PATCH", "devices/x"), ("DELETE", "devices/x")],
@@ -128,6 +132,7 @@ def test_each_role_may_what_it_may_and_no_more(keep, family):
         "admin": [
             *[("GET", "apps"), ("POST", "apps"), ("GET", "apps/x"), ("DELETE", "apps/x"), ("POST", "apps/x/keys")],
             *[("DELETE", "apps/x/keys/0"), ("POST", "tenants"), ("PATCH", "tenants/x"), ("DELETE", "tenants/x")],
+            *[("PUT", "policies"), ("PUT", "policies/shadow"), ("DELETE", "policies/shadow")],
         ],
     }
     for needed, requests in asked.items():

@@ -23,13 +23,13 @@ STORES = {
     "authorizer-store": [("KV_swb_devices", "$KV.swb_devices.beat.9"), ("KV_swb_keys", None), ("KV_swb_policies", None), ("swb_audit", f"swb.audit.{NODE}.authorizer")],
     "router-store": [("KV_swb_claims", f"$KV.swb_claims.{DEVICE}"), ("KV_swb_seen", f"$KV.swb_seen.{DEVICE}"), ("KV_swb_keys", None)],
     "api": [("KV_swb_once", f"$KV.swb_once.{DEVICE}")],
-    "admin": [("KV_swb_devices", f"$KV.swb_devices.note.{DEVICE}"), ("swb_audit", f"swb.audit.{NODE}.admin"), ("KV_swb_once", f"$KV.swb_once.{DEVICE}")],
+    "admin": [("KV_swb_devices", f"$KV.swb_devices.note.{DEVICE}"), ("KV_swb_policies", None), ("swb_audit", f"swb.audit.{NODE}.admin"), ("KV_swb_once", f"$KV.swb_once.{DEVICE}")],
     "operator": [("KV_swb_devices", f"$KV.swb_devices.note.{DEVICE}"), ("KV_swb_policies", None), ("swb_audit", f"swb.audit.{NODE}.operator")],
 }
 # What operators tell processes: they gain nothing by having that said in their place.
 INSTRUCT = {"swb.instruct.ingress", "swb.instruct.router"}
 # What a user reads, and does not watch.
-UNWATCHED = [("operator", "KV_swb_policies"), ("api", "KV_swb_once"), ("admin", "KV_swb_once")]
+UNWATCHED = [("operator", "KV_swb_policies"), ("admin", "KV_swb_policies"), ("api", "KV_swb_once"), ("admin", "KV_swb_once")]
 # Where a thief would like a message to arrive.
 WANTED = [
     *[f"swb.node.{NODE}", f"swb.event.takeover.{NODE}", f"swb.event.claims.{NODE}", f"swb.event.device.{DEVICE}"],

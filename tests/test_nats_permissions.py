@@ -270,19 +270,20 @@ PUBLISH = {
             *["swb.js.STREAM.DELETE.KV_swb_once", "swb.js.STREAM.UPDATE.KV_swb_once", "swb.js.CONSUMER.CREATE.KV_swb_once.x"],
         ],
     ),
-    # The registry, and what it changes there on record in its own name; neither policies nor claims, and no device's voice.
+    # The registry and policies, and what it changes there on record in its own name; no claims, and no device's voice.
     "admin": (
         [
             *["swb.app", "swb.appcall", "swb.reply.0123456789abcdef.echo.1", f"$KV.swb_devices.device.{DEVICE}"],
             *[f"swb.audit.{DEVICE}.admin", INBOX, BETWEEN, *INSPECT, *READS, "$JS.FC.KV_swb_claims.x"],
-            *["swb.ended.0123456789abcdef", "$KV.swb_once.a.b"],
+            *["swb.ended.0123456789abcdef", "$KV.swb_once.a.b", f"$KV.swb_policies.set.{DEVICE}"],
         ],
         [
             *["swb.call", "swb.list", "swb.authenticate", "swb.route", "swb.presence", "swb.judge", NODE],
             *["swb.claim", "swb.beat", f"swb.event.device.{DEVICE}", f"$KV.swb_claims.{DEVICE}", "$KV.swb_keys.tickets"],
-            *[f"$KV.swb_policies.set.{DEVICE}", f"swb.audit.{DEVICE}.operator", f"swb.audit.{DEVICE}", *OPERATE],
+            *[f"swb.audit.{DEVICE}.operator", f"swb.audit.{DEVICE}", *OPERATE, f"swb.decide.{DEVICE}.quota"],
             "swb.late.0123456789abcdef",
             *["$JS.API.STREAM.DELETE.KV_swb_devices", "$JS.API.STREAM.PURGE.KV_swb_devices"],
+            *["$JS.API.STREAM.DELETE.KV_swb_policies", "$JS.API.STREAM.PURGE.KV_swb_policies"],
         ],
     ),
     "router": (

@@ -9,7 +9,7 @@ use rpc::{CallId, Limit, Outcome, Role, Seen};
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
-use crate::request::Fault;
+use crate::request;
 
 /// The machine-readable name of what a body says.
 const OUTCOME: HeaderName = HeaderName::from_static("switchboard-outcome");
@@ -43,6 +43,10 @@ pub struct Problem {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     field: Option<Box<str>>,
+    /// What is wrong with policies, each with its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Fault>>)]
+    faults: Option<Box<[Fault]>>,
     /// How the call ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "offline")]
@@ -55,8 +59,26 @@ pub struct Problem {
     #[schema(value_type = Option<String>)]
     call_id: Option<Box<str>>,
     /// The limit that was reached.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "named")]
+    #[schema(value_type = Option<String>)]
+    limit: Option<Limit>,
+}
+
+/// What is not accepted in a text of policies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = PolicyFault)]
+pub struct Fault {
+    /// Which text.
+    pub text: String,
+    /// Its line, from 1; 0: it is about the whole text.
+    pub line: usize,
+    /// The place in the line, from 1, in characters.
+    pub column: usize,
+    /// What is wrong.
+    pub problem: String,
+    /// What to write instead, where that can be said.
     #[serde(skip_serializing_if = "Option::is_none")]
-    limit: Option<&'static str>,
+    pub instead: Option<String>,
 }
 
 impl Problem {
@@ -68,6 +90,7 @@ impl Problem {
             status: status.as_u16(),
             detail: None,
             field: None,
+            faults: None,
             outcome: None,
             seen: Seen::Never,
             call_id: None,
@@ -90,7 +113,7 @@ impl Problem {
     /// A limit of the application's, or of all, is reached.
     pub fn limit(limit: Limit) -> Self {
         let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "busy", "A limit is reached");
-        Problem { limit: Some(limit.as_str()), ..problem }
+        Problem { limit: Some(limit), ..problem }
     }
 
     /// A key whose role is below `role`.
@@ -130,6 +153,16 @@ impl Problem {
         Problem { field: Some(field.into()), ..self }
     }
 
+    /// The same, with what is wrong with policies, which `detail` tells in words.
+    pub fn at(self, faults: Vec<Fault>, words: String) -> Self {
+        Problem {
+            faults: Some(faults.into()),
+            detail: Some(words.into()),
+            field: Some("texts".into()),
+            ..self
+        }
+    }
+
     /// Whether it is the one of that name.
     pub fn is(&self, kind: &str) -> bool {
         self.kind == kind
@@ -151,17 +184,21 @@ impl Problem {
     }
 }
 
+fn named<S: Serializer>(limit: &Option<Limit>, serializer: S) -> Result<S::Ok, S::Error> {
+    limit.map(Limit::as_str).serialize(serializer)
+}
+
 fn urn<S: Serializer>(kind: &str, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("urn:switchboard:problem:{kind}"))
 }
 
-impl From<Fault> for Problem {
-    fn from(fault: Fault) -> Self {
+impl From<request::Fault> for Problem {
+    fn from(fault: request::Fault) -> Self {
         match fault {
-            Fault::NotAnObject => {
+            request::Fault::NotAnObject => {
                 Problem::new(StatusCode::BAD_REQUEST, "not_json", "The body is not a JSON object")
             }
-            Fault::Member { name, expected } => Problem::member(&name, expected),
+            request::Fault::Member { name, expected } => Problem::member(&name, expected),
         }
     }
 }
@@ -225,7 +262,7 @@ fn failed(end: &Ended, status: StatusCode, title: &'static str) -> Problem {
         seen: end.seen,
         call_id: end.call.map(|call| call.to_string().into()),
         limit: match end.outcome {
-            Outcome::Busy(limit) => Some(limit.as_str()),
+            Outcome::Busy(limit) => Some(limit),
             _ => None,
         },
         ..Problem::new(status, end.outcome.as_str(), title)
@@ -349,7 +386,7 @@ mod tests {
 
     #[test]
     fn a_problem_says_what_and_which() {
-        let fault = Fault::Member { name: "timeout".into(), expected: "less".into() };
+        let fault = request::Fault::Member { name: "timeout".into(), expected: "less".into() };
         let problem = Problem::from(fault);
         assert_eq!(problem.text(), "timeout must be less");
         let text = serde_json::to_string(&problem).unwrap();

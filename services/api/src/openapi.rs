@@ -21,6 +21,7 @@ use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, Secur
         (name = "tenants", description = "Tenants: an application's own, or all of them"),
         (name = "customers", description = "Customers, whose devices may call each other"),
         (name = "apps", description = "Applications and their keys"),
+        (name = "policies", description = "Who may call whom: a tenant's policies, asked and replaced"),
         (name = "audit", description = "Who did what"),
         (name = "thingsboard", description = "The same by ThingsBoard's paths, bodies and statuses")
     ),

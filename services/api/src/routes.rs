@@ -204,7 +204,12 @@ impl Server {
 
     /// A request's body, within its limits of size and time.
     pub(crate) async fn read(&self, body: Body) -> Result<Bytes, Problem> {
-        let read = Limited::new(body, self.max_body_bytes).collect();
+        self.read_at_most(body, self.max_body_bytes).await
+    }
+
+    /// The same, of so many bytes at most.
+    pub(crate) async fn read_at_most(&self, body: Body, most: usize) -> Result<Bytes, Problem> {
+        let read = Limited::new(body, most).collect();
         let Ok(read) = tokio::time::timeout(self.body_timeout, read).await else {
             let problem = Problem::new(StatusCode::REQUEST_TIMEOUT, "slow", "The body did not come in time");
             return Err(problem.expected(format!("all of it within {} ms", self.body_timeout.as_millis())));
@@ -214,7 +219,7 @@ impl Server {
             Err(error) if error.is::<LengthLimitError>() => {
                 let problem =
                     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "The body is too large");
-                Err(problem.expected(format!("at most {} bytes", self.max_body_bytes)))
+                Err(problem.expected(format!("at most {most} bytes")))
             }
             Err(_) => Err(Problem::new(StatusCode::BAD_REQUEST, "broken", "The body ended before its end")),
         }

@@ -18,6 +18,7 @@ mod keep;
 pub mod listing;
 mod meters;
 pub mod policy;
+pub mod shelf;
 mod turns;
 
 use std::sync::Arc;

@@ -4,6 +4,7 @@
 pub mod explain;
 pub mod facts;
 pub mod footprint;
+pub mod inquiry;
 pub mod judge;
 pub mod set;
 mod sieve;

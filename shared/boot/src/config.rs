@@ -419,7 +419,7 @@ declare::settings! {
         /// call is refused (503). NATS reserves them when the bucket is made. A record takes about 300, and the answer.
         idempotency_max_bytes: u64 = 268_435_456, 1_048_576..=1_099_511_627_776;
         /// Whether applications may keep the registry, as far as the role of their key goes: tenants, customers,
-        /// devices, tokens, keys. NATS must let this service write it: the user `admin` of `deploy/nats`.
+        /// devices, tokens, keys, policies. NATS must let this service write it: the user `admin` of `deploy/nats`.
         administration: bool = false, Anything;
         /// Milliseconds that calls in flight may take to end when the service stops; the rest is cut off.
         drain_ms: u64 = 10_000, 0..=600_000;

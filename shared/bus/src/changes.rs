@@ -336,7 +336,10 @@ fn changed(id: DeviceId, device: &Device, customer: Option<&Customer>, change: &
 }
 
 /// What an application may reach, in words.
-async fn scope(registry: &Registry, app: &App) -> Result<String, RegistryError> {
+///
+/// # Errors
+/// When the registry does not answer.
+pub async fn scope(registry: &Registry, app: &App) -> Result<String, RegistryError> {
     let mut names = Vec::new();
     for id in app.customers.iter().flatten() {
         names.push(registry.customer(*id).await?.map_or(id.to_string(), |customer| customer.name));

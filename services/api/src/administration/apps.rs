@@ -337,7 +337,7 @@ fn days(members: &mut Members) -> Result<u64, Problem> {
 
 impl Keeper {
     /// The application of that id, or of that name in the tenant. One that keeps all tenants is for its equals alone.
-    async fn named_app(&self, named: &str, query: &Query) -> Result<(AppId, App), Problem> {
+    pub(super) async fn named_app(&self, named: &str, query: &Query) -> Result<(AppId, App), Problem> {
         self.whole()?;
         let (registry, tenant) = (&self.changes.registry, self.tenant(query)?);
         let found = match named.parse() {

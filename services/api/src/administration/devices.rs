@@ -261,7 +261,7 @@ impl Keeper {
     }
 
     /// The device of that id, or of that name in the application's tenant.
-    async fn named_device(&self, named: &str) -> Result<(DeviceId, Device), Problem> {
+    pub(super) async fn named_device(&self, named: &str) -> Result<(DeviceId, Device), Problem> {
         let registry = &self.changes.registry;
         let found = match named.parse::<DeviceId>() {
             Ok(id) => registry.device(id).await.map(|device| device.map(|device| (id, device))),

@@ -7,7 +7,9 @@ mod apps;
 mod audit;
 mod customers;
 mod devices;
+mod judgements;
 mod params;
+mod policies;
 mod tenants;
 
 use std::collections::BTreeMap;
@@ -21,12 +23,13 @@ use boot::clock::unix_s;
 use bus::Bus;
 use bus::audit::MAX_TEXT_CHARS;
 use bus::changes::{Author, Change, Changed, Changes, NotChanged, Recorder};
+use bus::policies::Policies;
 use bus::registry::{App, Customer, Device, Invalid, Registry, RegistryError, Tag};
 use rpc::{AppId, CustomerId, Place, Role, TenantId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::Server;
@@ -38,6 +41,9 @@ const PAGE: usize = 100;
 /// The most entries of a page.
 const MAX_PAGE: usize = 500;
 
+/// Questions about all devices of a tenant that are answered at a time.
+const MAX_SURVEYS: usize = 1;
+
 /// The routes.
 pub(crate) fn routes() -> OpenApiRouter<Arc<Server>> {
     OpenApiRouter::new()
@@ -45,6 +51,8 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<Server>> {
         .merge(customers::routes())
         .merge(devices::routes())
         .merge(apps::routes())
+        .merge(policies::routes())
+        .merge(judgements::routes())
         .merge(audit::routes())
 }
 
@@ -54,11 +62,25 @@ pub(crate) struct Administration {
     bus: Bus,
     settings: Arc<Settings>,
     opened: OnceCell<Changes>,
+    policies: OnceCell<Policies>,
+    turns: Semaphore,
 }
 
 impl Administration {
     pub(crate) fn new(bus: Bus, settings: Arc<Settings>) -> Self {
-        Administration { is_on: settings.api.administration, bus, settings, opened: OnceCell::new() }
+        Administration {
+            is_on: settings.api.administration,
+            bus,
+            settings,
+            opened: OnceCell::new(),
+            policies: OnceCell::new(),
+            turns: Semaphore::new(MAX_SURVEYS),
+        }
+    }
+
+    /// Waits for a turn to look at all devices. Whoever waits has a place of its application's, so that few do.
+    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.turns.acquire().await.ok()
     }
 
     async fn opened(&self) -> Result<&Changes, RegistryError> {
@@ -73,6 +95,7 @@ impl Administration {
 
 /// An application that keeps the registry: as it stands there now.
 struct Keeper {
+    id: AppId,
     app: App,
     changes: Changes,
     _place: Place<AppId>,
@@ -105,21 +128,26 @@ impl Server {
             return Err(Problem::role(role));
         }
         let author = Author {
-            who: format!("application {app}"),
+            who: author(app),
             from: format!("the API, application {:?}, key {key}", record.name),
             why: query.reason()?,
         };
         let changes = Changes { registry: changes.registry.clone(), recorder: changes.recorder.by(author) };
-        Ok((Keeper { app: record, changes, _place: place }, query))
+        Ok((Keeper { id: app, app: record, changes, _place: place }, query))
     }
 
     /// The members of a body that must be a JSON object; of none, where it may be left out.
     async fn members(&self, headers: &HeaderMap, body: Body) -> Result<Members, Problem> {
+        self.members_of(headers, body, self.max_body_bytes).await
+    }
+
+    /// The same of a body of so many bytes at most.
+    async fn members_of(&self, headers: &HeaderMap, body: Body, most: usize) -> Result<Members, Problem> {
         let is_given = headers.contains_key(header::CONTENT_TYPE);
         let is_json = ["application/json", "application/merge-patch+json"]
             .iter()
             .any(|kind| request::is_of_kind(headers, kind));
-        let body = self.read(body).await?;
+        let body = self.read_at_most(body, most).await?;
         match (body.is_empty(), is_json) {
             (true, _) if !is_given || is_json => Ok(Members(Map::new())),
             (_, false) => Err(Problem::not_said_to_be_json()),
@@ -163,18 +191,32 @@ impl Keeper {
 
     /// Makes a change of what is in that state alone, if there is one.
     async fn make(&self, change: Change, only: Option<&Tag>) -> Result<Changed, Problem> {
-        self.changes.make(change, only, unix_s()).await.map_err(|error| match error {
-            NotChanged::Unrecorded(error) => {
-                tracing::warn!(%error, "the audit does not take a record: nothing is changed");
-                let title = "Nothing was changed: the audit does not take the record of it";
-                Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unrecorded", title)
-            }
-            NotChanged::Failed(error) => refused(error),
-            NotChanged::FailedUntold(error, untold) => {
-                tracing::error!(error = %untold, "the audit says that a change happened which did not");
-                refused(error)
-            }
-        })
+        self.changes.make(change, only, unix_s()).await.map_err(|error| unmade(error, refused))
+    }
+
+    /// In whose name it changes something.
+    fn author(&self) -> String {
+        author(self.id)
+    }
+}
+
+fn author(app: AppId) -> String {
+    format!("application {app}")
+}
+
+/// Why nothing was changed, in our words.
+fn unmade<E>(error: NotChanged<E>, refused: impl Fn(E) -> Problem) -> Problem {
+    match error {
+        NotChanged::Unrecorded(error) => {
+            tracing::warn!(%error, "the audit does not take a record: nothing is changed");
+            let title = "Nothing was changed: the audit does not take the record of it";
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unrecorded", title)
+        }
+        NotChanged::Failed(error) => refused(error),
+        NotChanged::FailedUntold(error, untold) => {
+            tracing::error!(error = %untold, "the audit says that a change happened which did not");
+            refused(error)
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use cedar_policy::pst::{self, BinaryOp, Expr, Literal, Var};
 use rpc::{CustomerId, Protocol, Role as AppRole};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::facts::{Action, AppFacts, Caller, Context, Facts, readings};
 use super::set::{PolicySet, holds};
@@ -15,11 +15,12 @@ const MAX_PAIRED: usize = 60;
 const MAX_TOLD: usize = 5;
 
 /// Why a decision is as it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
     /// Whether it is allowed.
     pub allowed: bool,
     /// The policies that decided; none: no policy permits.
+    #[serde(alias = "decidedBy")]
     pub decided_by: Vec<String>,
     /// Policies that could not be evaluated, each of which denies.
     pub failed: Vec<String>,
@@ -27,11 +28,12 @@ pub struct Explanation {
     /// forbids something.
     pub policies: Vec<Weighed>,
     /// The smallest changes that turn the decision, each evaluated: one change each, or two where one is not enough.
+    #[serde(alias = "wouldChangeIt")]
     pub would_change_it: Vec<Vec<String>>,
 }
 
 /// One policy, taken apart.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Weighed {
     /// Effect, place and name.
     pub policy: String,
@@ -40,7 +42,7 @@ pub struct Weighed {
 }
 
 /// One condition of a policy.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condition {
     /// As Cedar.
     pub text: String,

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, LazyLock};
 
-use bus::registry::App;
+use bus::registry::{App, Device};
 use cedar_policy::{
     Context as CedarContext, Entities, Entity, EntityId, EntityTypeName, EntityUid, Request,
     RestrictedExpression, Schema,
@@ -47,6 +47,19 @@ pub struct Facts {
     pub customer: Option<CustomerId>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+}
+
+impl Facts {
+    /// Of a device of this id.
+    pub fn of(id: DeviceId, device: &Device) -> Self {
+        Facts {
+            id,
+            name: device.name.as_str().into(),
+            kind: device.kind.as_str().into(),
+            customer: device.customer,
+            labels: device.labels.clone(),
+        }
+    }
 }
 
 /// What policies may know of an application.

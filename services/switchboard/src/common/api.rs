@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, IF_MATCH};
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -57,11 +57,13 @@ struct Problem {
     title: String,
     detail: Option<String>,
     field: Option<String>,
+    /// What is wrong with policies, which `detail` tells in words.
+    faults: Option<Value>,
 }
 
 impl Default for Problem {
     fn default() -> Self {
-        Problem { title: "the API does not say why".to_owned(), detail: None, field: None }
+        Problem { title: "the API does not say why".to_owned(), detail: None, field: None, faults: None }
     }
 }
 
@@ -127,7 +129,11 @@ impl Api {
         let (mut all, mut after) = (Vec::new(), String::new());
         loop {
             let mut page: Value = self.get(&format!("{list}?limit={PAGE}{query}{after}")).await?;
-            let entries = page.get_mut(if name == "presence" { "devices" } else { name }).map(Value::take);
+            let entries = match name {
+                "presence" | "policies/who" | "policies/whom" => "devices",
+                name => name,
+            };
+            let entries = page.get_mut(entries).map(Value::take);
             all.extend(serde_json::from_value::<Vec<T>>(entries.unwrap_or_default()).context("not a page")?);
             match page.get("next").and_then(Value::as_str) {
                 Some(next) => after = format!("&after={}", path_segment(next)),
@@ -146,15 +152,39 @@ impl Api {
         path: &str,
         body: Option<Value>,
     ) -> anyhow::Result<Value> {
-        let sign = if path.contains('?') { '&' } else { '?' };
-        let reason = match self.reason.as_str() {
-            "" => String::new(),
-            reason => format!("{sign}reason={}", path_segment(reason)),
-        };
-        self.ask(method, &format!("{path}{reason}"), body).await
+        self.ask(method, &self.reasoned(path), body).await
     }
 
-    async fn ask<T: DeserializeOwned>(
+    /// The same, of what is in that state alone.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub(crate) async fn change_of(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+        state: &str,
+    ) -> anyhow::Result<Value> {
+        let (path, body) = (self.reasoned(path), body.map(|body| body.to_string()));
+        let state = Some((IF_MATCH.as_str(), state));
+        read(self.within(ANSWER_WAIT, self.exchange_once(method, &path, state, body)).await?)
+    }
+
+    /// A path that says what a change is for.
+    fn reasoned(&self, path: &str) -> String {
+        let sign = if path.contains('?') { '&' } else { '?' };
+        match self.reason.as_str() {
+            "" => path.to_owned(),
+            reason => format!("{path}{sign}reason={}", path_segment(reason)),
+        }
+    }
+
+    /// Asks something that changes nothing, or a change that needs no reason.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub(crate) async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
@@ -191,7 +221,15 @@ impl Api {
         body: Option<String>,
         wait: Duration,
     ) -> anyhow::Result<Response<Bytes>> {
-        let asked = timeout(wait, self.exchange_once(method, path, body)).await;
+        self.within(wait, self.exchange_once(method, path, None, body)).await
+    }
+
+    async fn within(
+        &self,
+        wait: Duration,
+        exchange: impl Future<Output = anyhow::Result<Response<Bytes>>>,
+    ) -> anyhow::Result<Response<Bytes>> {
+        let asked = timeout(wait, exchange).await;
         let response = asked.context("no answer came in time").and_then(|asked| asked);
         let response = response.with_context(|| format!("the API at {} could not be asked", self.url))?;
         ensure!(
@@ -206,10 +244,10 @@ impl Api {
         &self,
         method: Method,
         path: &str,
+        header: Option<(&str, &str)>,
         body: Option<String>,
     ) -> anyhow::Result<Response<Bytes>> {
-        let json = body.is_some().then_some((CONTENT_TYPE.as_str(), "application/json"));
-        let (head, body) = self.open(method, path, json, body.unwrap_or_default()).await?.into_parts();
+        let (head, body) = self.open(method, path, header, body.unwrap_or_default()).await?.into_parts();
         let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
         let body = body.map_err(|error| anyhow::anyhow!("the answer did not come to its end: {error}"))?;
         Ok(Response::from_parts(head, body.to_bytes()))
@@ -233,7 +271,8 @@ impl Api {
         let mut request =
             Request::builder().method(method).uri(target).header(HOST, format!("{host}:{port}"));
         request = request.header(AUTHORIZATION, format!("Bearer {}", self.key.reveal()));
-        if let Some((name, value)) = header {
+        let json = (!body.is_empty()).then_some((CONTENT_TYPE.as_str(), "application/json"));
+        for (name, value) in json.into_iter().chain(header) {
             request = request.header(name, value);
         }
         let request = request.body(Full::new(Bytes::from(body))).context("not a request")?;
@@ -257,8 +296,9 @@ fn read<T: DeserializeOwned>(answer: Response<Bytes>) -> anyhow::Result<T> {
 
 /// What an API refuses, in words.
 pub(crate) fn problem(body: &[u8]) -> String {
-    let Problem { title, detail, field } = serde_json::from_slice(body).unwrap_or_default();
+    let Problem { title, detail, field, faults } = serde_json::from_slice(body).unwrap_or_default();
     let detail = match (detail, field) {
+        (Some(detail), _) if faults.is_some() => format!("\n{detail}"),
         (Some(detail), Some(field)) => format!(": {field} must be {detail}"),
         (None, Some(field)) => format!(": {field}"),
         (Some(detail), None) => format!(" ({detail})"),

@@ -51,11 +51,7 @@ impl Registrar {
         match self {
             Registrar::Nats(changes) => changes.registry.each_device(take).await?,
             Registrar::Api(api) => {
-                let own: Own = api.get("app").await?;
-                for shown in api.all::<Shown>("devices", query).await? {
-                    let (id, device) = shown.device(own.tenant);
-                    take(id, device);
-                }
+                devices(api, "devices", query).await?.into_iter().for_each(|(id, device)| take(id, device));
             }
         }
         Ok(())
@@ -316,6 +312,16 @@ impl ShownApp {
         });
         App { name, tenant, role, all_tenants, customers, labels, methods, networks, keys: keys.collect() }
     }
+}
+
+/// All devices of the list at a path of an API.
+///
+/// # Errors
+/// When the API does not answer, or refuses.
+pub(crate) async fn devices(api: &Api, list: &str, query: &str) -> anyhow::Result<Vec<(DeviceId, Device)>> {
+    let own: Own = api.get("app").await?;
+    let shown = api.all::<Shown>(list, query).await?;
+    Ok(shown.into_iter().map(|shown| shown.device(own.tenant)).collect())
 }
 
 /// Who is online of the devices that an API shows.

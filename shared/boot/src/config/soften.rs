@@ -90,6 +90,11 @@ const SOFTENERS: &[Softener] = &[
         "the audit says how many calls were denied, and not which",
     ),
     ("api.trusted_proxies", |it, at| it.api.trusted_proxies != at.api.trusted_proxies, PROXIES),
+    (
+        "api.administration",
+        |it, _| it.api.administration,
+        "who has an admin's key, or is that process, keeps devices, tokens, keys and policies",
+    ),
     ("admin.listen", |it, _| goes_out(it.admin.listen), "its counts are everybody's: there is no password"),
     (
         "log.level",
