@@ -1,5 +1,6 @@
 """Does the command do over an API what it does over NATS? With a key out of the environment or of a file."""
 
+import csv
 import json
 import os
 import zlib
@@ -67,8 +68,47 @@ def test_devices_are_kept(shared_cluster, cli, family):
     assert "There is no such device" in cli("device", "remove", added["id"], "--yes").err
     records = json.loads(direct("audit", "query", "--device", added["id"], "--json").ok().out)
     assert json.loads(cli("audit", "query", "--device", added["id"], "--json").ok().out) == records
-    assert "over NATS alone" in cli("audit", "verify").err
     assert [it["why"] for it in records if it["kind"] == "device.retype"] == ["it is one"]
+
+
+def test_a_chain_is_checked_as_over_nats(shared_cluster, cli):
+    of = ("audit", "verify", "--tenant", TENANT, "--json")
+    [before] = json.loads(shared_cluster.accounts.cli(*of).ok().out)
+    [chain] = json.loads(cli("audit", "verify", "--json").ok().out)
+    assert (chain["tenant"], chain["isWhole"], chain["first"]) == (before["tenant"], True, before["first"])
+    assert chain["records"] >= before["records"] > 0
+    head = before["head"]
+    cli(*of, "--head", f"{head['number']}:{head['hash']}").ok()
+    assert "not there as it was" in cli(*of, "--head", f"{head['number']}:{'0' * 64}").out
+
+
+def test_devices_are_imported_and_an_import_is_resumed(shared_cluster, cli, family, tmp_path):
+    file, tokens = tmp_path / "devices.csv", tmp_path / "tokens.csv"
+    name = f"Imported over the API of {family.customer}"
+    lines = [f"{name} 1,{family.customer},north", f"{name} 2,,", f"{family.a.name},{family.customer},", f"{name} 3,New of {family.customer},"]
+    file.write_text("name,customer,label:site\n" + "\n".join(lines) + "\n")
+    refused = cli("device", "import", str(file), "--tokens-out", str(tokens), "--json")
+    assert refused.code == 1
+    report = json.loads(refused.out)
+    assert [it["name"] for it in report["created"]] == [f"{name} 1", f"{name} 2"]
+    assert ([it["field"] for it in report["refused"]], report["unchanged"]) == (["customer"], 1)
+    kept = {it["name"]: it["token"] for it in csv.DictReader(tokens.open())}
+    TOKENS.update(kept.values())
+    # As if it had been interrupted: the tokens are there, and of the devices some.
+    cli("device", "remove", f"{name} 1", "--yes").ok()
+    shared_cluster.accounts.wait_heard()
+    report = json.loads(cli("device", "import", "--create", str(file), "--tokens-out", str(tokens), "--json").ok().out)
+    assert [it["name"] for it in report["created"]] == [f"{name} 1", f"{name} 3"]
+    assert [it["name"] for it in report["resumed"]] == [f"{name} 2"]
+    again = {it["name"]: it["token"] for it in csv.DictReader(tokens.open())}
+    TOKENS.update(again.values())
+    assert {it: again[it] for it in kept} == kept
+    direct = json.loads(shared_cluster.accounts.cli("device", "show", f"{name} 1", "--json").ok().out)
+    assert (direct["labels"], direct["customerName"]) == ({"site": "north"}, family.customer)
+    # With a token of its own that another device has.
+    file.write_text(f"name,token\n{name} 4,{family.b.token}\n")
+    report = json.loads(cli("device", "import", str(file), "--weak-token", "--json").out)
+    assert [it["field"] for it in report["refused"]] == ["token"]
 
 
 def test_customers_tenants_and_applications_are_kept(shared_cluster, cli, family):

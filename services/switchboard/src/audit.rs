@@ -5,18 +5,21 @@ use std::fmt::Write;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use bus::StoreError;
-use bus::audit::{AuditLog, Chain, Cut, From, Head, NO_TENANT, Record, Stored, Verdict, hash, rfc3339};
+use bus::audit::{
+    AuditLog, Chain, Cut, From, Head, Limits, NO_TENANT, Record, Stored, Verdict, hash, rfc3339,
+};
 use bus::registry::Snapshot;
 use clap::{Args, Subcommand};
 use rpc::{DeviceId, TenantId};
 use serde::{Deserialize, Serialize};
 
+use crate::common::api::Api;
 use crate::common::find;
 use crate::common::output::{count, note, say, say_json};
 use crate::common::reach::ReachArgs;
-use crate::common::registrar::Registrar;
+use crate::common::registrar::{self, Registrar};
 
 /// Records of a page that an API is asked for.
 const API_PAGE: u32 = 500;
@@ -311,6 +314,51 @@ async fn query(args: QueryArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Reads a tenant's chain, byte for byte, as an API shows it; what the stream says of itself is asked last.
+async fn each_raw(
+    api: &Api,
+    tenant: TenantId,
+    mut take: impl FnMut(Stored),
+) -> anyhow::Result<Option<Limits>> {
+    #[derive(Deserialize)]
+    struct Page {
+        records: Vec<Raw>,
+        next: Option<u64>,
+        limits: Option<RawLimits>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Raw {
+        sequence: u64,
+        raw: String,
+        written_by: String,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct RawLimits {
+        first_sequence: u64,
+        max_age_ms: u64,
+        is_full: bool,
+        now_ms: u64,
+    }
+    let mut after = 0;
+    loop {
+        let path = format!("audit?raw=true&limit={API_PAGE}&tenant={tenant}&after={after}");
+        let page: Page = api.get(&path).await?;
+        for Raw { sequence, raw, written_by } in page.records {
+            take(Stored { sequence, tenant, user: written_by, bytes: raw.into() });
+        }
+        match page.next {
+            Some(next) => after = next,
+            None => {
+                return Ok(page.limits.map(|RawLimits { first_sequence, max_age_ms, is_full, now_ms }| {
+                    Limits { first_sequence, max_age_ms, is_full, now_ms }
+                }));
+            }
+        }
+    }
+}
+
 /// A chain as JSON.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -332,12 +380,21 @@ async fn verify(args: VerifyArgs) -> anyhow::Result<ExitCode> {
     let take = |stored: Stored| {
         chains.entry(stored.tenant).or_insert_with(|| Chain::new(None)).take(&stored);
     };
-    let Registrar::Nats(changes) = &opened.registrar else {
-        bail!("a chain is checked byte for byte, over NATS alone: --nats URL says where it is")
+    let limits = match &opened.registrar {
+        Registrar::Nats(changes) => {
+            let log = changes.recorder.log();
+            each(log, tenant, From::Sequence(1), take).await?;
+            log.limits().await.ok()
+        }
+        Registrar::Api(api) => {
+            let tenant = match tenant {
+                Some(tenant) => tenant,
+                None => registrar::own_tenant(api).await?,
+            };
+            each_raw(api, tenant, take).await?
+        }
     };
-    let log = changes.recorder.log();
-    each(log, tenant, From::Sequence(1), take).await?;
-    let limits = log.limits().await.context("there is no audit yet, or it cannot be read")?;
+    let limits = limits.context("there is no audit yet, or it cannot be read")?;
     let views = chains.into_iter().map(|(tenant, chain)| {
         let verdict = chain.end(limits);
         let tenant_name = match tenant {

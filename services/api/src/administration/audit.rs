@@ -7,7 +7,7 @@ use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use bus::StoreError;
-use bus::audit::{From, Record, Stored, hash};
+use bus::audit::{From, Limits, Record, Stored, hash};
 use rpc::{DeviceId, Role};
 use serde::Serialize;
 use utoipa::{IntoParams, ToSchema};
@@ -25,20 +25,33 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Server>> {
 /// A record: `number`, `atMs`, `user`, `kind`, `who`, `from`, `devices`, `what`, `why`, `previous`, as it stands in the
 /// tenant's chain.
 #[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 #[schema(as = AuditRecord)]
 struct View {
     /// Its place in the stream.
     sequence: u64,
     /// The SHA-256 of its bytes, which the record after it names.
     hash: String,
+    /// With `raw`: its bytes, as text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    raw: Option<String>,
+    /// With `raw`: the NATS user of its subject, which the record names as `user`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    written_by: Option<String>,
     #[serde(flatten)]
     #[schema(value_type = Object)]
     record: Option<Record>,
 }
 
 impl View {
-    fn of(stored: &Stored) -> Self {
-        View { sequence: stored.sequence, hash: hash(&stored.bytes), record: stored.record() }
+    fn of(stored: &Stored, is_raw: bool) -> Self {
+        View {
+            sequence: stored.sequence,
+            hash: hash(&stored.bytes),
+            raw: is_raw.then(|| String::from_utf8_lossy(&stored.bytes).into_owned()),
+            written_by: is_raw.then(|| stored.user.clone()),
+            record: stored.record(),
+        }
     }
 }
 
@@ -49,6 +62,30 @@ struct Records {
     /// `after` of the next page; not there: this was the last. A page may hold fewer than `limit` and not be the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<u64>,
+    /// With `raw`: what the stream says of itself, which tells a cut that is due from one that is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<LimitsView>,
+}
+
+/// How far back a stream goes.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = AuditLimits)]
+struct LimitsView {
+    /// The place of its first message.
+    first_sequence: u64,
+    /// Milliseconds for which it keeps a record; 0: for ever.
+    max_age_ms: u64,
+    /// It is as full as it may be.
+    is_full: bool,
+    /// Milliseconds since 1970.
+    now_ms: u64,
+}
+
+impl std::convert::From<Limits> for LimitsView {
+    fn from(Limits { first_sequence, max_age_ms, is_full, now_ms }: Limits) -> Self {
+        LimitsView { first_sequence, max_age_ms, is_full, now_ms }
+    }
 }
 
 /// Which records.
@@ -71,6 +108,9 @@ struct Asked {
     /// `next` of the page before
     #[param(nullable = false)]
     after: Option<u64>,
+    /// With the bytes of each record, and what the stream says of itself, for who checks the chain
+    #[param(nullable = false)]
+    raw: Option<bool>,
 }
 
 /// Read the audit of a tenant (observer)
@@ -83,12 +123,17 @@ async fn list(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let known = ["kind", "device", "since", "limit", "after", "tenant"];
+    let known = ["kind", "device", "since", "limit", "after", "tenant", "raw"];
     let (keeper, query) = server.keeper(&headers, Role::Observer, query.as_deref(), &known).await?;
     keeper.whole()?;
     let (tenant, limit) = (keeper.tenant(&query)?, query.limit()?);
     let device = query.0.get("device").map(|it| it.parse::<DeviceId>()).transpose();
     let device = device.map_err(|_| Problem::parameter("device", "the UUID of a device"))?;
+    let is_raw = match query.0.get("raw").map(String::as_str) {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(_) => return Err(Problem::parameter("raw", "true or false")),
+    };
     let after = query.number("after", 0..=MAX_SEQUENCE)?;
     let from = match (after, query.number("since", 0..=MAX_SINCE_MS)?) {
         (Some(after), _) => From::Sequence(after + 1),
@@ -99,12 +144,13 @@ async fn list(
         Ok(page) => page,
         // Nothing was ever recorded.
         Err(StoreError::Missing(_)) => {
-            return Ok(shown(StatusCode::OK, &Records { records: Vec::new(), next: None }, None));
+            return Ok(shown(
+                StatusCode::OK,
+                &Records { records: Vec::new(), next: None, limits: None },
+                None,
+            ));
         }
-        Err(error) => {
-            tracing::warn!(%error, "the audit cannot be read");
-            return Err(unavailable());
-        }
+        Err(error) => return Err(unread(error)),
     };
     let kind = query.0.get("kind");
     let fits = |stored: &Stored| match stored.record() {
@@ -114,13 +160,22 @@ async fn list(
         None => kind.is_none() && device.is_none(),
     };
     let mut fitting = page.records.iter().filter(|stored| fits(stored));
-    let records: Vec<_> = fitting.by_ref().take(limit).map(View::of).collect();
+    let records: Vec<_> = fitting.by_ref().take(limit).map(|stored| View::of(stored, is_raw)).collect();
     let next = match (fitting.next(), records.last()) {
         (Some(_), Some(last)) => Some(last.sequence),
         _ if page.is_last => None,
         _ => Some(page.next.saturating_sub(1)),
     };
-    Ok(shown(StatusCode::OK, &Records { records, next }, None))
+    let limits = match is_raw {
+        true => Some(keeper.changes.recorder.log().limits().await.map_err(unread)?.into()),
+        false => None,
+    };
+    Ok(shown(StatusCode::OK, &Records { records, next, limits }, None))
+}
+
+fn unread(error: StoreError) -> Problem {
+    tracing::warn!(%error, "the audit cannot be read");
+    unavailable()
 }
 
 /// As far as a signed number of JSON goes.

@@ -172,7 +172,7 @@ impl Api {
     }
 
     /// A path that says what a change is for.
-    fn reasoned(&self, path: &str) -> String {
+    pub(crate) fn reasoned(&self, path: &str) -> String {
         let sign = if path.contains('?') { '&' } else { '?' };
         match self.reason.as_str() {
             "" => path.to_owned(),

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use anyhow::{Context, bail};
 use boot::clock::unix_s;
 use bus::changes::{Change, Changed, Changes};
-use bus::registry::{App, AppKey, Customer, Device, KeyRecord, Snapshot, Tenant};
+use bus::registry::{App, AppKey, Customer, Device, KeyRecord, NewDevice, Snapshot, Tenant};
 use hyper::Method;
 use rpc::{AppId, CredentialHash, CustomerId, DeviceId, KeyId, Role, TenantId};
 use serde::Deserialize;
@@ -186,11 +186,8 @@ async fn over(api: &Api, change: Change) -> anyhow::Result<Option<Changed>> {
         Change::RenameCustomer(id, name) => (Method::PATCH, format!("customers/{id}"), named(name.clone())),
         Change::RemoveCustomer(id) => (Method::DELETE, format!("customers/{id}"), None),
         Change::AddDevice(new) => {
-            let body = json!({
-                "id": new.id, "name": new.name, "customer": new.customer, "type": new.kind, "labels": new.labels,
-                "token": new.token.reveal(), "weakToken": new.token.is_weak(),
-            });
-            (Method::POST, format!("devices{}", of(new.tenant)), Some(body))
+            let (method, path, body) = addition(new);
+            (method, path, Some(body))
         }
         Change::ChangeDevice(id, change) => {
             (Method::PATCH, format!("devices/{id}"), Some(serde_json::to_value(change)?))
@@ -239,6 +236,23 @@ fn changed(change: Change, answer: Value) -> anyhow::Result<Option<Changed>> {
         | Change::RevokeKey(..)
         | Change::RemoveApp(_) => None,
     })
+}
+
+/// A device that is to be added, as an API takes it.
+pub(crate) fn addition(new: &NewDevice) -> (Method, String, Value) {
+    let body = json!({
+        "id": new.id, "name": new.name, "customer": new.customer, "type": new.kind, "labels": new.labels,
+        "token": new.token.reveal(), "weakToken": new.token.is_weak(),
+    });
+    (Method::POST, format!("devices?tenant={}", new.tenant), body)
+}
+
+/// The tenant of an API's key.
+///
+/// # Errors
+/// When the API does not answer.
+pub(crate) async fn own_tenant(api: &Api) -> anyhow::Result<TenantId> {
+    Ok(api.get::<Own>("app").await?.tenant)
 }
 
 /// Whom a key is for.

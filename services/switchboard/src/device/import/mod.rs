@@ -1,6 +1,7 @@
 //! How do many devices get into the registry at once? `switchboard device import`: what fits is added, what does not
 //! is named with its place and reason.
 
+mod over;
 mod plan;
 mod report;
 mod tokens;
@@ -22,6 +23,7 @@ use self::tokens::TokenFile;
 use crate::common::output::{grouped, note};
 use crate::common::reach::EXIT_INTERRUPTED;
 use crate::common::recorded::{self, ChangeArgs};
+use crate::common::registrar::{self, Registrar};
 use crate::device::rows;
 
 #[derive(Args)]
@@ -82,11 +84,16 @@ pub(crate) async fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
     let file = parse(&text, &args.file, args.format)?;
     let beside = |ending| beside(&args.file, &text, ending);
     let refused_out = args.refused_out.clone().unwrap_or_else(|| beside("refused"));
-    let Changes { registry, recorder } = args.change.changes().await?;
-    let known = registry.load().await?;
+    let registrar = args.change.registrar().await?;
+    let known = registrar.known().await?;
     let tokens = TokenFile::open(args.tokens_out.as_deref(), beside("tokens"))?;
+    // Rows that name no tenant are of the key's own, where one is shown.
+    let own = match &registrar {
+        Registrar::Api(api) if args.tenant.is_none() => Some(registrar::own_tenant(api).await?.to_string()),
+        _ => None,
+    };
     let taking = Taking {
-        tenant: args.tenant.as_deref(),
+        tenant: args.tenant.as_deref().or(own.as_deref()),
         create: args.create,
         weak_tokens: args.weak_token,
         kept: Some(&tokens.kept),
@@ -98,8 +105,17 @@ pub(crate) async fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
         tokens.save(&plan, &HashSet::new())?;
     }
     let progress = progress(plan.devices.len());
-    let report = plan.apply(&registry, interrupted.cancelled(), || progress.inc(1));
-    let report = recorded::change(&recorder, plan.entries(), report).await;
+    let report = match &registrar {
+        Registrar::Nats(Changes { registry, recorder }) => {
+            let report = plan.apply(registry, interrupted.cancelled(), || progress.inc(1));
+            recorded::change(recorder, plan.entries(), report).await
+        }
+        Registrar::Api(api) => {
+            let standing = known.devices.keys().copied().collect();
+            let stop = interrupted.cancelled();
+            plan.apply_over(&registrar, api, &standing, stop, || progress.inc(1)).await
+        }
+    };
     progress.finish_and_clear();
     let go_on = || format!("The same command again goes on, with the tokens in {}.", tokens.path.display());
     let report = match (report, is_kept) {

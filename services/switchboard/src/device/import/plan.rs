@@ -24,8 +24,8 @@ const IN_FLIGHT: usize = 64;
 /// What an import is going to write.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
-    tenants: Vec<(Place, TenantId, Tenant)>,
-    customers: Vec<(Place, CustomerId, Customer)>,
+    pub(super) tenants: Vec<(Place, TenantId, Tenant)>,
+    pub(super) customers: Vec<(Place, CustomerId, Customer)>,
     pub(crate) devices: Vec<NewDevice>,
     pub(super) origins: Vec<Origin>,
     tenant_names: HashMap<TenantId, String>,
@@ -125,8 +125,7 @@ impl Plan {
         stop: impl Future<Output = ()>,
         mut done: impl FnMut(),
     ) -> anyhow::Result<Report> {
-        let mut report =
-            Report { faults: self.faults.clone(), unchanged: self.unchanged, ..Report::default() };
+        let mut report = self.begun();
         let tenants = self
             .tenants
             .iter()
@@ -138,7 +137,6 @@ impl Plan {
             .map(|(place, id, customer)| async move { (place, registry.add_customer(*id, customer).await) });
         refuse(stream::iter(customers).buffer_unordered(IN_FLIGHT).collect().await, &mut report.faults);
 
-        report.left = self.devices.len();
         let tell = |number: usize, added: Result<Added, RegistryError>| {
             let Some(origin) = self.origins.get(number) else { return };
             report.left -= 1;
@@ -154,14 +152,25 @@ impl Plan {
             done();
         };
         registry.add_devices(&self.devices, stop, tell).await?;
-        report.created.sort_unstable();
-        report.resumed.sort_unstable();
-        report.faults.sort_by_key(|fault| match fault.place {
-            Place::Line(line) => (0, line),
-            Place::Entry(_, number) => (1, number as u64),
-        });
-        Ok(report)
+        Ok(sorted(report))
     }
+
+    /// Before anything is written.
+    pub(super) fn begun(&self) -> Report {
+        let (faults, left) = (self.faults.clone(), self.devices.len());
+        Report { faults, unchanged: self.unchanged, left, ..Report::default() }
+    }
+}
+
+/// A report in the order of the file.
+pub(super) fn sorted(mut report: Report) -> Report {
+    report.created.sort_unstable();
+    report.resumed.sort_unstable();
+    report.faults.sort_by_key(|fault| match fault.place {
+        Place::Line(line) => (0, line),
+        Place::Entry(_, number) => (1, number as u64),
+    });
+    report
 }
 
 fn refuse(results: Vec<(&Place, Result<Added, RegistryError>)>, faults: &mut Vec<Fault>) {
@@ -329,8 +338,9 @@ impl<'a> Planning<'a> {
                 self.plan.unchanged += 1;
                 return Ok(());
             }
-            let is_other_token =
-                token.as_ref().is_some_and(|token| token.credential() != standing.credential);
+            // An API shows no hashes of tokens, and says itself whether this is the one.
+            let is_other_token = !standing.credential.0.is_empty()
+                && token.as_ref().is_some_and(|token| token.credential() != standing.credential);
             if standing_id == Some(id) && (!is_same || is_other_token) {
                 let other = match standing {
                     it if it.customer != customer => "customer",
