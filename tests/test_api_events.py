@@ -5,6 +5,8 @@ import os
 import shutil
 import socket
 import subprocess
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import pytest
@@ -117,8 +119,10 @@ def test_an_outage_of_nats_is_told_and_nobody_is_offline_by_it(tmp_path, device)
         family = cluster.accounts.family()
         app = add_app(cluster.accounts, "--role", "observer", "--customer", family.customer)
         device(PahoV5, family.a).connect(cluster.nodes[0]).become_callable()
-        with Listener(cluster.apis[0].port, "/v1/events", {"Authorization": app.bearer}) as listener:
+        port, shown = cluster.apis[0].port, {"Authorization": app.bearer}
+        with Listener(port, "/v1/events", shown) as listener, Listener(port, "/v1/events?kinds=call", shown) as of_calls:
             listener.until("snapshot")
+            assert of_calls.next().kind == "live"
             for are_claims_lost in (False, True):
                 cluster.nats.process.kill()
                 if are_claims_lost:
@@ -128,6 +132,12 @@ def test_an_outage_of_nats_is_told_and_nobody_is_offline_by_it(tmp_path, device)
                 assert listener.next().kind == "resync"
                 online = {it["id"]: it["online"] for it in listener.until("snapshot").data["devices"]}
                 assert online == {family.a.id: True, family.b.id: False, family.c.id: False}
+                assert of_calls.next().kind == "live"
+            # It hears on, once all that are there have been told so again.
+            with RawHttp(port) as http, ThreadPoolExecutor() as pool:
+                heard = pool.submit(of_calls.until, "call", outcome="offline")
+                until("a call is told", lambda: call(http, app, family.b.id) and heard.done())
+                assert heard.result().data["target"]["device"] == family.b.id
     finally:
         cluster.stop()
 
@@ -169,6 +179,21 @@ def test_calls_are_told_to_whose_they_are(cluster, family, observer, listen, dev
     assert told(narrow, 1) == {it: seen for it, seen in own.items() if seen[1] == c}
     assert [it[1:3] for it in told(others, 1).values()] == [(None, "unknown_device")]
     target.close()
+
+
+def test_calls_that_are_too_many_are_counted(cluster, family, observer, listen):
+    listener = listen(observer, "?kinds=call")
+    listener.until("live")
+    targets = {"targets": {"devices": [str(uuid.uuid4()) for _ in range(900)]}, "parallel": 900}
+    with RawHttp(cluster.apis[1].port) as http:
+        kinds = {"Content_Type": "application/json", "Accept": "application/json"}
+        assert http.ask("POST", "/v1/calls", json.dumps(targets), Authorization=observer.bearer, **kinds).status == 200
+    told = left_out = 0
+    while told + left_out < 900:
+        event = listener.next()
+        told += event.kind == "call"
+        left_out += event.data["calls"] if event.kind == "left_out" else 0
+    assert told + left_out == 900 and told >= 200 and left_out > 0
 
 
 def test_the_command_tells_it(cluster, family, observer, device):

@@ -127,12 +127,14 @@ def test_an_application_calls_and_is_told_in_headers(applications, target):
     (answer,) = applications.ask(app, (own, oneway, None))
     assert (answer.headers["Swb-Outcome"], answer.data) == ("delivered", b"")
     # Listeners are told of these calls, too, each once, and by which way they came.
+    ended.append(answer)
     events = [listener.until("call").data for _ in ended]
     listener.close()
     assert {it["callId"]: it["outcome"] for it in events} == {it.headers["Swb-Call"]: it.headers["Swb-Outcome"] for it in ended}
     assert all(it["caller"] == {"app": app.id} for it in events)
+    first = ended[0].headers["Swb-Call"]
     with RawHttp(api.port) as http:
-        shown = http.ask("GET", f"/v1/calls/{events[0]['callId']}?hops=true", Authorization=observer.bearer).json
+        shown = http.ask("GET", f"/v1/calls/{first}?hops=true", Authorization=observer.bearer).json
     assert [it["at"] for it in shown["hops"]] == ["authorizer", "router", "target"]
     assert applications.hardened.violations()[before:] == []
 

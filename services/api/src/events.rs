@@ -367,9 +367,6 @@ impl Listener {
                         Some(Some(texts.collect()))
                     }
                     Next::Missed | Next::Overrun if !self.wants.is_of_state() => {
-                        // Where the store was away, calls were, too.
-                        let is_after_loss = matches!(next, Next::Missed);
-                        self.calls.iter_mut().for_each(|calls| calls.is_live |= is_after_loss);
                         self.stage = Stage::Live(self.server.followed.look(World::place));
                         Some(None)
                     }

@@ -14,6 +14,7 @@ use tokio::time::{interval, sleep};
 
 use crate::follow::Followed;
 use crate::overheard::{EndedCall, Overheard};
+use crate::world::World;
 
 /// Calls that may wait for one listener to read them; further ones it is not told, and how many they were.
 const MAX_QUEUED: usize = 1_000;
@@ -73,12 +74,13 @@ impl Taps {
         is_over
     }
 
-    /// Until nobody listens, or NATS is away.
+    /// Until nobody listens, or NATS is or was away: then processes have lost the way back.
     async fn hear(&self, bus: &Bus, followed: &Followed) {
         let filter = HopFilter { first_only: true, targets: true, ..HopFilter::default() };
         let mut listener = Listener::without_bodies(bus, filter);
         let (mut overheard, mut looks) = (Overheard::default(), interval(LOOK_EVERY));
         let (live_at, mut silent) = (Instant::now() + GATHER, BTreeSet::new());
+        let loads = followed.look(World::loads);
         loop {
             tokio::select! {
                 heard = listener.next() => match heard {
@@ -103,13 +105,14 @@ impl Taps {
                     }
                 },
                 _ = looks.tick() => {
-                    if self.is_over() {
-                        return;
+                    if self.is_over() || followed.look(World::loads) != loads {
+                        return *self.is_live.lock() = false;
                     }
                     self.tell(followed, std::iter::from_fn(|| overheard.overdue(Instant::now())));
                     let mut is_live = self.is_live.lock();
                     // Who is there has heard by now that it is to tell.
-                    if !*is_live && live_at <= Instant::now() {
+                    let is_whole = followed.look(World::is_whole);
+                    if !*is_live && is_whole && live_at <= Instant::now() {
                         *is_live = true;
                         self.say(Heard::Live);
                     }

@@ -442,6 +442,11 @@ impl World {
         self.kept.push_back(event);
     }
 
+    /// How often all has been told anew; each time something was away before.
+    pub(crate) fn loads(&self) -> u64 {
+        self.loads
+    }
+
     /// Where one is who has heard all until now, as by a snapshot that is about to begin.
     pub fn place(&self) -> Place {
         Place { loads: self.loads, next: self.first + self.kept.len() as u64, heard: self.heard }
