@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use async_nats::message::OutboundMessage;
 use async_nats::{Message, Subject};
+use boot::panics::for_all;
 use parking_lot::RwLock;
 use rpc::NodeId;
 use tokio::sync::mpsc;
@@ -113,7 +114,9 @@ impl Local {
         });
         match found {
             // Whoever is answered may send something in turn: nothing is locked.
-            Some((pending, number)) => HandedOver::Answered(pending.answer(number, taken(message))),
+            Some((pending, number)) => {
+                HandedOver::Answered(for_all(|| pending.answer(number, taken(message))))
+            }
             None => HandedOver::No(message),
         }
     }
@@ -140,7 +143,7 @@ impl Local {
             }
         };
         // Whoever takes it may send something in turn: nothing is locked.
-        take(taken(message), Instant::now());
+        for_all(|| take(taken(message), Instant::now()));
         HandedOver::Taken
     }
 }
