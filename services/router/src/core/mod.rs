@@ -337,7 +337,7 @@ impl<T, R> Core<T, R> {
         if let Some(found) = self.map.get(call.target).filter(|found| !call.has_refuted(*found)) {
             return actions.push(Action::Deliver(call, found));
         }
-        let arrives = self.moving.until(call.target).unwrap_or(now).min(call.deadline.instant());
+        let arrives = self.moving.may_come_until(call.target).unwrap_or(now).min(call.deadline.instant());
         let look_at = call.connect_deadline.instant().max(arrives);
         if look_at <= now {
             return self.end_not_found(call, now, actions);
@@ -551,7 +551,8 @@ impl<T, R> Core<T, R> {
 
     /// A node says that it is alive, and what it holds.
     pub fn renew(&mut self, renewal: &LeaseRenewal, now: Instant, actions: &mut Actions<T, R>) {
-        self.moving.renewed(renewal, self.leases.lease(), now);
+        let is_new = !self.leases.is_leased(renewal.node, now);
+        self.moving.renewed(renewal, is_new, self.leases.lease(), now);
         if renewal.ends {
             return self.leases.end(renewal.node);
         }

@@ -17,6 +17,8 @@ pub(super) struct Moving {
     /// Which nodes send sessions away, until when at the latest.
     shedding: HashMap<NodeId, Instant>,
     expected: HashMap<DeviceId, Instant>,
+    /// Until when anybody may be on the way: a node had sent sessions away before it was heard here.
+    anybody: Option<Instant>,
     /// The same and those that have arrived since, the oldest first.
     order: VecDeque<(Instant, DeviceId)>,
 }
@@ -24,11 +26,21 @@ pub(super) struct Moving {
 impl Moving {
     /// Nobody; a device is expected for as long as `patience`.
     pub(super) fn new(patience: Duration) -> Self {
-        Moving { patience, shedding: HashMap::new(), expected: HashMap::new(), order: VecDeque::new() }
+        Moving {
+            patience,
+            shedding: HashMap::new(),
+            expected: HashMap::new(),
+            anybody: None,
+            order: VecDeque::new(),
+        }
     }
 
-    /// A node says whether it sends sessions away. What went last may be heard of a little later than that.
-    pub(super) fn renewed(&mut self, renewal: &LeaseRenewal, lease: Duration, now: Instant) {
+    /// A node says whether it sends sessions away. What went last may be heard of a little later than that. `is_new`: it
+    /// is heard for the first time, as by a router that has just begun, which knows nobody who went before.
+    pub(super) fn renewed(&mut self, renewal: &LeaseRenewal, is_new: bool, lease: Duration, now: Instant) {
+        if renewal.sheds && is_new {
+            self.anybody = Some(now + self.patience);
+        }
         if renewal.sheds && !renewal.ends {
             self.shedding.insert(renewal.node, now + lease);
         } else if let Some(until) = self.shedding.get_mut(&renewal.node) {
@@ -54,14 +66,20 @@ impl Moving {
         self.expected.remove(&device);
     }
 
-    /// Until when the device is expected.
+    /// Until when the device is expected, which is known to have left.
     pub(super) fn until(&self, device: DeviceId) -> Option<Instant> {
         self.expected.get(&device).copied().filter(|_| !is(Fault::MovingIsOffline))
+    }
+
+    /// Until when it may be on its way, whether or not that is known.
+    pub(super) fn may_come_until(&self, device: DeviceId) -> Option<Instant> {
+        self.until(device).max(self.anybody)
     }
 
     /// Time has passed.
     pub(super) fn look(&mut self, now: Instant) {
         self.shedding.retain(|_, until| now < *until);
+        self.anybody = self.anybody.filter(|until| now < *until);
         while self.order.front().is_some_and(|(until, _)| *until <= now) {
             self.forget_oldest();
         }
@@ -100,7 +118,7 @@ mod tests {
         let (mut moving, now) = (Moving::new(PATIENCE), Instant::now());
         moving.left(device(1), NODE, now);
         assert_eq!(moving.until(device(1)), None, "its node says nothing");
-        moving.renewed(&says(true, false), LEASE, now);
+        moving.renewed(&says(true, false), false, LEASE, now);
         moving.left(device(1), NODE, now);
         moving.left(device(2), NodeId(2), now);
         assert_eq!((moving.until(device(1)), moving.until(device(2))), (Some(now + PATIENCE), None));
@@ -121,8 +139,8 @@ mod tests {
     fn a_node_that_ends_or_is_done_has_sent_away_for_a_moment_longer() {
         for last in [says(false, false), says(true, true), says(false, true)] {
             let (mut moving, now) = (Moving::new(PATIENCE), Instant::now());
-            moving.renewed(&says(true, false), LEASE, now);
-            moving.renewed(&last, LEASE, now);
+            moving.renewed(&says(true, false), false, LEASE, now);
+            moving.renewed(&last, false, LEASE, now);
             moving.left(device(1), NODE, now + PATIENCE / 2);
             moving.left(device(2), NODE, now + PATIENCE);
             assert!(moving.until(device(1)).is_some() && moving.until(device(2)).is_none());
@@ -132,9 +150,26 @@ mod tests {
     }
 
     #[test]
+    fn whoever_left_a_node_before_it_was_heard_may_be_on_its_way() {
+        for first in [says(true, false), says(true, true)] {
+            let (mut moving, now) = (Moving::new(PATIENCE), Instant::now());
+            moving.renewed(&says(false, false), true, LEASE, now);
+            moving.renewed(&says(true, false), false, LEASE, now);
+            assert_eq!(moving.may_come_until(device(1)), None, "it was heard before it sent anybody away");
+            moving.renewed(&first, true, LEASE, now);
+            assert_eq!(
+                (moving.may_come_until(device(1)), moving.until(device(1))),
+                (Some(now + PATIENCE), None)
+            );
+            moving.look(now + PATIENCE);
+            assert_eq!(moving.may_come_until(device(1)), None);
+        }
+    }
+
+    #[test]
     fn so_many_are_expected() {
         let (mut moving, now) = (Moving::new(PATIENCE), Instant::now());
-        moving.renewed(&says(true, false), LEASE, now);
+        moving.renewed(&says(true, false), false, LEASE, now);
         for number in 0..=MAX_DEVICES as u128 {
             moving.left(device(number), NODE, now);
         }

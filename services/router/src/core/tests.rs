@@ -544,6 +544,7 @@ fn a_call_waits_for_who_was_sent_away_however_that_was_heard() {
         for comes_back in [true, false] {
             let mut bench = Bench::new();
             let found = bench.stands(1, 10);
+            sheds(&mut bench, false);
             sheds(&mut bench, true);
             let call = looked_up(left(&mut bench, found));
             assert!(bench.told(|core, now, done| core.looked_up(call, Ok(None), now, done)).is_empty());
@@ -583,6 +584,17 @@ fn only_who_was_sent_away_is_waited_for_and_no_longer_than_the_call_has() {
         ended(bench.told(|core, now, done| core.looked_up(call, Ok(None), now, done))),
         Outcome::Offline
     );
+}
+
+#[test]
+fn a_router_that_begins_while_sessions_are_sent_away_waits_for_who_had_left() {
+    let mut bench = Bench::new();
+    bench.pass_s(2 * LEASE.as_secs());
+    sheds(&mut bench, true);
+    let call = looked_up(bench.call(10_000, 0));
+    assert!(bench.told(|core, now, done| core.looked_up(call, Ok(None), now, done)).is_empty());
+    assert!(bench.pass_ms(2_900).is_empty());
+    assert_eq!(ended(bench.pass_ms(200)), Outcome::Offline);
 }
 
 #[test]

@@ -25,9 +25,9 @@ fn recorded(finished: &mut mpsc::Receiver<Finished>) -> Vec<otlp::Span> {
 fn noted<'a>(span: &'a otlp::Span, key: &str) -> Vec<&'a str> {
     let of_key = span.attributes.iter().filter(|noted| noted.key == key);
     of_key
-        .filter_map(|noted| match &noted.value.as_ref()?.value {
-            Some(Value::String(text)) => Some(text.as_str()),
-            None => None,
+        .filter_map(|noted| {
+            let value = noted.value.as_ref()?.value.as_ref();
+            value.map(|Value::String(text)| text.as_str())
         })
         .collect()
 }

@@ -578,7 +578,10 @@ fn operators() -> Vec<Sample> {
         Order::Serve,
     ];
     all.extend(variants("Order", orders));
-    all.extend(variants("Inspect", [Inspect::Status, Inspect::Hops(filter(), 20), Inspect::Tap(tap.clone())]));
+    all.extend(variants(
+        "Inspect",
+        [Inspect::Status, Inspect::Hops(filter(), 20), Inspect::Tap(tap.clone())],
+    ));
     all.extend(variants("Instruct", [Instruct::Log("debug".into(), 300), Instruct::Tap(tap)]));
     all
 }
