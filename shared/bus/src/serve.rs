@@ -181,9 +181,9 @@ impl Requests {
         self
     }
 
-    /// What services of this process send there does not come out of [`next`](Self::next): `take` runs where they send
-    /// it, until this is drained or dropped. So it holds them up; a panic in it ends the process wherever that is. Quick,
-    /// for what is sent with every call: it wakes nobody, and what it reads is what has just been written.
+    /// What services of this process send there does not come out of [`next`](Self::next): `take` runs where they
+    /// send it, until this is drained or dropped. So it holds them up; a panic in it ends the process wherever that
+    /// is. Quick, for what is sent with every call: it wakes nobody, and what it reads is what has just been written.
     pub fn take_locally(&self, take: impl Fn(Request) + Send + Sync + 'static) {
         let (subjects, is_inbox) = (self.subjects.clone(), self.is_inbox);
         if let Some(local) = &self.local {

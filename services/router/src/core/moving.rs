@@ -35,8 +35,9 @@ impl Moving {
         }
     }
 
-    /// A node says whether it sends sessions away. What went last may be heard of a little later than that. `is_new`: it
-    /// is heard for the first time, as by a router that has just begun, which knows nobody who went before.
+    /// A node says whether it sends sessions away. What went last may be heard of a little later than that.
+    /// `is_new`: it is heard for the first time, as by a router that has just begun, which knows nobody who went
+    /// before.
     pub(super) fn renewed(&mut self, renewal: &LeaseRenewal, is_new: bool, lease: Duration, now: Instant) {
         if renewal.sheds && is_new {
             self.anybody = Some(now + self.patience);
