@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use bus::changes::{Change, Changed};
@@ -16,7 +16,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::{Keeper, Members, Query, Unchanged, Unseen, gone, no_app, not_there, refused, shown, too_narrow};
+use super::{
+    Head, Keeper, Members, Query, Unchanged, Unseen, gone, no_app, not_there, refused, shown, too_narrow,
+};
 use crate::Server;
 use crate::answer::Problem;
 
@@ -188,13 +190,8 @@ async fn own(State(server): State<Arc<Server>>, headers: HeaderMap) -> Result<Re
 #[utoipa::path(get, path = "/v1/apps", operation_id = "list_apps", tag = "apps",
     params(super::params::Page, super::params::OfTenant),
     responses((status = 200, description = "A page, by name", body = Apps), Unseen), security(("key" = [])))]
-async fn list(
-    State(server): State<Arc<Server>>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let (keeper, query) =
-        server.keeper(&headers, Role::Admin, query.as_deref(), &["limit", "after", "tenant"]).await?;
+async fn list(head: Head) -> Result<Response, Problem> {
+    let (keeper, query) = head.keeper(Role::Admin, &["limit", "after", "tenant"]).await?;
     keeper.whole()?;
     let tenant = keeper.tenant(&query)?;
     let known = keeper.changes.registry.load_places().await.map_err(refused)?;
@@ -209,13 +206,8 @@ async fn list(
     params(super::params::App, super::params::OfTenant),
     responses((status = 200, description = "The application, and its keys' ids", body = View), Unseen),
     security(("key" = [])))]
-async fn show(
-    State(server): State<Arc<Server>>,
-    Path(app): Path<String>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let (keeper, query) = server.keeper(&headers, Role::Admin, query.as_deref(), &["tenant"]).await?;
+async fn show(head: Head, Path(app): Path<String>) -> Result<Response, Problem> {
+    let (keeper, query) = head.keeper(Role::Admin, &["tenant"]).await?;
     let (id, app) = keeper.named_app(&app, &query).await?;
     Ok(shown(StatusCode::OK, &View::of(id, app, None), None))
 }
@@ -226,16 +218,10 @@ async fn show(
     request_body(content = NewApp, content_type = "application/json"),
     responses((status = 201, description = "The application, with its key", body = View), Unchanged),
     security(("key" = [])))]
-async fn add(
-    State(server): State<Arc<Server>>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let (keeper, query) =
-        server.keeper(&headers, Role::Admin, query.as_deref(), &["reason", "tenant"]).await?;
+async fn add(head: Head, body: Body) -> Result<Response, Problem> {
+    let (keeper, query) = head.keeper(Role::Admin, &["reason", "tenant"]).await?;
     keeper.whole()?;
-    let mut members = server.members(&headers, body).await?;
+    let mut members = head.members(body).await?;
     let id = AppId(members.take("id", "a UUID")?.unwrap_or_else(Uuid::new_v4));
     let app = App {
         tenant: keeper.tenant(&query)?,
@@ -268,14 +254,8 @@ async fn add(
 #[utoipa::path(delete, path = "/v1/apps/{app}", operation_id = "remove_app", tag = "apps",
     params(super::params::App, super::params::Reason, super::params::OfTenant),
     responses((status = 204, description = "It is removed"), Unchanged), security(("key" = [])))]
-async fn remove(
-    State(server): State<Arc<Server>>,
-    Path(app): Path<String>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let (keeper, query) =
-        server.keeper(&headers, Role::Admin, query.as_deref(), &["reason", "tenant"]).await?;
+async fn remove(head: Head, Path(app): Path<String>) -> Result<Response, Problem> {
+    let (keeper, query) = head.keeper(Role::Admin, &["reason", "tenant"]).await?;
     let (id, _) = keeper.named_app(&app, &query).await?;
     keeper.make(Change::RemoveApp(id), None).await.map(gone)
 }
@@ -286,17 +266,10 @@ async fn remove(
     request_body(content = Option<Lasting>, content_type = "application/json"),
     responses((status = 201, description = "The application, with its key", body = View), Unchanged),
     security(("key" = [])))]
-async fn add_key(
-    State(server): State<Arc<Server>>,
-    Path(app): Path<String>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let (keeper, query) =
-        server.keeper(&headers, Role::Admin, query.as_deref(), &["reason", "tenant"]).await?;
+async fn add_key(head: Head, Path(app): Path<String>, body: Body) -> Result<Response, Problem> {
+    let (keeper, query) = head.keeper(Role::Admin, &["reason", "tenant"]).await?;
     let (id, _) = keeper.named_app(&app, &query).await?;
-    let mut members = server.members(&headers, body).await?;
+    let mut members = head.members(body).await?;
     let days = days(&mut members)?;
     members.end("days")?;
     with_key(id, keeper.make(Change::AddKey(id, days), None).await?)
@@ -307,14 +280,8 @@ async fn add_key(
     params(super::params::App, ("key" = String, Path, description = "The key's id, the part between the two `_`"),
         super::params::Reason, super::params::OfTenant),
     responses((status = 204, description = "It has ended"), Unchanged), security(("key" = [])))]
-async fn revoke_key(
-    State(server): State<Arc<Server>>,
-    Path((app, key)): Path<(String, String)>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let (keeper, query) =
-        server.keeper(&headers, Role::Admin, query.as_deref(), &["reason", "tenant"]).await?;
+async fn revoke_key(head: Head, Path((app, key)): Path<(String, String)>) -> Result<Response, Problem> {
+    let (keeper, query) = head.keeper(Role::Admin, &["reason", "tenant"]).await?;
     let (id, app) = keeper.named_app(&app, &query).await?;
     let key = key.parse::<KeyId>().ok().filter(|key| app.keys.contains_key(key));
     let key = key.ok_or_else(|| not_there("unknown_key", "The application has no such key"))?;

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use axum::extract::{RawQuery, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::Response;
 use bus::StoreError;
 use bus::audit::{From, Limits, Record, Stored, hash};
@@ -14,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{Unseen, shown, unavailable};
+use super::{Head, Unseen, shown, unavailable};
 use crate::Server;
 use crate::answer::Problem;
 
@@ -118,13 +117,9 @@ struct Asked {
     operation_id = "list_audit", tag = "audit", params(Asked, super::params::OfTenant),
     responses((status = 200, description = "A page, the oldest first", body = Records), Unseen),
     security(("key" = [])))]
-async fn list(
-    State(server): State<Arc<Server>>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
+async fn list(head: Head) -> Result<Response, Problem> {
     let known = ["kind", "device", "since", "limit", "after", "tenant", "raw"];
-    let (keeper, query) = server.keeper(&headers, Role::Observer, query.as_deref(), &known).await?;
+    let (keeper, query) = head.keeper(Role::Observer, &known).await?;
     keeper.whole()?;
     let (tenant, limit) = (keeper.tenant(&query)?, query.limit()?);
     let device = query.0.get("device").map(|it| it.parse::<DeviceId>()).transpose();

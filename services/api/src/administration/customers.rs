@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, RawQuery, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::extract::Path;
+use axum::http::StatusCode;
 use axum::response::Response;
 use bus::changes::{Change, Changed};
 use bus::registry::Customer;
@@ -16,7 +16,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::tenants::Renamed;
-use super::{Keeper, Query, Unchanged, Unseen, gone, no_customer, refused, shown, state, too_narrow};
+use super::{Head, Keeper, Query, Unchanged, Unseen, gone, no_customer, refused, shown, too_narrow};
 use crate::Server;
 use crate::answer::Problem;
 
@@ -66,13 +66,9 @@ struct NewCustomer {
 #[utoipa::path(get, path = "/v1/customers", operation_id = "list_customers", tag = "customers",
     params(super::params::Page, super::params::OfTenant),
     responses((status = 200, description = "A page, by name", body = Customers), Unseen), security(("key" = [])))]
-async fn list(
-    State(server): State<Arc<Server>>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
+async fn list(head: Head) -> Result<Response, Problem> {
     let known = ["limit", "after", "tenant"];
-    let (keeper, query) = server.keeper(&headers, Role::Operator, query.as_deref(), &known).await?;
+    let (keeper, query) = head.keeper(Role::Operator, &known).await?;
     let tenant = keeper.tenant(&query)?;
     let known = keeper.changes.registry.load_places().await.map_err(refused)?;
     let seen =
@@ -87,13 +83,8 @@ async fn list(
     params(super::params::Customer, super::params::OfTenant),
     responses((status = 200, description = "The customer; its state as ETag", body = View), Unseen),
     security(("key" = [])))]
-async fn show(
-    State(server): State<Arc<Server>>,
-    Path(customer): Path<String>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let (keeper, query) = server.keeper(&headers, Role::Operator, query.as_deref(), &["tenant"]).await?;
+async fn show(head: Head, Path(customer): Path<String>) -> Result<Response, Problem> {
+    let (keeper, query) = head.keeper(Role::Operator, &["tenant"]).await?;
     let (id, customer) = keeper.named_customer(&customer, &query).await?;
     Ok(shown(StatusCode::OK, &View::of(id, &customer), Some(&customer.tag())))
 }
@@ -103,18 +94,13 @@ async fn show(
     params(super::params::Reason, super::params::OfTenant),
     request_body(content = NewCustomer, content_type = "application/json"),
     responses((status = 201, description = "The customer", body = View), Unchanged), security(("key" = [])))]
-async fn add(
-    State(server): State<Arc<Server>>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
+async fn add(head: Head, body: Body) -> Result<Response, Problem> {
     let known = ["reason", "tenant"];
-    let (keeper, query) = server.keeper(&headers, Role::Operator, query.as_deref(), &known).await?;
+    let (keeper, query) = head.keeper(Role::Operator, &known).await?;
     if keeper.app.customers.is_some() {
         return Err(too_narrow("more than some customers"));
     }
-    let mut members = server.members(&headers, body).await?;
+    let mut members = head.members(body).await?;
     let name = members.need("name", "a string")?;
     let id = CustomerId(members.take("id", "a UUID")?.unwrap_or_else(Uuid::new_v4));
     members.end("name, id")?;
@@ -129,18 +115,12 @@ async fn add(
     request_body(content = Renamed, content_type = "application/json"),
     responses((status = 200, description = "The customer; its state as ETag", body = View), Unchanged),
     security(("key" = [])))]
-async fn rename(
-    State(server): State<Arc<Server>>,
-    Path(customer): Path<String>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
+async fn rename(head: Head, Path(customer): Path<String>, body: Body) -> Result<Response, Problem> {
     let known = ["reason", "tenant"];
-    let (keeper, query) = server.keeper(&headers, Role::Operator, query.as_deref(), &known).await?;
+    let (keeper, query) = head.keeper(Role::Operator, &known).await?;
     let (id, _) = keeper.named_customer(&customer, &query).await?;
-    let name = server.members(&headers, body).await?.renamed()?;
-    match keeper.make(Change::RenameCustomer(id, name), state(&headers)?.as_ref()).await? {
+    let name = head.members(body).await?.renamed()?;
+    match keeper.make(Change::RenameCustomer(id, name), head.state()?.as_ref()).await? {
         Changed::Customer(customer) => {
             Ok(shown(StatusCode::OK, &View::of(id, &customer), Some(&customer.tag())))
         }
@@ -152,14 +132,9 @@ async fn rename(
 #[utoipa::path(delete, path = "/v1/customers/{customer}", operation_id = "remove_customer", tag = "customers",
     params(super::params::Customer, super::params::Reason, super::params::OfTenant),
     responses((status = 204, description = "It is removed"), Unchanged), security(("key" = [])))]
-async fn remove(
-    State(server): State<Arc<Server>>,
-    Path(customer): Path<String>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
+async fn remove(head: Head, Path(customer): Path<String>) -> Result<Response, Problem> {
     let known = ["reason", "tenant"];
-    let (keeper, query) = server.keeper(&headers, Role::Operator, query.as_deref(), &known).await?;
+    let (keeper, query) = head.keeper(Role::Operator, &known).await?;
     let (id, _) = keeper.named_customer(&customer, &query).await?;
     keeper.make(Change::RemoveCustomer(id), None).await.map(gone)
 }

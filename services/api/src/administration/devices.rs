@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, RawQuery, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::extract::Path;
+use axum::http::StatusCode;
 use axum::response::Response;
 use bus::changes::{Change, Changed};
 use bus::registry::{DEFAULT_TYPE, Device, DeviceChange, NewDevice, RegistryError, Tag, Token};
@@ -16,7 +16,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::{Keeper, Members, Unchanged, gone, no_device, refused, shown, state, too_narrow};
+use super::{Head, Keeper, Members, Unchanged, gone, no_device, refused, shown, too_narrow};
 use crate::Server;
 use crate::answer::Problem;
 
@@ -114,15 +114,10 @@ struct NewToken {
     request_body(content = AddedDevice, content_type = "application/json"),
     responses((status = 201, description = "The device, with its token", body = View), Unchanged),
     security(("key" = [])))]
-async fn add(
-    State(server): State<Arc<Server>>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
+async fn add(head: Head, body: Body) -> Result<Response, Problem> {
     let known = ["reason", "tenant"];
-    let (keeper, query) = server.keeper(&headers, Role::Operator, query.as_deref(), &known).await?;
-    let mut members = server.members(&headers, body).await?;
+    let (keeper, query) = head.keeper(Role::Operator, &known).await?;
+    let mut members = head.members(body).await?;
     let new = NewDevice {
         id: DeviceId(members.take("id", "a UUID")?.unwrap_or_else(Uuid::new_v4)),
         tenant: keeper.tenant(&query)?,
@@ -153,16 +148,10 @@ async fn add(
     request_body(content = ChangedDevice, content_type = "application/merge-patch+json"),
     responses((status = 200, description = "The device; its state as ETag", body = View), Unchanged),
     security(("key" = [])))]
-async fn change(
-    State(server): State<Arc<Server>>,
-    Path(device): Path<String>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let keeper = server.keeper(&headers, Role::Operator, query.as_deref(), &["reason"]).await?.0;
+async fn change(head: Head, Path(device): Path<String>, body: Body) -> Result<Response, Problem> {
+    let keeper = head.keeper(Role::Operator, &["reason"]).await?.0;
     let (id, mut device) = keeper.named_device(&device).await?;
-    let mut members = server.members(&headers, body).await?;
+    let mut members = head.members(body).await?;
     let change = DeviceChange {
         name: members.take("name", "a string")?,
         kind: members.take("type", "a string")?,
@@ -173,7 +162,7 @@ async fn change(
         labels: members.take("labels", "an object of strings, or null to take one away")?.unwrap_or_default(),
     };
     members.end("name, type, customer, labels")?;
-    let only = keeper.only(&device, &headers)?;
+    let only = keeper.only(&device, &head)?;
     let assigns = matches!(change.customer, Some(Some(_)));
     change.apply(&mut device).map_err(|invalid| refused(invalid.into()))?;
     if !keeper.reaches(&device) {
@@ -192,15 +181,10 @@ async fn change(
 #[utoipa::path(delete, path = "/v1/devices/{device}", operation_id = "remove_device", tag = "devices",
     params(super::params::Device, super::params::Reason, super::params::State),
     responses((status = 204, description = "It is removed"), Unchanged), security(("key" = [])))]
-async fn remove(
-    State(server): State<Arc<Server>>,
-    Path(device): Path<String>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let keeper = server.keeper(&headers, Role::Operator, query.as_deref(), &["reason"]).await?.0;
+async fn remove(head: Head, Path(device): Path<String>) -> Result<Response, Problem> {
+    let keeper = head.keeper(Role::Operator, &["reason"]).await?.0;
     let (id, device) = keeper.named_device(&device).await?;
-    let only = keeper.only(&device, &headers)?;
+    let only = keeper.only(&device, &head)?;
     keeper.make(Change::RemoveDevice(id), only.as_ref()).await.map(gone)
 }
 
@@ -210,16 +194,10 @@ async fn remove(
     request_body(content = Option<NewToken>, content_type = "application/json"),
     responses((status = 200, description = "The device, with its token", body = View), Unchanged),
     security(("key" = [])))]
-async fn rotate(
-    State(server): State<Arc<Server>>,
-    Path(device): Path<String>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let keeper = server.keeper(&headers, Role::Operator, query.as_deref(), &["reason"]).await?.0;
+async fn rotate(head: Head, Path(device): Path<String>, body: Body) -> Result<Response, Problem> {
+    let keeper = head.keeper(Role::Operator, &["reason"]).await?.0;
     let (id, _) = keeper.named_device(&device).await?;
-    let mut members = server.members(&headers, body).await?;
+    let mut members = head.members(body).await?;
     let token = token(&mut members)?;
     members.end("token, weakToken")?;
     match keeper.make(Change::RotateToken(id, token.clone()), None).await? {
@@ -251,9 +229,9 @@ fn about_customer(problem: Problem, names_customer: bool) -> Problem {
 impl Keeper {
     /// In which state alone a device may be changed: as the request says; and for whom it could get out of reach in
     /// between, as it was read.
-    fn only(&self, device: &Device, headers: &HeaderMap) -> Result<Option<Tag>, Problem> {
+    fn only(&self, device: &Device, head: &Head) -> Result<Option<Tag>, Problem> {
         let read = device.tag();
-        match state(headers)? {
+        match head.state()? {
             Some(asked) if asked != read => Err(refused(RegistryError::Changed)),
             Some(asked) => Ok(Some(asked)),
             None => Ok((!self.app.is_whole()).then_some(read)),

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
-use axum::extract::{RawQuery, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::Response;
 use bus::StoreError;
 use bus::audit::From;
@@ -22,7 +21,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::policies::{MAX_BODY_BYTES, aside, read, texts, unkept};
-use super::{Keeper, Query, Unchanged, Unseen, no_device, refused, shown, unavailable};
+use super::{Head, Keeper, Query, Unchanged, Unseen, no_device, refused, shown, unavailable};
 use crate::Server;
 use crate::answer::Problem;
 
@@ -266,13 +265,9 @@ struct Changed {
 #[utoipa::path(get, path = "/v1/policies/explain", operation_id = "explain_policies", tag = "policies",
     params(Wanting, Wanted, AskedFor),
     responses((status = 200, description = "The answer", body = View), Unseen), security(("key" = [])))]
-async fn explain(
-    State(server): State<Arc<Server>>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
+async fn explain(head: Head) -> Result<Response, Problem> {
     let known = [&["from", "app", "to"][..], &ASKED].concat();
-    let (keeper, query) = server.keeper(&headers, Role::Observer, query.as_deref(), &known).await?;
+    let (keeper, query) = head.keeper(Role::Observer, &known).await?;
     keeper.whole()?;
     let (action, asked) = asked(&query)?;
     let (to, target) = keeper.device_of("to", &query).await?;
@@ -283,12 +278,12 @@ async fn explain(
         // To each other they do not exist.
         return Err(no_device().of("to"));
     }
-    let live = server.policies_of(&keeper, caller.tenant()).await?.live;
+    let live = head.server.policies_of(&keeper, caller.tenant()).await?.live;
     let scope = match &caller {
         Caller::App(_, app) => changes::scope(&keeper.changes.registry, app).await.map_err(refused)?,
         Caller::Device(..) => String::new(),
     };
-    let _turn = server.administration.turn().await;
+    let _turn = head.server.administration.turn().await;
     let explained = aside(move || {
         let set = live.set()?;
         let context = caller.context(&asked, action, &live);
@@ -318,19 +313,15 @@ async fn explain(
 #[utoipa::path(get, path = "/v1/policies/whom", operation_id = "whom_policies_allow", tag = "policies",
     params(Wanting, AskedFor, Page),
     responses((status = 200, description = "A page, by name", body = Judged), Unseen), security(("key" = [])))]
-async fn whom(
-    State(server): State<Arc<Server>>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
+async fn whom(head: Head) -> Result<Response, Problem> {
     let known = [&["from", "app", "limit", "after"][..], &ASKED].concat();
-    let (keeper, query) = server.keeper(&headers, Role::Observer, query.as_deref(), &known).await?;
+    let (keeper, query) = head.keeper(Role::Observer, &known).await?;
     keeper.whole()?;
     let (action, asked) = asked(&query)?;
     let page = PageOf::read(&query)?;
     let caller = keeper.wanting(&query).await?;
-    let live = server.policies_of(&keeper, caller.tenant()).await?.live;
-    let _turn = server.administration.turn().await;
+    let live = head.server.policies_of(&keeper, caller.tenant()).await?.live;
+    let _turn = head.server.administration.turn().await;
     let devices = keeper.devices(caller.tenant()).await?;
     let judged = aside(move || {
         let set = live.set()?;
@@ -348,19 +339,15 @@ async fn whom(
 #[utoipa::path(get, path = "/v1/policies/who", operation_id = "who_policies_allow", tag = "policies",
     params(Wanted, AskedFor, Page),
     responses((status = 200, description = "A page, by name", body = Judged), Unseen), security(("key" = [])))]
-async fn who(
-    State(server): State<Arc<Server>>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
+async fn who(head: Head) -> Result<Response, Problem> {
     let known = [&["to", "limit", "after"][..], &ASKED].concat();
-    let (keeper, query) = server.keeper(&headers, Role::Observer, query.as_deref(), &known).await?;
+    let (keeper, query) = head.keeper(Role::Observer, &known).await?;
     keeper.whole()?;
     let (action, asked) = asked(&query)?;
     let page = PageOf::read(&query)?;
     let (id, target) = keeper.device_of("to", &query).await?;
-    let live = server.policies_of(&keeper, target.tenant).await?.live;
-    let _turn = server.administration.turn().await;
+    let live = head.server.policies_of(&keeper, target.tenant).await?.live;
+    let _turn = head.server.administration.turn().await;
     let devices = keeper.devices(target.tenant).await?;
     let judged = aside(move || {
         let context = asked.by_device(action, SystemTime::now(), live.utc_offset_min());
@@ -376,17 +363,12 @@ async fn who(
     request_body(content = Option<Others>, content_type = "application/json"),
     responses((status = 200, description = "What they would change", body = Difference), Unchanged),
     security(("key" = [])))]
-async fn diff(
-    State(server): State<Arc<Server>>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
+async fn diff(head: Head, body: Body) -> Result<Response, Problem> {
     let known = [&["app", "tenant"][..], &ASKED].concat();
-    let (keeper, query) = server.keeper(&headers, Role::Observer, query.as_deref(), &known).await?;
+    let (keeper, query) = head.keeper(Role::Observer, &known).await?;
     let asked = asked(&query)?.1;
-    let kept = server.kept_policies(&keeper, &query).await?;
-    let mut members = server.members_of(&headers, body, MAX_BODY_BYTES).await?;
+    let kept = head.server.kept_policies(&keeper, &query).await?;
+    let mut members = head.members_of(body, MAX_BODY_BYTES).await?;
     let given = members.0.get("texts").is_some_and(|it| !it.is_null());
     let new = match given {
         true => texts(&mut members)?,
@@ -410,7 +392,7 @@ async fn diff(
             places.apps.into_iter().filter(|(_, app)| app.tenant == tenant).collect()
         }
     };
-    let _turn = server.administration.turn().await;
+    let _turn = head.server.administration.turn().await;
     let devices = keeper.devices(tenant).await?;
     let (offset, now) = (live.utc_offset_min(), SystemTime::now());
     let compared = aside(move || {

@@ -13,9 +13,12 @@ mod policies;
 mod tenants;
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use boot::Settings;
@@ -101,28 +104,42 @@ struct Keeper {
     _place: Place<AppId>,
 }
 
-impl Server {
-    /// Who asks, and may, with its `query`, of which `known` alone may be there.
-    async fn keeper(
-        &self,
-        headers: &HeaderMap,
-        role: Role,
-        query: Option<&str>,
-        known: &[&str],
-    ) -> Result<(Keeper, Query), Problem> {
-        let caller = self.let_in_as(headers, role).await?;
-        if !self.administration.is_on {
+/// A request, but for its path and its body.
+struct Head {
+    server: Arc<Server>,
+    headers: HeaderMap,
+    query: String,
+}
+
+impl FromRequestParts<Arc<Server>> for Head {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, server: &Arc<Server>) -> Result<Self, Infallible> {
+        Ok(Head {
+            server: Arc::clone(server),
+            headers: std::mem::take(&mut parts.headers),
+            query: parts.uri.query().unwrap_or_default().to_owned(),
+        })
+    }
+}
+
+impl Head {
+    /// Who asks, and may, with its query, of which `known` alone may be there.
+    async fn keeper(&self, role: Role, known: &[&str]) -> Result<(Keeper, Query), Problem> {
+        let server = &self.server;
+        let caller = server.let_in_as(&self.headers, role).await?;
+        if !server.administration.is_on {
             let title = "This copy of the API does not keep the registry";
             let problem = Problem::new(StatusCode::FORBIDDEN, "administration_off", title);
             return Err(problem.expected("api.administration is true, and NATS lets this service write"));
         }
         let (app, key) = (caller.identity.app, caller.identity.key);
-        let place = self.place(&caller)?;
-        let query = Query::read(query.unwrap_or_default(), known)?;
-        let changes = self.administration.opened().await.map_err(refused)?;
+        let place = server.place(&caller)?;
+        let query = Query::read(&self.query, known)?;
+        let changes = server.administration.opened().await.map_err(refused)?;
         let record = changes.registry.app(app).await.map_err(refused)?;
         let Some(record) = record.filter(|it| it.has_key(key, unix_s())) else {
-            return Err(self.not_let_in(crate::keys::NotLetIn::Unknown));
+            return Err(server.not_let_in(crate::keys::NotLetIn::Unknown));
         };
         if record.role < role {
             return Err(Problem::role(role));
@@ -137,17 +154,17 @@ impl Server {
     }
 
     /// The members of a body that must be a JSON object; of none, where it may be left out.
-    async fn members(&self, headers: &HeaderMap, body: Body) -> Result<Members, Problem> {
-        self.members_of(headers, body, self.max_body_bytes).await
+    async fn members(&self, body: Body) -> Result<Members, Problem> {
+        self.members_of(body, self.server.max_body_bytes).await
     }
 
     /// The same of a body of so many bytes at most.
-    async fn members_of(&self, headers: &HeaderMap, body: Body, most: usize) -> Result<Members, Problem> {
-        let is_given = headers.contains_key(header::CONTENT_TYPE);
+    async fn members_of(&self, body: Body, most: usize) -> Result<Members, Problem> {
+        let is_given = self.headers.contains_key(header::CONTENT_TYPE);
         let is_json = ["application/json", "application/merge-patch+json"]
             .iter()
-            .any(|kind| request::is_of_kind(headers, kind));
-        let body = self.read_at_most(body, most).await?;
+            .any(|kind| request::is_of_kind(&self.headers, kind));
+        let body = self.server.read_at_most(body, most).await?;
         match (body.is_empty(), is_json) {
             (true, _) if !is_given || is_json => Ok(Members(Map::new())),
             (_, false) => Err(Problem::not_said_to_be_json()),
@@ -157,6 +174,11 @@ impl Server {
                 Err(_) => Err(request::Fault::NotAnObject.into()),
             },
         }
+    }
+
+    /// The state that a change is for.
+    fn state(&self) -> Result<Option<Tag>, Problem> {
+        state(&self.headers)
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, RawQuery, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::extract::Path;
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use boot::clock::unix_ms;
 use bus::StoreError;
@@ -22,7 +22,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::{
-    Keeper, Members, Query, Unchanged, Unseen, not_there, refused, shown, state, unavailable, unmade,
+    Head, Keeper, Members, Query, Unchanged, Unseen, not_there, refused, shown, unavailable, unmade,
 };
 use crate::Server;
 use crate::answer::{self, Problem};
@@ -190,13 +190,9 @@ struct Version {
     params(super::params::OfTenant),
     responses((status = 200, description = "The policies in force; their version as ETag", body = View), Unseen),
     security(("key" = [])))]
-async fn show(
-    State(server): State<Arc<Server>>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let (keeper, query) = server.keeper(&headers, Role::Observer, query.as_deref(), &["tenant"]).await?;
-    let kept = server.kept_policies(&keeper, &query).await?;
+async fn show(head: Head) -> Result<Response, Problem> {
+    let (keeper, query) = head.keeper(Role::Observer, &["tenant"]).await?;
+    let kept = head.server.kept_policies(&keeper, &query).await?;
     View::shown(kept.live).await
 }
 
@@ -206,17 +202,12 @@ async fn show(
     request_body(content = NewPolicies, content_type = "application/json"),
     responses((status = 200, description = "The policies in force; their version as ETag", body = View), Unchanged),
     security(("key" = [])))]
-async fn replace(
-    State(server): State<Arc<Server>>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
+async fn replace(head: Head, body: Body) -> Result<Response, Problem> {
     let known = ["tenant", "reason"];
-    let (keeper, query) = server.keeper(&headers, Role::Admin, query.as_deref(), &known).await?;
-    let kept = server.kept_policies(&keeper, &query).await?;
-    let members = server.members_of(&headers, body, MAX_BODY_BYTES).await?;
-    let only = state(&headers)?;
+    let (keeper, query) = head.keeper(Role::Admin, &known).await?;
+    let kept = head.server.kept_policies(&keeper, &query).await?;
+    let members = head.members_of(body, MAX_BODY_BYTES).await?;
+    let only = head.state()?;
     if only.as_ref().is_some_and(|only| *only != tag(&kept.live)) {
         return Err(refused(RegistryError::Changed));
     }
@@ -234,13 +225,9 @@ async fn replace(
     params(super::params::OfTenant),
     responses((status = 200, description = "The shadow; its version is what it would get", body = View), Unseen),
     security(("key" = [])))]
-async fn show_shadow(
-    State(server): State<Arc<Server>>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let (keeper, query) = server.keeper(&headers, Role::Observer, query.as_deref(), &["tenant"]).await?;
-    let shadow = server.kept_policies(&keeper, &query).await?.shadow().await?;
+async fn show_shadow(head: Head) -> Result<Response, Problem> {
+    let (keeper, query) = head.keeper(Role::Observer, &["tenant"]).await?;
+    let shadow = head.server.kept_policies(&keeper, &query).await?.shadow().await?;
     View::shown(InForce(Some(shadow))).await
 }
 
@@ -250,16 +237,11 @@ async fn show_shadow(
     request_body(content = NewPolicies, content_type = "application/json"),
     responses((status = 200, description = "The shadow; its version is what it would get", body = View), Unchanged),
     security(("key" = [])))]
-async fn cast(
-    State(server): State<Arc<Server>>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
+async fn cast(head: Head, body: Body) -> Result<Response, Problem> {
     let known = ["tenant", "reason"];
-    let (keeper, query) = server.keeper(&headers, Role::Admin, query.as_deref(), &known).await?;
-    let kept = server.kept_policies(&keeper, &query).await?;
-    let members = server.members_of(&headers, body, MAX_BODY_BYTES).await?;
+    let (keeper, query) = head.keeper(Role::Admin, &known).await?;
+    let kept = head.server.kept_policies(&keeper, &query).await?;
+    let members = head.members_of(body, MAX_BODY_BYTES).await?;
     let shadow = kept.next(&keeper, &query, members).await?;
     let cast = kept.shelf.cast(kept.tenant, &kept.live, shadow.version, Some(&shadow)).await;
     cast.map_err(|error| unmade(error, unkept))?;
@@ -270,14 +252,10 @@ async fn cast(
 #[utoipa::path(delete, path = "/v1/policies/shadow", operation_id = "drop_shadow", tag = "policies",
     params(super::params::OfTenant, super::params::Reason),
     responses((status = 204, description = "There is none any more"), Unchanged), security(("key" = [])))]
-async fn drop_shadow(
-    State(server): State<Arc<Server>>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
+async fn drop_shadow(head: Head) -> Result<Response, Problem> {
     let known = ["tenant", "reason"];
-    let (keeper, query) = server.keeper(&headers, Role::Admin, query.as_deref(), &known).await?;
-    let kept = server.kept_policies(&keeper, &query).await?;
+    let (keeper, query) = head.keeper(Role::Admin, &known).await?;
+    let kept = head.server.kept_policies(&keeper, &query).await?;
     let shadow = kept.shadow().await?;
     let dropped = kept.shelf.cast(kept.tenant, &kept.live, shadow.version, None).await;
     dropped.map_err(|error| unmade(error, unkept))?;
@@ -289,13 +267,9 @@ async fn drop_shadow(
     params(super::params::OfTenant),
     responses((status = 200, description = "At most 65, the live one first", body = Versions), Unseen),
     security(("key" = [])))]
-async fn list_versions(
-    State(server): State<Arc<Server>>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let (keeper, query) = server.keeper(&headers, Role::Observer, query.as_deref(), &["tenant"]).await?;
-    let kept = server.kept_policies(&keeper, &query).await?;
+async fn list_versions(head: Head) -> Result<Response, Problem> {
+    let (keeper, query) = head.keeper(Role::Observer, &["tenant"]).await?;
+    let kept = head.server.kept_policies(&keeper, &query).await?;
     let versions = kept.history().await?.into_iter().map(|set| Version {
         version: set.version,
         at_ms: set.at_ms,
@@ -311,14 +285,9 @@ async fn list_versions(
     params(("version" = u64, Path, description = "The version"), super::params::OfTenant),
     responses((status = 200, description = "The policies as they were", body = View), Unseen),
     security(("key" = [])))]
-async fn show_version(
-    State(server): State<Arc<Server>>,
-    Path(version): Path<String>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let (keeper, query) = server.keeper(&headers, Role::Observer, query.as_deref(), &["tenant"]).await?;
-    let kept = server.kept_policies(&keeper, &query).await?;
+async fn show_version(head: Head, Path(version): Path<String>) -> Result<Response, Problem> {
+    let (keeper, query) = head.keeper(Role::Observer, &["tenant"]).await?;
+    let kept = head.server.kept_policies(&keeper, &query).await?;
     let found = kept.history().await?.into_iter().find(|set| set.version.to_string() == version);
     let found = found.ok_or_else(|| not_there("unknown_version", "That version is not kept"))?;
     View::shown(InForce(Some(found))).await
@@ -329,14 +298,9 @@ async fn show_version(
     request_body(content = Texts, content_type = "application/json"),
     responses((status = 200, description = "They would be accepted", body = Checked), Unchanged),
     security(("key" = [])))]
-async fn check(
-    State(server): State<Arc<Server>>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let _keeper = server.keeper(&headers, Role::Observer, query.as_deref(), &[]).await?;
-    let mut members = server.members_of(&headers, body, MAX_BODY_BYTES).await?;
+async fn check(head: Head, body: Body) -> Result<Response, Problem> {
+    let _keeper = head.keeper(Role::Observer, &[]).await?;
+    let mut members = head.members_of(body, MAX_BODY_BYTES).await?;
     let texts = texts(&mut members)?;
     members.end("texts")?;
     let checked = read(texts).await.map(|set| Checked {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, RawQuery, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::extract::Path;
+use axum::http::StatusCode;
 use axum::response::Response;
 use bus::changes::{Change, Changed};
 use bus::registry::Tenant;
@@ -15,7 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::{Keeper, Unchanged, Unseen, gone, no_tenant, refused, shown, state, too_narrow};
+use super::{Head, Keeper, Unchanged, Unseen, gone, no_tenant, refused, shown, too_narrow};
 use crate::Server;
 use crate::answer::Problem;
 
@@ -65,13 +65,9 @@ pub(super) struct Renamed {
 /// List the tenants that the key reaches (operator)
 #[utoipa::path(get, path = "/v1/tenants", operation_id = "list_tenants", tag = "tenants", params(super::params::Page),
     responses((status = 200, description = "A page, by name", body = Tenants), Unseen), security(("key" = [])))]
-async fn list(
-    State(server): State<Arc<Server>>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
+async fn list(head: Head) -> Result<Response, Problem> {
     let known = ["limit", "after"];
-    let (keeper, query) = server.keeper(&headers, Role::Operator, query.as_deref(), &known).await?;
+    let (keeper, query) = head.keeper(Role::Operator, &known).await?;
     let known = keeper.changes.registry.load_places().await.map_err(refused)?;
     let seen = known.tenants.into_iter().filter(|(id, _)| keeper.sees_tenant(*id));
     let seen = seen.map(|(id, Tenant { name })| (name.clone(), View { id, name }));
@@ -84,12 +80,8 @@ async fn list(
     operation_id = "show_tenant", tag = "tenants", params(super::params::Tenant),
     responses((status = 200, description = "The tenant; its state as ETag", body = View), Unseen),
     security(("key" = [])))]
-async fn show(
-    State(server): State<Arc<Server>>,
-    Path(tenant): Path<String>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let (keeper, _) = server.keeper(&headers, Role::Operator, None, &[]).await?;
+async fn show(head: Head, Path(tenant): Path<String>) -> Result<Response, Problem> {
+    let (keeper, _) = head.keeper(Role::Operator, &[]).await?;
     let (id, tenant) = keeper.named_tenant(&tenant).await?;
     Ok(shown(StatusCode::OK, &View { id, name: tenant.name.clone() }, Some(&tenant.tag())))
 }
@@ -98,15 +90,10 @@ async fn show(
 #[utoipa::path(post, path = "/v1/tenants", operation_id = "add_tenant", tag = "tenants", params(super::params::Reason),
     request_body(content = NewTenant, content_type = "application/json"),
     responses((status = 201, description = "The tenant", body = View), Unchanged), security(("key" = [])))]
-async fn add(
-    State(server): State<Arc<Server>>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let keeper = server.keeper(&headers, Role::Admin, query.as_deref(), &["reason"]).await?.0;
+async fn add(head: Head, body: Body) -> Result<Response, Problem> {
+    let keeper = head.keeper(Role::Admin, &["reason"]).await?.0;
     keeper.all_tenants()?;
-    let mut members = server.members(&headers, body).await?;
+    let mut members = head.members(body).await?;
     let name = members.need("name", "a string")?;
     let id = TenantId(members.take("id", "a UUID")?.unwrap_or_else(Uuid::new_v4));
     members.end("name, id")?;
@@ -121,18 +108,12 @@ async fn add(
     request_body(content = Renamed, content_type = "application/json"),
     responses((status = 200, description = "The tenant; its state as ETag", body = View), Unchanged),
     security(("key" = [])))]
-async fn rename(
-    State(server): State<Arc<Server>>,
-    Path(tenant): Path<String>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let keeper = server.keeper(&headers, Role::Admin, query.as_deref(), &["reason"]).await?.0;
+async fn rename(head: Head, Path(tenant): Path<String>, body: Body) -> Result<Response, Problem> {
+    let keeper = head.keeper(Role::Admin, &["reason"]).await?.0;
     keeper.whole()?;
     let (id, _) = keeper.named_tenant(&tenant).await?;
-    let name = server.members(&headers, body).await?.renamed()?;
-    match keeper.make(Change::RenameTenant(id, name), state(&headers)?.as_ref()).await? {
+    let name = head.members(body).await?.renamed()?;
+    match keeper.make(Change::RenameTenant(id, name), head.state()?.as_ref()).await? {
         Changed::Tenant(tenant) => {
             Ok(shown(StatusCode::OK, &View { id, name: tenant.name.clone() }, Some(&tenant.tag())))
         }
@@ -144,13 +125,8 @@ async fn rename(
 #[utoipa::path(delete, path = "/v1/tenants/{tenant}", operation_id = "remove_tenant", tag = "tenants",
     params(super::params::Tenant, super::params::Reason),
     responses((status = 204, description = "It is removed"), Unchanged), security(("key" = [])))]
-async fn remove(
-    State(server): State<Arc<Server>>,
-    Path(tenant): Path<String>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let keeper = server.keeper(&headers, Role::Admin, query.as_deref(), &["reason"]).await?.0;
+async fn remove(head: Head, Path(tenant): Path<String>) -> Result<Response, Problem> {
+    let keeper = head.keeper(Role::Admin, &["reason"]).await?.0;
     keeper.all_tenants()?;
     let (id, _) = keeper.named_tenant(&tenant).await?;
     keeper.make(Change::RemoveTenant(id), None).await.map(gone)
