@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
@@ -185,15 +186,19 @@ def test_calls_that_are_too_many_are_counted(cluster, family, observer, listen):
     listener = listen(observer, "?kinds=call")
     listener.until("live")
     targets = {"targets": {"devices": [str(uuid.uuid4()) for _ in range(900)]}, "parallel": 900}
+    began = time.monotonic()
     with RawHttp(cluster.apis[1].port) as http:
         kinds = {"Content_Type": "application/json", "Accept": "application/json"}
         assert http.ask("POST", "/v1/calls", json.dumps(targets), Authorization=observer.bearer, **kinds).status == 200
+    seconds = time.monotonic() - began
     told = left_out = 0
     while told + left_out < 900:
         event = listener.next()
         told += event.kind == "call"
         left_out += event.data["calls"] if event.kind == "left_out" else 0
-    assert told + left_out == 900 and told >= 200 and left_out > 0
+    assert told + left_out == 900
+    # 200 a second, of which the first and the last may have begun already; where this machine is that slow, it is all.
+    assert 200 <= told <= 200 * (seconds + 2)
 
 
 def test_the_command_tells_it(cluster, family, observer, device):
