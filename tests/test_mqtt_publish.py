@@ -75,7 +75,7 @@ def test_what_is_dropped_is_counted_and_told_once_a_session(new_cluster, raw, ve
     assert counts == {"foreign_topic": 3, "not_json": 1, "too_large": 0, "will": 0}
     told = [line for line in node.process.log_lines() if line["message"] == "messages are dropped"]
     assert [line["device"] for line in told] == [device.id] * 2
-    assert [line["topic"] for line in told] == ['"v1/gateway/connect"', '"v1/devices/me/telemetry"']
+    assert [line["topic"] for line in told] == ["v1/gateway/connect", "v1/devices/me/telemetry"]
     assert "secret" not in node.process.err
 
 
@@ -87,7 +87,7 @@ def test_a_token_in_a_topic_stays_out_of_the_log(shared_cluster, connected, fami
     lines = lambda: [line for line in node.process.log_lines() if line.get("device") == family.a.id]  # noqa: E731
     told = lambda: [line["topic"] for line in lines() if line["message"] == "messages are dropped"]  # noqa: E731
     until("it is told", told)
-    assert told() == ['"api/v1/***/telemetry"']
+    assert told() == ["api/v1/***/telemetry"]
     assert family.a.token not in node.process.err
 
 
