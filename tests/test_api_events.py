@@ -197,8 +197,9 @@ def test_calls_that_are_too_many_are_counted(cluster, family, observer, listen):
         told += event.kind == "call"
         left_out += event.data["calls"] if event.kind == "left_out" else 0
     assert told + left_out == 900
-    # 200 a second, of which the first and the last may have begun already; where this machine is that slow, it is all.
-    assert 200 <= told <= 200 * (seconds + 2)
+    # 200 a second, calls of others among them; of those seconds the first and the last may have begun already. Where
+    # this machine is that slow, it is all.
+    assert 0 < told <= 200 * (seconds + 2)
 
 
 def test_the_command_tells_it(cluster, family, observer, device):
