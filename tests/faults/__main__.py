@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from harness.picking import picked
 from harness.programs import ROOT
 from harness.waiting import until
 
@@ -38,15 +39,13 @@ def main() -> None:
         return
     if arguments.page:
         return _write_page()
-    by_name = {row.name: row for row in ROWS}
-    if unknown := [name for name in arguments.row if name not in by_name]:
-        sys.exit(f"there is no row {', '.join(unknown)}; --list says which there are")
-    rows = [by_name[name] for name in arguments.row] or ROWS
+    rows = picked("row", arguments.row, ROWS)
     why = None if arguments.inside else network.missing()
     if why and not arguments.or_plain:
         sys.exit(f"faults: {why}")
     if why:
         print(f"faults: {why}: what would be cut off is stopped instead")
+        by_name = {row.name: row for row in ROWS}
         rows = [by_name[row.name.replace("cut", "stop")] if row.needs_network else row for row in rows]
     elif not arguments.inside:
         network.enter()

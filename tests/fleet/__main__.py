@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from harness.picking import picked
 from harness.programs import ROOT
 
 from fleet.page import Result, conclusion, facts_of, page
@@ -28,11 +29,9 @@ def main() -> None:
         return
     if arguments.page:
         return _write_page()
-    by_name = {row.name: row for row in ROWS}
-    if unknown := [name for name in arguments.row if name not in by_name]:
-        sys.exit(f"there is no row {', '.join(unknown)}; --list says which there are")
+    rows = picked("row", arguments.row, ROWS)
     began = time.monotonic()
-    results = [_perform(row, arguments.part) for row in [by_name[name] for name in arguments.row] or ROWS]
+    results = [_perform(row, arguments.part) for row in rows]
     if not arguments.row and arguments.part == 1:
         facts = facts_of((time.monotonic() - began) / 60, CALLS_PER_SECOND, arguments.meanwhile)
         RUN.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from harness.picking import picked
 from harness.programs import ROOT
 
 from upgrade import build, registry
@@ -31,12 +32,9 @@ def main() -> None:
         return
     if arguments.page:
         return _write_page()
-    by_name = {order.name: order for order in ORDERS}
-    if unknown := [name for name in arguments.order if name not in by_name]:
-        sys.exit(f"there is no order {', '.join(unknown)}; --list says which there are")
+    orders = picked("order", arguments.order, ORDERS)
     commit = arguments.previous or build.pinned()
     previous = build.of_the_commit(commit)
-    orders = [by_name[name] for name in arguments.order] or ORDERS
     began = time.monotonic()
     with TemporaryDirectory(prefix="upgrade-") as folder:
         steps, facts = _perform(orders, Path(folder), previous, arguments.devices)
