@@ -14,8 +14,8 @@ use crate::watch::{Watch, WatchEvent};
 
 pub use crate::bucket::Expected;
 
-/// How long a removed claim's marker stands: watchers hear of it at once, and a claim in that time takes longer.
-const MARKER_TTL: Duration = Duration::from_secs(3);
+/// How long a removed claim's marker stands: watchers hear of it at once, and a write in that time must expect it.
+pub const MARKER_TTL: Duration = Duration::from_secs(3);
 
 const CLAIMS: Spec = Spec { name: "claims", description: "Where each device is connected", passing: None };
 

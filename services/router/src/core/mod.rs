@@ -8,6 +8,7 @@ mod claims;
 mod doubts;
 mod leases;
 mod map;
+mod markers;
 mod moving;
 mod takeovers;
 mod waiting;
@@ -26,6 +27,7 @@ pub use claims::{Decision, decide};
 use doubts::Doubts;
 pub use leases::Leases;
 pub use map::{ClaimMap, Found};
+use markers::Markers;
 use moving::Moving;
 use takeovers::Takeovers;
 use waiting::WaitingRoom;
@@ -200,6 +202,7 @@ pub enum Action<T, R> {
 #[derive(Debug)]
 pub struct Core<T, R> {
     map: ClaimMap,
+    markers: Markers,
     leases: Leases,
     doubts: Doubts,
     moving: Moving,
@@ -222,6 +225,7 @@ impl<T, R> Core<T, R> {
     pub fn new(lease: Duration, handover: Duration, places: Shares<Party>, now: Instant) -> Self {
         Core {
             map: ClaimMap::default(),
+            markers: Markers::default(),
             leases: Leases::new(lease, now),
             doubts: Doubts::new(now + lease),
             moving: Moving::new(handover),
@@ -425,15 +429,15 @@ impl<T, R> Core<T, R> {
         }
         let claiming = Claiming { request, deadline, attempts: 0, reply_to };
         let device = claiming.request.device;
-        let standing = match self.map.standing(device) {
-            Some(Found { claim, revision }) => {
-                Standing { claim: Some(claim), expected: Expected::Revision(revision) }
-            }
+        let (claim, expected) = match (self.map.standing(device), self.map.get(device)) {
+            (Some(Found { claim, revision }), _) => (Some(claim), Expected::Revision(revision)),
             // What stood in a store that was lost may be taken over, and is not there.
-            None => {
-                Standing { claim: self.map.get(device).map(|found| found.claim), expected: Expected::Nothing }
+            (None, Some(doubtful)) => (Some(doubtful.claim), Expected::Nothing),
+            (None, None) => {
+                (None, self.markers.revision(device).map_or(Expected::Nothing, Expected::Revision))
             }
         };
+        let standing = Standing { claim, expected };
         self.decide(claiming, standing, now, actions);
     }
 
@@ -485,6 +489,7 @@ impl<T, R> Core<T, R> {
                 // The store has begun to count anew: what was expected there may have been another session's. Whoever
                 // claims again is found by comparing; who is new gets a generation above what it may have had.
                 self.map.begins_anew(revision, self.leases.lease(), now);
+                self.markers.forget_all();
                 self.doubts.begin(now + self.leases.lease(), &self.map);
                 let generation = match claiming.request.generation {
                     Some(own) => own,
@@ -544,7 +549,10 @@ impl<T, R> Core<T, R> {
             self.moving.left(device, before.claim.node, now);
         }
         match removed_at {
-            Some(removed_at) => self.map.remove(device, removed_at),
+            Some(removed_at) => {
+                self.map.remove(device, removed_at);
+                self.markers.left(device, removed_at, now);
+            }
             None => self.map.forget(device, revision),
         }
     }
@@ -623,6 +631,7 @@ impl<T, R> Core<T, R> {
     pub fn gone(&mut self, device: DeviceId, revision: u64, now: Instant) {
         let before = self.map.standing(device);
         self.map.remove(device, revision);
+        self.markers.left(device, revision, now);
         if let Some(before) = before {
             if self.map.standing(device).is_none() {
                 self.moving.left(device, before.claim.node, now);
@@ -636,10 +645,10 @@ impl<T, R> Core<T, R> {
         self.map.lost();
     }
 
-    /// A load from the beginning: every claim follows.
-    /// The store has written up to `revision`.
+    /// A load from the beginning: every claim follows. The store has written up to `revision`.
     pub fn reset(&mut self, is_another_store: bool, revision: u64) {
         self.map.reset(is_another_store, revision);
+        self.markers.forget_all();
     }
 
     /// Every claim has been told.
@@ -671,6 +680,7 @@ impl<T, R> Core<T, R> {
             self.map.end_doubt(now);
         }
         self.moving.look(now);
+        self.markers.look(now);
         while let Some(call) = self.waiting.next_due(now) {
             self.look_again(call, now, actions);
         }

@@ -515,6 +515,32 @@ fn a_release_removes_its_own_claim_alone() {
     assert!(bench.core.map().is_empty());
 }
 
+#[test]
+fn who_comes_back_at_once_is_written_over_the_marker_unless_the_store_may_count_anew() {
+    let leaves: [fn(&mut Bench); 2] = [
+        |bench| bench.core.removed(TARGET, 10, Some(11), bench.now),
+        |bench| bench.core.gone(TARGET, 11, bench.now),
+    ];
+    for leave in leaves {
+        let mut bench = Bench::new();
+        bench.stands(1, 10);
+        leave(&mut bench);
+        let (_, write) = written(bench.claim(request(2, None)));
+        assert_eq!((write.claim, write.expected), (claim(2, 12), Expected::Revision(11)));
+        bench.core.reset(false, 12);
+        let (_, write) = written(bench.claim(request(2, None)));
+        assert_eq!(write.expected, Expected::Nothing);
+    }
+    // What a lost store had is not there, whatever marker is.
+    let mut bench = Bench::new();
+    bench.stands(1, 10);
+    bench.core.reset(true, 3);
+    bench.core.loaded(bench.now);
+    bench.core.gone(TARGET, 4, bench.now);
+    let (_, write) = written(bench.claim(request(1, Some(10))));
+    assert_eq!((write.claim, write.expected), (claim(1, 10), Expected::Nothing));
+}
+
 /// Node 1 says that it sends sessions away, or no longer.
 fn sheds(bench: &mut Bench, sheds: bool) {
     let tally = bench.core.map().tally(NodeId(1));
