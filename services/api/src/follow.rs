@@ -100,6 +100,7 @@ impl Followed {
                     self.tell(|world| world.device(id, now, revision));
                 }
                 DeviceEvent::Lost => self.tell(World::devices_lost),
+                DeviceEvent::Resumed => self.tell(World::devices_resumed),
             }
         }
     }

@@ -425,6 +425,11 @@ impl World {
         self.devices.is_whole = false;
     }
 
+    /// No change of the devices was missed.
+    pub fn devices_resumed(&mut self) {
+        self.devices.is_whole = true;
+    }
+
     fn begin_anew(&mut self) {
         self.first += self.kept.len() as u64;
         self.kept.clear();

@@ -338,7 +338,7 @@ impl Maps {
             Change::Device(id, Some(device)) => self.put(id, device, touched),
             Change::Device(id, None) => self.remove(id, touched),
             Change::Loaded => self.sweep(touched),
-            Change::Beat(_) | Change::Confirmed | Change::Lost => {}
+            Change::Beat(_) | Change::Confirmed | Change::Lost | Change::Resumed => {}
         }
     }
 

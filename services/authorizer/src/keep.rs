@@ -113,12 +113,15 @@ pub(crate) async fn keep(
                     _ => {}
                 }
                 let is_complete = change == Change::Loaded;
+                let is_whole = is_complete || change == Change::Resumed;
                 judges.apply(directory, change, &mut untold);
+                if is_whole {
+                    freshness.lock().loaded();
+                    beating.reset_immediately();
+                }
                 if is_complete {
                     let sizes = directory.sizes();
                     tracing::info!(sizes.devices, sizes.customers, sizes.tenants, "the registry is loaded");
-                    freshness.lock().loaded();
-                    beating.reset_immediately();
                     is_loaded.send_replace(true);
                     is_recheck_untold = true;
                 }

@@ -165,6 +165,8 @@ impl ClaimWatch {
                 },
                 WatchEvent::Alive => ClaimEvent::Alive,
                 WatchEvent::Lost => ClaimEvent::Lost,
+                // Removals vanish here: each load is a whole one.
+                WatchEvent::Resumed => continue,
             });
         }
     }

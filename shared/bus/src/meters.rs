@@ -31,7 +31,7 @@ pub fn describe() {
     );
     describe_counter!(
         "switchboard_bus_watch_reloads_total",
-        "Full loads of a watched bucket, the first one included."
+        "Full loads of a watched bucket, the first one included; where a watch goes on after an outage is none."
     );
     describe_counter!(
         "switchboard_bus_local_messages_total",

@@ -318,7 +318,7 @@ async fn follow(bus: Bus, changes: mpsc::Sender<PolicyChange>) {
                 Some((_, tenant)) => PolicyChange::Shadow(tenant, None),
                 None => continue,
             },
-            WatchEvent::Alive | WatchEvent::Lost => continue,
+            WatchEvent::Alive | WatchEvent::Lost | WatchEvent::Resumed => continue,
         };
         if changes.send(change).await.is_err() {
             return;

@@ -1,4 +1,5 @@
-//! What changes in a bucket? A watch that starts over by itself whenever it could have missed something.
+//! What changes in a bucket? A watch that begins again by itself whenever it could have missed something: where it was,
+//! if nothing that was removed vanishes from the bucket, or else with all that stands there.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -57,8 +58,10 @@ pub(crate) enum WatchEvent {
     },
     /// Nothing has changed; the store is still there.
     Alive,
-    /// Changes may be missed from now on, until the next `Reset`.
+    /// Changes may be missed from now on, until the next `Loaded` or `Resumed`.
     Lost,
+    /// Nothing was missed: what had changed since `Lost` has been told.
+    Resumed,
 }
 
 /// One watch of a bucket.
@@ -70,14 +73,31 @@ pub(crate) struct Watch {
     feed: Option<Feed>,
     /// When the bucket watched last was made, in the store's words.
     bucket_made: Option<String>,
+    /// Of which keys a writing can be found again after an outage: none, if removals vanish.
+    lasts: fn(&str) -> bool,
+    /// The last such writing that was told.
+    anchor: Option<Anchor>,
+    /// Whether all that stood there has been told once.
+    has_loaded: bool,
     failures: u32,
     /// Beginnings in a row that took too long, the bucket being there.
     slow: u32,
     ready: VecDeque<WatchEvent>,
 }
 
+/// A writing that has been told, as everything before it: where it still stands in the store, nothing before it has
+/// changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Anchor {
+    revision: u64,
+    /// When the store took it, in nanoseconds: a store that lost its last writings may give their numbers anew.
+    written: u64,
+}
+
 struct Feed {
     subscriber: Subscriber,
+    /// It begins with this writing, or cannot be trusted.
+    begins_with: Option<Anchor>,
     /// How many messages the store has delivered: the next carries one more, or something was lost.
     delivered: u64,
     is_loaded: bool,
@@ -95,12 +115,20 @@ struct Begun {
 impl Watch {
     /// Of all keys that one of `keys` matches, as in `["device.*"]`.
     pub(crate) fn new(bucket: &Bucket, keys: &[&'static str]) -> Self {
+        Watch::resuming(bucket, keys, |_| false)
+    }
+
+    /// Of a bucket whose removals leave markers for good. `lasts` says which keys are not written all the time.
+    pub(crate) fn resuming(bucket: &Bucket, keys: &[&'static str], lasts: fn(&str) -> bool) -> Self {
         Watch {
             bucket: bucket.clone(),
             keys: keys.to_vec(),
             connection: bucket.bus().connection(),
             feed: None,
             bucket_made: None,
+            lasts,
+            anchor: None,
+            has_loaded: false,
             failures: 0,
             slow: 0,
             ready: VecDeque::new(),
@@ -141,18 +169,25 @@ impl Watch {
                 changed.ok()?;
                 return Some(());
             }
-            begun = begin(&self.bucket, &self.keys, epoch, wait, &mut is_there) => begun,
+            begun = begin(&self.bucket, &self.keys, self.anchor, epoch, wait, &mut is_there) => begun,
         };
         match begun {
             Ok(Begun { feed, bucket_made, revision }) => {
+                (self.failures, self.slow) = (0, 0);
                 let is_new_bucket = self.bucket_made.as_ref().is_some_and(|before| *before != bucket_made);
                 self.bucket_made = Some(bucket_made);
-                self.ready.push_back(WatchEvent::Reset { is_new_bucket, revision });
-                if feed.is_loaded {
-                    self.ready.push_back(WatchEvent::Loaded);
+                if feed.begins_with.is_some() && is_new_bucket {
+                    self.anchor = None;
+                    return Some(());
+                }
+                if feed.begins_with.is_none() {
+                    (self.anchor, self.has_loaded) = (None, false);
+                    self.ready.push_back(WatchEvent::Reset { is_new_bucket, revision });
+                    if feed.is_loaded {
+                        self.loaded();
+                    }
                 }
                 self.feed = Some(feed);
-                (self.failures, self.slow) = (0, 0);
             }
             Err(error) => {
                 self.slow = if is_there { self.slow.saturating_add(1) } else { 0 };
@@ -206,10 +241,19 @@ impl Watch {
                     return Some(());
                 }
                 feed.delivered = place.delivery;
-                self.ready.extend(self.event_of(message, place.revision));
+                let here = Anchor { revision: place.revision, written: place.written };
+                if feed.begins_with.is_some_and(|anchor| anchor != here) {
+                    self.cannot_resume();
+                    return Some(());
+                }
+                if feed.begins_with.take().is_none()
+                    && let Some(event) = self.event_of(message, here)
+                {
+                    self.ready.push_back(event);
+                }
                 if !feed.is_loaded && place.pending == 0 {
                     feed.is_loaded = true;
-                    self.ready.push_back(WatchEvent::Loaded);
+                    self.loaded();
                 }
             }
             Some(StatusCode::IDLE_HEARTBEAT) => {
@@ -225,9 +269,13 @@ impl Watch {
                     }
                     // Sent only when there is nothing to deliver; and what was counted as pending may have been
                     // removed before it was delivered.
+                    if feed.begins_with.is_some() {
+                        self.cannot_resume();
+                        return Some(());
+                    }
                     if !feed.is_loaded {
                         feed.is_loaded = true;
-                        self.ready.push_back(WatchEvent::Loaded);
+                        self.loaded();
                     }
                     self.ready.push_back(WatchEvent::Alive);
                 }
@@ -241,8 +289,25 @@ impl Watch {
         Some(())
     }
 
-    fn event_of(&self, message: Message, revision: u64) -> Option<WatchEvent> {
+    /// All that is there has been told.
+    fn loaded(&mut self) {
+        let event = if self.has_loaded { WatchEvent::Resumed } else { WatchEvent::Loaded };
+        self.has_loaded = true;
+        self.ready.push_back(event);
+    }
+
+    /// What was told last does not stand there any more, or never has: what else is missing nobody knows.
+    fn cannot_resume(&mut self) {
+        debug!(bucket = self.bucket.name(), "what was told last is gone: the watch starts over");
+        self.anchor = None;
+    }
+
+    fn event_of(&mut self, message: Message, here: Anchor) -> Option<WatchEvent> {
         let key = message.subject.strip_prefix(self.bucket.subject_prefix())?.to_owned();
+        let Anchor { revision, .. } = here;
+        if (self.lasts)(&key) {
+            self.anchor = Some(here);
+        }
         Some(match message.headers.as_ref().is_some_and(is_marker) {
             true => WatchEvent::Removed { key, revision },
             false => WatchEvent::Put { key, value: message.payload, revision },
@@ -257,10 +322,11 @@ impl Watch {
     }
 }
 
-/// Begins to watch. Says in `is_there` when it has found the bucket.
+/// Begins to watch, at `anchor` if there is one. Says in `is_there` when it has found the bucket.
 async fn begin(
     bucket: &Bucket,
     keys: &[&str],
+    anchor: Option<Anchor>,
     epoch: u64,
     wait: Duration,
     is_there: &mut bool,
@@ -288,7 +354,7 @@ async fn begin(
         }
         several => ("filter_subjects", json!(several)),
     };
-    let request = json!({
+    let mut request = json!({
         "stream_name": stream,
         "config": {
             "name": consumer,
@@ -305,14 +371,21 @@ async fn begin(
             "mem_storage": true,
         },
     });
+    match (anchor, request.pointer_mut("/config")) {
+        (Some(Anchor { revision, .. }), Some(config)) => {
+            config["deliver_policy"] = json!("by_start_sequence");
+            config["opt_start_seq"] = json!(revision);
+        }
+        _ => bus.meters().watch_reloads.increment(1),
+    }
     let created = bucket.administer(&operation, &request, wait).await?;
-    bus.meters().watch_reloads.increment(1);
     let awaits = created.get("num_pending").and_then(Value::as_u64).unwrap_or_default();
     // What arrived meanwhile may have been delivered already, so "none pending" is said of the store alone; with
     // anything delivered, the last message or a heartbeat says it.
     let delivered = created.pointer("/delivered/consumer_seq").and_then(Value::as_u64).unwrap_or_default();
-    let is_loaded = awaits == 0 && delivered == 0;
-    let feed = Feed { subscriber, delivered: 0, is_loaded, epoch, silent_from: Instant::now() };
+    let is_loaded = awaits == 0 && delivered == 0 && anchor.is_none();
+    let silent_from = Instant::now();
+    let feed = Feed { subscriber, begins_with: anchor, delivered: 0, is_loaded, epoch, silent_from };
     Ok(Begun { feed, bucket_made, revision })
 }
 
@@ -322,6 +395,7 @@ async fn begin(
 struct Place {
     revision: u64,
     delivery: u64,
+    written: u64,
     pending: u64,
 }
 
@@ -331,8 +405,9 @@ impl Place {
         let skipped = if reply.split('.').count() == 9 { 3 } else { 5 };
         let revision = tokens.nth(skipped)?.parse().ok()?;
         let delivery = tokens.next()?.parse().ok()?;
-        let pending = tokens.nth(1)?.parse().ok()?;
-        Some(Place { revision, delivery, pending })
+        let written = tokens.next()?.parse().ok()?;
+        let pending = tokens.next()?.parse().ok()?;
+        Some(Place { revision, delivery, written, pending })
     }
 }
 
@@ -357,6 +432,7 @@ mod tests {
         ] {
             let place = Place::parse(reply).unwrap();
             assert_eq!((place.revision, place.delivery, place.pending), (1_700_000_000_000_005, 3, 7));
+            assert_eq!(place.written, 1_700_000_000_000_000_000);
         }
         assert!(Place::parse("swb.reply.1.2").is_none());
         assert!(Place::parse("$JS.ACK.short").is_none());

@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::pending;
+use std::path::Path;
 use std::time::Duration;
 
 use bus::registry::{
@@ -210,7 +211,7 @@ struct Seen {
 
 impl Seen {
     /// Follows `watch` until it says what `until` waits for.
-    async fn follow(&mut self, watch: &mut RegistryWatch, until: impl Fn(&Seen, &Change) -> bool) {
+    async fn follow(&mut self, watch: &mut RegistryWatch, mut until: impl FnMut(&Seen, &Change) -> bool) {
         let follow = async {
             loop {
                 let change = watch.next().await;
@@ -234,7 +235,8 @@ impl Seen {
                     | Change::Beat(_)
                     | Change::Confirmed
                     | Change::App(..)
-                    | Change::Lost => {}
+                    | Change::Lost
+                    | Change::Resumed => {}
                 }
                 if until(self, &change) {
                     return;
@@ -295,38 +297,100 @@ async fn a_watch_opens_although_nobody_waits_for_it_for_long() {
     server.stop().await;
 }
 
+fn options(store: &Path, port: u16) -> ServerOptions {
+    ServerOptions { port, store_dir: Some(store.join("js")), ..Default::default() }
+}
+
+/// A server over those files, and the registry there.
+async fn over(store: &Path) -> (NatsServer, Registry) {
+    let server = server(options(store, 0)).await;
+    let registry = Registry::open(&connect(&server).await).await.unwrap();
+    (server, registry)
+}
+
+/// The files as they are, elsewhere.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &to),
+            false => drop(std::fs::copy(entry.path(), to).unwrap()),
+        }
+    }
+}
+
+/// What the watch says when it knows all again, and what there is then.
+async fn whole(watch: &mut RegistryWatch, seen: &mut Seen) -> (Change, BTreeSet<String>) {
+    let (mut is_lost, mut by) = (false, Change::Lost);
+    let until = |_: &Seen, change: &Change| {
+        is_lost |= *change == Change::Lost;
+        by = change.clone();
+        is_lost && matches!(change, Change::Loaded | Change::Resumed)
+    };
+    seen.follow(watch, until).await;
+    (by, seen.devices.values().cloned().collect())
+}
+
+/// While nobody hears of it, devices come and go: what the watch makes of it.
 #[tokio::test]
-async fn a_watch_survives_a_restart_of_nats_and_forgets_what_vanished_meanwhile() {
+async fn a_watch_goes_on_where_it_was_or_starts_over_where_that_is_gone() {
     let store = tempfile::tempdir().unwrap();
-    let options =
-        |port| ServerOptions { port, store_dir: Some(store.path().join("js")), ..Default::default() };
-    let first = server(options(0)).await;
+    let (first, _) = over(store.path()).await;
     let port = first.port();
     let bus = connect(&first).await;
-    let account_1 = account(&bus).await;
-    let a1 = account_1.device("A1");
-    account_1.registry.add_device(&a1).await.unwrap();
-    let mut watch = Registry::watch(&bus);
-    let mut seen = Seen::default();
+    let Account { registry, tenant, customer } = account(&bus).await;
+    let device = |name: &str| Account { registry: registry.clone(), tenant, customer }.device(name);
+    let [a1, a2, a3, a4] = ["A1", "A2", "A3", "A4"].map(device);
+    registry.add_device(&a1).await.unwrap();
+    registry.add_device(&a2).await.unwrap();
+    let (mut watch, mut seen) = (Registry::watch(&bus), Seen::default());
     seen.follow(&mut watch, |_, change| *change == Change::Loaded).await;
-
     first.stop().await;
-    let second = server(options(port)).await;
-    seen.follow(&mut watch, |_, change| *change == Change::Loading).await;
-    seen.follow(&mut watch, |_, change| *change == Change::Loaded).await;
-    assert_eq!(seen.devices.keys().collect::<Vec<_>>(), [&a1.id]);
 
-    second.kill().await;
+    let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<BTreeSet<_>>();
+    let (apart, elsewhere) = over(store.path()).await;
+    elsewhere.remove_device(a1.id, None).await.unwrap();
+    elsewhere.add_device(&a3).await.unwrap();
+    apart.stop().await;
+    let again = server(options(store.path(), port)).await;
+    assert_eq!(whole(&mut watch, &mut seen).await, (Change::Resumed, names(&["A2", "A3"])));
+    assert!(seen.credentials.contains_key(&a3.token.credential()), "what was written last");
+    again.stop().await;
+
+    // What was told last is written again: what stood before it nobody knows.
+    let (apart, elsewhere) = over(store.path()).await;
+    elsewhere.remove_device(a3.id, None).await.unwrap();
+    apart.stop().await;
+    let again = server(options(store.path(), port)).await;
+    assert_eq!(whole(&mut watch, &mut seen).await, (Change::Loaded, names(&["A2"])));
+    again.stop().await;
+
+    // The store loses its last writings, and gives their numbers to others.
+    let kept = tempfile::tempdir().unwrap();
+    copy(store.path(), kept.path());
+    let again = server(options(store.path(), port)).await;
+    assert_eq!(whole(&mut watch, &mut seen).await, (Change::Resumed, names(&["A2"])));
+    registry.add_device(&a3).await.unwrap();
+    seen.follow(&mut watch, |seen, _| seen.credentials.contains_key(&a3.token.credential())).await;
+    again.stop().await;
     std::fs::remove_dir_all(store.path().join("js")).unwrap();
-    let third = server(options(port)).await;
-    seen.follow(&mut watch, |_, change| *change == Change::Loading).await;
-    seen.follow(&mut watch, |_, change| *change == Change::Loaded).await;
-    assert!(seen.devices.is_empty());
-    // And goes on with what comes then.
-    let account_2 = account(&bus).await;
-    account_2.registry.add_device(&account_2.device("A9")).await.unwrap();
+    copy(kept.path(), store.path());
+    let (apart, elsewhere) = over(store.path()).await;
+    elsewhere.add_device(&a4).await.unwrap();
+    apart.stop().await;
+    let again = server(options(store.path(), port)).await;
+    assert_eq!(whole(&mut watch, &mut seen).await, (Change::Loaded, names(&["A2", "A4"])));
+    again.stop().await;
+
+    // It loses all, and the watch goes on with what comes then.
+    std::fs::remove_dir_all(store.path().join("js")).unwrap();
+    let again = server(options(store.path(), port)).await;
+    assert_eq!(whole(&mut watch, &mut seen).await, (Change::Loaded, names(&[])));
+    let account = account(&bus).await;
+    account.registry.add_device(&account.device("A9")).await.unwrap();
     seen.follow(&mut watch, |seen, _| seen.devices.len() == 1).await;
-    third.stop().await;
+    again.stop().await;
 }
 
 #[tokio::test]

@@ -28,8 +28,10 @@ pub enum DeviceEvent {
         /// The registry's number for this writing.
         revision: u64,
     },
-    /// Changes may be missed from now on, until the next `Reset`.
+    /// Changes may be missed from now on, until the next `Loaded` or `Resumed`.
     Lost,
+    /// Nothing was missed: what had changed since `Lost` has been told.
+    Resumed,
 }
 
 /// Follows the devices, over outages too.
@@ -43,7 +45,8 @@ impl DeviceWatch {
     /// # Errors
     /// When JetStream does not answer or refuses, or the registry is not there yet.
     pub async fn open(bus: &Bus) -> Result<DeviceWatch, StoreError> {
-        Ok(DeviceWatch { watch: Watch::new(&Bucket::open_to_read(bus).await?, &["device.*"]) })
+        let bucket = Bucket::open_to_read(bus).await?;
+        Ok(DeviceWatch { watch: Watch::resuming(&bucket, &["device.*"], |_| true) })
     }
 
     /// The next event; none when the bus has been closed. Not to be dropped half-way: a load would begin anew.
@@ -53,6 +56,7 @@ impl DeviceWatch {
                 WatchEvent::Reset { revision, .. } => return Some(DeviceEvent::Reset { revision }),
                 WatchEvent::Loaded => return Some(DeviceEvent::Loaded),
                 WatchEvent::Lost => return Some(DeviceEvent::Lost),
+                WatchEvent::Resumed => return Some(DeviceEvent::Resumed),
                 WatchEvent::Alive => continue,
                 WatchEvent::Put { key, value, revision } => (key, Some(value), revision),
                 WatchEvent::Removed { key, revision } => (key, None, revision),

@@ -46,8 +46,10 @@ pub enum Change {
     Confirmed,
     /// A beat of this process has come back, see [`RegistryBeats`].
     Beat(u64),
-    /// Changes may be missed from now on, until the next [`Change::Loaded`].
+    /// Changes may be missed from now on, until the next [`Change::Loaded`] or [`Change::Resumed`].
     Lost,
+    /// Nothing was missed: what had changed since [`Change::Lost`] has been told.
+    Resumed,
 }
 
 /// Follows the registry for ever; see [`Registry::watch`](super::Registry::watch).
@@ -70,8 +72,8 @@ impl RegistryWatch {
         RegistryWatch { changes, follower: tokio::spawn(follow(bus.clone(), changes_tx)) }
     }
 
-    /// The next change. Never ends: after an outage, or when the store was replaced, everything is loaded again.
-    /// Cancel-safe.
+    /// The next change. Never ends: after an outage what has changed meanwhile is told, or, where nobody can know that,
+    /// everything again. Cancel-safe.
     pub async fn next(&mut self) -> Change {
         match self.changes.recv().await {
             Some(change) => change,
@@ -83,7 +85,7 @@ impl RegistryWatch {
 
 async fn follow(bus: Bus, changes: mpsc::Sender<Change>) {
     let bucket = bus.again("read the registry", || Bucket::open(&bus)).await;
-    let mut watch = Watch::new(&bucket.keys, &KINDS);
+    let mut watch = Watch::resuming(&bucket.keys, &KINDS, |key| !is_beats(key));
     // Keys complained about, so that a record nobody can read does not fill the log.
     let mut unreadable = HashSet::new();
     while let Some(event) = watch.next().await {
@@ -158,7 +160,11 @@ impl RegistryBeats {
 }
 
 fn is_beat(event: &WatchEvent) -> bool {
-    matches!(event, WatchEvent::Put { key, .. } | WatchEvent::Removed { key, .. } if key.starts_with("beat."))
+    matches!(event, WatchEvent::Put { key, .. } | WatchEvent::Removed { key, .. } if is_beats(key))
+}
+
+fn is_beats(key: &str) -> bool {
+    key.starts_with("beat.")
 }
 
 fn own_beat(event: &WatchEvent, process: NodeId) -> Option<u64> {
@@ -204,7 +210,7 @@ async fn each(
     kinds: &[&'static str],
     mut take: impl FnMut(Change),
 ) -> Result<(), RegistryError> {
-    let mut watch = Watch::new(&bucket.keys, kinds);
+    let mut watch = Watch::resuming(&bucket.keys, kinds, |key| !is_beats(key));
     let incomplete = || RegistryError::Unreachable("the registry could not be read to its end".to_owned());
     let mut unreadable = HashSet::new();
     loop {
@@ -232,6 +238,7 @@ fn change_of(event: WatchEvent, unreadable: &mut HashSet<String>) -> Option<Chan
         WatchEvent::Loaded => return Some(Change::Loaded),
         WatchEvent::Alive => return Some(Change::Confirmed),
         WatchEvent::Lost => return Some(Change::Lost),
+        WatchEvent::Resumed => return Some(Change::Resumed),
         WatchEvent::Put { key, value, .. } => (key, Some(value)),
         WatchEvent::Removed { key, .. } => (key, None),
     };
