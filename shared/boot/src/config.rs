@@ -452,7 +452,8 @@ declare::settings! {
     [log] Log {
         /// What is logged: a level, and other levels for named targets after commas, as in `info,async_nats=warn`.
         level: String = "info".to_owned(), LogFilter, reloaded;
-        /// How a line is written: auto is pretty on a terminal and json otherwise.
+        /// How a line is written: auto is pretty on a terminal and json otherwise. A line of JSON names its `service`,
+        /// and as `module` the part of the code that says it: a target for `level`.
         format: LogFormat = LogFormat::Auto, Anything;
     }
 
