@@ -7,18 +7,27 @@ from pathlib import Path
 
 import pytest
 from harness.admin import Admin
+from harness.authority import Authority
 from harness.devices import PahoV5
 from harness.devices.device import answering
 from harness.up import UpCluster, listens
 from harness.waiting import until
 from test_up import A1, A2, check_secret, cli
 
+CHOICES = [("--mqtt", "mqtt"), ("--admin", "admin")]
 PROGRAMS = ["switchboard-ingress", "switchboard-authorizer", "switchboard-router"]
 
 
 @pytest.fixture
-def cluster(tmp_path):
-    cluster = UpCluster(tmp_path, "--demo", "--ephemeral")
+def authority(tmp_path):
+    return Authority(tmp_path)
+
+
+@pytest.fixture
+def cluster(authority, tmp_path):
+    certificate, key = authority.issue("node")
+    tls = [f"--set=tls.certificate_file={certificate}", f"--set=tls.key_file={key}"]
+    cluster = UpCluster(tmp_path, "--demo", "--ephemeral", *tls)
     try:
         yield cluster.wait_ready()
     finally:
@@ -29,14 +38,22 @@ def test_all_ports_that_are_taken_are_told_at_once(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ports = ["--mqtt", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{port}", "--nats-port", str(port)]
-        refused = UpCluster(tmp_path, "--ephemeral", ports=ports)
+        tls = [f"--set={it}" for it in ("tls.certificate_file=x", "tls.key_file=x", f"mqtt.tls_listen=127.0.0.1:{port}")]
+        refused = UpCluster(tmp_path, "--ephemeral", ports=[*ports, *tls])
         assert refused.process.wait() == 1
-    for said in ("ingress-1: --mqtt chooses the first, setting mqtt.listen", "ingress-1: --admin chooses", "(--nats-port"):
+    chosen = [f"ingress-1: {flag} chooses the first, setting {setting}.listen" for flag, setting in CHOICES]
+    for said in (*chosen, "ingress-1: --set chooses the first, setting mqtt.tls_listen", "(--nats-port"):
         assert said in refused.process.err, refused.process.err
 
 
-def test_a_small_cluster_starts_keeps_up_and_ends(cluster, device, tmp_path):
+def test_a_small_cluster_starts_keeps_up_and_ends(cluster, authority, device, tmp_path):
     here, there = cluster.nodes
+    over_tls = [it[scheme] for it in cluster.addresses["services"] if "mqtt" in it for scheme in ("mqtts", "https")]
+    assert len({*over_tls}) == 4
+    for address in over_tls:
+        host, port = address.split(":")
+        with socket.create_connection((host, int(port))) as plain, authority.context().wrap_socket(plain, server_hostname=host):
+            assert address in cluster.process.out
     for service in cluster.addresses["services"]:
         assert service["name"] in cluster.process.out and service["admin"] in cluster.process.out
     assert {program: len(cluster.pids_of(program)) for program in PROGRAMS} == dict.fromkeys(PROGRAMS, 2)

@@ -1,5 +1,6 @@
 //! Where does everything listen? Told to programs in a file, written whole once everything is ready.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -53,6 +54,21 @@ pub(crate) struct DeviceAddresses {
     pub(crate) mqtt: SocketAddr,
     pub(crate) http: SocketAddr,
     pub(crate) coap: SocketAddr,
+    /// MQTT and HTTP under TLS, where the settings name a certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) mqtts: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) https: Option<SocketAddr>,
+}
+
+impl fmt::Display for DeviceAddresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "mqtt://{}  http://{}  coap://{}", self.mqtt, self.http, self.coap)?;
+        let over_tls = [("mqtts", self.mqtts), ("https", self.https)];
+        over_tls.iter().try_for_each(|(scheme, address)| {
+            address.map_or(Ok(()), |address| write!(f, "  {scheme}://{address}"))
+        })
+    }
 }
 
 /// A file of addresses that is removed when the system ends.

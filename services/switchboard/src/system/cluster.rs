@@ -43,8 +43,8 @@ const MAX_ANSWER_BYTES: u64 = 16 * 1024;
 #[command(
     args_override_self = true,
     after_help = "\
-Ports are counted up from those of one node: MQTT 1883, 1884, …; HTTP 8080, 8081, …; CoAP 5683, 5684, …; the API \
-8181, 8182, …; admin endpoints 9100, 9101, … Logs of all services \
+Ports are counted up from those of one node: MQTT 1883, 1884, …; HTTP 8080, 8081, …; CoAP 5683, 5684, …; under TLS \
+8883, 8884, … and 8443, 8444, …; the API 8181, 8182, …; admin endpoints 9100, 9101, … Logs of all services \
 come on standard error, each line with the name of its process. A service that dies is started again.
 
 Examples:
@@ -165,22 +165,29 @@ fn plan(settings: &Settings, copies: u16, nats_port: Option<u16>) -> anyhow::Res
         }
         for number in 1..=copies {
             let name = format!("{kind}-{number}");
-            let choice = |what| format!("{name}: --{what} chooses the first, setting {what}.listen");
+            let choice = |flag, setting| format!("{name}: {flag} chooses the first, setting {setting}");
             let coap = match kind {
-                "ingress" => Some(held.free_udp(settings.coap.listen, number - 1, choice("coap"))?),
+                "ingress" => {
+                    Some(held.free_udp(settings.coap.listen, number - 1, choice("--coap", "coap.listen"))?)
+                }
                 _ => None,
             };
-            let mut tcp = |what, first, offset| held.free(first, offset, choice(what));
-            let admin = tcp("admin", settings.admin.listen, admin_offset)?;
+            let mut tcp = |(flag, setting), first, offset| held.free(first, offset, choice(flag, setting));
+            let admin = tcp(("--admin", "admin.listen"), settings.admin.listen, admin_offset)?;
             admin_offset += 1;
             let mut devices = None;
             if let Some(coap) = coap {
-                let mqtt = tcp("mqtt", settings.mqtt.listen, number - 1)?;
-                let http = tcp("http", settings.http.listen, number - 1)?;
-                devices = Some(DeviceAddresses { mqtt, http, coap });
+                let mut tcp = |choice, first| tcp(choice, first, number - 1);
+                let mqtt = tcp(("--mqtt", "mqtt.listen"), settings.mqtt.listen)?;
+                let http = tcp(("--http", "http.listen"), settings.http.listen)?;
+                let has_tls = settings.tls.certificate_file.is_some();
+                let mut tls = |choice, first| has_tls.then(|| tcp(choice, first)).transpose();
+                let mqtts = tls(("--set", "mqtt.tls_listen"), settings.mqtt.tls_listen)?;
+                let https = tls(("--set", "http.tls_listen"), settings.http.tls_listen)?;
+                devices = Some(DeviceAddresses { mqtt, http, coap, mqtts, https });
             }
             let api = match kind {
-                "api" => Some(tcp("api", settings.api.listen, number - 1)?),
+                "api" => Some(tcp(("--api", "api.listen"), settings.api.listen, number - 1)?),
                 _ => None,
             };
             let drain = Duration::from_millis(drain_ms);
@@ -272,9 +279,14 @@ fn flags(args: &ClusterArgs, settings: &Settings, service: &Service) -> Vec<Stri
     if let Some(api) = service.api {
         flag("--set", format!("api.listen={api}"));
     }
-    if let Some(DeviceAddresses { mqtt, http, coap }) = service.devices {
+    if let Some(DeviceAddresses { mqtt, http, coap, mqtts, https }) = service.devices {
         for (protocol, address) in [("mqtt", mqtt), ("http", http), ("coap", coap)] {
             flag("--set", format!("{protocol}.listen={address}"));
+        }
+        for (protocol, address) in [("mqtt", mqtts), ("http", https)] {
+            if let Some(address) = address {
+                flag("--set", format!("{protocol}.tls_listen={address}"));
+            }
         }
     }
     line
@@ -412,8 +424,8 @@ fn greet(
     say(format_args!("Switchboard {}, {} of each service", boot::args::version(), args.nodes));
     for service in &addresses.services {
         say(format_args!("  {:<13} admin http://{}/readyz", service.name, service.admin));
-        if let Some(DeviceAddresses { mqtt, http, coap }) = service.devices {
-            say(format_args!("  {:<13} devices mqtt://{mqtt}  http://{http}  coap://{coap}", ""));
+        if let Some(devices) = service.devices {
+            say(format_args!("  {:<13} devices {devices}", ""));
         }
         if let Some(api) = service.api {
             say(format_args!("  {:<13} API http://{api}/v1/openapi.json", ""));

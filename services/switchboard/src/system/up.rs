@@ -251,6 +251,8 @@ async fn serve(
             mqtt: ingress.mqtt_address(),
             http: ingress.http_address(),
             coap: ingress.coap_address(),
+            mqtts: ingress.mqtts_address(),
+            https: ingress.https_address(),
         }),
         api: Some(api.address()),
     };
@@ -353,8 +355,8 @@ async fn tell_what_is_waited_for(health: &Health) {
 fn greet(addresses: &Addresses, own: &OwnArgs, data: Option<&DataDir>) {
     let Some(service) = addresses.services.first() else { return };
     say(format_args!("Switchboard {}", boot::args::version()));
-    if let Some(DeviceAddresses { mqtt, http, coap }) = service.devices {
-        say(format_args!("  devices  mqtt://{mqtt}  http://{http}  coap://{coap}"));
+    if let Some(devices) = service.devices {
+        say(format_args!("  devices  {devices}"));
     }
     if let Some(api) = service.api {
         say(format_args!("  API      http://{api}/v1/openapi.json"));
