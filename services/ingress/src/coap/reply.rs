@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::codec::{Code, Response, format};
 use crate::device::caller::RefusedRequest;
+use crate::device::mailbox::EndReason;
 use crate::device::target::AnswerTaken;
 use crate::device_api::{self, Refusal, Status};
 
@@ -39,13 +40,7 @@ pub fn refused_request(refused: &RefusedRequest) -> Response {
 
 /// The last notification of an observation that ends so; none where the device knows, or is gone.
 pub fn goodbye(end: SessionEnd) -> Option<Response> {
-    match end {
-        SessionEnd::ByDevice | SessionEnd::Fault | SessionEnd::NodeGone | SessionEnd::SessionGone => None,
-        SessionEnd::TakenOver => Some(refusal(Refusal::TakenOver)),
-        SessionEnd::Revoked => Some(refusal(Refusal::UnknownToken)),
-        SessionEnd::ShuttingDown => Some(refusal(Refusal::ShuttingDown)),
-        SessionEnd::Moved => Some(refusal(Refusal::Moved)),
-    }
+    EndReason::of(end).map(|reason| refusal(reason.into()))
 }
 
 /// What whoever answers a call reads.

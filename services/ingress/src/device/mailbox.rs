@@ -52,6 +52,14 @@ pub enum EndReason {
     Moved,
 }
 
+impl EndReason {
+    /// The one that a session has ended for; none: its node did not end it.
+    pub fn of(end: SessionEnd) -> Option<Self> {
+        let all = [EndReason::TakenOver, EndReason::Revoked, EndReason::ShuttingDown, EndReason::Moved];
+        all.into_iter().find(|reason| SessionEnd::from(*reason) == end)
+    }
+}
+
 impl From<EndReason> for Refusal {
     fn from(reason: EndReason) -> Self {
         match reason {
