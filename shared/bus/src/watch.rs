@@ -19,14 +19,29 @@ use crate::errors::StoreError;
 
 /// How often the store says that it is still there when nothing changes.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// Silence after which the watch starts over.
-const SILENCE_LIMIT: Duration = Duration::from_millis(3_500);
 /// How long the store keeps a watch whose process is gone.
 const INACTIVE_LIMIT: Duration = Duration::from_secs(15);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(2);
-/// How long the store may take to begin a watch, at first, and after it failed.
-const FIRST_BEGIN_WAIT: Duration = Duration::from_millis(1_500);
+/// The longest that the store may take to begin a watch.
 const LAST_BEGIN_WAIT: Duration = Duration::from_secs(30);
+
+/// How long the store may be silent.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// Before a watch has begun, at first; twice as long each time that it did not.
+    pub(crate) begin: Duration,
+    /// After that: then the watch starts over.
+    pub(crate) silence: Duration,
+}
+
+impl Patience {
+    /// Of who follows a bucket: what was missed is to be known soon.
+    const FOLLOWING: Patience =
+        Patience { begin: Duration::from_millis(1_500), silence: Duration::from_millis(3_500) };
+    /// Of who loads it once. A store that is busy, or large, gets slower by each beginning that was in vain.
+    pub(crate) const LOADING: Patience =
+        Patience { begin: Duration::from_secs(6), silence: Duration::from_secs(20) };
+}
 
 /// What a watch tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +84,7 @@ pub(crate) struct Watch {
     bucket: Bucket,
     /// Patterns of the keys that are watched.
     keys: Vec<&'static str>,
+    patience: Patience,
     connection: watch::Receiver<Connection>,
     feed: Option<Feed>,
     /// When the bucket watched last was made, in the store's words.
@@ -115,24 +131,31 @@ struct Begun {
 impl Watch {
     /// Of all keys that one of `keys` matches, as in `["device.*"]`.
     pub(crate) fn new(bucket: &Bucket, keys: &[&'static str]) -> Self {
-        Watch::resuming(bucket, keys, |_| false)
-    }
-
-    /// Of a bucket whose removals leave markers for good. `lasts` says which keys are not written all the time.
-    pub(crate) fn resuming(bucket: &Bucket, keys: &[&'static str], lasts: fn(&str) -> bool) -> Self {
         Watch {
             bucket: bucket.clone(),
             keys: keys.to_vec(),
+            patience: Patience::FOLLOWING,
             connection: bucket.bus().connection(),
             feed: None,
             bucket_made: None,
-            lasts,
+            lasts: |_| false,
             anchor: None,
             has_loaded: false,
             failures: 0,
             slow: 0,
             ready: VecDeque::new(),
         }
+    }
+
+    /// Goes on after an outage where it was, in a bucket whose removals leave markers for good. `lasts` says which keys
+    /// are not written all the time.
+    pub(crate) fn resuming(self, lasts: fn(&str) -> bool) -> Self {
+        Watch { lasts, ..self }
+    }
+
+    /// For who has another patience.
+    pub(crate) fn with(self, patience: Patience) -> Self {
+        Watch { patience, ..self }
     }
 
     /// The next event; none when the bus has been closed. Not to be dropped half-way: a load would begin anew.
@@ -160,7 +183,7 @@ impl Watch {
         let is_up = |connection: &Connection| matches!(connection, Connection::Up { .. });
         let Connection::Up { epoch } = *self.connection.wait_for(is_up).await.ok()? else { return Some(()) };
         // Between two leaders a question gets lost; over a large bucket it takes its time.
-        let wait = (FIRST_BEGIN_WAIT * 2u32.pow(self.slow.min(8))).min(LAST_BEGIN_WAIT);
+        let wait = (self.patience.begin * 2u32.pow(self.slow.min(8))).min(LAST_BEGIN_WAIT);
         let mut is_there = false;
         let begun = tokio::select! {
             biased;
@@ -206,7 +229,7 @@ impl Watch {
 
     /// Waits for one message and takes it in; a feed that can no longer be trusted is not put back.
     async fn follow(&mut self, mut feed: Feed) -> Option<()> {
-        let silence_ends = feed.silent_from + SILENCE_LIMIT;
+        let silence_ends = feed.silent_from + self.patience.silence;
         let message = tokio::select! {
             biased;
             message = timeout_at(silence_ends, feed.subscriber.next()) => message,

@@ -11,10 +11,12 @@ use super::RegistryError;
 use super::records::Key;
 use crate::Bus;
 use crate::bucket::{self, Entry, Expected, Role, Spec};
-use crate::errors::StoreError;
+use crate::errors::{AskError, StoreError};
 
 /// How long one request to JetStream may take.
 pub(super) const REQUEST_WAIT: Duration = Duration::from_secs(5);
+/// How often the bucket is looked for, where the store does not answer in time: each takes a second.
+const OPENINGS: u32 = 10;
 /// How often a write is tried again after somebody else wrote the same key.
 const ATTEMPTS: u32 = 8;
 /// An index key whose holder does not exist is being written for at most this long; an older one was left by a
@@ -66,7 +68,14 @@ pub(super) enum Held {
 impl Bucket {
     /// Opens the bucket, and makes it when it is missing.
     pub(super) async fn open(bus: &Bus) -> Result<Self, StoreError> {
-        Ok(Bucket { keys: bucket::Bucket::open(bus, DEVICES, Role::Founder).await? })
+        let mut left = OPENINGS;
+        loop {
+            match bucket::Bucket::open(bus, DEVICES, Role::Founder).await {
+                // Between two leaders, or with much to do: the next one may be answered.
+                Err(StoreError::Unreachable(AskError::Expired)) if left > 1 => left -= 1,
+                opened => return Ok(Bucket { keys: opened? }),
+            }
+        }
     }
 
     /// Opens it for reading: whoever writes makes it.

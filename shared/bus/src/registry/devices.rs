@@ -46,7 +46,7 @@ impl DeviceWatch {
     /// When JetStream does not answer or refuses, or the registry is not there yet.
     pub async fn open(bus: &Bus) -> Result<DeviceWatch, StoreError> {
         let bucket = Bucket::open_to_read(bus).await?;
-        Ok(DeviceWatch { watch: Watch::resuming(&bucket, &["device.*"], |_| true) })
+        Ok(DeviceWatch { watch: Watch::new(&bucket, &["device.*"]).resuming(|_| true) })
     }
 
     /// The next event; none when the bus has been closed. Not to be dropped half-way: a load would begin anew.

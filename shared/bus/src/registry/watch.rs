@@ -17,10 +17,14 @@ use super::{App, Customer, Device, RegistryError, Snapshot, Tenant};
 use crate::connection::{Bus, Question};
 use crate::errors::StoreError;
 use crate::jetstream::acknowledged;
-use crate::watch::{Watch, WatchEvent};
+use crate::watch::{Patience, Watch, WatchEvent};
 
 /// A load in which nothing arrives for so long has failed.
-const LOAD_IDLE: Duration = Duration::from_secs(10);
+const LOAD_IDLE: Duration = Duration::from_secs(60);
+const _: () = assert!(
+    LOAD_IDLE.as_secs() > (1 + 2 + 4) * Patience::LOADING.begin.as_secs(),
+    "a load is begun three times at least"
+);
 /// Changes that may wait to be taken; JetStream then waits with further ones.
 const MAX_WAITING: usize = 1_024;
 
@@ -85,7 +89,7 @@ impl RegistryWatch {
 
 async fn follow(bus: Bus, changes: mpsc::Sender<Change>) {
     let bucket = bus.again("read the registry", || Bucket::open(&bus)).await;
-    let mut watch = Watch::resuming(&bucket.keys, &KINDS, |key| !is_beats(key));
+    let mut watch = follow_all(&bucket.keys, &KINDS);
     // Keys complained about, so that a record nobody can read does not fill the log.
     let mut unreadable = HashSet::new();
     while let Some(event) = watch.next().await {
@@ -210,7 +214,7 @@ async fn each(
     kinds: &[&'static str],
     mut take: impl FnMut(Change),
 ) -> Result<(), RegistryError> {
-    let mut watch = Watch::resuming(&bucket.keys, kinds, |key| !is_beats(key));
+    let mut watch = follow_all(&bucket.keys, kinds).with(Patience::LOADING);
     let incomplete = || RegistryError::Unreachable("the registry could not be read to its end".to_owned());
     let mut unreadable = HashSet::new();
     loop {
@@ -229,6 +233,11 @@ fn put<K: Eq + std::hash::Hash, V>(map: &mut std::collections::HashMap<K, V>, ke
         Some(value) => map.insert(key, value),
         None => map.remove(&key),
     };
+}
+
+/// Beats are written all the time.
+fn follow_all(bucket: &crate::bucket::Bucket, kinds: &[&'static str]) -> Watch {
+    Watch::new(bucket, kinds).resuming(|key| !is_beats(key))
 }
 
 /// What an event of the bucket says; none for one that says nothing.
