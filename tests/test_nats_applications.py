@@ -66,7 +66,7 @@ class Applications:
     def connect(self, app) -> RawNats:
         connection = RawNats(self.hardened.cluster.nats.url, app.id, PASSWORD)
         assert connection.refused is None
-        connection.inbox = "_INBOX.own"
+        connection.inbox = f"_INBOX.{secrets.token_hex(8)}"
         return connection
 
     def ask(self, app, *asked: tuple[str, bytes, dict[str, str]]):

@@ -56,8 +56,8 @@ class Compose:
         self._env = env
         self._flags = ["--env-file", env_file, "--file", FILE, *flags]
 
-    def __call__(self, *arguments: str | Path, within_s: float = 60) -> Ran:
-        return module("podman_compose", *self._flags, *arguments, env=self._env, within_s=within_s)
+    def __call__(self, *arguments: str | Path) -> Ran:
+        return module("podman_compose", *self._flags, *arguments, env=self._env, within_s=300)
 
     def config(self) -> dict[str, Any]:
         """The file as podman-compose understands it, variables put in."""
@@ -83,7 +83,7 @@ class ComposeSystem:
     def build(self, folder: Path, images: dict[str, str]) -> None:
         """Ours as it is built for use; NATS' and Prometheus' of the programs that are here."""
         env = self.podman.env | {"PROFILE": "dev", "TAG": images["router-1"]}
-        run(ROOT / "deploy" / "image" / "build", env=env, within_s=600).ok()
+        run(ROOT / "deploy" / "image" / "build", env=env, within_s=1_500).ok()
         self._stand_in(folder / "nats", images["nats-1"], tool("nats-server"), "/data", "0:0")
         prometheus = existing(Path("/usr/bin/prometheus"))
         self._stand_in(folder / "prometheus", images["prometheus"], prometheus, "/prometheus", "65534:65534")

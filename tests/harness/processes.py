@@ -174,7 +174,7 @@ def run(
     *command: str | Path,
     env: dict[str, str] | None = None,
     stdin: str = "",
-    within_s: float = 60,
+    within_s: float = 120,
     cwd: Path | None = None,
 ) -> "Ran":
     """Runs a command to its end."""

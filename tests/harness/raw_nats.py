@@ -1,6 +1,7 @@
 """What does NATS allow a user? Its own protocol, word by word: a client library would hide which line was refused."""
 
 import json
+import secrets
 import socket
 import time
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ class RawNats:
         self._subscriptions = 0
         self.heard: list[Heard] = []
         # Where it has answers come: any, but who may hear his own alone.
-        self.inbox = "swb.reply.ffffffffffffffff"
+        # No connection before had it: NATS forgets who asked, once nobody listens to where the answer is to go.
+        self.inbox = f"swb.reply.{secrets.token_hex(8)}"
         options = {"user": user, "pass": password, "verbose": False, "pedantic": False, "protocol": 1, "headers": True, "no_responders": True}
         if token:
             options["auth_token"] = token

@@ -8,7 +8,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 # How long anything that is expected may take: much longer than it does, since the machine may be busy.
-PATIENCE_S = float(os.environ.get("SWITCHBOARD_TEST_PATIENCE_S", "20"))
+PATIENCE_S = float(os.environ.get("SWITCHBOARD_TEST_PATIENCE_S", "60"))
 
 
 def until(what: str, check: Callable[[], T | None], within_s: float = PATIENCE_S) -> T:
