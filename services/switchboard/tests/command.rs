@@ -434,8 +434,17 @@ fn an_import_that_was_cut_off_goes_on_when_it_is_typed_again() {
         said.contains("token-of-the-second") && !tokens.exists(),
         "shown, and only then forgotten: {said}"
     );
+    // What had been added before has its record already.
+    let imported = || up.json(&["audit", "query", "--kind", "device.import", "--json"]);
+    let told = imported();
+    assert_eq!(
+        (told.as_array().unwrap().len(), told[0]["devices"].as_array().unwrap().len()),
+        (1, 2),
+        "{told}"
+    );
     let again = up.ok(&["device", "import", file.to_str().unwrap()]);
     assert!(again.contains("0 devices added, 3 there already.") && !tokens.exists(), "{again}");
+    assert_eq!(imported(), told);
     // Another file's tokens are not lost to this one's.
     let kept = up.file("kept.csv", &left.replace("P2", "P9"));
     let more = up.file("more.csv", "name,tenant\nP4,Acme\n");

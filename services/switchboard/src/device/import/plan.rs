@@ -26,6 +26,7 @@ const IN_FLIGHT: usize = 64;
 pub(crate) struct Plan {
     pub(super) tenants: Vec<(Place, TenantId, Tenant)>,
     pub(super) customers: Vec<(Place, CustomerId, Customer)>,
+    /// Those that stand so already, token and all, come first: they are told of, and not written.
     pub(crate) devices: Vec<NewDevice>,
     pub(super) origins: Vec<Origin>,
     tenant_names: HashMap<TenantId, String>,
@@ -44,6 +45,8 @@ pub(super) struct Origin {
     pub(super) is_made_up: bool,
     /// An earlier run, which was interrupted, has made its token up.
     pub(super) is_resumed: bool,
+    /// The device stands there so already, with this token.
+    stands: bool,
 }
 
 /// How a file is taken.
@@ -81,7 +84,11 @@ impl Plan {
         for (place, row) in file.devices {
             planning.add_device(place, row, tenant)?;
         }
-        Ok(planning.plan)
+        let mut plan = planning.plan;
+        let mut planned: Vec<_> = plan.devices.into_iter().zip(plan.origins).collect();
+        planned.sort_by_key(|(_, origin)| !origin.stands);
+        (plan.devices, plan.origins) = planned.into_iter().unzip();
+        Ok(plan)
     }
 }
 
@@ -96,7 +103,7 @@ impl Plan {
             (customer.tenant, entry("customer.add", [], what))
         });
         let mut devices: BTreeMap<TenantId, Vec<DeviceId>> = BTreeMap::new();
-        for device in &self.devices {
+        for device in self.devices.iter().skip(self.standing()) {
             devices.entry(device.tenant).or_default().push(device.id);
         }
         let parts =
@@ -106,6 +113,11 @@ impl Plan {
             (tenant, entry("device.import", part.iter().copied(), what))
         });
         tenants.chain(customers).chain(devices).collect()
+    }
+
+    /// How many of the devices stand so already.
+    fn standing(&self) -> usize {
+        self.origins.partition_point(|origin| origin.stands)
     }
 
     /// The names of a device's tenant and customer, and its own.
@@ -137,7 +149,10 @@ impl Plan {
             .map(|(place, id, customer)| async move { (place, registry.add_customer(*id, customer).await) });
         refuse(stream::iter(customers).buffer_unordered(IN_FLIGHT).collect().await, &mut report.faults);
 
+        let standing = self.standing();
+        (0..standing).for_each(|_| done());
         let tell = |number: usize, added: Result<Added, RegistryError>| {
+            let number = standing + number;
             let Some(origin) = self.origins.get(number) else { return };
             report.left -= 1;
             match added {
@@ -151,14 +166,16 @@ impl Plan {
             }
             done();
         };
-        registry.add_devices(&self.devices, stop, tell).await?;
+        registry.add_devices(self.devices.get(standing..).unwrap_or_default(), stop, tell).await?;
         Ok(sorted(report))
     }
 
     /// Before anything is written.
     pub(super) fn begun(&self) -> Report {
-        let (faults, left) = (self.faults.clone(), self.devices.len());
-        Report { faults, unchanged: self.unchanged, left, ..Report::default() }
+        let (resumed, unchanged): (Vec<_>, Vec<_>) = (0..self.standing())
+            .partition(|number| self.origins.get(*number).is_some_and(|it| it.is_resumed));
+        let (faults, left) = (self.faults.clone(), self.devices.len() - self.standing());
+        Report { faults, resumed, unchanged: self.unchanged + unchanged.len(), left, ..Report::default() }
     }
 }
 
@@ -331,6 +348,7 @@ impl<'a> Planning<'a> {
             return Ok(());
         }
         let standing = self.known.devices.get(&id).filter(|standing| standing.tenant == tenant);
+        let mut same = None;
         if let Some(standing) = standing {
             let is_same = (standing.customer, &standing.name) == (customer, &row.name)
                 && (&standing.kind, &standing.labels) == (&kind, &row.labels);
@@ -351,6 +369,7 @@ impl<'a> Planning<'a> {
                 self.refuse(&place, "name", format!("free: {id} has it already, with another {other}"));
                 return Ok(());
             }
+            same = is_same.then_some(&standing.credential);
         }
         let is_made_up = token.is_none();
         let is_resumed = is_made_up && kept.is_some();
@@ -362,7 +381,8 @@ impl<'a> Planning<'a> {
             self.refuse(&place, "token", format!("its own: {other} has the same"));
             return Ok(());
         }
-        self.plan.origins.push(Origin { place, is_made_up, is_resumed });
+        let stands = same.is_some_and(|credential| *credential == token.credential());
+        self.plan.origins.push(Origin { place, is_made_up, is_resumed, stands });
         self.plan.devices.push(NewDevice {
             id,
             tenant,
