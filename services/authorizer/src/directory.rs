@@ -13,7 +13,7 @@ use bus::registry::{App, Change, Device};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rpc::{
     AppCaller, AppDevices, AppId, CredentialHash, CustomerId, DeviceId, DeviceStanding, DeviceState, KeyId,
-    Party, Sought, Stamp, Target, TenantId,
+    Party, QuickSet, Sought, Stamp, Target, TenantId,
 };
 
 use uuid::Uuid;
@@ -98,8 +98,9 @@ impl Directory {
         target: DeviceId,
     ) -> (Option<(Standing, Stamp)>, Option<Standing>) {
         let maps = self.read();
-        let stamp = maps.device(caller).map(|entry| Stamp::of_digest(&entry.credential));
-        (maps.standing(caller).zip(stamp), maps.standing(target))
+        let caller = maps.device(caller);
+        let asking = |entry: &Arc<Entry>| (entry.standing(), Stamp::of_digest(&entry.credential));
+        (caller.map(asking), maps.standing(target))
     }
 
     /// The device that a credential lets in: the one it was made for, if that one's record bears it still.
@@ -291,7 +292,7 @@ impl Directory {
 
 #[derive(Default)]
 struct Maps {
-    devices: HashSet<ById>,
+    devices: QuickSet<ById>,
     /// The devices whose credentials were made for them.
     holders: HashSet<ByCredential>,
     /// Whom the other credentials were made for: nobody that is there, or bears it.
@@ -470,8 +471,7 @@ impl Maps {
     }
 
     fn standing(&self, device: DeviceId) -> Option<Standing> {
-        let Like { tenant, customer, .. } = *self.device(device)?.like;
-        Some(Standing { device, tenant, customer })
+        self.device(device).map(|entry| entry.standing())
     }
 
     fn group_of(&self, device: DeviceId) -> Option<Group> {

@@ -3,7 +3,6 @@
 //! Only what one alone is to have is handed over: a queue group's, or what names the process. What everybody hears goes
 //! through NATS. `services/decisions/local-delivery.md` has why.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,7 +12,7 @@ use async_nats::message::OutboundMessage;
 use async_nats::{Message, Subject};
 use boot::panics::for_all;
 use parking_lot::RwLock;
-use rpc::NodeId;
+use rpc::{NodeId, QuickMap};
 use tokio::sync::mpsc;
 
 use crate::pending::Pending;
@@ -43,7 +42,7 @@ struct Shared {
 #[derive(Default)]
 struct Known {
     last_number: u64,
-    subscriptions: HashMap<String, Vec<Subscription>>,
+    subscriptions: QuickMap<String, Vec<Subscription>>,
     inboxes: Vec<Inbox>,
 }
 

@@ -5,13 +5,13 @@
 //! kernel of a machine whose cable was pulled goes on sending after its process has given the connection up. What says
 //! when it ends relative to a beat that was heard by all does not get younger.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use minicbor::{Decode, Encode};
 
 use crate::faults::{Fault, is};
-use crate::{Generation, NodeId};
+use crate::{Generation, NodeId, QuickMap};
 
 /// Between two beats of a router, at least.
 pub const BEAT_EVERY: Duration = Duration::from_secs(1);
@@ -60,7 +60,7 @@ pub struct Until {
 /// The beats that were heard.
 #[derive(Debug, Default)]
 pub struct Beats {
-    heard: HashMap<NodeId, VecDeque<(u64, Instant)>>,
+    heard: QuickMap<NodeId, VecDeque<(u64, Instant)>>,
     last: Option<(Beat, Instant)>,
     /// When the first was heard of all.
     since: Option<Instant>,

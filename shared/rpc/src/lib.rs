@@ -15,6 +15,7 @@ mod journal;
 mod node_key;
 mod order;
 mod outcome;
+mod quick_map;
 mod rate;
 mod share;
 mod subjects;
@@ -50,6 +51,7 @@ pub use journal::{
 pub use node_key::NodeKey;
 pub use order::{NodeReport, NodeState, Order, Pace};
 pub use outcome::{Limit, Method, Outcome, OutcomeName, Seen};
+pub use quick_map::{QuickMap, QuickSet};
 pub use rate::{Rate, Rates, TokenBucket};
 pub use share::{NoPlace, Party, Place, Shares, percent_of};
 pub use subjects::{Subjects, UplinkKind};

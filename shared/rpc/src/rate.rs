@@ -1,10 +1,11 @@
 //! How often may something happen? So many times a second on average, so many at once, for one or for each of many.
 
-use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+
+use crate::QuickMap;
 
 /// So many a second on average, so many at once.
 #[derive(Debug, Clone, Copy)]
@@ -88,7 +89,7 @@ fn earned_in(rate: Rate) -> Option<Duration> {
 #[derive(Debug)]
 pub struct Rates<K> {
     rate: Mutex<Rate>,
-    buckets: Mutex<HashMap<K, TokenBucket>>,
+    buckets: Mutex<QuickMap<K, TokenBucket>>,
 }
 
 /// Buckets that are kept before it is looked which are full.

@@ -1,6 +1,5 @@
 //! How much of what all share may one hold? A part: who has it hears so, and nobody else notices.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
 use std::sync::Arc;
@@ -8,7 +7,7 @@ use std::sync::Arc;
 use minicbor::{Decode, Encode};
 use parking_lot::Mutex;
 
-use crate::{CustomerId, TenantId};
+use crate::{CustomerId, QuickMap, TenantId};
 
 /// Memory for so many holders is kept, whoever has gone.
 const KEPT_HOLDERS: usize = 1_024;
@@ -56,7 +55,7 @@ struct Taken<K> {
     max: usize,
     part: usize,
     all: usize,
-    by: HashMap<K, usize>,
+    by: QuickMap<K, usize>,
 }
 
 /// A place that is taken until this is dropped.
@@ -74,7 +73,7 @@ impl<K: Eq + Hash + Copy> Shares<K> {
 
     /// `max` places, of which one may hold `part`.
     pub fn new(max: usize, part: usize) -> Self {
-        let taken = Mutex::new(Taken { max, part, all: 0, by: HashMap::new() });
+        let taken = Mutex::new(Taken { max, part, all: 0, by: QuickMap::default() });
         Shares(Arc::new(Places { taken }))
     }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use rpc::{AppDevice, CustomerId, DeviceId, TenantId};
 
-use crate::policy::Facts;
+use crate::policy::{Facts, Standing};
 
 /// The SHA-256 of a token, in half the bytes of its text.
 pub(super) type Digest = [u8; 32];
@@ -57,6 +57,11 @@ impl Entry {
     }
 
     /// Its customer within its tenant, if it is assigned to one.
+    pub(super) fn standing(&self) -> Standing {
+        let Like { tenant, customer, .. } = *self.like;
+        Standing { device: self.id, tenant, customer }
+    }
+
     pub(super) fn group(&self) -> Option<(TenantId, CustomerId)> {
         Some((self.like.tenant, self.like.customer?))
     }

@@ -1,6 +1,5 @@
 //! Who is on this node? Its visitors and sessions by device, and how each is reached.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +8,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use rpc::{
     CredentialHash, CustomerId, DeviceId, DeviceState, Generation, HeldClaim, Identity, Party, Place,
-    Protocol, SessionId, TICKET_LASTS_S, TenantId, Ticket,
+    Protocol, QuickMap, SessionId, TICKET_LASTS_S, TenantId, Ticket,
 };
 
 use super::caller::CallerLimits;
@@ -118,7 +117,7 @@ impl Session {
 /// All visitors and sessions of this node.
 #[derive(Debug, Default)]
 pub struct Sessions {
-    devices: Mutex<HashMap<DeviceId, OnNode>>,
+    devices: Mutex<QuickMap<DeviceId, OnNode>>,
     last_id: AtomicU64,
 }
 

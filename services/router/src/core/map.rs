@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use rpc::faults::{Fault, is};
-use rpc::{Claim, DeviceId, Generation, HeldClaim, NodeId, Tally, part_of};
+use rpc::{Claim, DeviceId, Generation, HeldClaim, NodeId, QuickMap, Tally, part_of};
 
 /// A claim and its revision in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub struct Found {
     pub revision: u64,
 }
 
-type Held = HashMap<DeviceId, Found>;
+type Held = QuickMap<DeviceId, Found>;
 
 /// All claims, as a watch tells of them and as this router writes them.
 #[derive(Debug, Default)]
@@ -118,7 +118,7 @@ impl ClaimMap {
         self.is_another_store = is_another_store || begins_anew;
         (self.revision, self.missing_from) = (revision, revision);
         // Nothing to keep meanwhile, nothing to build beside it.
-        self.loading = (!self.current.is_empty()).then(HashMap::new);
+        self.loading = (!self.current.is_empty()).then(Held::default);
     }
 
     /// The store was found to count anew, from `revision`: all that stood there is doubted for `doubt`.
@@ -216,7 +216,7 @@ impl ClaimMap {
     /// Drops what has been doubted for long enough.
     pub fn end_doubt(&mut self, now: Instant) {
         if self.doubtful_until.is_some_and(|until| until <= now) {
-            self.doubtful = HashMap::new();
+            self.doubtful = Held::default();
             self.doubtful_until = None;
         }
     }
