@@ -616,13 +616,16 @@ impl Bus {
         }
         let message = OutboundMessage { subject, reply, payload, headers };
         let is_connected = client.connection_state() == State::Connected;
-        let message = match self.hand_over(message, is_connected) {
-            HandedOver::Taken | HandedOver::Answered(true) => return Published::Done(Ok(())),
-            HandedOver::Answered(false) => {
-                meters.unclaimed.increment(1);
-                return Published::Done(Ok(()));
-            }
-            HandedOver::No(message) => message,
+        let message = match self.here(&message) {
+            None => message,
+            Some(local) => match self.hand_over(local, message, is_connected) {
+                HandedOver::Taken | HandedOver::Answered(true) => return Published::Done(Ok(())),
+                HandedOver::Answered(false) => {
+                    meters.unclaimed.increment(1);
+                    return Published::Done(Ok(()));
+                }
+                HandedOver::No(message) => message,
+            },
         };
         if !is_connected {
             return Published::Done(Err(TellError::Down));
@@ -635,20 +638,22 @@ impl Bus {
         }
     }
 
-    /// To who is in this process, if it is for one of them. Without NATS nothing is asked here either: what decides
-    /// over it may be out of date. What has been asked is answered.
-    fn hand_over(&self, message: OutboundMessage, is_connected: bool) -> HandedOver {
-        let Inner { client, local, meters, .. } = &*self.inner;
-        let fits = message.payload.len() <= client.max_payload();
-        let Some((local, _)) = local.as_ref().filter(|_| fits && message.headers.is_none()) else {
-            return HandedOver::No(message);
-        };
+    /// Who is in this process, if the message may be for one of them.
+    fn here(&self, message: &OutboundMessage) -> Option<&Local> {
+        let (local, _) = self.inner.local.as_ref()?;
+        let is_for_one = message.headers.is_none() && local.concerns(&message.subject);
+        (is_for_one && message.payload.len() <= self.max_payload_bytes()).then_some(local)
+    }
+
+    /// To who is in this process. Without NATS nothing is asked here either: what decides over it may be out of date.
+    /// What has been asked is answered.
+    fn hand_over(&self, local: &Local, message: OutboundMessage, is_connected: bool) -> HandedOver {
         let handed_over = match local.answer(message) {
             HandedOver::No(message) if is_connected => local.deliver(message),
             handed_over => handed_over,
         };
         if !matches!(handed_over, HandedOver::No(_)) {
-            meters.handed_over.increment(1);
+            self.inner.meters.handed_over.increment(1);
         }
         handed_over
     }
@@ -665,7 +670,7 @@ impl Bus {
 
     fn inbox_of(&self, number: u64) -> Subject {
         // Without the formatter, and of just its length: each call has two of them.
-        [self.inner.inbox.as_str(), &number.to_string()].concat().into()
+        [self.inner.inbox.as_str(), itoa::Buffer::new().format(number)].concat().into()
     }
 
     pub(crate) fn replicas(&self) -> u16 {

@@ -105,6 +105,13 @@ impl Local {
         Some(LocalQueue { local: self.clone(), subject: subject.to_string(), number, receiver })
     }
 
+    /// Whether somebody here is asked on that subject, or answered.
+    pub(crate) fn concerns(&self, subject: &str) -> bool {
+        let known = self.0.known.read();
+        known.inboxes.iter().any(|inbox| subject.starts_with(inbox.prefix.as_str()))
+            || known.subscriptions.contains_key(subject)
+    }
+
     /// Hands a reply over at once: its handler runs before this returns. Needs no NATS.
     pub(crate) fn answer(&self, message: OutboundMessage) -> HandedOver {
         let found = self.0.known.read().inboxes.iter().find_map(|inbox| {

@@ -214,10 +214,13 @@ impl Requests {
 
     /// The next message; after `stop` those that still arrive until others have taken over, then none.
     pub async fn next_until(&mut self, stop: &CancellationToken) -> Option<Request> {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => {}
-            request = self.next() => return request,
+        if !stop.is_cancelled() {
+            tokio::select! {
+                biased;
+                // First: a message that is there already does not pay for a look-out for the stop.
+                request = self.next() => return request,
+                () = stop.cancelled() => {}
+            }
         }
         self.drain().await;
         self.next().await

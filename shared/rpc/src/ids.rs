@@ -129,7 +129,7 @@ macro_rules! hex_id {
 const HEX_DIGITS: usize = 16;
 
 /// A node's id is written into the subjects of each call: without the formatter.
-fn hex_digits(number: u64) -> [u8; HEX_DIGITS] {
+pub(crate) fn hex_digits(number: u64) -> [u8; HEX_DIGITS] {
     let mut left = number;
     let mut digits = [b'0'; HEX_DIGITS];
     for digit in digits.iter_mut().rev() {
@@ -142,7 +142,7 @@ fn hex_digits(number: u64) -> [u8; HEX_DIGITS] {
     digits
 }
 
-fn hex_text(digits: &[u8]) -> &str {
+pub(crate) fn hex_text(digits: &[u8]) -> &str {
     // Digits are ASCII.
     std::str::from_utf8(digits).unwrap_or_default()
 }

@@ -1,5 +1,6 @@
 //! Where does each message go? Every NATS subject of the system, under one configurable prefix.
 
+use crate::ids::{hex_digits, hex_text};
 use crate::{AppId, CallId, DeviceId, NodeId, TenantId};
 
 /// How the reply subjects begin that NATS makes up for a question from another account.
@@ -154,7 +155,7 @@ impl Subjects {
     /// Router → one ingress node: deliver to a session.
     pub fn node(&self, node: NodeId) -> String {
         // Written for each call: without the formatter.
-        [self.prefix.as_str(), ".node.", &node.to_string()].concat()
+        [self.prefix.as_str(), ".node.", hex_text(&hex_digits(node.0))].concat()
     }
 
     /// The operator → one ingress node: what it is to do with its devices.
