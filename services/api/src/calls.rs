@@ -158,7 +158,7 @@ impl Calls {
             budget_ms: wanted.timeout,
             protocol: None,
         };
-        self.tracer.record(&mut span, hop, HopEnd::GivenUp);
+        self.tracer.record(&mut span, hop, HopEnd::GivenUp, begun);
         span.asks(&wanted.params);
         let timeout = wanted.timeout.as_duration();
         let head = AppCall {
@@ -167,7 +167,7 @@ impl Calls {
             target,
             method: wanted.method,
             budget_ms: wanted.timeout,
-            until: self.bus.until(begun + timeout),
+            until: self.bus.until(begun + timeout, begun),
             connect_budget_ms: wanted.connect_timeout,
             oneway: wanted.oneway,
             traceparent,

@@ -328,8 +328,8 @@ impl Answers {
     async fn take_call(&self, request: Request, by: By) -> Option<Asking> {
         let taken = Instant::now();
         let admitted = match by {
-            By::Device => self.admit(request).await,
-            By::App => self.admit_app(request).await,
+            By::Device => self.admit(request, taken).await,
+            By::App => self.admit_app(request, taken).await,
             By::AppOverNats => self.admit_over_nats(request).await,
         };
         let asking = match admitted {
@@ -344,7 +344,7 @@ impl Answers {
     }
 
     /// A call that can be judged; any other is answered.
-    async fn admit(&self, request: Request) -> Option<Judging> {
+    async fn admit(&self, request: Request, taken: Instant) -> Option<Judging> {
         let arrived = request.arrived;
         let inbox = request.reply_to?;
         let meters = &self.meters.calls;
@@ -363,7 +363,7 @@ impl Answers {
         let Call { caller: from, target, budget_ms, protocol, .. } = call;
         let (station, to, party) = (Station::Authorizer, Some(target), None);
         let of = HopOf { station, call: call.call, from, to, party, budget_ms, protocol };
-        self.tracer.record(&mut span, of, HopEnd::CutOff);
+        self.tracer.record(&mut span, of, HopEnd::CutOff, taken);
         let longest = Budget::from_ms(self.judged().max_timeout_ms);
         let deadline = call.budget_ms.min(longest).starting(arrived);
         let connect_deadline = call.connect_budget_ms.min(longest).starting(arrived);
@@ -390,7 +390,7 @@ impl Answers {
     }
 
     /// The same for an application's call: its key stands in it, and in place of a device's the application's id.
-    async fn admit_app(&self, request: Request) -> Option<Judging> {
+    async fn admit_app(&self, request: Request, taken: Instant) -> Option<Judging> {
         let arrived = request.arrived;
         let inbox = request.reply_to?;
         let meters = &self.meters.calls;
@@ -418,7 +418,7 @@ impl Answers {
             budget_ms: head.budget_ms,
             protocol: None,
         };
-        self.tracer.record(&mut span, of, HopEnd::CutOff);
+        self.tracer.record(&mut span, of, HopEnd::CutOff, taken);
         if matches!(target, Target::Name(_)) {
             span.says(Says::Target);
         }
@@ -493,7 +493,7 @@ impl Answers {
         let (station, from, to) = (Station::Authorizer, DeviceId(app.0), Some(target));
         let party = Some(Party::of(tenant, Some(CustomerId(app.0))));
         let of = HopOf { station, call, from, to, party, budget_ms: timeout, protocol: None };
-        self.tracer.record(&mut span, of, HopEnd::CutOff);
+        self.tracer.record(&mut span, of, HopEnd::CutOff, now);
         span.says(Says::End);
         let (deadline, connect_deadline) =
             (timeout.starting(request.arrived), connect_timeout.starting(request.arrived));

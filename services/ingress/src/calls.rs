@@ -107,13 +107,13 @@ impl Calls {
         mut traceparent: Option<String>,
         then: impl FnOnce(Ended) + Send + 'static,
     ) -> Option<Asked> {
-        let (by, caller) = (caller, caller.device);
+        let (by, caller, now) = (caller, caller.device, Instant::now());
         let waits = match &request {
             Request::GetTime | Request::GetSessionLimits => None,
             Request::GetDevices { .. } => Some(false),
             Request::SendMsg { connect_timeout, .. } => Some(connect_timeout.as_ms() > 0),
         };
-        let places = match waits.map(|waits| self.shares.call(by.party, waits, Instant::now())).transpose() {
+        let places = match waits.map(|waits| self.shares.call(by.party, waits, now)).transpose() {
             Ok(places) => places,
             Err(NotHis { limit, paced_until }) => {
                 self.limits_hit.count(limit);
@@ -153,13 +153,12 @@ impl Calls {
                     budget_ms: timeout,
                     protocol: Some(by.protocol),
                 };
-                self.tracer.record(&mut span, hop, HopEnd::GivenUp);
+                self.tracer.record(&mut span, hop, HopEnd::GivenUp, now);
                 span.asks(&body);
                 let (budget_ms, connect_budget_ms) = (timeout, connect_timeout);
-                prompt =
-                    (connect_timeout.as_ms() == 0).then(|| (Instant::now(), self.offline_seconds.clone()));
+                prompt = (connect_timeout.as_ms() == 0).then(|| (now, self.offline_seconds.clone()));
                 let caller_name = by.name.to_string();
-                let until = self.bus.until(Instant::now() + timeout.as_duration());
+                let until = self.bus.until(now + timeout.as_duration(), now);
                 let head = Call {
                     call,
                     caller,

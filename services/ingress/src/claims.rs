@@ -93,14 +93,15 @@ impl Node {
         let visitor = &session.visitor;
         let mut may_renew = true;
         loop {
-            let wait = give_up.saturating_duration_since(Instant::now()).min(CLAIM_ATTEMPT);
+            let now = Instant::now();
+            let wait = give_up.saturating_duration_since(now).min(CLAIM_ATTEMPT);
             let request = ClaimRequest {
                 device: visitor.device,
                 node: self.id,
                 session: session.id,
                 protocol: visitor.protocol,
                 generation,
-                until: self.bus.until(Instant::now() + wait),
+                until: self.bus.until(now + wait, now),
                 visit: visitor.id,
                 ticket: visitor.ticket(),
                 since_ms: Some(session.since_ms),

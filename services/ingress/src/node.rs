@@ -279,7 +279,7 @@ impl Node {
             let router = Router { inbox, arrived, span: Span::default(), place: None };
             return Some((router, DeliveryReply::Ended(Outcome::Unavailable)));
         };
-        let call = delivery.call;
+        let (call, now) = (delivery.call, Instant::now());
         let mut span = self.tracer.follow("deliver", Hop::Asks, &mut delivery.traceparent);
         span.note("switchboard.target", delivery.target);
         let hop = HopOf {
@@ -291,11 +291,11 @@ impl Node {
             budget_ms: delivery.budget_ms,
             protocol: None,
         };
-        self.tracer.record(&mut span, hop, HopEnd::TimedOut);
+        self.tracer.record(&mut span, hop, HopEnd::TimedOut, now);
         let longest = Budget::from_ms(self.settings().device_api.max_timeout_ms);
         let deadline = delivery.budget_ms.min(longest).starting(arrived);
         let deadline = self.bus.ends(delivery.until.as_ref(), deadline);
-        if deadline.has_passed(Instant::now()) {
+        if deadline.has_passed(now) {
             // Its caller has been told that it is over.
             let router = Router { inbox, arrived, span, place: None };
             return Some((router, DeliveryReply::Ended(Outcome::Unavailable)));

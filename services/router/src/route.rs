@@ -53,7 +53,7 @@ type Call = Underway<Box<Carried>>;
 impl Router {
     /// Begins with a call; one too many is refused.
     pub(crate) fn take(&self, request: &Request) {
-        let arrived = request.arrived;
+        let (arrived, now) = (request.arrived, Instant::now());
         let Ok((mut routed, body)) = wire::decode::<Routed>(&request.message) else {
             // Without a caller that could be answered.
             tracing::warn!("a message was no call");
@@ -82,7 +82,7 @@ impl Router {
         let rpc::Call { call: id, caller: from, target, budget_ms, protocol, .. } = routed.call;
         let (station, to, party_told) = (Station::Router, Some(target), Some(party));
         let of = HopOf { station, call: id, from, to, party: party_told, budget_ms, protocol };
-        self.0.tracer.record(&mut span, of, HopEnd::CutOff);
+        self.0.tracer.record(&mut span, of, HopEnd::CutOff, now);
         if routed.call.app.as_ref().is_some_and(AppCaller::is_over_nats) {
             span.says(Says::End);
         }
@@ -94,7 +94,7 @@ impl Router {
             self.0.meters.limit_hit(limit);
             return self.end(call, &Outcome::Busy(limit), &Bytes::new());
         }
-        self.tell(|core, now, actions| core.call(call, now, actions));
+        self.tell_at(now, |core, now, actions| core.call(call, now, actions));
     }
 
     /// Takes a waiting call from a router that stops.
@@ -161,8 +161,7 @@ impl Router {
     }
 
     /// Asks the node that holds the claim, for what is left of the call's time. A call that has waited is judged first.
-    pub(crate) fn deliver(&self, mut call: Call, found: Found) {
-        let started = Instant::now();
+    pub(crate) fn deliver(&self, mut call: Call, found: Found, started: Instant) {
         if call.payload.verdict.is_some_and(|verdict| call.has_waited || verdict.has_passed(started)) {
             return self.judge_again(call);
         }

@@ -130,7 +130,15 @@ impl Router {
         &self,
         tell: impl FnOnce(&mut RouterCore, Instant, &mut Actions<Box<Carried>, Subject>),
     ) {
-        let now = Instant::now();
+        self.tell_at(Instant::now(), tell);
+    }
+
+    /// The same for who has just looked at the clock.
+    pub(crate) fn tell_at(
+        &self,
+        now: Instant,
+        tell: impl FnOnce(&mut RouterCore, Instant, &mut Actions<Box<Carried>, Subject>),
+    ) {
         let mut actions = Vec::new();
         let is_sooner = {
             let mut state = self.0.state.lock();
@@ -145,7 +153,7 @@ impl Router {
         if is_sooner {
             self.0.sooner.notify_one();
         }
-        actions.into_iter().for_each(|action| self.perform(action));
+        actions.into_iter().for_each(|action| self.perform(action, now));
     }
 
     /// Looks at what the core knows.
@@ -153,9 +161,9 @@ impl Router {
         look(&self.0.state.lock().core, Instant::now())
     }
 
-    fn perform(&self, action: Action<Box<Carried>, Subject>) {
+    fn perform(&self, action: Action<Box<Carried>, Subject>, now: Instant) {
         match action {
-            Action::Deliver(call, found) => self.deliver(call, found),
+            Action::Deliver(call, found) => self.deliver(call, found, now),
             Action::LookUp(call) => self.look_up(call),
             Action::End(call, outcome) => {
                 if let Outcome::Busy(limit) = outcome {

@@ -42,7 +42,7 @@ fn nanos_per_hop(journaled: Option<&Tracer>) -> f64 {
                 budget_ms: Budget::from_ms(1_000),
                 protocol: None,
             };
-            tracer.record(&mut span, black_box(of), HopEnd::CutOff);
+            tracer.record(&mut span, black_box(of), HopEnd::CutOff, Instant::now());
         }
         black_box(span).end(&Outcome::Answered);
     }

@@ -47,10 +47,9 @@ impl Journal {
     }
 
     /// Begins a hop, which is recorded when it is dropped; ended so, unless it is told another way.
-    pub(crate) fn begin(&self, of: HopOf, unless_told: HopEnd) -> Underway {
+    pub(crate) fn begin(&self, of: HopOf, unless_told: HopEnd, started: Instant) -> Underway {
         let record = HopRecord::new(of, 0, unless_told);
-        let (started, says) = (Instant::now(), Says::default());
-        Underway { journal: self.clone(), started, record, says, bodies: None }
+        Underway { journal: self.clone(), started, record, says: Says::default(), bodies: None }
     }
 
     /// Hands hops over as they end, until nobody has said for [`rpc::TAP_LEASE`] that he still listens. None: somebody
@@ -216,7 +215,7 @@ mod tests {
     #[test]
     fn the_newest_are_kept_and_found_first() {
         let journal = Journal::new(3_000);
-        (0..5_000).for_each(|serial| drop(journal.begin(of(serial), HopEnd::Lost)));
+        (0..5_000).for_each(|serial| drop(journal.begin(of(serial), HopEnd::Lost, Instant::now())));
         assert_eq!(journal.room(), (3_000, 3_000));
         let all = HopFilter::default();
         assert_eq!(serials(&journal.find(&all, 3)), [4_999, 4_998, 4_997]);
@@ -230,8 +229,8 @@ mod tests {
     #[test]
     fn a_hop_says_how_it_ended() {
         let journal = Journal::new(10);
-        drop(journal.begin(of(1), HopEnd::CutOff));
-        let mut busy = journal.begin(of(2), HopEnd::CutOff);
+        drop(journal.begin(of(1), HopEnd::CutOff, Instant::now()));
+        let mut busy = journal.begin(of(2), HopEnd::CutOff, Instant::now());
         busy.handed_to(NodeId(9));
         busy.decided_by(u64::MAX);
         busy.ended(&Outcome::Busy(Limit::Mailbox));
@@ -246,7 +245,7 @@ mod tests {
     #[test]
     fn without_room_nothing_is_kept() {
         let journal = Journal::new(0);
-        drop(journal.begin(of(1), HopEnd::Lost));
+        drop(journal.begin(of(1), HopEnd::Lost, Instant::now()));
         assert_eq!((journal.find(&HopFilter::default(), 10), journal.room()), (Vec::new(), (0, 0)));
     }
 }

@@ -140,11 +140,12 @@ impl Tracer {
         &self.journal
     }
 
-    /// The span's hop is one of this call: it is recorded in the journal, ended `unless_told` otherwise.
-    pub fn record(&self, span: &mut Span, of: HopOf, unless_told: HopEnd) {
+    /// The span's hop is one of this call and began at `now`: it is recorded in the journal, ended `unless_told`
+    /// otherwise.
+    pub fn record(&self, span: &mut Span, of: HopOf, unless_told: HopEnd, now: Instant) {
         span.note("switchboard.call", of.call);
         span.unless_told(unless_told);
-        span.hop = Some(self.journal.begin(of, unless_told));
+        span.hop = Some(self.journal.begin(of, unless_told, now));
     }
 
     /// A call comes in from outside: decides whether it is traced. Where it is, `traceparent` is the new span's from

@@ -420,10 +420,10 @@ impl Bus {
         self.confirm(wait).await
     }
 
-    /// How to say elsewhere when something ends, so that it ends also where it was held up on its way; see
-    /// [`Bus::hear_beats`].
-    pub fn until(&self, end: std::time::Instant) -> Option<Until> {
-        self.inner.beats.lock().until(end, std::time::Instant::now())
+    /// How to say elsewhere when something ends that is asked `now`, so that it ends also where it was held up on its
+    /// way; see [`Bus::hear_beats`].
+    pub fn until(&self, end: std::time::Instant, now: std::time::Instant) -> Option<Until> {
+        self.inner.beats.lock().until(end, now)
     }
 
     /// When something is over here: at `deadline`, or sooner where it was held up on its way.

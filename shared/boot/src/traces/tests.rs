@@ -160,13 +160,13 @@ fn a_span_is_its_hops_record_in_the_journal_traced_or_not() {
     for traceparent in [None, Some(PARENT.to_owned())] {
         let mut span = tracer.follow("route", Hop::Taken, &mut traceparent.clone());
         let of = HopOf { station: Station::Router, call, from, to, party, budget_ms, protocol };
-        tracer.record(&mut span, of, HopEnd::CutOff);
+        tracer.record(&mut span, of, HopEnd::CutOff, Instant::now());
         span.handed_to(NodeId(9));
         span.end(&Outcome::Offline);
     }
     let mut cut_off = Span::default();
     let of = HopOf { station: Station::Target, call, from, to, party, budget_ms, protocol };
-    tracer.record(&mut cut_off, of, HopEnd::CutOff);
+    tracer.record(&mut cut_off, of, HopEnd::CutOff, Instant::now());
     cut_off.spoken(Protocol::Coap);
     drop(cut_off);
     let hops = tracer.journal().find(&HopFilter::default(), 10);
