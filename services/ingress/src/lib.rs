@@ -159,7 +159,9 @@ impl Ingress {
         let in_background = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
             background.spawn(stop_background.clone().run_until_cancelled_owned(task));
         };
-        in_background(Box::pin(inlets.serve(Arc::clone(&node), Arc::clone(&recheck), Arc::clone(&differs))));
+        let Inlets { deliveries, news } = inlets;
+        in_background(Box::pin(deliveries.serve(Arc::clone(&node))));
+        in_background(Box::pin(news.serve(Arc::clone(&node), Arc::clone(&recheck), Arc::clone(&differs))));
         in_background(Box::pin(claims::keep(Arc::clone(&node), Arc::clone(&introduce))));
         let new_router = move |beat: rpc::Beat, is_first| {
             if is_first || beat.asks {

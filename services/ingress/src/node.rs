@@ -365,7 +365,17 @@ impl Node {
 
 /// The node's subscriptions, made before it accepts its first device.
 pub struct Inlets {
-    deliveries: bus::Requests,
+    /// Calls to its devices.
+    pub deliveries: Deliveries,
+    /// All else.
+    pub news: News,
+}
+
+/// What routers deliver to the node.
+pub struct Deliveries(bus::Requests);
+
+/// What the node is told seldom. Apart from deliveries: with each of those, all of this would be looked for, too.
+pub struct News {
     takeovers: bus::Requests,
     devices: bus::Requests,
     directories: bus::Requests,
@@ -381,33 +391,42 @@ impl Inlets {
     /// When NATS refuses.
     pub async fn open(bus: &Bus) -> Result<Self, bus::BusError> {
         let subjects = bus.subjects();
-        Ok(Inlets {
-            deliveries: bus.serve(subjects.node(bus.process()), None).await?,
+        let deliveries = Deliveries(bus.serve(subjects.node(bus.process()), None).await?);
+        let news = News {
             takeovers: bus.serve(subjects.takeover(bus.process()), None).await?,
             devices: bus.serve(subjects.devices_changed(), None).await?,
             directories: bus.serve(subjects.directory_loaded(), None).await?,
             differences: bus.serve(subjects.claims_differ(bus.process()), None).await?,
             orders: bus.serve(subjects.operate(bus.process()), None).await?,
             orders_to_all: bus.serve(subjects.operate_all(), None).await?,
-        })
+        };
+        Ok(Inlets { deliveries, news })
     }
+}
 
+impl Deliveries {
     /// Takes what comes until it is dropped.
-    pub async fn serve(mut self, node: Arc<Node>, recheck: Arc<Notify>, differs: Arc<Notify>) {
+    pub async fn serve(mut self, node: Arc<Node>) {
         let taker = Arc::clone(&node);
-        self.deliveries.take_locally(move |request| {
+        self.0.take_locally(move |request| {
             if let Some((router, reply)) = taker.take_delivery(request) {
                 let node = Arc::clone(&taker);
                 tokio::spawn(async move { node.reply(router, &reply, b"").await });
             }
         });
+        while let Some(request) = self.0.next().await {
+            if let Some((router, reply)) = node.take_delivery(request) {
+                node.reply(router, &reply, b"").await;
+            }
+        }
+    }
+}
+
+impl News {
+    /// Takes what comes until it is dropped.
+    pub async fn serve(mut self, node: Arc<Node>, recheck: Arc<Notify>, differs: Arc<Notify>) {
         loop {
             tokio::select! {
-                Some(request) = self.deliveries.next() => {
-                    if let Some((router, reply)) = node.take_delivery(request) {
-                        node.reply(router, &reply, b"").await;
-                    }
-                }
                 Some(request) = self.takeovers.next() => node.hear_takeover(&request.message),
                 Some(request) = self.devices.next() => node.take_device_state(&request.message),
                 Some(_) = self.directories.next() => recheck.notify_one(),
