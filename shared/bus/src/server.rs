@@ -32,6 +32,9 @@ pub struct ServerOptions {
     pub config_file: Option<PathBuf>,
     /// How many processors it may use at a time (`GOMAXPROCS`); none: all of them.
     pub max_processors: Option<u16>,
+    /// By how much its memory may grow before it looks for what it needs no more, in percent of what it needs
+    /// (`GOGC`); none: by as much again.
+    pub max_garbage_percent: Option<u16>,
     /// How long it may take to be ready, and to stop.
     pub wait_ms: u64,
 }
@@ -44,6 +47,7 @@ impl Default for ServerOptions {
             store_dir: None,
             config_file: None,
             max_processors: None,
+            max_garbage_percent: None,
             wait_ms: 10_000,
         }
     }
@@ -125,6 +129,9 @@ impl NatsServer {
         }
         if let Some(processors) = options.max_processors {
             command.env("GOMAXPROCS", processors.to_string());
+        }
+        if let Some(percent) = options.max_garbage_percent {
+            command.env("GOGC", percent.to_string());
         }
         let mut child = command.spawn().map_err(|error| ServerError::Run {
             binary: options.binary.display().to_string(),

@@ -33,11 +33,16 @@ async fn what_it_said_is_told_when_it_does_not_start() {
 #[tokio::test]
 async fn it_stops_when_told_and_keeps_its_files() {
     let folder = std::env::temp_dir().join(format!("switchboard-bus-test-{}", uuid::Uuid::new_v4()));
+    let (store_dir, one) = (Some(folder.clone()), Some(1));
     let options =
-        ServerOptions { store_dir: Some(folder.clone()), max_processors: Some(1), ..server_options() };
+        ServerOptions { store_dir, max_processors: one, max_garbage_percent: Some(50), ..server_options() };
     let nats = NatsServer::start(&options).await.unwrap();
     let url = nats.url();
     let pid = nats.pid().unwrap();
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+    for told in ["GOMAXPROCS=1", "GOGC=50"] {
+        assert!(environment.split(|byte| *byte == 0).any(|it| it == told.as_bytes()), "{told}");
+    }
     connect(&nats).await.close().await;
     nats.stop().await;
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
