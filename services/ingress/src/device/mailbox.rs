@@ -91,7 +91,7 @@ pub enum Refused {
     Busy(Limit),
 }
 
-/// A session's mailbox. Empty ones cost no heap.
+/// A session's mailbox. One that never had mail costs no heap.
 #[derive(Debug, Default)]
 pub struct Mailbox {
     state: Mutex<State>,
@@ -99,11 +99,17 @@ pub struct Mailbox {
 
 #[derive(Debug, Default)]
 struct State {
+    /// None: nothing has come.
+    unread: Option<Box<Unread>>,
+    reader: Option<Waker>,
+    closed: bool,
+}
+
+#[derive(Debug, Default)]
+struct Unread {
     mail: VecDeque<Mail>,
     /// Of the calls among it.
     bytes: usize,
-    reader: Option<Waker>,
-    closed: bool,
 }
 
 impl Mailbox {
@@ -120,11 +126,12 @@ impl Mailbox {
         if state.closed {
             return Err((Refused::Closed, call));
         }
-        if !limits.has_room(call.bytes(), state.mail.len(), state.bytes) {
+        let unread = state.unread.get_or_insert_default();
+        if !limits.has_room(call.bytes(), unread.mail.len(), unread.bytes) {
             return Err((Refused::Busy(Limit::Mailbox), call));
         }
-        state.bytes += call.bytes();
-        state.mail.push_back(Mail::Deliver(call));
+        unread.bytes += call.bytes();
+        unread.mail.push_back(Mail::Deliver(call));
         wake(state);
         Ok(())
     }
@@ -133,7 +140,7 @@ impl Mailbox {
     pub fn tell(&self, mail: Mail) {
         let mut state = self.lock();
         if !state.closed {
-            state.mail.push_back(mail);
+            state.unread.get_or_insert_default().mail.push_back(mail);
             wake(state);
         }
     }
@@ -141,12 +148,14 @@ impl Mailbox {
     /// The next mail; the reader is woken when there is one.
     pub fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Mail> {
         let mut state = self.lock();
-        if let Some(mail) = state.mail.pop_front() {
+        if let Some(unread) = &mut state.unread
+            && let Some(mail) = unread.mail.pop_front()
+        {
             if let Mail::Deliver(call) = &mail {
-                state.bytes -= call.bytes();
+                unread.bytes -= call.bytes();
             }
-            if state.mail.is_empty() && state.mail.capacity() > 8 {
-                state.mail = VecDeque::new();
+            if unread.mail.is_empty() && unread.mail.capacity() > 8 {
+                state.unread = None;
             }
             return Poll::Ready(mail);
         }
@@ -160,8 +169,8 @@ impl Mailbox {
     pub fn close(&self) -> impl Iterator<Item = Box<Incoming>> + use<> {
         let mut state = self.lock();
         state.closed = true;
-        (state.reader, state.bytes) = (None, 0);
-        std::mem::take(&mut state.mail).into_iter().filter_map(|mail| match mail {
+        state.reader = None;
+        state.unread.take().into_iter().flat_map(|unread| unread.mail).filter_map(|mail| match mail {
             Mail::Deliver(call) => Some(call),
             Mail::End(_) | Mail::Leave(_) => None,
         })

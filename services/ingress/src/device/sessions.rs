@@ -353,6 +353,13 @@ mod tests {
         }
     }
 
+    /// There is one of each for every device that is connected.
+    #[test]
+    fn a_visitor_and_a_session_are_small() {
+        assert!(size_of::<Visitor>() <= 232, "{} bytes", size_of::<Visitor>());
+        assert!(size_of::<Session>() <= 64, "{} bytes", size_of::<Session>());
+    }
+
     #[test]
     fn a_device_is_forgotten_with_its_last_visitor_and_session() {
         let (sessions, now) = (Sessions::default(), Instant::now());

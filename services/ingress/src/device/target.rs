@@ -9,6 +9,7 @@
 //! exactly once.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Deref;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -131,6 +132,8 @@ struct Overdue {
 const LATE_FOR: Duration = Duration::from_secs(600);
 /// Less time than that may be none at the call's router.
 const DOUBTFUL: Duration = Duration::from_millis(500);
+/// Room for so many calls a session keeps that has none just now.
+const MAX_KEPT: usize = 8;
 /// Calls of one session whose answers may come late; of further ones the oldest is forgotten.
 const MAX_OVERDUE: usize = 64;
 
@@ -202,11 +205,22 @@ impl Numbers {
 pub struct Target<R> {
     limits: TargetLimits,
     callable: bool,
+    numbers: Numbers,
+    calls: IfAny<R>,
+}
+
+/// None while there are none, as nearly all devices have none at nearly all times.
+#[derive(Debug)]
+struct IfAny<R>(Option<Box<Calls<R>>>);
+
+#[derive(Debug)]
+struct Calls<R> {
     waiting: VecDeque<Box<Incoming<R>>>,
     waiting_bytes: usize,
     /// Calls in the device's hands, or on their way there, by number.
     open: BTreeMap<u32, Box<Incoming<R>>>,
-    numbers: Numbers,
+    /// Those of them that are [written](Target::written) once the socket has taken all bytes.
+    unflushed: Vec<u32>,
     /// Calls that the device may answer late, oldest first.
     overdue: VecDeque<Overdue>,
     /// No later than the earliest deadline of all calls.
@@ -214,20 +228,62 @@ pub struct Target<R> {
     conclusions: VecDeque<Conclusion<R>>,
 }
 
-impl<R> Target<R> {
-    /// Nobody can call yet.
-    pub fn new(limits: TargetLimits, numbers: Numbers) -> Self {
-        Target {
-            limits,
-            callable: false,
+impl<R> Calls<R> {
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.open.is_empty() && self.unflushed.is_empty()
+    }
+
+    const fn none() -> Self {
+        Calls {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             open: BTreeMap::new(),
-            numbers,
+            unflushed: Vec::new(),
             overdue: VecDeque::new(),
             next_expiry: None,
             conclusions: VecDeque::new(),
         }
+    }
+}
+
+impl<R: 'static> IfAny<R> {
+    const NONE: &'static Calls<R> = &Calls::none();
+
+    /// To change those that there are.
+    fn any(&mut self) -> Option<&mut Calls<R>> {
+        self.0.as_deref_mut()
+    }
+
+    /// To add to them.
+    fn room(&mut self) -> &mut Calls<R> {
+        self.0.get_or_insert_with(|| Box::new(Calls::none()))
+    }
+
+    /// Gives the memory back when there are none any more, and none that has a late answer to come. Not before the
+    /// time of the last ones would have ended: until then the next is likely to come.
+    fn rest(&mut self) {
+        if self.is_idle()
+            && self.conclusions.is_empty()
+            && self.overdue.is_empty()
+            && self.next_expiry.is_none()
+        {
+            self.0 = None;
+        }
+    }
+}
+
+impl<R: 'static> Deref for IfAny<R> {
+    type Target = Calls<R>;
+
+    fn deref(&self) -> &Calls<R> {
+        self.0.as_deref().unwrap_or(Self::NONE)
+    }
+}
+
+impl<R: 'static> Target<R> {
+    /// Nobody can call yet.
+    pub fn new(limits: TargetLimits, numbers: Numbers) -> Self {
+        Target { limits, callable: false, numbers, calls: IfAny(None) }
     }
 
     /// The limits have changed: what goes beyond the new ones already stays.
@@ -237,17 +293,20 @@ impl<R> Target<R> {
 
     /// What routers are to be told, in order.
     pub fn next_conclusion(&mut self) -> Option<Conclusion<R>> {
-        let next = self.conclusions.pop_front();
-        if next.is_none() && self.conclusions.capacity() > 0 && self.is_idle() {
-            // An idle session keeps no heap.
-            (self.conclusions, self.waiting) = (VecDeque::new(), VecDeque::new());
+        let calls = self.calls.any()?;
+        let next = calls.conclusions.pop_front();
+        if next.is_none() {
+            if calls.is_idle() && calls.conclusions.capacity().max(calls.waiting.capacity()) > MAX_KEPT {
+                (calls.conclusions, calls.waiting) = (VecDeque::new(), VecDeque::new());
+            }
+            self.calls.rest();
         }
         next
     }
 
     /// True while [`next_conclusion`](Self::next_conclusion) has something.
     pub fn has_conclusions(&self) -> bool {
-        !self.conclusions.is_empty()
+        !self.calls.conclusions.is_empty()
     }
 
     /// From now on calls are taken: a claim stands, or is being written.
@@ -274,18 +333,19 @@ impl<R> Target<R> {
         if !self.has_room(&call) {
             return self.busy(*call, Limit::Mailbox);
         }
-        self.expires_at(call.deadline);
-        self.waiting_bytes += call.bytes();
-        self.waiting.push_back(call);
+        let (calls, at) = (self.calls.room(), call.deadline.instant());
+        calls.next_expiry = Some(calls.next_expiry.map_or(at, |expiry| expiry.min(at)));
+        calls.waiting_bytes += call.bytes();
+        calls.waiting.push_back(call);
     }
 
     fn has_room(&self, call: &Incoming<R>) -> bool {
-        self.limits.has_room(call.bytes(), self.waiting.len(), self.waiting_bytes)
+        self.limits.has_room(call.bytes(), self.calls.waiting.len(), self.calls.waiting_bytes)
     }
 
     /// True when a call waits to be written.
     pub fn has_waiting(&self) -> bool {
-        !self.waiting.is_empty()
+        !self.calls.waiting.is_empty()
     }
 
     /// The next call to be written, under a number that no other open call has.
@@ -309,7 +369,7 @@ impl<R> Target<R> {
     /// The device, or the socket that leads to it, has taken the call: from here on it may be carried out.
     pub fn written(&mut self, number: u32) {
         // None when the answer was quicker, or the call's time is over.
-        let Some(call) = self.open.get_mut(&number) else { return };
+        let Some(call) = self.calls.any().and_then(|calls| calls.open.get_mut(&number)) else { return };
         if call.oneway {
             self.end_open(number, DeliveryReply::Ended(Outcome::Delivered), Bytes::new());
         } else {
@@ -317,13 +377,25 @@ impl<R> Target<R> {
         }
     }
 
+    /// The socket will have the call with all bytes that it is yet to take: then it is [`flushed`](Self::flushed).
+    pub fn in_the_buffer(&mut self, number: u32) {
+        self.calls.room().unflushed.push(number);
+    }
+
+    /// The socket has taken all bytes.
+    pub fn flushed(&mut self) {
+        let unflushed = self.calls.any().map(|calls| std::mem::take(&mut calls.unflushed));
+        unflushed.into_iter().flatten().for_each(|number| self.written(number));
+    }
+
     /// The call has not been written after all: it is the next again, before all others that wait.
     pub fn put_back(&mut self, number: u32) {
-        let Some(call) = self.open.remove(&number) else { return };
+        let Some(calls) = self.calls.any() else { return };
+        let Some(call) = calls.open.remove(&number) else { return };
         match self.callable {
             true => {
-                self.waiting_bytes += call.bytes();
-                self.waiting.push_front(call);
+                calls.waiting_bytes += call.bytes();
+                calls.waiting.push_front(call);
             }
             false => self.conclude(*call, DeliveryReply::NotHere, Bytes::new()),
         }
@@ -342,7 +414,7 @@ impl<R> Target<R> {
     /// The device answers call `number`, maybe before whatever carries the call has said that it was written.
     /// `is_told`: what it reads of [`AnswerTaken::NotJson`] it can act on, and answer again.
     pub fn answer(&mut self, number: u32, body: &Bytes, is_told: bool, now: Instant) -> AnswerTaken {
-        match self.open.get(&number) {
+        match self.calls.open.get(&number) {
             Some(call) if call.deadline.has_passed(now) => {
                 self.expire_open(now);
                 self.take_late(number, body, now);
@@ -356,9 +428,9 @@ impl<R> Target<R> {
             }
         }
         if device_api::answer_is_json(body) {
-            let late = self.open.get(&number).and_then(|call| call.late_answer(now));
+            let late = self.calls.open.get(&number).and_then(|call| call.late_answer(now));
             self.end_open(number, DeliveryReply::Ended(Outcome::Answered), body.clone());
-            self.conclusions.extend(late.map(|answer| Conclusion::Late(answer, body.clone())));
+            self.calls.room().conclusions.extend(late.map(|answer| Conclusion::Late(answer, body.clone())));
             return AnswerTaken::Yes;
         }
         if !is_told {
@@ -369,7 +441,8 @@ impl<R> Target<R> {
 
     /// The device's answer to call `number` is larger than can be read.
     pub fn answer_too_large(&mut self, number: u32, now: Instant) {
-        let open = self.open.get(&number).is_some_and(|call| !call.oneway && !call.deadline.has_passed(now));
+        let open =
+            self.calls.open.get(&number).is_some_and(|call| !call.oneway && !call.deadline.has_passed(now));
         if open {
             self.end_open(number, DeliveryReply::Ended(Outcome::AnswerTooLarge), Bytes::new());
         }
@@ -377,36 +450,41 @@ impl<R> Target<R> {
 
     /// True while call `number` is open.
     pub fn is_open(&self, number: u32) -> bool {
-        self.open.contains_key(&number)
+        self.calls.open.contains_key(&number)
     }
 
     /// True while call `number` is open, and wants an answer, or would have one late.
     pub fn awaits_answer(&self, number: u32) -> bool {
-        self.open.get(&number).map_or_else(|| self.is_overdue(number), |call| !call.oneway)
+        self.calls.open.get(&number).map_or_else(|| self.is_overdue(number), |call| !call.oneway)
     }
 
     /// Time has passed: what has run out of it is over, and its router knows.
     pub fn expire(&mut self, now: Instant) {
-        if self.next_expiry.is_none_or(|expiry| now < expiry) {
+        if self.calls.next_expiry.is_none_or(|expiry| now < expiry) {
             return;
         }
         self.expire_waiting(now);
         self.expire_open(now);
-        let calls = self.waiting.iter().chain(self.open.values());
-        self.next_expiry = calls.map(|call| call.deadline.instant()).min();
+        if let Some(calls) = self.calls.any() {
+            let deadlines =
+                calls.waiting.iter().chain(calls.open.values()).map(|call| call.deadline.instant());
+            calls.next_expiry = deadlines.min();
+        }
+        self.calls.rest();
     }
 
     /// When to call [`expire`](Self::expire) next, at the latest. Not moved by an answer: a busy session would rewind
     /// its timer with every call.
     pub fn next_expiry(&self) -> Option<Instant> {
-        self.next_expiry
+        self.calls.next_expiry
     }
 
     /// Nobody can call any more; what the device has it may still answer. What waits it never saw.
     pub fn falls_silent(&mut self) {
         self.callable = false;
-        self.waiting_bytes = 0;
-        for call in std::mem::take(&mut self.waiting) {
+        let Some(calls) = self.calls.any() else { return };
+        calls.waiting_bytes = 0;
+        for call in std::mem::take(&mut calls.waiting) {
             self.conclude(*call, DeliveryReply::NotHere, Bytes::new());
         }
     }
@@ -414,21 +492,22 @@ impl<R> Target<R> {
     /// The session is over: a call that the device may have seen is lost; one that waits it never saw.
     pub fn end(&mut self) {
         self.falls_silent();
-        for call in std::mem::take(&mut self.open).into_values() {
+        let Some(calls) = self.calls.any() else { return };
+        calls.next_expiry = None;
+        calls.overdue = VecDeque::new();
+        for call in std::mem::take(&mut calls.open).into_values() {
             self.conclude(*call, DeliveryReply::Ended(Outcome::Lost), Bytes::new());
         }
-        self.next_expiry = None;
-        self.overdue = VecDeque::new();
     }
 
     /// True when no call is open.
     pub fn has_none_open(&self) -> bool {
-        self.open.is_empty()
+        self.calls.open.is_empty()
     }
 
     /// True when no call is here.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.open.is_empty()
+        self.calls.is_idle()
     }
 
     fn take(
@@ -436,8 +515,10 @@ impl<R> Target<R> {
         now: Instant,
         mut choose: impl FnMut(&mut Numbers, &BTreeMap<u32, Box<Incoming<R>>>) -> Option<u32>,
     ) -> Option<(u32, &Incoming<R>)> {
-        while let Some(call) = self.waiting.pop_front() {
-            self.waiting_bytes -= call.bytes();
+        while let Some(calls) = self.calls.any()
+            && let Some(call) = calls.waiting.pop_front()
+        {
+            calls.waiting_bytes -= call.bytes();
             if call.deadline.has_passed(now) {
                 self.expired(*call);
                 continue;
@@ -447,48 +528,52 @@ impl<R> Target<R> {
                 self.conclude(*call, DeliveryReply::Outdated, Bytes::new());
                 continue;
             }
-            let room = self.open.len() < self.limits.max_open;
-            let Some(number) = room.then(|| choose(&mut self.numbers, &self.open)).flatten() else {
+            let room = calls.open.len() < self.limits.max_open;
+            let Some(number) = room.then(|| choose(&mut self.numbers, &calls.open)).flatten() else {
                 self.busy(*call, Limit::TargetInFlight);
                 continue;
             };
             // An answer under this number is to this call from now on.
-            self.overdue.retain(|it| it.number != number);
-            return Some((number, self.open.entry(number).or_insert(call)));
+            let calls = self.calls.room();
+            calls.overdue.retain(|it| it.number != number);
+            return Some((number, calls.open.entry(number).or_insert(call)));
         }
         None
     }
 
     fn expire_open(&mut self, now: Instant) {
-        let over = self.open.extract_if(.., |_, call| call.deadline.has_passed(now));
+        let Some(calls) = self.calls.any() else { return };
+        let over = calls.open.extract_if(.., |_, call| call.deadline.has_passed(now));
         for (number, call) in over.collect::<Vec<_>>() {
             if let Some(answer) = call.late_answer(now) {
-                if self.overdue.len() >= MAX_OVERDUE {
-                    self.overdue.pop_front();
+                let overdue = &mut self.calls.room().overdue;
+                if overdue.len() >= MAX_OVERDUE {
+                    overdue.pop_front();
                 }
-                self.overdue.push_back(Overdue { number, answer, until: now + LATE_FOR });
+                overdue.push_back(Overdue { number, answer, until: now + LATE_FOR });
             }
             self.expired(*call);
         }
     }
 
     fn is_overdue(&self, number: u32) -> bool {
-        self.overdue.iter().any(|it| it.number == number)
+        self.calls.overdue.iter().any(|it| it.number == number)
     }
 
     /// The device answers what it was asked too long ago. It is told the same as if nobody cared.
     fn take_late(&mut self, number: u32, body: &Bytes, now: Instant) {
-        self.overdue.retain(|it| now < it.until);
-        let place = self.overdue.iter().position(|it| it.number == number);
+        let Some(calls) = self.calls.any() else { return };
+        calls.overdue.retain(|it| now < it.until);
+        let place = calls.overdue.iter().position(|it| it.number == number);
         if let Some(place) = place.filter(|_| device_api::answer_is_json(body))
-            && let Some(overdue) = self.overdue.remove(place)
+            && let Some(overdue) = calls.overdue.remove(place)
         {
-            self.conclusions.push_back(Conclusion::Late(overdue.answer, body.clone()));
+            calls.conclusions.push_back(Conclusion::Late(overdue.answer, body.clone()));
         }
     }
 
     fn expired(&mut self, call: Incoming<R>) {
-        self.conclusions.push_back(Conclusion::Call {
+        self.calls.room().conclusions.push_back(Conclusion::Call {
             reply_to: call.reply_to,
             reply: None,
             body: Bytes::new(),
@@ -496,24 +581,16 @@ impl<R> Target<R> {
     }
 
     fn expire_waiting(&mut self, now: Instant) {
-        for call in std::mem::take(&mut self.waiting) {
-            match call.deadline.has_passed(now) {
-                true => {
-                    self.waiting_bytes -= call.bytes();
-                    self.expired(*call);
-                }
-                false => self.waiting.push_back(call),
-            }
-        }
-    }
-
-    fn expires_at(&mut self, deadline: Deadline) {
-        let at = deadline.instant();
-        self.next_expiry = Some(self.next_expiry.map_or(at, |expiry| expiry.min(at)));
+        let Some(calls) = self.calls.any() else { return };
+        let waiting = std::mem::take(&mut calls.waiting).into_iter();
+        let over: VecDeque<_>;
+        (over, calls.waiting) = waiting.partition(|call| call.deadline.has_passed(now));
+        calls.waiting_bytes = calls.waiting.iter().map(|call| call.bytes()).sum();
+        over.into_iter().for_each(|call| self.expired(*call));
     }
 
     fn end_open(&mut self, number: u32, reply: DeliveryReply, body: Bytes) {
-        if let Some(call) = self.open.remove(&number) {
+        if let Some(call) = self.calls.any().and_then(|calls| calls.open.remove(&number)) {
             self.conclude(*call, reply, body);
         }
     }
@@ -523,7 +600,8 @@ impl<R> Target<R> {
     }
 
     fn conclude(&mut self, call: Incoming<R>, reply: DeliveryReply, body: Bytes) {
-        self.conclusions.push_back(Conclusion::Call { reply_to: call.reply_to, reply: Some(reply), body });
+        let conclusion = Conclusion::Call { reply_to: call.reply_to, reply: Some(reply), body };
+        self.calls.room().conclusions.push_back(conclusion);
     }
 }
 

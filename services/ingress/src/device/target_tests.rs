@@ -33,6 +33,22 @@ fn callable() -> (Target<u64>, Instant) {
 }
 
 #[test]
+fn a_device_without_calls_keeps_no_memory_for_them() {
+    let (mut target, now) = callable();
+    target.written(1);
+    target.flushed();
+    target.expire(now);
+    assert!(target.next(now).is_none() && target.next_conclusion().is_none() && target.calls.0.is_none());
+    target.deliver(call(1, 1000, false, now), now);
+    let (number, _) = target.next(now).unwrap();
+    target.answer(number, &Bytes::from_static(b"1"), false, now);
+    assert_eq!(said(&mut target).len(), 1);
+    assert!(target.calls.0.is_some(), "the next one is likely to come");
+    target.expire(target.next_expiry().unwrap());
+    assert!(target.calls.0.is_none());
+}
+
+#[test]
 fn what_waits_is_counted_in_bytes_too() {
     let (mut target, now) = callable();
     let large =
@@ -400,7 +416,7 @@ proptest! {
                 Step::PutBack(place) => {
                     let number = at(place);
                     // Only what was not written can be: its body is there still.
-                    if target.open.get(&number).is_some_and(|call| !call.body.is_empty()) {
+                    if target.calls.open.get(&number).is_some_and(|call| !call.body.is_empty()) {
                         calls.get_mut(&numbers[&number]).unwrap().1 = false;
                         target.put_back(number);
                     }
@@ -429,11 +445,12 @@ proptest! {
                 Step::Callable => target.becomes_callable(),
                 Step::End => target.end(),
             }
-            let earliest = target.waiting.iter().chain(target.open.values()).map(|it| it.deadline.instant()).min();
+            let here = &target.calls;
+            let earliest = here.waiting.iter().chain(here.open.values()).map(|it| it.deadline.instant()).min();
             prop_assert!(earliest.is_none_or(|at| target.next_expiry().is_some_and(|expiry| expiry <= at)));
-            prop_assert_eq!(target.waiting_bytes, target.waiting.iter().map(|it| it.bytes()).sum::<usize>());
-            prop_assert!(target.waiting.len() <= LIMITS.max_waiting + 4 && target.open.len() <= LIMITS.max_open);
-            prop_assert!(target.overdue.len() <= MAX_OVERDUE);
+            prop_assert_eq!(here.waiting_bytes, here.waiting.iter().map(|it| it.bytes()).sum::<usize>());
+            prop_assert!(here.waiting.len() <= LIMITS.max_waiting + 4 && here.open.len() <= LIMITS.max_open);
+            prop_assert!(here.overdue.len() <= MAX_OVERDUE);
             while let Some(it) = target.next_conclusion() {
                 let (serial, reply) = match it {
                     Conclusion::Call { reply_to, reply, .. } => (reply_to, reply),

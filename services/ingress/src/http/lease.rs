@@ -126,7 +126,7 @@ pub struct Lease<P, R> {
     effects: VecDeque<Effect<R>>,
 }
 
-impl<P, R> Lease<P, R> {
+impl<P, R: 'static> Lease<P, R> {
     /// Nothing waits, and nobody can call. Where `numbers` begin must not be guessable: an answer says no more than its
     /// call's number, and one that comes from before a restart must not meet another call.
     pub fn new(limits: LeaseLimits, numbers: Numbers, now: Instant) -> Self {

@@ -30,20 +30,20 @@ pub(super) struct Outbound {
     /// With the call that each carries, if it is one.
     unacknowledged: BTreeMap<NonZeroU16, Option<u32>>,
     last_packet_id: u16,
-    waiting: VecDeque<Outgoing>,
-    waiting_bytes: usize,
+    /// None: none does. Most clients take what comes.
+    waiting: Option<Box<Waiting>>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    answers: VecDeque<Outgoing>,
+    bytes: usize,
 }
 
 impl Outbound {
     /// To a client that takes so many at a time, which is not 0.
     pub(super) fn new(receive_maximum: u16) -> Self {
-        Outbound {
-            receive_maximum,
-            unacknowledged: BTreeMap::new(),
-            last_packet_id: 0,
-            waiting: VecDeque::new(),
-            waiting_bytes: 0,
-        }
+        Outbound { receive_maximum, unacknowledged: BTreeMap::new(), last_packet_id: 0, waiting: None }
     }
 
     /// True when the client takes no more for now.
@@ -76,29 +76,31 @@ impl Outbound {
 
     /// Keeps an answer until the client takes it.
     pub(super) fn wait(&mut self, outgoing: Outgoing) {
-        self.waiting_bytes += outgoing.bytes();
-        self.waiting.push_back(outgoing);
+        let waiting = self.waiting.get_or_insert_default();
+        waiting.bytes += outgoing.bytes();
+        waiting.answers.push_back(outgoing);
     }
 
     /// The next answer that the client takes now.
     pub(super) fn next_waiting(&mut self) -> Option<Outgoing> {
-        let next = if self.is_full() { None } else { self.waiting.pop_front() };
-        self.waiting_bytes -= next.as_ref().map_or(0, Outgoing::bytes);
-        if self.waiting.is_empty() {
+        let waiting = if self.is_full() { None } else { self.waiting.as_mut() }?;
+        let next = waiting.answers.pop_front()?;
+        waiting.bytes -= next.bytes();
+        if waiting.answers.is_empty() {
             // An idle session keeps no heap.
-            self.waiting = VecDeque::new();
+            self.waiting = None;
         }
-        next
+        Some(next)
     }
 
     /// How much memory waits.
     pub(super) fn waiting_bytes(&self) -> usize {
-        self.waiting_bytes
+        self.waiting.as_ref().map_or(0, |waiting| waiting.bytes)
     }
 
     /// True when no answer waits.
     pub(super) fn has_none_waiting(&self) -> bool {
-        self.waiting.is_empty()
+        self.waiting.is_none()
     }
 
     /// True when every message has been acknowledged.

@@ -54,7 +54,7 @@ impl Session {
             };
             self.write(Outgoing { topic, payload, properties }, qos, Some(number));
             match qos {
-                QoS::AtMostOnce if oneway => self.unflushed.push(number),
+                QoS::AtMostOnce if oneway => self.target.in_the_buffer(number),
                 QoS::AtMostOnce => self.target.written(number),
                 QoS::AtLeastOnce | QoS::ExactlyOnce => {}
             }

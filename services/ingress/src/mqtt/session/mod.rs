@@ -157,8 +157,6 @@ pub struct Session {
     /// Calls to this session.
     target: Target<Router>,
     outbound: Outbound,
-    /// One-way calls at QoS 0: taken once the socket has their bytes.
-    unflushed: Vec<u32>,
     inbound: Inbound,
     held: Option<Box<Held>>,
     /// How many packets may come.
@@ -202,7 +200,6 @@ impl Session {
             target: Target::new(limits.device.target, Numbers::after(0)),
             limits,
             outbound: Outbound::new(receive_maximum),
-            unflushed: Vec::new(),
             inbound: Inbound::default(),
             held: None,
             packets: TokenBucket::new(now),
@@ -399,9 +396,7 @@ impl Session {
     /// The socket has taken all that was written.
     pub fn flushed(&mut self) {
         self.inbound.flushed();
-        for number in std::mem::take(&mut self.unflushed) {
-            self.target.written(number);
-        }
+        self.target.flushed();
         self.close_when_drained();
     }
 
@@ -494,7 +489,6 @@ impl Session {
     fn is_idle(&self) -> bool {
         self.in_flight == 0
             && self.target.is_idle()
-            && self.unflushed.is_empty()
             && self.outbound.has_none_waiting()
             && self.inbound.under_way() == 0
             && self.held.is_none()

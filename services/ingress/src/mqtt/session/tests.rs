@@ -1305,5 +1305,5 @@ fn what_is_read_at_once_is_performed_before_more_is() {
 /// What most sessions never need is behind a pointer.
 #[test]
 fn a_session_is_small() {
-    assert!(size_of::<Session>() <= 512, "{} bytes", size_of::<Session>());
+    assert!(size_of::<Session>() <= 320, "{} bytes", size_of::<Session>());
 }
