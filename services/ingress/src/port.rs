@@ -150,7 +150,7 @@ impl Node {
     /// A place among the connections of the address that a client has connected from, be it through a proxy.
     pub(crate) fn take_place_of(&self, peer: IpAddr) -> io::Result<(IpAddr, PlaceOfAddress)> {
         match self.shares.connection(peer) {
-            Ok(place) => Ok((peer, place)),
+            Ok(place) => Ok((peer, place.map(Box::new))),
             Err(limit) => {
                 self.metrics.limit_hit(limit);
                 Err(io::Error::other(limit.as_str()))
@@ -160,7 +160,7 @@ impl Node {
 }
 
 /// See [`Node::take_place_of`]; none where there is no such limit.
-pub(crate) type PlaceOfAddress = Option<rpc::Place<IpAddr>>;
+pub(crate) type PlaceOfAddress = Option<Box<rpc::Place<IpAddr>>>;
 
 /// Lets the client read our last words: closes our end, and waits a moment for the client to close its own.
 pub(crate) async fn linger<S>(mut stream: S)

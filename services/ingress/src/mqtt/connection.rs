@@ -34,27 +34,33 @@ use crate::port::{LINGER, linger};
 const READ_BYTES: usize = 8192;
 
 /// Serves one client, who has connected from `peer`, from its first byte to its last.
-pub(crate) async fn serve<S>(stream: &mut S, peer: IpAddr, node: &Arc<Node>)
+#[expect(clippy::manual_async_fn, reason = "its future would keep the arguments twice")]
+pub(crate) fn serve<S>(stream: &mut S, peer: &IpAddr, node: &Arc<Node>) -> impl Future<Output = ()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    // Boxed: the handshake is long over when a connection is counted in kilobytes.
-    let mut connected = Box::pin(shake_hands(stream, peer, node, false)).await;
-    if let Some(connected) = &mut connected {
-        attend(stream, connected, node).await;
+    async move {
+        // Boxed: the handshake is long over when a connection is counted in kilobytes.
+        let mut connected = Box::pin(shake_hands(stream, *peer, node, false)).await;
+        if let Some(connected) = &mut connected {
+            attend(stream, connected, node).await;
+        }
+        Box::pin(linger(stream)).await;
     }
-    Box::pin(linger(stream)).await;
 }
 
 /// Serves a visitor until he leaves, or a fault of the program ends his session.
-async fn attend<S>(stream: &mut S, connected: &mut Connected, node: &Arc<Node>)
+#[expect(clippy::manual_async_fn, reason = "its future would keep the arguments twice")]
+fn attend<S>(stream: &mut S, connected: &mut Connected, node: &Arc<Node>) -> impl Future<Output = ()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    if set_apart(run(stream, connected, node)).await.is_err() {
-        Box::pin(node.clear_away(&connected.visitor)).await;
+    async move {
+        if set_apart(run(stream, connected, node)).await.is_err() {
+            Box::pin(node.clear_away(&connected.visitor)).await;
+        }
+        node.leave(&connected.visitor);
     }
-    node.leave(&connected.visitor);
 }
 
 /// Tells a client that the node has as many connections as it may.
@@ -140,82 +146,99 @@ impl InHand {
     }
 }
 
-async fn run<S>(stream: &mut S, connected: &mut Connected, node: &Arc<Node>)
+#[expect(clippy::manual_async_fn, reason = "its future would keep the arguments twice")]
+fn run<S>(stream: &mut S, connected: &mut Connected, node: &Arc<Node>) -> impl Future<Output = ()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    // Borrowed: a future keeps what it is handed twice.
-    let Connected { visitor, session, inbound } = connected;
-    // While the device can be called.
-    let mut callable: Option<Arc<sessions::Session>> = None;
-    let max_packet_bytes = node.settings().mqtt.max_packet_bytes;
-    let max_outbound_bytes = node.settings().ingress.max_outbound_bytes;
-    // Made with the first request: a device that is only called never has one.
-    let mut in_hand: Option<Box<InHand>> = None;
-    let mut timer = pin!(tokio::time::sleep_until(session.next_tick().into()));
-    let mut mail_first = true;
-    let mut limits = node.limits.subscribe();
-    // They may have changed since the CONNECT.
-    session.change_limits(Arc::clone(&limits.borrow_and_update()));
+    async move {
+        // Taken apart anew between any two waits: a reference that is held over one is a part of every task.
+        let session = &mut connected.session;
+        // While the device can be called.
+        let mut callable: Option<Arc<sessions::Session>> = None;
+        let max_packet_bytes = node.settings().mqtt.max_packet_bytes;
+        let max_outbound_bytes = node.settings().ingress.max_outbound_bytes;
+        // Made with the first request: a device that is only called never has one.
+        let mut in_hand: Option<Box<InHand>> = None;
+        let mut timer = pin!(tokio::time::sleep_until(session.next_tick().into()));
+        let mut mail_first = true;
+        let mut limits = node.limits.subscribe();
+        // They may have changed since the CONNECT.
+        session.change_limits(Arc::clone(&limits.borrow_and_update()));
 
-    session.received(inbound, max_packet_bytes, Instant::now());
-    let ended = loop {
-        if session.asks_for_something()
-            && let Some(ended) =
-                // Boxed: an idle connection does not keep the room that this takes.
-                Box::pin(perform(session, inbound, visitor, &mut callable, node, &mut in_hand)).await
-        {
-            break ended;
-        }
-        if session.unread_bytes() > max_outbound_bytes {
-            session.end_slow_consumer();
-            continue;
-        }
-        if session.next_tick() < timer.deadline().into_std() {
-            timer.as_mut().reset(session.next_tick().into());
-        }
-        mail_first = !mail_first;
-        let reads = session.wants_input().then_some(session.left_off());
-        let wake = poll_fn(|cx| {
-            let mail = (&**visitor, callable.as_deref());
-            let out = session.out();
-            let wake =
-                poll_wake(cx, mail, &mut in_hand, timer.as_mut(), stream, inbound, out, reads, mail_first);
-            match wake {
-                // All else has been looked for, and wakes this: no need to look again.
-                Poll::Ready(Wake::Written(Ok(bytes))) if wrote(session, bytes) => Poll::Pending,
-                wake => wake,
-            }
-        });
-        let wake = wake.await;
-        // Nobody is woken for it: they hold for what comes next.
-        if limits.has_changed().is_ok_and(|it| it) {
-            session.change_limits(Arc::clone(&limits.borrow_and_update()));
-        }
-        let leaves = heed(wake, session, inbound, visitor, node, timer.as_mut(), max_packet_bytes);
-        if let Some(reason) = leaves {
-            if session.leaves()
-                && let Some(callable) = &callable
+        session.received(&mut connected.inbound, max_packet_bytes, Instant::now());
+        let ended = loop {
+            let Connected { visitor, session, inbound } = &mut *connected;
+            if session.asks_for_something()
+                && let Some(ended) =
+                    // Boxed: an idle connection does not keep the room that this takes.
+                    Box::pin(perform(session, inbound, visitor, &mut callable, node, &mut in_hand))
+                            .await
             {
-                Box::pin(node.release(callable, reason.into())).await;
+                break ended;
             }
-            session.leave(reason);
+            if session.unread_bytes() > max_outbound_bytes {
+                session.end_slow_consumer();
+                continue;
+            }
+            if session.next_tick() < timer.deadline().into_std() {
+                timer.as_mut().reset(session.next_tick().into());
+            }
+            mail_first = !mail_first;
+            let wake = poll_fn(|cx| {
+                let Connected { visitor, session, inbound } = &mut *connected;
+                let reads = session.wants_input().then_some(session.left_off());
+                let mail = (&**visitor, callable.as_deref());
+                let out = session.out();
+                let wake = poll_wake(
+                    cx,
+                    mail,
+                    &mut in_hand,
+                    timer.as_mut(),
+                    stream,
+                    inbound,
+                    out,
+                    reads,
+                    mail_first,
+                );
+                match wake {
+                    // All else has been looked for, and wakes this: no need to look again.
+                    Poll::Ready(Wake::Written(Ok(bytes))) if wrote(session, bytes) => Poll::Pending,
+                    wake => wake,
+                }
+            });
+            let wake = wake.await;
+            let Connected { visitor, session, inbound } = &mut *connected;
+            // Nobody is woken for it: they hold for what comes next.
+            if limits.has_changed().is_ok_and(|it| it) {
+                session.change_limits(Arc::clone(&limits.borrow_and_update()));
+            }
+            let leaves = heed(wake, session, inbound, visitor, node, timer.as_mut(), max_packet_bytes);
+            if let Some(reason) = leaves {
+                if session.leaves()
+                    && let Some(callable) = &callable
+                {
+                    Box::pin(node.release(callable, reason.into())).await;
+                }
+                session.leave(reason);
+            }
+            if inbound.is_empty() {
+                // An idle connection owns no buffer: not even a part without room, which keeps the whole.
+                *inbound = BytesMut::new();
+            }
+        };
+        let Connected { visitor, session, .. } = connected;
+        let fault = match ended {
+            Ended::Fault(fault) => Some(fault),
+            Ended::ByClient | Ended::KeepAlive | Ended::ByNode(_) | Ended::SlowConsumer => None,
+        };
+        let reason = ended.session_end().as_str();
+        tracing::debug!(device = %visitor.device, reason, fault, "a connection ends");
+        if let Some(in_hand) = in_hand {
+            in_hand.give_up(node);
         }
-        if inbound.is_empty() {
-            // An idle connection owns no buffer: not even a part without room, which keeps the whole.
-            *inbound = BytesMut::new();
-        }
-    };
-    let fault = match ended {
-        Ended::Fault(fault) => Some(fault),
-        Ended::ByClient | Ended::KeepAlive | Ended::ByNode(_) | Ended::SlowConsumer => None,
-    };
-    let reason = ended.session_end().as_str();
-    tracing::debug!(device = %visitor.device, reason, fault, "a connection ends");
-    if let Some(in_hand) = in_hand {
-        in_hand.give_up(node);
+        Box::pin(end(stream, session, visitor, callable, ended, node)).await;
     }
-    Box::pin(end(stream, session, visitor, callable, ended, node)).await;
 }
 
 /// Tells the session of what came. Why it is to leave, if that is it: for this alone something is awaited.

@@ -102,7 +102,7 @@ fn serve_plain(
         // Boxed: it is over when a connection is counted in kilobytes.
         let peer = Box::pin(peer(&mut stream, address, &node)).await;
         if let Ok((peer, _place_of_address)) = &peer {
-            connection::serve(&mut stream, *peer, &node).await;
+            connection::serve(&mut stream, peer, &node).await;
         }
         drop(place);
     }
@@ -121,7 +121,7 @@ fn serve_secure(
         if let Ok((peer, _place_of_address)) = &peer
             && let Some(mut stream) = Box::pin(tls.accept(stream)).await
         {
-            connection::serve(&mut stream, *peer, &node).await;
+            connection::serve(&mut stream, peer, &node).await;
         }
         drop(place);
     }
@@ -145,6 +145,6 @@ mod tests {
             size_of::<F>()
         }
         let bytes = size_of_future(serve_plain);
-        assert!(bytes <= 640, "{bytes} bytes");
+        assert!(bytes <= 512, "{bytes} bytes");
     }
 }

@@ -63,7 +63,7 @@ where
 {
     let mut stream = WebSocket::new(stream, &read_ahead);
     drop(read_ahead);
-    crate::mqtt::connection::serve(&mut stream, sender, &server.node).await;
+    crate::mqtt::connection::serve(&mut stream, &sender, &server.node).await;
 }
 
 /// Why a request does not make a WebSocket.
