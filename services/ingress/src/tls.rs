@@ -1,32 +1,23 @@
 //! How do devices come in over TLS? With the certificate that the files hold now: they may be replaced while the node
 //! runs.
 
+mod stream;
+
 use std::fmt;
-use std::io;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::Context;
 use bus::certificate::first_expiry_s;
 use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, gauge};
 use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 
-use crate::port::linger;
-
-/// Bytes that a client may send until hands are shaken. A greeting has some 2,000 with a key for each exchange there
-/// is, and is sent twice where the first guess was wrong; what comes at once behind it counts, 4,096 at most. Without
-/// this, a greeting may take 64 KB.
-const MAX_HANDSHAKE_BYTES: u64 = 12 * 1024;
+pub use stream::Secured;
 
 /// Certificate and key, and what is needed to take connections with them.
 pub struct Tls {
@@ -90,28 +81,14 @@ impl Tls {
     }
 
     /// Shakes hands with a client, within the time that it has. None when it failed: the connection is closed.
-    pub async fn accept(&self, stream: TcpStream) -> Option<Secured> {
+    pub async fn accept(&self, stream: TcpStream) -> Option<Box<Secured>> {
         let address = stream.peer_addr().map(|it| tracing::field::display(it.ip())).ok();
         let config = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
-        let stream = Bounded { stream, may_come: MAX_HANDSHAKE_BYTES };
-        let handshake = async {
-            match TlsAcceptor::from(config).accept(stream).into_fallible().await {
-                Ok(mut stream) => {
-                    stream.get_mut().0.may_come = u64::MAX;
-                    Ok(Box::new(stream))
-                }
-                Err((error, refused)) => {
-                    // It is told why, as far as TLS goes.
-                    linger(refused.stream).await;
-                    Err(error)
-                }
-            }
-        };
         // Boxed: the handshake is long over when a connection is counted in kilobytes.
-        match Box::pin(tokio::time::timeout(self.handshake_timeout, handshake)).await {
+        match Box::pin(tokio::time::timeout(self.handshake_timeout, Secured::accept(config, stream))).await {
             Ok(Ok(stream)) => {
                 self.accepted.increment(1);
-                Some(Secured { stream, unacknowledged: 0 })
+                Some(stream)
             }
             Ok(Err(error)) => {
                 self.failed.increment(1);
@@ -196,6 +173,8 @@ impl Pem {
             .with_single_cert(chain, key)
             .context("certificate and key cannot be used together (tls.certificate_file, tls.key_file)")?;
         config.ticketer = ring::Ticketer::new()?;
+        // Each takes time to make, and a device comes back once.
+        config.send_tls13_tickets = 1;
         Ok(Arc::new(config))
     }
 }
@@ -222,101 +201,4 @@ fn describe() {
         Unit::Seconds,
         "When the certificate for devices ends, or the first of those behind it: seconds from 1970."
     );
-}
-
-/// A connection below TLS, through which no more may come for now.
-struct Bounded {
-    stream: TcpStream,
-    may_come: u64,
-}
-
-impl AsyncRead for Bounded {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        let came = (buffer.filled().len() - before) as u64;
-        let rest = self.may_come.checked_sub(came);
-        self.may_come = rest.ok_or_else(|| io::Error::other("the handshake is longer than it may be"))?;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Bounded {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-/// A connection under TLS.
-///
-/// Written bytes are acknowledged when the socket has them all: a record that waits inside TLS would wait for the next
-/// write. Until then, whoever writes must offer the same bytes again, as `write_all`, HTTP and the MQTT loop do.
-pub struct Secured {
-    /// Boxed: it is large, and handed from one to the other.
-    stream: Box<TlsStream<Bounded>>,
-    /// Bytes of the writer that are inside TLS.
-    unacknowledged: usize,
-}
-
-impl Secured {
-    /// The connection below.
-    pub fn socket(&self) -> &TcpStream {
-        &self.stream.get_ref().0.stream
-    }
-}
-
-impl AsyncRead for Secured {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match ready!(Pin::new(&mut self.stream).poll_read(cx, buffer)) {
-            // Closed without the goodbye of TLS: both protocols above tell by themselves whether all has come.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
-            result => Poll::Ready(result),
-        }
-    }
-}
-
-impl AsyncWrite for Secured {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.unacknowledged == 0 {
-            self.unacknowledged = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
-        }
-        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-        Poll::Ready(Ok(std::mem::take(&mut self.unacknowledged)))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }

@@ -42,7 +42,7 @@ impl Transport for TcpStream {
     }
 }
 
-impl Transport for Secured {
+impl Transport for Box<Secured> {
     fn socket(&self) -> &TcpStream {
         Secured::socket(self)
     }
