@@ -33,6 +33,8 @@ pub(super) struct Exchange {
     answering: AtomicBool,
     chunked: AtomicBool,
     known: AtomicBool,
+    may_wait: AtomicBool,
+    unwritten: AtomicBool,
     last_words: Notify,
     /// How many requests may come.
     pace: Mutex<Option<TokenBucket>>,
@@ -59,6 +61,8 @@ impl Exchange {
             answering: AtomicBool::default(),
             chunked: AtomicBool::default(),
             known: AtomicBool::default(),
+            may_wait: AtomicBool::default(),
+            unwritten: AtomicBool::default(),
             pace: Mutex::default(),
             last_words: Notify::default(),
         }
@@ -71,6 +75,7 @@ impl Exchange {
         let body = if body.is_end_stream() { None } else { Some(body) };
         *self.body.lock() = body;
         self.requests.fetch_add(1, Ordering::Relaxed);
+        self.may_wait.store(false, Ordering::Relaxed);
         self.answering.store(true, Ordering::Relaxed);
     }
 
@@ -91,6 +96,24 @@ impl Exchange {
     /// True while a request has no response.
     pub(super) fn is_answering(&self) -> bool {
         self.answering.load(Ordering::Relaxed)
+    }
+
+    /// Until its device is admitted, or a call comes, a request may be kept for a while, if it has no body: with one it
+    /// makes a call or answers one, which is soon done.
+    pub(super) fn may_wait(&self) {
+        self.may_wait.store(self.body.lock().is_none(), Ordering::Relaxed);
+    }
+
+    /// Whether the socket has yet to take something of an answer.
+    pub(super) fn set_unwritten(&self, unwritten: bool) {
+        self.unwritten.store(unwritten, Ordering::Relaxed);
+    }
+
+    /// True when there is nothing to be read or written before an answer that may take a while.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.is_answering()
+            && self.may_wait.load(Ordering::Relaxed)
+            && !self.unwritten.load(Ordering::Relaxed)
     }
 
     /// A request showed the token of a device.

@@ -232,6 +232,6 @@ mod tests {
             size_of::<T>()
         }
         let bytes = size_of_future(serve_plain);
-        assert!(bytes <= 400, "{bytes} bytes");
+        assert!(bytes <= 456, "{bytes} bytes");
     }
 }

@@ -17,6 +17,7 @@ mod paths;
 mod reply;
 mod routes;
 mod server;
+mod waiting;
 pub mod websocket;
 mod wire;
 

@@ -71,7 +71,8 @@ async fn observe(
     let pattern = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     let route = Route::of(pattern, request.method());
     let is_device_api = request.uri().path().starts_with(paths::DEVICE_API);
-    let origin = request.headers().get(header::ORIGIN).cloned();
+    // None of its own headers, which would keep all of the request while a poll waits.
+    let admitted = server.cors.admits(request.headers().get(header::ORIGIN));
     // A client that waits to be told to go on has sent no body.
     let holds_back = request.headers().contains_key(header::EXPECT);
     let mut response = if names_one_host(request.version(), request.headers()) {
@@ -84,7 +85,7 @@ async fn observe(
     exchange.answered();
     server.metrics.answered(route, response.status());
     if is_device_api {
-        server.cors.allow(origin.as_ref(), &mut response);
+        server.cors.allow(admitted, &mut response);
     }
     if !at_end || (server.devices.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS) {
         return reply::closing(response);
@@ -125,6 +126,7 @@ impl FromRequestParts<Arc<Server>> for From {
             return Err(reply::empty(StatusCode::INTERNAL_SERVER_ERROR));
         };
         let sender = server.sender(exchange, &parts.headers);
+        exchange.may_wait();
         // Boxed: a poll waits in the same future, and is counted in kilobytes.
         let visit = Box::pin(server.devices.enter(&token, sender)).await.map_err(reply::not_let_in)?;
         exchange.knows();

@@ -62,6 +62,8 @@ pub(super) struct Patience {
 /// The stream under one HTTP connection.
 pub(super) struct Wire<S> {
     stream: S,
+    /// Read before all else, and no part of what the client sends.
+    head_again: &'static [u8],
     /// Came before this did.
     read_ahead: BytesMut,
     exchange: Arc<Exchange>,
@@ -117,6 +119,7 @@ impl<S: Transport> Wire<S> {
     ) -> Self {
         Wire {
             stream,
+            head_again: &[],
             read_ahead,
             exchange,
             patience,
@@ -137,11 +140,24 @@ impl<S: Transport> Wire<S> {
         self.stream
     }
 
+    /// hyper has gone, to which `read_ahead` had come.
+    pub(super) fn take_back(&mut self, read_ahead: &[u8]) {
+        let mut read_ahead = BytesMut::from(read_ahead);
+        read_ahead.extend_from_slice(&self.read_ahead);
+        self.read_ahead = read_ahead;
+    }
+
+    /// A new hyper reads this first.
+    pub(super) fn read_again(&mut self, head: &'static [u8]) {
+        self.head_again = head;
+    }
+
     fn poll_progress<T>(
         &mut self,
         cx: &mut Context<'_>,
         write: impl FnOnce(Pin<&mut S>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
+        self.exchange.set_unwritten(true);
         match write(Pin::new(&mut self.stream), cx) {
             Poll::Ready(result) => {
                 self.stalled = None;
@@ -200,7 +216,7 @@ impl<S: Transport> Wire<S> {
     }
 
     /// While a request is being answered nothing is read: looks whether its client has gone, or sends no more.
-    fn poll_client(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+    pub(super) fn poll_client(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         self.note_requests();
         if self.input_ended || !self.exchange.is_answering() {
             return Ok(());
@@ -260,6 +276,12 @@ impl<S: Transport> AsyncRead for Wire<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.head_again.is_empty() {
+            let (part, rest) = self.head_again.split_at(self.head_again.len().min(buffer.remaining()));
+            buffer.put_slice(part);
+            self.head_again = rest;
+            return Poll::Ready(Ok(()));
+        }
         let before = buffer.filled().len();
         if !self.read_ahead.is_empty() {
             let part = self.read_ahead.len().min(buffer.remaining());
@@ -305,6 +327,7 @@ impl<S: Transport> AsyncWrite for Wire<S> {
             ready!(self.poll_taken(cx))?;
             self.exchange.outbox.flushed();
         }
+        self.exchange.set_unwritten(false);
         Poll::Ready(Ok(()))
     }
 

@@ -119,7 +119,7 @@ fn accept(method: &Method, headers: &HeaderMap) -> Result<(HeaderValue, &'static
 }
 
 /// Whether a header lists `token`, in whatever case.
-fn lists(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+pub(super) fn lists(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     tokens(headers, name).any(|it| it.eq_ignore_ascii_case(token))
 }
 
