@@ -99,9 +99,11 @@ impl Exchange {
     }
 
     /// Until its device is admitted, or a call comes, a request may be kept for a while, if it has no body: with one it
-    /// makes a call or answers one, which is soon done.
-    pub(super) fn may_wait(&self) {
-        self.may_wait.store(self.body.lock().is_none(), Ordering::Relaxed);
+    /// makes a call or answers one, which is soon done. Says whether it may.
+    pub(super) fn may_wait(&self) -> bool {
+        let may_wait = self.body.lock().is_none();
+        self.may_wait.store(may_wait, Ordering::Relaxed);
+        may_wait
     }
 
     /// Whether the socket has yet to take something of an answer.

@@ -126,7 +126,11 @@ impl FromRequestParts<Arc<Server>> for From {
             return Err(reply::empty(StatusCode::INTERNAL_SERVER_ERROR));
         };
         let sender = server.sender(exchange, &parts.headers);
-        exchange.may_wait();
+        if exchange.may_wait() {
+            // All that hyper has read is kept as long as any part of it, and nobody asks for more than this.
+            parts.headers = HeaderMap::new();
+            parts.uri = parts.uri.to_string().parse().unwrap_or_default();
+        }
         // Boxed: a poll waits in the same future, and is counted in kilobytes.
         let visit = Box::pin(server.devices.enter(&token, sender)).await.map_err(reply::not_let_in)?;
         exchange.knows();
