@@ -369,7 +369,7 @@ impl Known {
                 && session.callable.is_some_and(|at| {
                     at <= in_time(*timeout_ms)
                         && (at <= *called || at <= in_time(*connect_timeout_ms))
-                        && session.stood(at, called + Micros::from(*timeout_ms) * MS)
+                        && session.stood(at, ended.max(called + Micros::from(*timeout_ms) * MS))
                 })
         });
         if let Some((session, _)) = comes

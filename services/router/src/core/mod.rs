@@ -654,6 +654,7 @@ impl<T, R> Core<T, R> {
     /// Every claim has been told.
     pub fn loaded(&mut self, now: Instant) {
         self.map.loaded(self.leases.lease(), now);
+        self.moving.loaded(now);
         self.doubts.begin(now + self.leases.lease(), &self.map);
     }
 

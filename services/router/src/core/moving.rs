@@ -17,7 +17,8 @@ pub(super) struct Moving {
     /// Which nodes send sessions away, until when at the latest.
     shedding: HashMap<NodeId, Instant>,
     expected: HashMap<DeviceId, Instant>,
-    /// Until when anybody may be on the way: a node had sent sessions away before it was heard here.
+    /// Until when anybody may be on the way: a node had sent sessions away before it was heard here, or while claims
+    /// were not.
     anybody: Option<Instant>,
     /// The same and those that have arrived since, the oldest first.
     order: VecDeque<(Instant, DeviceId)>,
@@ -46,6 +47,13 @@ impl Moving {
             self.shedding.insert(renewal.node, now + lease);
         } else if let Some(until) = self.shedding.get_mut(&renewal.node) {
             *until = (*until).min(now + self.patience);
+        }
+    }
+
+    /// All claims have been told anew: of those that went meanwhile nobody has said so.
+    pub(super) fn loaded(&mut self, now: Instant) {
+        if !self.shedding.is_empty() {
+            self.anybody = Some(now + self.patience);
         }
     }
 
@@ -165,6 +173,16 @@ mod tests {
             moving.look(now + PATIENCE);
             assert_eq!(moving.may_come_until(device(1)), None);
         }
+    }
+
+    #[test]
+    fn whoever_left_while_claims_were_not_heard_may_be_on_its_way() {
+        let (mut moving, now) = (Moving::new(PATIENCE), Instant::now());
+        moving.loaded(now);
+        assert_eq!(moving.may_come_until(device(1)), None, "no node sends anybody away");
+        moving.renewed(&says(true, false), false, LEASE, now);
+        moving.loaded(now);
+        assert_eq!(moving.may_come_until(device(1)), Some(now + PATIENCE));
     }
 
     #[test]
