@@ -129,8 +129,7 @@ def test_what_is_too_large_over_3_1_1_is_read_past(new_cluster, raw, qos, acknow
         client.ping()
     assert node.admin.value("switchboard_messages_dropped_total", reason="too_large") == 3
     assert node.admin.value("switchboard_limits_hit_total", limit="packet_bytes") == 3
-    told = [line["topic"] for line in node.process.log_lines() if line["message"] == "messages are dropped"]
-    assert told == [TELEMETRY]
+    assert [line["topic"] for line in node.process.wait_for_messages("messages are dropped", 1)] == [TELEMETRY]
     # Who waits for an answer is told, too.
     client.publish(REQUESTS + "1", "x" * 6000, qos=qos)
     kinds = {client.receive().kind for _ in range(2 if acknowledged else 1)}

@@ -73,7 +73,7 @@ def test_what_is_dropped_is_counted_and_told_once_a_session(new_cluster, raw, ve
         for reason in ("foreign_topic", "not_json", "too_large", "will")
     }
     assert counts == {"foreign_topic": 3, "not_json": 1, "too_large": 0, "will": 0}
-    told = [line for line in node.process.log_lines() if line["message"] == "messages are dropped"]
+    told = node.process.wait_for_messages("messages are dropped", 2)
     assert [line["device"] for line in told] == [device.id] * 2
     assert [line["topic"] for line in told] == ["v1/gateway/connect", "v1/devices/me/telemetry"]
     assert "secret" not in node.process.err

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from harness.waiting import PATIENCE_S
+from harness.waiting import PATIENCE_S, until
 
 T = TypeVar("T")
 
@@ -95,6 +95,15 @@ class Process:
     def wait_for_message(self, message: str, within_s: float = PATIENCE_S) -> dict[str, Any]:
         """The first log line with that message."""
         return self.wait_for_line(message, lambda line: _log_line(line, message), within_s=within_s)
+
+    def wait_for_messages(self, message: str, count: int) -> list[dict[str, Any]]:
+        """The log lines so far with that message, once there are so many: a program goes on before they are written."""
+
+        def heard() -> list[dict[str, Any]] | None:
+            lines = [line for line in self.log_lines() if line["message"] == message]
+            return lines if len(lines) >= count else None
+
+        return until(f"{count} lines: {message}", heard)
 
     def lines_of_out(self) -> Iterator[str]:
         """Each line of standard output, as it comes, until the program ends."""
