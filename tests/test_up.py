@@ -69,7 +69,7 @@ def test_the_demo_account_is_there(demo, device):
 
 def test_switchboard_call(demo, device):
     ran = cli(demo, "call", "--from", "A1", "--to", "A3", '{"x":1}')
-    assert (ran.code, ran.out.strip()) == (1, said.OFFLINE)
+    assert (ran.code, ran.out.strip()) == (1, said.OFFLINE), ran.err
     assert re.search(r"Test Device A1 -> Test Device A3: offline in [\d.]+ ms", ran.err)
     target = device(PahoV5, Identity("86801880-9fce-11e6-8080-808080808080", "A3", "A3_TEST_TOKEN"))
     target.connect(demo).become_callable(lambda call: call.answer(json.dumps(call.body)))
