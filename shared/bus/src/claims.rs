@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use rpc::{Claim, DeviceId};
+use rpc::{Claim, DeviceId, MARKER_TTL};
 use tracing::warn;
 
 use crate::bucket::{Bucket, Entry, Role, Spec};
@@ -13,9 +13,6 @@ use crate::errors::{BusError, StoreError};
 use crate::watch::{Watch, WatchEvent};
 
 pub use crate::bucket::Expected;
-
-/// How long a removed claim's marker stands: watchers hear of it at once, and a write in that time must expect it.
-pub const MARKER_TTL: Duration = Duration::from_secs(3);
 
 const CLAIMS: Spec = Spec { name: "claims", description: "Where each device is connected", passing: None };
 

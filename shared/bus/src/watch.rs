@@ -394,14 +394,14 @@ async fn begin(
             "mem_storage": true,
         },
     });
-    match (anchor, request.pointer_mut("/config")) {
-        (Some(Anchor { revision, .. }), Some(config)) => {
-            config["deliver_policy"] = json!("by_start_sequence");
-            config["opt_start_seq"] = json!(revision);
-        }
-        _ => bus.meters().watch_reloads.increment(1),
+    if let (Some(Anchor { revision, .. }), Some(config)) = (anchor, request.pointer_mut("/config")) {
+        config["deliver_policy"] = json!("by_start_sequence");
+        config["opt_start_seq"] = json!(revision);
     }
     let created = bucket.administer(&operation, &request, wait).await?;
+    if anchor.is_none() {
+        bus.meters().watch_reloads.increment(1);
+    }
     let awaits = created.get("num_pending").and_then(Value::as_u64).unwrap_or_default();
     // What arrived meanwhile may have been delivered already, so "none pending" is said of the store alone; with
     // anything delivered, the last message or a heartbeat says it.

@@ -13,6 +13,10 @@ use crate::{CallId, DeviceId, NodeId, SessionEnd, SessionId, Ticket, Until, clos
 /// may have been taken over meanwhile.
 pub const CLAIM_ATTEMPT: Duration = Duration::from_secs(1);
 
+/// How long a removed claim's marker stands in the store: watchers hear of it at once, and a write in that time must
+/// expect it.
+pub const MARKER_TTL: Duration = Duration::from_secs(3);
+
 /// "This device is reachable through session S on node N." Stored under the device's id, by routers alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {

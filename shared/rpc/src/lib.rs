@@ -35,7 +35,7 @@ pub use call::{
 };
 pub use claim::{
     CLAIM_ATTEMPT, CancelRequest, Claim, ClaimReply, ClaimRequest, CompareReply, CompareRequest, Generation,
-    HeldClaim, LeaseRenewal, Protocol, ReleaseRequest, Tally, part_of,
+    HeldClaim, LeaseRenewal, MARKER_TTL, Protocol, ReleaseRequest, Tally, part_of,
 };
 pub use directory::{
     AuthenticateReply, AuthenticateRequest, CredentialHash, DeviceStanding, DeviceState, Identity, LastSeen,

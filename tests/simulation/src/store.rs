@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use bus::registry::Device;
 use rpc::{Claim, DeviceId};
 
-use crate::message::{Bucket, Feed, Micros, Pid, SECOND, StoreReply};
+use crate::message::{Bucket, Feed, Micros, Pid, StoreReply};
 use crate::net::LinkId;
 
 /// How long a removal's marker stands.
-const MARKER_TTL: Micros = 3 * SECOND;
+const MARKER_TTL: Micros = rpc::MARKER_TTL.as_micros() as Micros;
 
 /// A watch as the store has it.
 #[derive(Debug)]

@@ -56,12 +56,13 @@ impl Entry {
         Entry { id, credential, name, like, load: seen(), credential_load: seen() }
     }
 
-    /// Its customer within its tenant, if it is assigned to one.
+    /// Whose it is, as the policy asks.
     pub(super) fn standing(&self) -> Standing {
         let Like { tenant, customer, .. } = *self.like;
         Standing { device: self.id, tenant, customer }
     }
 
+    /// Its customer within its tenant, if it is assigned to one.
     pub(super) fn group(&self) -> Option<(TenantId, CustomerId)> {
         Some((self.like.tenant, self.like.customer?))
     }

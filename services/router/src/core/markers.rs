@@ -4,8 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
-use bus::claims::MARKER_TTL;
-use rpc::DeviceId;
+use rpc::{DeviceId, MARKER_TTL};
 
 /// The markers that a router has heard of. A wrong one costs a read of the store, and nothing else.
 #[derive(Debug, Default)]
