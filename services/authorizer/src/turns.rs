@@ -92,11 +92,16 @@ impl Turn {
     /// The list was answered with so many bytes: the next one of the customer follows once they have had their time.
     pub(crate) async fn pass_on(mut self, bytes: usize) {
         if self.queued.bytes_per_second > 0 {
-            let cost = u32::try_from(bytes + BYTES_OF_NONE).unwrap_or(u32::MAX);
-            sleep(Duration::from_secs(1) / self.queued.bytes_per_second * cost).await;
+            sleep(time_of(bytes, self.queued.bytes_per_second)).await;
         }
         self.guard = None;
     }
+}
+
+/// What a list of so many bytes takes of its customer's time.
+fn time_of(bytes: usize, bytes_per_second: u32) -> Duration {
+    let cost = u32::try_from(bytes + BYTES_OF_NONE).unwrap_or(u32::MAX);
+    Duration::from_secs(1) / bytes_per_second * cost
 }
 
 #[cfg(test)]
@@ -113,6 +118,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_customers_lists_follow_each_other_at_their_pace_and_nobody_elses_wait_for_them() {
+        assert_eq!(time_of(50_000 - BYTES_OF_NONE, 500_000), Duration::from_millis(100));
         let turns = Turns::new(500_000);
         let started = Instant::now();
         let answer = |queued: Queued| async move {
