@@ -43,6 +43,8 @@ pub enum System {
     Chain,
     /// The chain as nested requests: each service waits for the next one's answer.
     ChainNested,
+    /// The chain with answers that go straight to the caller's front.
+    ChainDirect,
     /// Debian's mosquitto as a bare broker between the two devices.
     Mosquitto,
     /// The same with a password for each device, and rights for each customer.
@@ -68,7 +70,7 @@ pub struct Described {
 }
 
 /// All there are, in the order in which they are shown.
-pub const ALL: [Described; 11] = [
+pub const ALL: [Described; 12] = [
     Described {
         system: System::Separate { nodes: 1 },
         name: "switchboard",
@@ -106,6 +108,12 @@ pub const ALL: [Described; 11] = [
         does_not: "any check",
     },
     Described {
+        system: System::ChainDirect,
+        name: "chain-direct",
+        does: "the same, answers going past the router, which is told later, of many at once",
+        does_not: "any check",
+    },
+    Described {
         system: System::Mosquitto,
         name: "mosquitto",
         does: "topics",
@@ -139,9 +147,10 @@ pub const ALL: [Described; 11] = [
 
 /// How systems are written, for `--help`.
 pub const SYNTAX: &str = "The systems to compare, in the order in which they take turns: switchboard, together, \
-                          forgetful, up, chain, chain-nested, mosquitto, mosquitto-acl, rumqttd, nats-mqtt, \
-                          nats-users; switchboard-2 is two of each service, every call from one node to the \
-                          other [default: all but together, forgetful, chain-nested and nats-mqtt]";
+                          forgetful, up, chain, chain-nested, chain-direct, mosquitto, mosquitto-acl, rumqttd, \
+                          nats-mqtt, nats-users; switchboard-2 is two of each service, every call from one \
+                          node to the other [default: all but together, forgetful, chain-nested, \
+                          chain-direct and nats-mqtt]";
 
 /// What a run without `--systems` compares.
 pub const DEFAULT: &[&str] =
@@ -252,6 +261,7 @@ impl System {
             Self::Up => switchboard::start_up(tools, scenario, folder).await,
             Self::Chain => chain::start(tools, chain::Shape::Forwarding, folder).await,
             Self::ChainNested => chain::start(tools, chain::Shape::Nested, folder).await,
+            Self::ChainDirect => chain::start(tools, chain::Shape::Direct, folder).await,
             Self::Mosquitto => mosquitto::start(tools, scenario, false, folder).await,
             Self::MosquittoAcl => mosquitto::start(tools, scenario, true, folder).await,
             Self::Rumqttd => rumqttd::start(tools, folder).await,
@@ -270,7 +280,7 @@ impl System {
             Self::Separate { .. } | Self::Forgetful => switchboard::version(tools, "switchboard-ingress"),
             Self::Together { .. } => switchboard::version(tools, "switchboard-node"),
             Self::Up => switchboard::version(tools, "switchboard"),
-            Self::Chain | Self::ChainNested => chain::version(tools),
+            Self::Chain | Self::ChainNested | Self::ChainDirect => chain::version(tools),
             Self::Mosquitto | Self::MosquittoAcl => mosquitto::version(tools),
             Self::Rumqttd => rumqttd::version(tools),
             Self::NatsMqtt | Self::NatsUsers => nats::version(tools),

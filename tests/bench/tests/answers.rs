@@ -58,7 +58,7 @@ fn peers() -> impl Iterator<Item = &'static str> {
 
 #[test]
 fn every_answer_of_every_peer_is_right() {
-    let closed = peers().chain(["chain-nested"]).map(|system| (system, "2x4", 1000));
+    let closed = peers().chain(["chain-nested", "chain-direct"]).map(|system| (system, "2x4", 1000));
     let offline = ("nats-users", "offline@2x4", 1000);
     for (system, scenario, calls) in
         closed.chain([("chain", "200/s@2", 50), ("nats-users", "200/s@2", 50), offline])

@@ -10,16 +10,26 @@
 //! router     → x.reply.front.<ask>                                the target's answer
 //! ```
 //!
+//! With `--direct` the answer goes straight to the caller's front, and the router, which would end the call when its
+//! time is over, reads ten milliseconds' worth of ended calls at once:
+//!
+//! ```text
+//! router     → x.node.front           reply x.reply.front.<ask>   <call of the router's>, target, payload
+//! front      → x.reply.front.<ask>                                the target's answer
+//! front      → x.ended                                            <calls of the router's>
+//! ```
+//!
 //! Nothing is checked, limited, timed or counted; a device is known by its user name. Each process runs on one thread.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use async_nats::{Client, Message, Subject, Subscriber};
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use clap::{Parser, ValueEnum};
 use futures::StreamExt;
 use switchboard_bench::frame::{self, Decimal, Packet};
@@ -38,6 +48,9 @@ struct Arguments {
     /// The authorizer waits for the router's answer instead of forwarding the call.
     #[arg(long)]
     nested: bool,
+    /// The target's front answers the caller's, not the router.
+    #[arg(long)]
+    direct: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -54,9 +67,10 @@ fn main() -> Result<()> {
     runtime.block_on(async {
         let client = async_nats::connect(&arguments.nats).await?;
         match arguments.role {
-            Role::Front => front(client).await,
+            Role::Front => front(client, arguments.direct).await,
             Role::Authorizer if arguments.nested => waiting_authorizer(client).await,
             Role::Authorizer => authorizer(client).await,
+            Role::Router if arguments.direct => told_router(client).await,
             Role::Router => router(client).await,
         }
     })
@@ -130,6 +144,35 @@ async fn router(client: Client) -> Result<()> {
     }
 }
 
+/// Hands calls on with their callers' inboxes, and remembers each until it is told of its end.
+async fn told_router(client: Client) -> Result<()> {
+    let mut calls = client.queue_subscribe("x.route", "router".into()).await?;
+    let mut ended = client.subscribe(ENDED).await?;
+    announce(&client, "").await?;
+    let node = Subject::from_static("x.node.front");
+    let mut asks = Asks::default();
+    loop {
+        tokio::select! {
+            call = calls.next() => {
+                let call = call.context("NATS is gone")?;
+                let end = memchr::memchr(b'\n', &call.payload).context("a call without an inbox")?;
+                let inbox = Subject::from_utf8(call.payload.slice(..end))?;
+                let ask = asks.open(inbox.clone());
+                let mut delivery = BytesMut::with_capacity(CALL_BYTES + call.payload.len() - end - 1);
+                delivery.put_u64(ask);
+                delivery.put_slice(&call.payload[end + 1..]);
+                client.publish_with_reply(node.clone(), inbox, delivery.freeze()).await?;
+            }
+            told = ended.next() => {
+                let mut told = told.context("NATS is gone")?.payload;
+                while let Ok(ask) = told.try_get_u64() {
+                    asks.open.remove(&ask).context("the end of a call that is not known")?;
+                }
+            }
+        }
+    }
+}
+
 fn behind_line(line: &str, payload: &[u8]) -> Bytes {
     let mut joined = BytesMut::with_capacity(line.len() + 1 + payload.len());
     joined.put_slice(line.as_bytes());
@@ -163,13 +206,19 @@ impl<T> Asks<T> {
     }
 }
 
-async fn front(client: Client) -> Result<()> {
+async fn front(client: Client, direct: bool) -> Result<()> {
     let deliveries = client.subscribe("x.node.front").await?;
     let replies = client.subscribe("x.reply.front.>").await?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     announce(&client, &listener.local_addr()?.to_string()).await?;
 
-    let front = Rc::new(Front { client, targets: RefCell::default(), asks: RefCell::default() });
+    let front = Rc::new(Front {
+        client,
+        direct,
+        targets: RefCell::default(),
+        asks: RefCell::default(),
+        ended: RefCell::default(),
+    });
     let accepting = async {
         let scratch = Scratch::new();
         loop {
@@ -181,8 +230,15 @@ async fn front(client: Client) -> Result<()> {
         ended = accepting => ended,
         ended = front.deliver(deliveries) => ended,
         ended = front.answer(replies) => ended,
+        ended = front.tell_of_ends(), if direct => ended,
     }
 }
+
+const ENDED: &str = "x.ended";
+/// A call's number at the router, in front of what is delivered with `--direct`.
+const CALL_BYTES: usize = size_of::<u64>();
+/// How long ended calls are gathered: twenty of them at 2,000 calls a second.
+const GATHERED: Duration = Duration::from_millis(10);
 
 const REQUEST: &[u8] = b"v1/devices/me/rpc/request/";
 const RESPONSE: &[u8] = b"v1/devices/me/rpc/response/";
@@ -190,8 +246,11 @@ const DEVICE_ID_BYTES: usize = 36;
 
 struct Front {
     client: Client,
+    direct: bool,
     targets: RefCell<HashMap<Bytes, Rc<Device>>>,
     asks: RefCell<Asks<Asker>>,
+    /// With `--direct`: the router's numbers of calls that have been answered, of which it has not been told.
+    ended: RefCell<BytesMut>,
 }
 
 /// Who made a call, and by which id it knows it.
@@ -203,14 +262,21 @@ struct Asker {
 /// A connection, and the deliveries that it has not answered.
 struct Device {
     outbox: Rc<Outbox>,
-    deliveries: RefCell<HashMap<u32, Subject>>,
+    deliveries: RefCell<HashMap<u32, Delivery>>,
     next_delivery: Cell<u32>,
+}
+
+/// Where an answer goes.
+struct Delivery {
+    inbox: Subject,
+    /// Its number at the router, with `--direct`.
+    call: Option<u64>,
 }
 
 /// What a packet leads to on NATS.
 enum Outgoing {
     Call { ask: u64, message: Bytes },
-    Answer { inbox: Subject, payload: Bytes },
+    Answer { delivery: Delivery, payload: Bytes },
 }
 
 impl Front {
@@ -243,7 +309,12 @@ impl Front {
                             .publish_with_reply(Subject::from_static("x.call"), inbox, message)
                             .await?;
                     }
-                    Outgoing::Answer { inbox, payload } => self.client.publish(inbox, payload).await?,
+                    Outgoing::Answer { delivery, payload } => {
+                        self.client.publish(delivery.inbox, payload).await?;
+                        if let Some(call) = delivery.call {
+                            self.ended.borrow_mut().put_u64(call);
+                        }
+                    }
                 }
             }
         }
@@ -272,9 +343,9 @@ impl Front {
                     return Ok(Some(Outgoing::Call { ask, message: addressed(payload)? }));
                 }
                 let id = topic.strip_prefix(RESPONSE).and_then(frame::decimal).context("an unknown topic")?;
-                let inbox = device.deliveries.borrow_mut().remove(&id);
-                let inbox = inbox.context("an answer to nothing")?;
-                return Ok(Some(Outgoing::Answer { inbox, payload: Bytes::copy_from_slice(payload) }));
+                let delivery = device.deliveries.borrow_mut().remove(&id);
+                let delivery = delivery.context("an answer to nothing")?;
+                return Ok(Some(Outgoing::Answer { delivery, payload: Bytes::copy_from_slice(payload) }));
             }
             Packet::PingReq => device.outbox.queue(frame::pingresp),
             Packet::Disconnect => bail!(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)),
@@ -285,21 +356,31 @@ impl Front {
 
     async fn deliver(&self, mut deliveries: Subscriber) -> Result<()> {
         while let Some(delivery) = deliveries.next().await {
-            let (target, payload) =
-                delivery.payload.split_at_checked(DEVICE_ID_BYTES).context("a delivery to nobody")?;
+            let mut told = delivery.payload;
+            let call = if self.direct { Some(told.try_get_u64()?) } else { None };
+            let (target, payload) = told.split_at_checked(DEVICE_ID_BYTES).context("a delivery to nobody")?;
+            let inbox = delivery.reply.context("a delivery without an inbox")?;
             let targets = self.targets.borrow();
             let device = targets.get(target).context("a delivery to a device that is not here")?;
             let number = device.next_delivery.get();
             device.next_delivery.set(number.wrapping_add(1));
-            device
-                .deliveries
-                .borrow_mut()
-                .insert(number, delivery.reply.context("a delivery without an inbox")?);
+            device.deliveries.borrow_mut().insert(number, Delivery { inbox, call });
             let number = Decimal::new(number);
             let topic = [REQUEST, number.as_bytes()];
             device.outbox.queue_and_wake(|out| frame::publish(out, topic, &[payload]));
         }
         bail!("NATS is gone")
+    }
+
+    /// Tells the router of ended calls, those of a while at once.
+    async fn tell_of_ends(&self) -> Result<()> {
+        loop {
+            tokio::time::sleep(GATHERED).await;
+            let ended = self.ended.take().freeze();
+            if !ended.is_empty() {
+                self.client.publish(ENDED, ended).await?;
+            }
+        }
     }
 
     async fn answer(&self, mut replies: Subscriber) -> Result<()> {

@@ -15,6 +15,8 @@ pub enum Shape {
     Forwarding,
     /// The authorizer waits for the router's answer and passes it back.
     Nested,
+    /// The target's front answers the caller's, and tells the router of many ended calls at once.
+    Direct,
 }
 
 /// Starts one.
@@ -29,8 +31,14 @@ pub async fn start(tools: &Tools, shape: Shape, folder: &Path) -> Result<Running
     for role in ["router", "authorizer", "front"] {
         let mut command = Command::new(&program);
         command.args([role, "--nats", &url]);
-        if shape == Shape::Nested && role == "authorizer" {
-            command.arg("--nested");
+        match shape {
+            Shape::Forwarding => {}
+            Shape::Nested => {
+                command.arg("--nested");
+            }
+            Shape::Direct => {
+                command.arg("--direct");
+            }
         }
         let mut process = Process::start(role, &mut command, folder)?;
         front_at = process.until_printed("ready").await?;
