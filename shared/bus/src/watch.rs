@@ -10,35 +10,69 @@ use bytes::Bytes;
 use futures::StreamExt;
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tracing::{debug, warn};
 
 use crate::bucket::{Bucket, Made, is_marker};
 use crate::connect::Connection;
-use crate::errors::StoreError;
+use crate::errors::{AskError, StoreError};
 
 /// How often the store says that it is still there when nothing changes.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long the store keeps a watch whose process is gone.
 const INACTIVE_LIMIT: Duration = Duration::from_secs(15);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(2);
-/// The longest that the store may take to begin a watch.
-const LAST_BEGIN_WAIT: Duration = Duration::from_secs(30);
+/// The longest that a store may be silent which has told all once it can.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
+/// How long it may take to say whether it has a watch, before it is asked again.
+const RENEWAL_WAIT: Duration = Duration::from_secs(5);
+/// So often in a row a store may say that it has a watch, and tell nothing.
+const MAX_SILENCES: u32 = 3;
 
-/// How long the store may be silent.
+/// How long the store may be silent, at first.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
-    /// Before a watch has begun, at first; twice as long each time that it did not.
+    /// Before a watch has begun.
     pub(crate) begin: Duration,
     /// After that: then the watch starts over.
     pub(crate) silence: Duration,
+}
+
+/// How long the store may be silent now: until it has told all, twice as long each time that it was waited for in vain.
+/// Whoever loads decides nothing yet, and a store that is busy gets slower by each beginning.
+#[derive(Debug)]
+struct Waits {
+    patience: Patience,
+    in_vain: u32,
+}
+
+impl Waits {
+    fn begin(&self) -> Duration {
+        self.longer(self.patience.begin)
+    }
+
+    fn silence(&self) -> Duration {
+        self.longer(self.patience.silence)
+    }
+
+    fn longer(&self, at_first: Duration) -> Duration {
+        (at_first * 2u32.pow(self.in_vain.min(8))).min(LONGEST_PATIENCE)
+    }
+
+    fn was_in_vain(&mut self) {
+        self.in_vain = self.in_vain.saturating_add(1);
+    }
+
+    fn is_over(&mut self) {
+        self.in_vain = 0;
+    }
 }
 
 impl Patience {
     /// Of who follows a bucket: what was missed is to be known soon.
     const FOLLOWING: Patience =
         Patience { begin: Duration::from_millis(1_500), silence: Duration::from_millis(3_500) };
-    /// Of who loads it once. A store that is busy, or large, gets slower by each beginning that was in vain.
+    /// Of who loads it once.
     pub(crate) const LOADING: Patience =
         Patience { begin: Duration::from_secs(6), silence: Duration::from_secs(20) };
 }
@@ -84,20 +118,18 @@ pub(crate) struct Watch {
     bucket: Bucket,
     /// Patterns of the keys that are watched.
     keys: Vec<&'static str>,
-    patience: Patience,
+    waits: Waits,
     connection: watch::Receiver<Connection>,
     feed: Option<Feed>,
     /// When the bucket watched last was made, in the store's words.
     bucket_made: Option<String>,
-    /// Of which keys a writing can be found again after an outage: none, if removals vanish.
-    lasts: fn(&str) -> bool,
+    /// Of which keys a writing can be found again after an outage; none, if removals vanish.
+    lasts: Option<fn(&str) -> bool>,
     /// The last such writing that was told.
     anchor: Option<Anchor>,
     /// Whether all that stood there has been told once.
     has_loaded: bool,
     failures: u32,
-    /// Beginnings in a row that took too long, the bucket being there.
-    slow: u32,
     ready: VecDeque<WatchEvent>,
 }
 
@@ -119,6 +151,21 @@ struct Feed {
     is_loaded: bool,
     epoch: u64,
     silent_from: Instant,
+    /// The operation that made it, and what that says if it is there.
+    renewal: (String, Value),
+    /// The store has been silent for too long, and is asked whether it still has the watch.
+    is_doubted: bool,
+    /// How often in a row it had.
+    silences: u32,
+}
+
+/// What is heard next of a feed.
+enum Heard {
+    Message(Option<Message>),
+    /// Nothing, for too long.
+    Nothing,
+    /// Whether the store still has the watch.
+    IsThere(bool),
 }
 
 /// A feed that has just begun.
@@ -134,15 +181,14 @@ impl Watch {
         Watch {
             bucket: bucket.clone(),
             keys: keys.to_vec(),
-            patience: Patience::FOLLOWING,
+            waits: Waits { patience: Patience::FOLLOWING, in_vain: 0 },
             connection: bucket.bus().connection(),
             feed: None,
             bucket_made: None,
-            lasts: |_| false,
+            lasts: None,
             anchor: None,
             has_loaded: false,
             failures: 0,
-            slow: 0,
             ready: VecDeque::new(),
         }
     }
@@ -150,12 +196,12 @@ impl Watch {
     /// Goes on after an outage where it was, in a bucket whose removals leave markers for good. `lasts` says which keys
     /// are not written all the time.
     pub(crate) fn resuming(self, lasts: fn(&str) -> bool) -> Self {
-        Watch { lasts, ..self }
+        Watch { lasts: Some(lasts), ..self }
     }
 
     /// For who has another patience.
     pub(crate) fn with(self, patience: Patience) -> Self {
-        Watch { patience, ..self }
+        Watch { waits: Waits { patience, in_vain: 0 }, ..self }
     }
 
     /// The next event; none when the bus has been closed. Not to be dropped half-way: a load would begin anew.
@@ -183,7 +229,7 @@ impl Watch {
         let is_up = |connection: &Connection| matches!(connection, Connection::Up { .. });
         let Connection::Up { epoch } = *self.connection.wait_for(is_up).await.ok()? else { return Some(()) };
         // Between two leaders a question gets lost; over a large bucket it takes its time.
-        let wait = (self.patience.begin * 2u32.pow(self.slow.min(8))).min(LAST_BEGIN_WAIT);
+        let wait = self.waits.begin();
         let mut is_there = false;
         let begun = tokio::select! {
             biased;
@@ -196,7 +242,7 @@ impl Watch {
         };
         match begun {
             Ok(Begun { feed, bucket_made, revision }) => {
-                (self.failures, self.slow) = (0, 0);
+                self.failures = 0;
                 let is_new_bucket = self.bucket_made.as_ref().is_some_and(|before| *before != bucket_made);
                 self.bucket_made = Some(bucket_made);
                 if feed.begins_with.is_some() && is_new_bucket {
@@ -213,7 +259,10 @@ impl Watch {
                 self.feed = Some(feed);
             }
             Err(error) => {
-                self.slow = if is_there { self.slow.saturating_add(1) } else { 0 };
+                match is_there {
+                    true => self.waits.was_in_vain(),
+                    false => self.waits.is_over(),
+                }
                 let bucket = self.bucket.name();
                 match self.failures {
                     0 => warn!(bucket, %error, "cannot watch the bucket; it is tried again"),
@@ -229,10 +278,19 @@ impl Watch {
 
     /// Waits for one message and takes it in; a feed that can no longer be trusted is not put back.
     async fn follow(&mut self, mut feed: Feed) -> Option<()> {
-        let silence_ends = feed.silent_from + self.patience.silence;
-        let message = tokio::select! {
+        let silence_ends = feed.silent_from + self.waits.silence();
+        let silence = async {
+            match feed.is_doubted {
+                false => {
+                    sleep_until(silence_ends).await;
+                    Heard::Nothing
+                }
+                true => Heard::IsThere(is_there(&self.bucket, &feed.renewal, feed.silent_from).await),
+            }
+        };
+        let heard = tokio::select! {
             biased;
-            message = timeout_at(silence_ends, feed.subscriber.next()) => message,
+            message = feed.subscriber.next() => Heard::Message(message),
             changed = self.connection.changed() => {
                 changed.ok()?;
                 let now = *self.connection.borrow_and_update();
@@ -244,30 +302,57 @@ impl Watch {
                 self.feed = Some(feed);
                 return Some(());
             }
+            heard = silence => heard,
         };
-        let message = match message {
-            Ok(Some(message)) => message,
-            Ok(None) => return Some(()),
-            Err(_) => {
-                warn!(bucket = self.bucket.name(), "the store has fallen silent: the watch starts over");
-                return Some(());
+        match heard {
+            Heard::Message(Some(message)) => self.take(feed, message).await,
+            Heard::Message(None) => {}
+            Heard::Nothing if self.lasts.is_some() && feed.silences < MAX_SILENCES => {
+                warn!(
+                    bucket = self.bucket.name(),
+                    "the store has fallen silent: it is asked whether it has the watch"
+                );
+                feed.is_doubted = true;
+                feed.silences += 1;
+                if feed.is_loaded {
+                    feed.is_loaded = false;
+                    self.ready.push_back(WatchEvent::Lost);
+                }
+                self.feed = Some(feed);
             }
-        };
+            Heard::IsThere(true) => {
+                feed.is_doubted = false;
+                feed.silent_from = Instant::now();
+                self.feed = Some(feed);
+            }
+            Heard::Nothing | Heard::IsThere(false) => {
+                warn!(bucket = self.bucket.name(), "the store has fallen silent: the watch starts over");
+                if !feed.is_loaded {
+                    self.waits.was_in_vain();
+                }
+            }
+        }
+        Some(())
+    }
+
+    /// Takes a message in, and puts the feed back if it can still be trusted.
+    async fn take(&mut self, mut feed: Feed, message: Message) {
+        (feed.is_doubted, feed.silences) = (false, 0);
         feed.silent_from = Instant::now();
         match message.status {
             None => {
                 let Some(place) = message.reply.as_deref().and_then(Place::parse) else {
-                    return Some(());
+                    return;
                 };
                 if place.delivery != feed.delivered + 1 {
                     warn!(bucket = self.bucket.name(), "changes were lost: the watch starts over");
-                    return Some(());
+                    return;
                 }
                 feed.delivered = place.delivery;
                 let here = Anchor { revision: place.revision, written: place.written };
                 if feed.begins_with.is_some_and(|anchor| anchor != here) {
                     self.cannot_resume();
-                    return Some(());
+                    return;
                 }
                 if feed.begins_with.take().is_none()
                     && let Some(event) = self.event_of(message, here)
@@ -288,13 +373,13 @@ impl Watch {
                 } else {
                     if number(&headers, "Nats-Last-Consumer").is_some_and(|last| last != feed.delivered) {
                         warn!(bucket = self.bucket.name(), "changes were lost: the watch starts over");
-                        return Some(());
+                        return;
                     }
                     // Sent only when there is nothing to deliver; and what was counted as pending may have been
                     // removed before it was delivered.
                     if feed.begins_with.is_some() {
                         self.cannot_resume();
-                        return Some(());
+                        return;
                     }
                     if !feed.is_loaded {
                         feed.is_loaded = true;
@@ -305,15 +390,15 @@ impl Watch {
             }
             Some(status) => {
                 debug!(bucket = self.bucket.name(), %status, "the store has ended the watch: it starts over");
-                return Some(());
+                return;
             }
         }
         self.feed = Some(feed);
-        Some(())
     }
 
     /// All that is there has been told.
     fn loaded(&mut self) {
+        self.waits.is_over();
         let event = if self.has_loaded { WatchEvent::Resumed } else { WatchEvent::Loaded };
         self.has_loaded = true;
         self.ready.push_back(event);
@@ -328,7 +413,7 @@ impl Watch {
     fn event_of(&mut self, message: Message, here: Anchor) -> Option<WatchEvent> {
         let key = message.subject.strip_prefix(self.bucket.subject_prefix())?.to_owned();
         let Anchor { revision, .. } = here;
-        if (self.lasts)(&key) {
+        if self.lasts.is_some_and(|lasts| lasts(&key)) {
             self.anchor = Some(here);
         }
         Some(match message.headers.as_ref().is_some_and(is_marker) {
@@ -408,8 +493,39 @@ async fn begin(
     let delivered = created.pointer("/delivered/consumer_seq").and_then(Value::as_u64).unwrap_or_default();
     let is_loaded = awaits == 0 && delivered == 0 && anchor.is_none();
     let silent_from = Instant::now();
-    let feed = Feed { subscriber, begins_with: anchor, delivered: 0, is_loaded, epoch, silent_from };
+    if let Some(request) = request.as_object_mut() {
+        request.insert("action".to_owned(), json!("update"));
+    }
+    let renewal = (operation, request);
+    let (is_doubted, silences) = (false, 0);
+    let begins_with = anchor;
+    let feed = Feed {
+        subscriber,
+        begins_with,
+        delivered: 0,
+        is_loaded,
+        epoch,
+        silent_from,
+        renewal,
+        is_doubted,
+        silences,
+    };
     Ok(Begun { feed, bucket_made, revision })
+}
+
+/// Whether the store still has a watch of which nothing was heard since `silent_from`. It is not made anew before: a
+/// store of a million devices counts a second for each beginning, in which it serves nobody, and so others fall silent.
+async fn is_there(bucket: &Bucket, (operation, request): &(String, Value), silent_from: Instant) -> bool {
+    let asked = async {
+        loop {
+            match bucket.administer(operation, request, RENEWAL_WAIT).await {
+                Ok(_) => return true,
+                Err(StoreError::Unreachable(AskError::Expired)) => {}
+                Err(_) => return false,
+            }
+        }
+    };
+    timeout_at(silent_from + LONGEST_PATIENCE, asked).await.unwrap_or(false)
 }
 
 /// What a delivery's reply subject says of it:
@@ -445,6 +561,20 @@ fn nanoseconds(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_store_is_given_twice_the_time_until_it_has_told_all() {
+        let mut waits = Waits { patience: Patience::FOLLOWING, in_vain: 0 };
+        let milliseconds = |waits: &Waits| (waits.begin().as_millis(), waits.silence().as_millis());
+        for told in [(1_500, 3_500), (3_000, 7_000), (6_000, 14_000), (12_000, 28_000), (24_000, 30_000)] {
+            assert_eq!(milliseconds(&waits), told);
+            waits.was_in_vain();
+        }
+        (0..100).for_each(|_| waits.was_in_vain());
+        assert_eq!(milliseconds(&waits), (30_000, 30_000));
+        waits.is_over();
+        assert_eq!(milliseconds(&waits), (1_500, 3_500));
+    }
 
     #[test]
     fn both_forms_of_a_delivery_are_read() {

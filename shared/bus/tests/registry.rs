@@ -20,6 +20,9 @@ use bus::registry::{
 use bus::server::{NatsServer, ServerOptions, find_binary};
 use bus::{Bus, BusSettings};
 use rpc::{AppId, CredentialHash, CustomerId, DeviceId, Role, TenantId};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 
 async fn server(options: ServerOptions) -> NatsServer {
@@ -391,6 +394,120 @@ async fn a_watch_goes_on_where_it_was_or_starts_over_where_that_is_gone() {
     account.registry.add_device(&account.device("A9")).await.unwrap();
     seen.follow(&mut watch, |seen, _| seen.devices.len() == 1).await;
     again.stop().await;
+}
+
+/// A way to NATS on which what a watch delivers can be held up, as by a store that is busy with others.
+struct Gate {
+    url: String,
+    is_open: tokio::sync::watch::Sender<bool>,
+}
+
+impl Gate {
+    async fn before(server: &NatsServer) -> Gate {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("nats://{}", listener.local_addr().unwrap());
+        let (is_open, opened) = tokio::sync::watch::channel(true);
+        let address = ("127.0.0.1", server.port());
+        tokio::spawn(async move {
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                let (from_client, to_client) = client.into_split();
+                let (from_server, to_server) = TcpStream::connect(address).await.unwrap().into_split();
+                tokio::spawn(async move {
+                    let (mut from, mut to) = (from_client, to_server);
+                    tokio::io::copy(&mut from, &mut to).await
+                });
+                tokio::spawn(Self::pass(BufReader::new(from_server), to_client, opened.clone()));
+            }
+        });
+        Gate { url, is_open }
+    }
+
+    async fn pass(
+        mut from: BufReader<OwnedReadHalf>,
+        mut to: OwnedWriteHalf,
+        mut opened: tokio::sync::watch::Receiver<bool>,
+    ) {
+        let mut held = Vec::new();
+        loop {
+            let mut frame = Vec::new();
+            let is_open = async {
+                opened.wait_for(|is_open| *is_open).await.unwrap();
+            };
+            let is_released = tokio::select! {
+                biased;
+                () = is_open, if !held.is_empty() => true,
+                some = from.fill_buf() => {
+                    if some.unwrap().is_empty() {
+                        return;
+                    }
+                    false
+                }
+            };
+            if is_released {
+                to.write_all(&std::mem::take(&mut held)).await.unwrap();
+                continue;
+            }
+            from.read_until(b'\n', &mut frame).await.unwrap();
+            let line = String::from_utf8_lossy(&frame).into_owned();
+            let words: Vec<&str> = line.split_whitespace().collect();
+            if matches!(words[0], "MSG" | "HMSG") {
+                let bytes: usize = words.last().unwrap().parse().unwrap();
+                let body = frame.len();
+                frame.resize(body + bytes + 2, 0);
+                from.read_exact(&mut frame[body..]).await.unwrap();
+                // What changes bears the key; the store's own words, where they are to go.
+                let is_of_a_watch = ["$KV.", "swb.feed."].iter().any(|head| words[1].starts_with(head));
+                if is_of_a_watch && !*opened.borrow() {
+                    held.extend(frame);
+                    continue;
+                }
+            }
+            to.write_all(&frame).await.unwrap();
+        }
+    }
+}
+
+/// A store that others keep busy is not asked to begin anew, which would keep it busier: only one that has ended the
+/// watch is.
+#[tokio::test]
+async fn a_watch_that_the_store_still_has_is_not_begun_again() {
+    let server = server(ServerOptions::default()).await;
+    let gate = Gate::before(&server).await;
+    let account = account(&connect(&server).await).await;
+    account.registry.add_device(&account.device("A1")).await.unwrap();
+    let settings = BusSettings { url: gate.url.clone(), ..BusSettings::default() };
+    let behind = Bus::connect(&settings, "test").await.unwrap();
+    let (mut watch, mut seen) = (Registry::watch(&behind), Seen::default());
+    seen.follow(&mut watch, |_, change| *change == Change::Loaded).await;
+
+    let client = async_nats::connect(server.url()).await.unwrap();
+    let ours = format!("w{}_", behind.process());
+    let watches = async || {
+        let subject = "$JS.API.CONSUMER.NAMES.KV_swb_devices";
+        let answer = client.request(subject, "".into()).await.unwrap();
+        let answer: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap();
+        let names = answer["consumers"].as_array().unwrap().iter().map(|it| it.as_str().unwrap().to_owned());
+        names.filter(|name| name.starts_with(&ours)).collect()
+    };
+    let before: Vec<String> = watches().await;
+    assert_eq!(before.len(), 1);
+    gate.is_open.send_replace(false);
+    account.registry.add_device(&account.device("A2")).await.unwrap();
+    seen.follow(&mut watch, |_, change| *change == Change::Lost).await;
+    assert_eq!(seen.devices.len(), 1);
+    gate.is_open.send_replace(true);
+    seen.follow(&mut watch, |_, change| *change == Change::Resumed).await;
+    assert_eq!((seen.devices.len(), watches().await), (2, before.clone()));
+
+    gate.is_open.send_replace(false);
+    client.request(format!("$JS.API.CONSUMER.DELETE.KV_swb_devices.{}", before[0]), "".into()).await.unwrap();
+    account.registry.add_device(&account.device("A3")).await.unwrap();
+    seen.follow(&mut watch, |_, change| *change == Change::Lost).await;
+    gate.is_open.send_replace(true);
+    seen.follow(&mut watch, |_, change| *change == Change::Resumed).await;
+    assert_eq!(seen.devices.len(), 3);
+    assert_ne!(watches().await, before);
 }
 
 #[tokio::test]
