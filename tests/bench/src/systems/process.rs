@@ -104,7 +104,11 @@ impl Process {
         self.until_within(START_TIMEOUT, what, ready).await
     }
 
-    async fn until_within<T>(
+    /// The same with a patience of one's own.
+    ///
+    /// # Errors
+    /// When the process ends or that time passes before.
+    pub async fn until_within<T>(
         &mut self,
         patience: Duration,
         what: &str,

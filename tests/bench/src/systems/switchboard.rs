@@ -78,10 +78,13 @@ pub async fn start(
             processes.push(Process::start(&name, &mut command, folder)?);
         }
     }
+    // Each authorizer loads all devices, and all of them do at the same time.
+    let to_be_ready =
+        Duration::from_secs(60) + Duration::from_micros(200) * (scenario.devices() * nodes) as u32;
     let mut addresses = Vec::new();
     for process in processes.iter_mut().skip(1) {
         let admin = process.until("its admin address", |log| logged_address(log, "admin")).await?;
-        process.until("readiness", |_| is_ready(admin)).await?;
+        process.until_within(to_be_ready, "readiness", |_| is_ready(admin)).await?;
         if process.role.starts_with("ingress") || process.role.starts_with("node") {
             addresses
                 .push(process.until("its MQTT address", |log| logged_address(log, secure.listener())).await?);
