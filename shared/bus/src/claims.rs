@@ -122,7 +122,7 @@ impl ClaimStore {
 
     /// Follows all claims, over outages too.
     pub fn watch(&self) -> ClaimWatch {
-        ClaimWatch { watch: Watch::new(&self.bucket, &[">"]) }
+        ClaimWatch { watch: Watch::of_all(&self.bucket) }
     }
 }
 

@@ -217,7 +217,7 @@ impl Registry {
     /// # Errors
     /// When NATS does not answer.
     pub async fn load(&self) -> Result<Snapshot, RegistryError> {
-        watch::load(&self.bucket, &["tenant.*", "customer.*", "device.*", "app.*"]).await
+        watch::load(&self.bucket).await
     }
 
     /// One tenant.
@@ -309,7 +309,7 @@ impl Registry {
         stop: impl Future<Output = ()>,
         mut tell: impl FnMut(usize, Result<Added, RegistryError>),
     ) -> Result<(), RegistryError> {
-        let known = watch::load(&self.bucket, &["tenant.*", "customer.*"]).await?;
+        let known = watch::load_kinds(&self.bucket, &["tenant.*", "customer.*"]).await?;
         let add = async |(place, (id, device)): (usize, (DeviceId, Device))| {
             let checked = match known.check_places(device.tenant, device.customer) {
                 // What was loaded is one copy's, which may lag behind what was written a moment ago.

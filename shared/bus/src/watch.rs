@@ -116,7 +116,7 @@ pub(crate) enum WatchEvent {
 /// One watch of a bucket.
 pub(crate) struct Watch {
     bucket: Bucket,
-    /// Patterns of the keys that are watched.
+    /// Patterns of the keys that the store delivers; none: all.
     keys: Vec<&'static str>,
     waits: Waits,
     connection: watch::Receiver<Connection>,
@@ -176,7 +176,8 @@ struct Begun {
 }
 
 impl Watch {
-    /// Of all keys that one of `keys` matches, as in `["device.*"]`.
+    /// Of all keys that one of `keys` matches, as in `["device.*"]`: one pattern, or several that match few keys. For
+    /// each message that is to match one of several, nats-server 2.15 goes through all keys of a block that do.
     pub(crate) fn new(bucket: &Bucket, keys: &[&'static str]) -> Self {
         Watch {
             bucket: bucket.clone(),
@@ -193,8 +194,15 @@ impl Watch {
         }
     }
 
+    /// Of all keys: cheaper for the store than several patterns that match most of a large bucket's.
+    pub(crate) fn of_all(bucket: &Bucket) -> Self {
+        Watch::new(bucket, &[])
+    }
+
     /// Goes on after an outage where it was, in a bucket whose removals leave markers for good. `lasts` says which keys
-    /// are not written all the time.
+    /// are not written all the time. A store that has fallen silent is asked whether it still has the watch: then
+    /// nothing is lost, and `Lost` is not said, though what is told may be half a minute old. Whoever minds that sends
+    /// beats.
     pub(crate) fn resuming(self, lasts: fn(&str) -> bool) -> Self {
         Watch { lasts: Some(lasts), ..self }
     }
@@ -314,10 +322,6 @@ impl Watch {
                 );
                 feed.is_doubted = true;
                 feed.silences += 1;
-                if feed.is_loaded {
-                    feed.is_loaded = false;
-                    self.ready.push_back(WatchEvent::Lost);
-                }
                 self.feed = Some(feed);
             }
             Heard::IsThere(true) => {
@@ -430,7 +434,7 @@ impl Watch {
     }
 }
 
-/// Begins to watch, at `anchor` if there is one. Says in `is_there` when it has found the bucket.
+/// Begins to watch `keys`, at `anchor` if there is one. Says in `is_there` when it has found the bucket.
 async fn begin(
     bucket: &Bucket,
     keys: &[&str],
@@ -455,6 +459,7 @@ async fn begin(
     let stream = bucket.stream();
     let mut operation = format!("CONSUMER.CREATE.{stream}.{consumer}");
     let (filter, filtered) = match filters.as_slice() {
+        [] => ("filter_subject", Value::Null),
         // Said in the subject, too, so that NATS can keep a reader to it.
         [one] if bucket.is_read_only() => {
             operation = format!("{operation}.{one}");
@@ -468,7 +473,8 @@ async fn begin(
             "name": consumer,
             "description": format!("switchboard watch of {}", bucket.name()),
             "deliver_subject": deliver_to,
-            "deliver_policy": "last_per_subject",
+            // A bucket keeps one writing of each key; where none is chosen, NATS takes no other word for it.
+            "deliver_policy": if keys.is_empty() { "all" } else { "last_per_subject" },
             "ack_policy": "none",
             "replay_policy": "instant",
             (filter): filtered,

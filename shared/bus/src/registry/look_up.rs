@@ -18,7 +18,7 @@ impl Registry {
     /// # Errors
     /// When NATS does not answer.
     pub async fn load_places(&self) -> Result<Snapshot, RegistryError> {
-        watch::load(&self.bucket, &["tenant.*", "customer.*", "app.*"]).await
+        watch::load_kinds(&self.bucket, &["tenant.*", "customer.*", "app.*"]).await
     }
 
     /// Tells every device, one after the other. Over a loss of the connection one may be told again.

@@ -89,7 +89,7 @@ impl RegistryWatch {
 
 async fn follow(bus: Bus, changes: mpsc::Sender<Change>) {
     let bucket = bus.again("read the registry", || Bucket::open(&bus)).await;
-    let mut watch = follow_all(&bucket.keys, &KINDS);
+    let mut watch = resuming(Watch::of_all(&bucket.keys));
     // Keys complained about, so that a record nobody can read does not fill the log.
     let mut unreadable = HashSet::new();
     while let Some(event) = watch.next().await {
@@ -177,11 +177,17 @@ fn own_beat(event: &WatchEvent, process: NodeId) -> Option<u64> {
     (sender.parse() == Ok(process)).then(|| number.parse().ok())?
 }
 
-/// The keys that a watch needs; the indexes of names serve only those who write.
-const KINDS: [&str; 6] = ["tenant.*", "customer.*", "device.*", "app.*", "credential.*", "beat.*"];
+/// Loads all that stands in the bucket.
+pub(super) async fn load(bucket: &Bucket) -> Result<Snapshot, RegistryError> {
+    snapshot_of(Watch::of_all(&bucket.keys)).await
+}
 
-/// Loads what stands in the bucket under `kinds` of keys.
-pub(super) async fn load(bucket: &Bucket, kinds: &[&'static str]) -> Result<Snapshot, RegistryError> {
+/// Loads what stands in the bucket under `kinds` of keys of which there are few.
+pub(super) async fn load_kinds(bucket: &Bucket, kinds: &[&'static str]) -> Result<Snapshot, RegistryError> {
+    snapshot_of(Watch::new(&bucket.keys, kinds)).await
+}
+
+async fn snapshot_of(watch: Watch) -> Result<Snapshot, RegistryError> {
     let mut snapshot = Snapshot::default();
     let take = |change| match change {
         Change::Tenant(id, now) => put(&mut snapshot.tenants, id, now),
@@ -191,7 +197,7 @@ pub(super) async fn load(bucket: &Bucket, kinds: &[&'static str]) -> Result<Snap
         Change::Loading => snapshot = Snapshot::default(),
         _ => {}
     };
-    each(bucket, kinds, take).await?;
+    each(watch, take).await?;
     Ok(snapshot)
 }
 
@@ -205,16 +211,12 @@ pub(super) async fn each_device(
             see(id, device);
         }
     };
-    each(bucket, &["device.*"], take).await
+    each(Watch::new(&bucket.keys, &["device.*"]), take).await
 }
 
-/// Tells what stands in the bucket under `kinds` of keys.
-async fn each(
-    bucket: &Bucket,
-    kinds: &[&'static str],
-    mut take: impl FnMut(Change),
-) -> Result<(), RegistryError> {
-    let mut watch = follow_all(&bucket.keys, kinds).with(Patience::LOADING);
+/// Tells what `watch` loads.
+async fn each(watch: Watch, mut take: impl FnMut(Change)) -> Result<(), RegistryError> {
+    let mut watch = resuming(watch).with(Patience::LOADING);
     let incomplete = || RegistryError::Unreachable("the registry could not be read to its end".to_owned());
     let mut unreadable = HashSet::new();
     loop {
@@ -236,8 +238,8 @@ fn put<K: Eq + std::hash::Hash, V>(map: &mut std::collections::HashMap<K, V>, ke
 }
 
 /// Beats are written all the time.
-fn follow_all(bucket: &crate::bucket::Bucket, kinds: &[&'static str]) -> Watch {
-    Watch::new(bucket, kinds).resuming(|key| !is_beats(key))
+fn resuming(watch: Watch) -> Watch {
+    watch.resuming(|key| !is_beats(key))
 }
 
 /// What an event of the bucket says; none for one that says nothing.
@@ -280,6 +282,7 @@ fn change(key: &str, value: Option<&Bytes>) -> Option<Option<Change>> {
             };
             Change::Credential(CredentialHash(rest.to_owned()), device)
         }
+        // The indexes of names serve only those who write.
         _ => return Some(None),
     }))
 }

@@ -158,9 +158,10 @@ async fn told_router(client: Client) -> Result<()> {
                 let end = memchr::memchr(b'\n', &call.payload).context("a call without an inbox")?;
                 let inbox = Subject::from_utf8(call.payload.slice(..end))?;
                 let ask = asks.open(inbox.clone());
-                let mut delivery = BytesMut::with_capacity(CALL_BYTES + call.payload.len() - end - 1);
+                let call = call.payload.slice(end + 1..);
+                let mut delivery = BytesMut::with_capacity(CALL_BYTES + call.len());
                 delivery.put_u64(ask);
-                delivery.put_slice(&call.payload[end + 1..]);
+                delivery.put(call);
                 client.publish_with_reply(node.clone(), inbox, delivery.freeze()).await?;
             }
             told = ended.next() => {
