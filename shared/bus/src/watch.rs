@@ -146,6 +146,8 @@ struct Feed {
     subscriber: Subscriber,
     /// It begins with this writing, or cannot be trusted.
     begins_with: Option<Anchor>,
+    /// The bucket's last revision when this began.
+    revision: u64,
     /// How many messages the store has delivered: the next carries one more, or something was lost.
     delivered: u64,
     is_loaded: bool,
@@ -166,6 +168,34 @@ enum Heard {
     Nothing,
     /// Whether the store still has the watch.
     IsThere(bool),
+}
+
+/// What the store says with a heartbeat that neither stalls nor asks for anything.
+#[derive(Debug, PartialEq, Eq)]
+enum Heartbeat {
+    /// There is nothing to deliver.
+    Idle,
+    /// There is: nats-server sends one too when it was let flow again a moment ago and has not gone on yet.
+    Early,
+    /// It has delivered something that did not come.
+    Missed,
+}
+
+impl Heartbeat {
+    fn of(headers: &HeaderMap, feed: &Feed) -> Self {
+        let told = |name| number(headers, name);
+        Self::said(told("Nats-Last-Consumer"), told("Nats-Last-Stream"), feed.delivered, feed.revision)
+    }
+
+    /// With how many messages the store has delivered, and how far it has come in the bucket: once it has nothing to
+    /// deliver, to the bucket's end, whatever the last key was.
+    fn said(delivered: Option<u64>, come_to: Option<u64>, taken: u64, revision: u64) -> Self {
+        match (delivered, come_to) {
+            (Some(delivered), _) if delivered != taken => Self::Missed,
+            (_, Some(come_to)) if come_to < revision => Self::Early,
+            _ => Self::Idle,
+        }
+    }
 }
 
 /// A feed that has just begun.
@@ -375,12 +405,18 @@ impl Watch {
                 } else if let Some(flow_control) = message.reply {
                     self.let_flow(flow_control).await;
                 } else {
-                    if number(&headers, "Nats-Last-Consumer").is_some_and(|last| last != feed.delivered) {
-                        warn!(bucket = self.bucket.name(), "changes were lost: the watch starts over");
-                        return;
+                    match Heartbeat::of(&headers, &feed) {
+                        Heartbeat::Idle => {}
+                        Heartbeat::Early => {
+                            self.feed = Some(feed);
+                            return;
+                        }
+                        Heartbeat::Missed => {
+                            warn!(bucket = self.bucket.name(), "changes were lost: the watch starts over");
+                            return;
+                        }
                     }
-                    // Sent only when there is nothing to deliver; and what was counted as pending may have been
-                    // removed before it was delivered.
+                    // What was counted as pending may have been removed before it was delivered.
                     if feed.begins_with.is_some() {
                         self.cannot_resume();
                         return;
@@ -508,6 +544,7 @@ async fn begin(
     let feed = Feed {
         subscriber,
         begins_with,
+        revision,
         delivered: 0,
         is_loaded,
         epoch,
@@ -580,6 +617,20 @@ mod tests {
         assert_eq!(milliseconds(&waits), (30_000, 30_000));
         waits.is_over();
         assert_eq!(milliseconds(&waits), (1_500, 3_500));
+    }
+
+    #[test]
+    fn a_heartbeat_ends_a_load_only_at_the_end_of_the_bucket() {
+        for (delivered, come_to, heard) in [
+            (Some(7), Some(100), Heartbeat::Idle),
+            (Some(7), Some(101), Heartbeat::Idle),
+            (Some(7), Some(99), Heartbeat::Early),
+            (Some(0), Some(0), Heartbeat::Missed),
+            (Some(8), Some(100), Heartbeat::Missed),
+            (None, None, Heartbeat::Idle),
+        ] {
+            assert_eq!(Heartbeat::said(delivered, come_to, 7, 100), heard, "{delivered:?} {come_to:?}");
+        }
     }
 
     #[test]
