@@ -68,6 +68,8 @@ impl Process {
         let log = folder.join(format!("{role}.log"));
         let output = File::create(&log).with_context(|| format!("{}", log.display()))?;
         let child = command
+            // Of what it logs last an error is to be seen, not where in the program it came up.
+            .env("RUST_LIB_BACKTRACE", "0")
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
