@@ -130,11 +130,10 @@ async fn router(client: Client) -> Result<()> {
         tokio::select! {
             call = calls.next() => {
                 let call = call.context("NATS is gone")?;
-                let end = memchr::memchr(b'\n', &call.payload).context("a call without an inbox")?;
-                let inbox = Subject::from_utf8(call.payload.slice(..end))?;
+                let (inbox, call) = of_line(&call.payload)?;
                 let ask = asks.open(inbox);
                 let inbox = format!("x.reply.router.{ask}");
-                client.publish_with_reply(node.clone(), inbox, call.payload.slice(end + 1..)).await?;
+                client.publish_with_reply(node.clone(), inbox, call).await?;
             }
             reply = replies.next() => {
                 let reply = reply.context("NATS is gone")?;
@@ -155,10 +154,8 @@ async fn told_router(client: Client) -> Result<()> {
         tokio::select! {
             call = calls.next() => {
                 let call = call.context("NATS is gone")?;
-                let end = memchr::memchr(b'\n', &call.payload).context("a call without an inbox")?;
-                let inbox = Subject::from_utf8(call.payload.slice(..end))?;
+                let (inbox, call) = of_line(&call.payload)?;
                 let ask = asks.open(inbox.clone());
-                let call = call.payload.slice(end + 1..);
                 let mut delivery = BytesMut::with_capacity(CALL_BYTES + call.len());
                 delivery.put_u64(ask);
                 delivery.put(call);
@@ -180,6 +177,12 @@ fn behind_line(line: &str, payload: &[u8]) -> Bytes {
     joined.put_u8(b'\n');
     joined.put_slice(payload);
     joined.freeze()
+}
+
+/// The inbox in a payload's first line, and what is behind that.
+fn of_line(payload: &Bytes) -> Result<(Subject, Bytes)> {
+    let end = memchr::memchr(b'\n', payload).context("a call without an inbox")?;
+    Ok((Subject::from_utf8(payload.slice(..end))?, payload.slice(end + 1..)))
 }
 
 /// What a process waits for: a number for each reply that is to come.

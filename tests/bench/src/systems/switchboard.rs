@@ -79,8 +79,8 @@ pub async fn start(
         }
     }
     // Each authorizer loads all devices, and all of them do at the same time.
-    let to_be_ready =
-        Duration::from_secs(60) + Duration::from_micros(200) * (scenario.devices() * nodes) as u32;
+    let loads = u32::try_from(scenario.devices() * nodes)?;
+    let to_be_ready = Duration::from_secs(60) + Duration::from_micros(200) * loads;
     let mut addresses = Vec::new();
     for process in processes.iter_mut().skip(1) {
         let admin = process.until("its admin address", |log| logged_address(log, "admin")).await?;
