@@ -199,10 +199,10 @@ class Cluster:
         self.nodes.append(self._made(Ingress, len(self.nodes) + 1))
         return self.nodes[-1]
 
-    def add_authorizer(self) -> Authorizer:
+    def add_authorizer(self, within_s: float = PATIENCE_S) -> Authorizer:
         authorizer = self._made(Authorizer, len(self.authorizers) + 1)
         self.authorizers.append(authorizer)
-        authorizer.wait_ready()
+        authorizer.wait_ready(within_s)
         return authorizer
 
     def add_router(self) -> Router:

@@ -1,15 +1,21 @@
 //! What do nodes ask of a router about their claims, and what is done for it? Written, read, removed, and told.
 
 use bus::claims::{Expected, StoredClaim};
-use bus::{Request, StoreError, Subject};
+use bus::{Request, Requests, StoreError, Subject};
+use futures::{StreamExt as _, stream};
 use rpc::{
     CLAIM_ATTEMPT, CancelRequest, Claim, ClaimReply, ClaimRequest, CompareRequest, Deadline, DeviceId,
     Holder, LeaseRenewal, NodeId, PresenceReply, PresenceRequest, ReleaseRequest, Takeover, TicketError,
     wire,
 };
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::core::{self, Claiming, Found, NotWritten, Removal, Standing, Write};
-use crate::router::{Router, STORE_WAIT};
+use crate::router::{Router, RouterCore, STORE_WAIT};
+
+/// How many releases a router has the store do at once. A claim waits behind those of all routers.
+const MAX_RELEASES_IN_FLIGHT: usize = 32;
 
 impl Router {
     /// `swb.claim`: nothing is written without an authorizer's word for the session.
@@ -39,22 +45,32 @@ impl Router {
         self.tell(|core, now, actions| core.claim(claim, deadline, reply_to, now, actions));
     }
 
-    /// `swb.release`.
-    pub(crate) fn take_release(&self, request: &Request) {
-        match wire::decode::<ReleaseRequest>(&request.message) {
-            Ok((release, _)) => self.release(release),
-            Err(_) => self.unreadable("a release"),
-        }
+    /// `swb.release`: nobody waits for it, so when many devices go at once it leaves the store to claims.
+    pub(crate) async fn take_releases(self, mut requests: Requests, shutdown: CancellationToken) {
+        let (waiting, mut releases) = mpsc::unbounded_channel();
+        let releases = stream::poll_fn(move |context| releases.poll_recv(context));
+        let taken = async {
+            while let Some(request) = requests.next_until(&shutdown).await {
+                match wire::decode::<ReleaseRequest>(&request.message) {
+                    Ok((release, _)) => drop(waiting.send(release)),
+                    Err(_) => self.unreadable("a release"),
+                }
+            }
+            drop(waiting);
+        };
+        let done = releases.for_each_concurrent(MAX_RELEASES_IN_FLIGHT, |release| {
+            let router = self.clone();
+            async move { router.release(release).await }
+        });
+        tokio::join!(taken, done);
     }
 
-    fn release(&self, release: ReleaseRequest) {
-        let router = self.clone();
-        tokio::spawn(async move {
-            if let Ok(stored) = router.stored(release.device).await {
-                let found = stored.and_then(found);
-                router.tell(|core, _, actions| core.release(&release, found, actions));
-            }
-        });
+    async fn release(&self, release: ReleaseRequest) {
+        if let Ok(stored) = self.stored(release.device).await
+            && let Some((found, why)) = RouterCore::release(&release, stored.and_then(found))
+        {
+            self.removed(release.device, found, why).await;
+        }
     }
 
     /// `swb.lease`.
@@ -164,21 +180,23 @@ impl Router {
         });
     }
 
-    pub(crate) fn remove(&self, device: DeviceId, Found { claim, revision }: Found, why: Removal) {
+    pub(crate) fn remove(&self, device: DeviceId, found: Found, why: Removal) {
         let router = self.clone();
-        tokio::spawn(async move {
-            match router.0.store.remove(device, revision, STORE_WAIT).await {
-                Ok(removed_at) => {
-                    if removed_at.is_some() {
-                        router.0.meters.removed(why);
-                        router.0.seen.ended(device, &claim, why);
-                    }
-                    router.tell(|core, now, _| core.removed(device, revision, removed_at, now));
+        tokio::spawn(async move { router.removed(device, found, why).await });
+    }
+
+    async fn removed(&self, device: DeviceId, Found { claim, revision }: Found, why: Removal) {
+        match self.0.store.remove(device, revision, STORE_WAIT).await {
+            Ok(removed_at) => {
+                if removed_at.is_some() {
+                    self.0.meters.removed(why);
+                    self.0.seen.ended(device, &claim, why);
                 }
-                // Found out at the next call, or when its node compares.
-                Err(error) => tracing::debug!(%error, %device, "a stale claim stays for now"),
+                self.tell(|core, now, _| core.removed(device, revision, removed_at, now));
             }
-        });
+            // Found out at the next call, or when its node compares.
+            Err(error) => tracing::debug!(%error, %device, "a stale claim stays for now"),
+        }
     }
 
     /// What the store has; an error, of which was told, when it does not say.

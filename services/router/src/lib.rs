@@ -185,10 +185,10 @@ async fn run(context: &Context, router: &Router, asked: Asked) -> anyhow::Result
     take(calls, |router, request| router.take(&request));
     take(handovers, |router, request| router.take_handover(&request));
     take(claims, Router::take_claim);
-    take(releases, |router, request| router.take_release(&request));
     take(cancels, |router, request| router.take_cancel(&request));
     take(compares, Router::answer_compare);
     take(presence, Router::answer_presence);
+    taking.spawn(router.clone().take_releases(releases, shutdown.clone()));
 
     let finishing = async {
         while let Some(ended) = taking.join_next().await {

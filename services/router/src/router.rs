@@ -85,7 +85,7 @@ impl Limits {
     }
 }
 
-type RouterCore = Core<Box<Carried>, Subject>;
+pub(crate) type RouterCore = Core<Box<Carried>, Subject>;
 
 struct State {
     core: RouterCore,

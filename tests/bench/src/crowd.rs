@@ -19,7 +19,7 @@ use rustls::ClientConfig;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::link::{self, Login, Scratch};
 use crate::secure;
@@ -31,6 +31,9 @@ const DEVICES_AN_ADDRESS: usize = 20_000;
 /// So many devices connect at the same time, of all processes.
 const CONNECTS_AT_ONCE: usize = 32;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+/// A device that is turned away comes back so often, as one in the field would, after a pause that doubles.
+const ATTEMPTS: usize = 6;
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const GATHER_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// Devices that are connected and do nothing. Dropping it ends their connections.
@@ -45,8 +48,10 @@ pub struct Crowd {
 pub struct Held {
     /// How many are connected.
     pub connected: usize,
-    /// How many could not connect.
+    /// How many could not connect, however often they tried.
     pub failed: usize,
+    /// How many attempts failed after which a device tried again.
+    pub repeated: usize,
     /// Why the first one could not.
     pub first_failure: Option<String>,
     /// How many TLS sessions went on where earlier ones had ended.
@@ -106,8 +111,14 @@ impl Crowd {
             command.args(way.trusted.iter().flat_map(|file| ["--trusted".as_ref(), file.as_os_str()]));
             holders.push(Process::start(&format!("holder-{number}"), &mut command, folder)?);
         }
-        for holder in &mut holders {
-            holder.until_printed_within(READY, GATHER_TIMEOUT).await?;
+        let steps = if way.again { [READY, LOST].as_slice() } else { &[READY] };
+        for step in steps {
+            if *step == LOST {
+                holders.iter().for_each(|holder| holder.signal(Signal::USR2));
+            }
+            for holder in &mut holders {
+                holder.until_printed_within(step, GATHER_TIMEOUT).await?;
+            }
         }
         Ok(Self { holders, held: Held::default() })
     }
@@ -120,9 +131,10 @@ impl Crowd {
         self.holders.iter().for_each(|holder| holder.signal(Signal::USR1));
         for holder in &mut self.holders {
             let told = holder.until_printed_within(HELD, GATHER_TIMEOUT).await?;
-            let Held { connected, failed, first_failure, resumed } = serde_json::from_str(&told)?;
+            let Held { connected, failed, repeated, first_failure, resumed } = serde_json::from_str(&told)?;
             self.held.connected += connected;
             self.held.failed += failed;
+            self.held.repeated += repeated;
             self.held.resumed += resumed;
             self.held.first_failure = self.held.first_failure.take().or(first_failure);
         }
@@ -144,14 +156,18 @@ impl Crowd {
     }
 }
 
-/// What a holding process prints when it may be told to connect.
+/// What a holding process prints when it may be told to connect, or, if its devices have been connected before, to end
+/// their connections.
 const READY: &str = "ready";
+/// What it prints when it has ended them.
+const LOST: &str = "lost";
 /// What it prints when all have tried, before a [`Held`].
 const HELD: &str = "held ";
 /// What it prints for each connection that ends.
 const DROPPED: &str = "dropped";
 
-/// Connects the devices of a file of [`Crowd::prepare`] at SIGUSR1, and holds them until it is killed.
+/// Connects the devices of a file of [`Crowd::prepare`] at SIGUSR1, and holds them until it is killed. If they have
+/// been connected before, those connections end at SIGUSR2.
 ///
 /// # Errors
 /// When a file cannot be read, or when a first connect, before that signal, fails.
@@ -165,10 +181,16 @@ pub async fn hold(file: &Path, at_once: usize, trusted: Option<&Path>, again: bo
     });
     let places: Vec<(Place, Option<Arc<ClientConfig>>)> = places.collect::<Result<_>>()?;
     if again {
-        let (held, _connections) = connect_all(&places, at_once).await;
+        let mut lose = signal(SignalKind::user_defined2())?;
+        let (held, connections) = connect_all(&places, at_once).await;
         ensure!(held.failed == 0, "the first time: {:?}", held.first_failure);
+        println!("{READY}");
+        lose.recv().await;
+        drop(connections);
+        println!("{LOST}");
+    } else {
+        println!("{READY}");
     }
-    println!("{READY}");
     told.recv().await;
     let (held, mut connections) = connect_all(&places, at_once).await;
     println!("{HELD}{}", serde_json::to_string(&held)?);
@@ -181,12 +203,28 @@ pub async fn hold(file: &Path, at_once: usize, trusted: Option<&Path>, again: bo
 async fn connect_all(places: &[(Place, Option<Arc<ClientConfig>>)], at_once: usize) -> (Held, JoinSet<()>) {
     let scratch = Scratch::new();
     let connects = places.iter().map(|(place, tls)| {
-        let connect = connect(place, tls.clone(), &scratch);
-        async move { timeout(CONNECT_TIMEOUT, connect).await.context("it took too long")? }
+        let once = || async {
+            let connect = connect(place, tls.clone(), &scratch);
+            timeout(CONNECT_TIMEOUT, connect).await.context("it took too long")?
+        };
+        async move {
+            let (mut repeated, mut pause) = (0, FIRST_PAUSE);
+            loop {
+                match once().await {
+                    Err(_) if repeated + 1 < ATTEMPTS => {
+                        repeated += 1;
+                        sleep(pause).await;
+                        pause *= 2;
+                    }
+                    outcome => return (repeated, outcome),
+                }
+            }
+        }
     });
     let mut connecting = stream::iter(connects).buffer_unordered(at_once);
     let (mut held, mut connections) = (Held::default(), JoinSet::new());
-    while let Some(outcome) = connecting.next().await {
+    while let Some((repeated, outcome)) = connecting.next().await {
+        held.repeated += repeated;
         match outcome {
             Ok((is_resumed, held_open)) => {
                 held.connected += 1;

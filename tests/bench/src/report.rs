@@ -112,8 +112,10 @@ pub struct IdleFigures {
     pub connected: usize,
     /// Of those, by resuming a TLS session.
     pub resumed: usize,
-    /// Devices that could not connect.
+    /// Devices that could not connect, however often they tried.
     pub failed: usize,
+    /// Attempts that failed after which a device tried again.
+    pub repeated: usize,
     /// Connections that ended by themselves.
     pub dropped: usize,
     /// Why the first one could not connect.
@@ -342,8 +344,9 @@ impl Report {
             self.idles(system, scenario).map(|idle| &idle.server_cpu_ms_a_connect).collect::<Vec<_>>()
         };
         let roles = roles(systems.iter().flat_map(|system| memory(*system)));
-        let mut head =
-            ["", "connected", "of which resumed", "failed", "connects/s"].map(str::to_owned).to_vec();
+        let mut head = ["", "connected", "of which resumed", "failed", "tried again", "connects/s"]
+            .map(str::to_owned)
+            .to_vec();
         for (figure, beside) in
             [("KiB a connection", Some("kernel's, both ends")), ("CPU ms a connect", None)]
         {
@@ -365,6 +368,7 @@ impl Report {
                 connected.map_or("failed".into(), |connected| connected.to_string()),
                 resumed.map_or_else(String::new, |resumed| resumed.to_string()),
                 failed.to_string(),
+                self.idles(system, scenario).map(|idle| idle.repeated).sum::<usize>().to_string(),
                 figure(0, |idle| idle.connects_per_s),
                 figure(2, |idle| idle.server_kib_a_connection.sum()),
             ];

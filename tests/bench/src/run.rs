@@ -186,11 +186,12 @@ async fn idle(running: &Running, mut crowd: Crowd) -> Result<(Figures, Faults)> 
         .memory
         .zip(&before.memory, |after, before| kib_each(after.rss_bytes.saturating_sub(before.rss_bytes)));
     let dropped = crowd.dropped()?;
-    let Held { connected, failed, first_failure, resumed } = std::mem::take(&mut crowd.held);
+    let Held { connected, failed, repeated, first_failure, resumed } = std::mem::take(&mut crowd.held);
     let figures = IdleFigures {
         connected,
         resumed,
         failed,
+        repeated,
         dropped,
         first_failure,
         connects_per_s: connections / connecting_s,

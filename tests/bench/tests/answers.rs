@@ -108,19 +108,27 @@ enum Fault {
     WrongBody,
     WrongId,
     Refusing,
+    TurningAway,
 }
+
+/// CONNACK: server unavailable (MQTT 3.1.1, table 3.1).
+const UNAVAILABLE: u8 = 3;
+/// So many connections are turned away first.
+const TURNED_AWAY: u8 = 2;
 
 /// A server that answers each call itself, wrongly.
 async fn liar(listener: TcpListener, fault: Fault) {
     let scratch = Scratch::new();
+    let mut turned_away = 0..if matches!(fault, Fault::TurningAway) { TURNED_AWAY } else { 0 };
     loop {
         let (stream, _) = listener.accept().await.unwrap();
         let (mut reader, outbox) = link::open(stream, Framing::Mqtt).unwrap();
         let scratch = scratch.clone();
+        let connack = turned_away.next().map_or(0, |_| UNAVAILABLE);
         spawn_local(async move {
             let lie = |packet: Packet<'_>| {
                 match packet {
-                    Packet::Connect { .. } => outbox.queue(|out| frame::connack(out, 0)),
+                    Packet::Connect { .. } => outbox.queue(|out| frame::connack(out, connack)),
                     Packet::Subscribe { packet_id, .. } => outbox.queue(|out| frame::suback(out, packet_id)),
                     Packet::Publish { topic, payload } => {
                         let id = topic.strip_prefix(b"v1/devices/me/rpc/request/").unwrap();
@@ -130,7 +138,7 @@ async fn liar(listener: TcpListener, fault: Fault) {
                         };
                         let right = body::find(payload).unwrap();
                         match fault {
-                            Fault::Silent => {}
+                            Fault::Silent | Fault::TurningAway => {}
                             Fault::Twice => (0..2).for_each(|_| answer(id, right)),
                             Fault::WrongBody => {
                                 answer(id, &[body::HEAD, &body::new_nonce(0, u64::MAX), body::TAIL].concat());
@@ -183,32 +191,55 @@ fn every_kind_of_fault_is_counted_as_what_it_is() {
     }
 }
 
+/// A server on a thread and a runtime of its own, with which its connections end.
+struct Server {
+    address: SocketAddr,
+    stop: tokio::sync::oneshot::Sender<()>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Server {
+    fn start(fault: Fault) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            on_one_thread(async {
+                let listener = TcpListener::from_std(listener).unwrap();
+                tokio::select! {
+                    () = liar(listener, fault) => {}
+                    _ = stopped => {}
+                }
+            });
+        });
+        Self { address, stop, thread }
+    }
+
+    fn stop(self) {
+        self.stop.send(()).unwrap();
+        self.thread.join().unwrap();
+    }
+}
+
+async fn connected_crowd(server: &Server, folder: &Folder) -> Crowd {
+    let bench = Path::new(env!("CARGO_BIN_EXE_switchboard-bench")).to_owned();
+    let logins: Vec<_> = (0..5).map(|it| DeviceApi { username: device_id }.between(it, it).target).collect();
+    let way = Way { bench, a_process: 2, trusted: None, again: false };
+    let mut crowd = Crowd::prepare(&[server.address], &logins, &way, folder.path()).await.unwrap();
+    crowd.connect().await.unwrap();
+    crowd
+}
+
 #[test]
 fn an_idle_connection_that_ends_is_noticed() {
-    let bench = Path::new(env!("CARGO_BIN_EXE_switchboard-bench")).to_owned();
-    let folder = Folder::new().unwrap();
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    listener.set_nonblocking(true).unwrap();
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    // A runtime of its own, with which its connections end.
-    let server = std::thread::spawn(|| {
-        on_one_thread(async {
-            let listener = TcpListener::from_std(listener).unwrap();
-            tokio::select! {
-                () = liar(listener, Fault::Silent) => {}
-                _ = stopped => {}
-            }
-        });
-    });
+    let (folder, server) = (Folder::new().unwrap(), Server::start(Fault::Silent));
     on_one_thread(async {
-        let logins: Vec<_> =
-            (0..5).map(|it| DeviceApi { username: device_id }.between(it, it).target).collect();
-        let way = Way { bench, a_process: 2, trusted: None, again: false };
-        let mut crowd = Crowd::prepare(&[address], &logins, &way, folder.path()).await.unwrap();
-        crowd.connect().await.unwrap();
-        assert_eq!((crowd.held.connected, crowd.held.failed, crowd.dropped().unwrap()), (5, 0, 0));
-        stop.send(()).unwrap();
+        let mut crowd = connected_crowd(&server, &folder).await;
+        let held = &crowd.held;
+        assert_eq!((held.connected, held.repeated, held.failed), (5, 0, 0));
+        assert_eq!(crowd.dropped().unwrap(), 0);
+        server.stop();
         let all_dropped = async {
             while crowd.dropped().unwrap() < 5 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -216,5 +247,14 @@ fn an_idle_connection_that_ends_is_noticed() {
         };
         tokio::time::timeout(Duration::from_secs(30), all_dropped).await.unwrap();
     });
-    server.join().unwrap();
+}
+
+#[test]
+fn a_device_that_is_turned_away_tries_again() {
+    let (folder, server) = (Folder::new().unwrap(), Server::start(Fault::TurningAway));
+    on_one_thread(async {
+        let Crowd { held, .. } = &connected_crowd(&server, &folder).await;
+        assert_eq!((held.connected, held.repeated, held.failed), (5, usize::from(TURNED_AWAY), 0));
+    });
+    server.stop();
 }

@@ -35,6 +35,7 @@ struct Carried {
 }
 
 type Reply = Option<ReplyTo>;
+type RouterCore = Core<Carried, Reply>;
 
 #[derive(Debug)]
 enum Then {
@@ -49,7 +50,7 @@ enum Then {
 
 /// A running router.
 pub struct Router {
-    core: Core<Carried, Reply>,
+    core: RouterCore,
     wire: Wire<Then>,
     keys: TicketKeys,
     made: Option<Micros>,
@@ -77,7 +78,7 @@ impl Router {
     fn tell(
         &mut self,
         context: &mut Context<'_>,
-        tell: impl FnOnce(&mut Core<Carried, Reply>, Instant, &mut Actions<Carried, Reply>),
+        tell: impl FnOnce(&mut RouterCore, Instant, &mut Actions<Carried, Reply>),
     ) {
         let mut actions = Vec::new();
         tell(&mut self.core, context.now, &mut actions);
@@ -234,8 +235,11 @@ impl Router {
             }
             Then::Release(request) => {
                 if let Ok(stands) = stored(reply) {
-                    let found = found(stands);
-                    self.tell(context, |core, _, actions| core.release(&request, found, actions));
+                    let removal = RouterCore::release(&request, found(stands));
+                    self.tell(context, |_, _, actions| {
+                        actions
+                            .extend(removal.map(|(found, why)| Action::Remove(request.device, found, why)));
+                    });
                 }
             }
             Then::Remove(device, revision) => {

@@ -533,14 +533,13 @@ impl<T, R> Core<T, R> {
         }
     }
 
-    /// A session is no longer callable, and what the store has of its device. Never by the map: where the store counted
-    /// anew unheard of, a revision there is another writing's.
-    pub fn release(&mut self, request: &ReleaseRequest, stored: Option<Found>, actions: &mut Actions<T, R>) {
+    /// What is to be removed when a session is no longer callable, of what the store has of its device. Never by the
+    /// map: where the store counted anew unheard of, a revision there is another writing's.
+    pub fn release(request: &ReleaseRequest, stored: Option<Found>) -> Option<(Found, Removal)> {
         let is_its =
             |found: &Found| (found.claim.node, found.claim.session) == (request.node, request.session);
-        if let Some(found) = stored.filter(|found| is_its(found) || is(Fault::ReleaseOfAnySession)) {
-            actions.push(Action::Remove(request.device, found, Removal::Released(request.reason)));
-        }
+        let found = stored.filter(|found| is_its(found) || is(Fault::ReleaseOfAnySession))?;
+        Some((found, Removal::Released(request.reason)))
     }
 
     /// The store has removed that writing, at the revision of the removal; none: it had another.

@@ -13,9 +13,11 @@ fn party(tenant: u128) -> Party {
     Party::of(TenantId(Uuid::from_u128(tenant)), None)
 }
 
+type TestCore = Core<&'static str, &'static str>;
+
 /// A router that has heard its nodes for a whole lease, and whose map is loaded.
 struct Bench {
-    core: Core<&'static str, &'static str>,
+    core: TestCore,
     now: Instant,
 }
 
@@ -32,7 +34,7 @@ impl Bench {
         bench
     }
 
-    fn told(&mut self, tell: impl FnOnce(&mut Core<&'static str, &'static str>, Instant, &mut Done)) -> Done {
+    fn told(&mut self, tell: impl FnOnce(&mut TestCore, Instant, &mut Done)) -> Done {
         let mut actions = Vec::new();
         tell(&mut self.core, self.now, &mut actions);
         actions
@@ -504,13 +506,10 @@ fn a_release_removes_its_own_claim_alone() {
         reason: Some(SessionEnd::Fault),
     };
     let other = ReleaseRequest { session: SessionId(2), ..release.clone() };
-    assert!(bench.told(|core, _, done| core.release(&other, Some(found), done)).is_empty());
-    assert!(bench.told(|core, _, done| core.release(&release, None, done)).is_empty());
-    let done = bench.told(|core, _, done| core.release(&release, Some(found), done));
-    assert!(matches!(
-        one(done),
-        Action::Remove(TARGET, Found { revision: 10, .. }, Removal::Released(Some(SessionEnd::Fault)))
-    ));
+    assert_eq!(TestCore::release(&other, Some(found)), None);
+    assert_eq!(TestCore::release(&release, None), None);
+    let removal = Removal::Released(Some(SessionEnd::Fault));
+    assert_eq!(TestCore::release(&release, Some(found)), Some((found, removal)));
     bench.core.removed(TARGET, 10, Some(11), bench.now);
     assert!(bench.core.map().is_empty());
 }

@@ -13,12 +13,15 @@ use crate::framing::Framing;
 use crate::scenario::Scenario;
 use crate::wire::{BareBroker, Users};
 
-/// Starts nats-server with JetStream on a port of its own: the process and its URL.
+/// Starts nats-server with JetStream on a port of its own, as `deploy/nats/README.md` would have it run beside
+/// services: the process and its URL.
 ///
 /// # Errors
 /// When there is no nats-server or it does not start.
 pub async fn start(tools: &Tools, folder: &Path) -> Result<(Process, String)> {
-    let (process, address) = listening(tools, &with_jetstream(folder)?, CLIENTS, folder).await?;
+    let mut command = command(tools)?;
+    command.env("GOGC", "50").args(with_jetstream(folder)?);
+    let (process, address) = listening(command, CLIENTS, folder).await?;
     Ok((process, format!("nats://{address}")))
 }
 
@@ -28,7 +31,9 @@ pub async fn start(tools: &Tools, folder: &Path) -> Result<(Process, String)> {
 /// As [`start`].
 pub async fn start_with_users(tools: &Tools, scenario: Scenario, folder: &Path) -> Result<Running> {
     let config = users::for_nats(scenario, folder)?;
-    let (process, address) = listening(tools, &["-c".into(), config.into()], CLIENTS, folder).await?;
+    let mut command = command(tools)?;
+    command.arg("-c").arg(config);
+    let (process, address) = listening(command, CLIENTS, folder).await?;
     let dialect = Box::new(Users { scenario, framing: Framing::Nats });
     Ok(Running { addresses: vec![address], trusted: None, dialect, processes: vec![process] })
 }
@@ -41,9 +46,9 @@ pub async fn start_with_mqtt(tools: &Tools, folder: &Path) -> Result<Running> {
     let config = folder.join("mqtt.conf");
     // The gateway wants a server with a name, and JetStream.
     fs::write(&config, "server_name: bench\nmqtt { host: \"127.0.0.1\", port: -1 }\n")?;
-    let mut arguments = with_jetstream(folder)?;
-    arguments.extend(["-c".into(), config.into()]);
-    let (process, address) = listening(tools, &arguments, "MQTT clients on mqtt://", folder).await?;
+    let mut command = command(tools)?;
+    command.args(with_jetstream(folder)?).arg("-c").arg(config);
+    let (process, address) = listening(command, "MQTT clients on mqtt://", folder).await?;
     let dialect = Box::new(BareBroker { ids: 1024 });
     Ok(Running { addresses: vec![address], trusted: None, dialect, processes: vec![process] })
 }
@@ -57,14 +62,13 @@ fn with_jetstream(folder: &Path) -> Result<Vec<OsString>> {
     Ok(vec!["-js".into(), "-sd".into(), store.into()])
 }
 
-async fn listening(
-    tools: &Tools,
-    arguments: &[OsString],
-    what_for: &str,
-    folder: &Path,
-) -> Result<(Process, SocketAddr)> {
+fn command(tools: &Tools) -> Result<Command> {
     let mut command = Command::new(program(tools)?);
-    command.args(["-a", "127.0.0.1", "-p", "-1"]).args(arguments);
+    command.args(["-a", "127.0.0.1", "-p", "-1"]);
+    Ok(command)
+}
+
+async fn listening(mut command: Command, what_for: &str, folder: &Path) -> Result<(Process, SocketAddr)> {
     let mut process = Process::start("nats-server", &mut command, folder)?;
     let address = process.until("`Server is ready`", |log| listening_at(log, what_for)).await?;
     Ok((process, address))
