@@ -24,6 +24,8 @@ import urllib.request
 import uuid
 from pathlib import Path
 
+from bench.usage import cpu_s, resident_kb
+
 ROOT = Path(__file__).resolve().parents[2]
 # Devices of one customer: both of a pair are always of the same.
 CUSTOMER_DEVICES = 200
@@ -67,15 +69,10 @@ class System:
         self.pids = [self.process.pid, *map(int, children)]
 
     def cpu_s(self):
-        ticks = 0
-        for pid in self.pids:
-            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return sum(map(cpu_s, self.pids))
 
     def resident_kb(self):
-        lines = [line for pid in self.pids for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
-        return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+        return sum(map(resident_kb, self.pids))
 
     def gauge(self, name):
         text = urllib.request.urlopen(f"http://{self.admin}/metrics").read().decode()

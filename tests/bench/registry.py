@@ -6,7 +6,6 @@ asks for the devices of a large customer; prints times, CPU (all of a process, a
 
 import argparse
 import json
-import os
 import resource
 import time
 import urllib.request
@@ -22,6 +21,8 @@ from harness.processes import run
 from harness.programs import built
 from harness.waiting import until
 
+from bench.usage import cpu_s, resident_kb
+
 # As many as one getDevices lists, and who asks.
 CUSTOMER_DEVICES = 1_025
 QUESTIONS = 200
@@ -35,11 +36,6 @@ def token(device: int) -> str:
     return f"bench-token-{device:010}"
 
 
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def commands_cpu_s() -> float:
     """Of those that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -47,8 +43,7 @@ def commands_cpu_s() -> float:
 
 
 def resident_mib(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) / 1024
+    return resident_kb(pid) / 1024
 
 
 def disk_mib(folder: Path) -> float:

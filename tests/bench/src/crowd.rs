@@ -111,14 +111,10 @@ impl Crowd {
             command.args(way.trusted.iter().flat_map(|file| ["--trusted".as_ref(), file.as_os_str()]));
             holders.push(Process::start(&format!("holder-{number}"), &mut command, folder)?);
         }
-        let steps = if way.again { [READY, LOST].as_slice() } else { &[READY] };
-        for step in steps {
-            if *step == LOST {
-                holders.iter().for_each(|holder| holder.signal(Signal::USR2));
-            }
-            for holder in &mut holders {
-                holder.until_printed_within(step, GATHER_TIMEOUT).await?;
-            }
+        until_all_print(&mut holders, READY).await?;
+        if way.again {
+            holders.iter().for_each(|holder| holder.signal(Signal::USR2));
+            until_all_print(&mut holders, LOST).await?;
         }
         Ok(Self { holders, held: Held::default() })
     }
@@ -156,6 +152,13 @@ impl Crowd {
     }
 }
 
+async fn until_all_print(holders: &mut [Process], head: &str) -> Result<()> {
+    for holder in holders {
+        holder.until_printed_within(head, GATHER_TIMEOUT).await?;
+    }
+    Ok(())
+}
+
 /// What a holding process prints when it may be told to connect, or, if its devices have been connected before, to end
 /// their connections.
 const READY: &str = "ready";
@@ -180,16 +183,16 @@ pub async fn hold(file: &Path, at_once: usize, trusted: Option<&Path>, again: bo
         Ok((serde_json::from_str(line)?, tls))
     });
     let places: Vec<(Place, Option<Arc<ClientConfig>>)> = places.collect::<Result<_>>()?;
-    if again {
-        let mut lose = signal(SignalKind::user_defined2())?;
-        let (held, connections) = connect_all(&places, at_once).await;
+    let mut lose = signal(SignalKind::user_defined2())?;
+    let before = if again { Some(connect_all(&places, at_once).await) } else { None };
+    if let Some((held, _)) = &before {
         ensure!(held.failed == 0, "the first time: {:?}", held.first_failure);
-        println!("{READY}");
+    }
+    println!("{READY}");
+    if let Some((_, connections)) = before {
         lose.recv().await;
         drop(connections);
         println!("{LOST}");
-    } else {
-        println!("{READY}");
     }
     told.recv().await;
     let (held, mut connections) = connect_all(&places, at_once).await;
