@@ -220,6 +220,11 @@ impl Bucket {
         jetstream::administer(&self.inner.bus, &self.inner.name, operation, request, wait).await
     }
 
+    /// What the store says of the bucket.
+    pub(crate) async fn info(&self) -> Result<Value, StoreError> {
+        self.administer(&format!("STREAM.INFO.{}", self.inner.stream), &Value::Null, INFO_WAIT).await
+    }
+
     /// Looks for the bucket, and makes it if it is ours to make, unless somebody has done so since `made` was read.
     async fn make_again(&self, made: u64) -> Result<(), StoreError> {
         let _one_at_a_time = self.inner.making.lock().await;
@@ -233,8 +238,7 @@ impl Bucket {
     pub(crate) async fn make_if_missing(&self) -> Result<Made, StoreError> {
         let _one_at_a_time = self.inner.making.lock().await;
         self.make_if_missing_unlocked().await?;
-        let info =
-            self.administer(&format!("STREAM.INFO.{}", self.inner.stream), &Value::Null, INFO_WAIT).await?;
+        let info = self.info().await?;
         Ok(Made {
             at: info.get("created").and_then(Value::as_str).unwrap_or_default().to_owned(),
             revision: info.pointer("/state/last_seq").and_then(Value::as_u64).unwrap_or_default(),
@@ -243,7 +247,7 @@ impl Bucket {
 
     async fn make_if_missing_unlocked(&self) -> Result<(), StoreError> {
         let Inner { stream, name, bus, spec, role, .. } = &*self.inner;
-        let found = self.administer(&format!("STREAM.INFO.{stream}"), &Value::Null, INFO_WAIT).await;
+        let found = self.info().await;
         let standing = match found {
             Ok(info) => Some(info),
             Err(StoreError::Missing(_)) => None,

@@ -26,6 +26,8 @@ const MAX_RETRY_DELAY: Duration = Duration::from_secs(2);
 const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
 /// How long it may take to say whether it has a watch, before it is asked again.
 const RENEWAL_WAIT: Duration = Duration::from_secs(5);
+/// So much earlier than about the bucket it is asked about a watch.
+const HEAD_START: Duration = Duration::from_secs(1);
 /// So often in a row a store may say that it has a watch, and tell nothing.
 const MAX_SILENCES: u32 = 3;
 
@@ -556,19 +558,31 @@ async fn begin(
     Ok(Begun { feed, bucket_made, revision })
 }
 
-/// Whether the store still has a watch of which nothing was heard since `silent_from`. It is not made anew before: a
-/// store of a million devices counts a second for each beginning, in which it serves nobody, and so others fall silent.
+/// Whether the store still has a watch of which nothing was heard since `silent_from`. It is not made anew before: each
+/// beginning makes a busy store busier. But a watch lives on one server of a cluster, and of one that died nobody says
+/// anything: it is gone when the store answers what it was asked later, and not about the watch.
 async fn is_there(bucket: &Bucket, (operation, request): &(String, Value), silent_from: Instant) -> bool {
+    let expired = Err(StoreError::Unreachable(AskError::Expired));
     let asked = async {
         loop {
-            match bucket.administer(operation, request, RENEWAL_WAIT).await {
-                Ok(_) => return true,
-                Err(StoreError::Unreachable(AskError::Expired)) => {}
-                Err(_) => return false,
+            let answer = bucket.administer(operation, request, RENEWAL_WAIT).await.map(|_| ());
+            if answer != expired {
+                return answer.is_ok();
             }
         }
     };
-    timeout_at(silent_from + LONGEST_PATIENCE, asked).await.unwrap_or(false)
+    let overtaken = async {
+        sleep(HEAD_START).await;
+        while bucket.info().await.map(|_| ()) == expired {}
+    };
+    let answered = async {
+        tokio::select! {
+            biased;
+            is_there = asked => is_there,
+            () = overtaken => false,
+        }
+    };
+    timeout_at(silent_from + LONGEST_PATIENCE, answered).await.unwrap_or(false)
 }
 
 /// What a delivery's reply subject says of it:

@@ -397,17 +397,26 @@ async fn a_watch_goes_on_where_it_was_or_starts_over_where_that_is_gone() {
     again.stop().await;
 }
 
-/// A way to NATS on which what a watch delivers can be held up, as by a store that is busy with others.
+/// A way to NATS on which what is said of watches can be held up.
 struct Gate {
     url: String,
-    is_open: tokio::sync::watch::Sender<bool>,
+    passes: tokio::sync::watch::Sender<Passes>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Passes {
+    All,
+    /// What a watch delivers is held up, as by a store that is busy with others.
+    AllButDeliveries,
+    /// And what is answered about one, as by a cluster that has lost the server of the watch and no other.
+    NothingOfWatches,
 }
 
 impl Gate {
     async fn before(server: &NatsServer) -> Gate {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("nats://{}", listener.local_addr().unwrap());
-        let (is_open, opened) = tokio::sync::watch::channel(true);
+        let (passes, passing) = tokio::sync::watch::channel(Passes::All);
         let address = ("127.0.0.1", server.port());
         tokio::spawn(async move {
             loop {
@@ -418,22 +427,22 @@ impl Gate {
                     let (mut from, mut to) = (from_client, to_server);
                     tokio::io::copy(&mut from, &mut to).await
                 });
-                tokio::spawn(Self::pass(BufReader::new(from_server), to_client, opened.clone()));
+                tokio::spawn(Self::pass(BufReader::new(from_server), to_client, passing.clone()));
             }
         });
-        Gate { url, is_open }
+        Gate { url, passes }
     }
 
     async fn pass(
         mut from: BufReader<OwnedReadHalf>,
         mut to: OwnedWriteHalf,
-        mut opened: tokio::sync::watch::Receiver<bool>,
+        mut passing: tokio::sync::watch::Receiver<Passes>,
     ) {
         let mut held = Vec::new();
         loop {
             let mut frame = Vec::new();
             let is_open = async {
-                opened.wait_for(|is_open| *is_open).await.unwrap();
+                passing.wait_for(|passes| *passes == Passes::All).await.unwrap();
             };
             let is_released = tokio::select! {
                 biased;
@@ -458,8 +467,14 @@ impl Gate {
                 frame.resize(body + bytes + 2, 0);
                 from.read_exact(&mut frame[body..]).await.unwrap();
                 // What changes bears the key; the store's own words, where they are to go.
-                let is_of_a_watch = ["$KV.", "swb.feed."].iter().any(|head| words[1].starts_with(head));
-                if is_of_a_watch && !*opened.borrow() {
+                let is_delivered = ["$KV.", "swb.feed."].iter().any(|head| words[1].starts_with(head));
+                let is_answer = String::from_utf8_lossy(&frame).contains("consumer_create_response");
+                let is_held = match *passing.borrow() {
+                    Passes::All => false,
+                    Passes::AllButDeliveries => is_delivered,
+                    Passes::NothingOfWatches => is_delivered || is_answer,
+                };
+                if is_held {
                     held.extend(frame);
                     continue;
                 }
@@ -494,11 +509,11 @@ async fn a_watch_that_the_store_still_has_is_not_begun_again() {
     let before: Vec<String> = watches().await;
     assert_eq!(before.len(), 1);
     let mut questions = client.subscribe("$JS.API.CONSUMER.CREATE.KV_swb_devices.*").await.unwrap();
-    gate.is_open.send_replace(false);
+    gate.passes.send_replace(Passes::AllButDeliveries);
     account.registry.add_device(&account.device("A2")).await.unwrap();
     let question = tokio::time::timeout(Duration::from_secs(30), questions.next()).await.unwrap().unwrap();
     assert!(String::from_utf8_lossy(&question.payload).contains(r#""action":"update""#));
-    gate.is_open.send_replace(true);
+    gate.passes.send_replace(Passes::All);
     let mut told = Vec::new();
     seen.follow(&mut watch, |seen, change| {
         told.push(change.clone());
@@ -508,14 +523,33 @@ async fn a_watch_that_the_store_still_has_is_not_begun_again() {
     assert!(!told.contains(&Change::Lost), "{told:?}");
     assert_eq!(watches().await, before);
 
-    gate.is_open.send_replace(false);
+    gate.passes.send_replace(Passes::AllButDeliveries);
     client.request(format!("$JS.API.CONSUMER.DELETE.KV_swb_devices.{}", before[0]), "".into()).await.unwrap();
     account.registry.add_device(&account.device("A3")).await.unwrap();
     seen.follow(&mut watch, |_, change| *change == Change::Lost).await;
-    gate.is_open.send_replace(true);
+    gate.passes.send_replace(Passes::All);
     seen.follow(&mut watch, |_, change| *change == Change::Resumed).await;
     assert_eq!(seen.devices.len(), 3);
     assert_ne!(watches().await, before);
+}
+
+/// A watch lives on one server, also where three keep the bucket. Authorizers hold questions for ten seconds only.
+#[tokio::test]
+async fn a_watch_whose_server_died_is_begun_again_while_the_bucket_answers() {
+    let server = server(ServerOptions::default()).await;
+    let gate = Gate::before(&server).await;
+    let account = account(&connect(&server).await).await;
+    let settings = BusSettings { url: gate.url.clone(), ..BusSettings::default() };
+    let behind = Bus::connect(&settings, "test").await.unwrap();
+    let (mut watch, mut seen) = (Registry::watch(&behind), Seen::default());
+    seen.follow(&mut watch, |_, change| *change == Change::Loaded).await;
+
+    gate.passes.send_replace(Passes::NothingOfWatches);
+    account.registry.add_device(&account.device("A1")).await.unwrap();
+    let lost = seen.follow(&mut watch, |_, change| *change == Change::Lost);
+    tokio::time::timeout(Duration::from_secs(15), lost).await.expect("it waits for a server that died");
+    gate.passes.send_replace(Passes::All);
+    seen.follow(&mut watch, |seen, _| seen.devices.len() == 1).await;
 }
 
 #[tokio::test]
