@@ -11,6 +11,13 @@ from harness.programs import tool
 TOOLS = Path(__file__).parents[1] / ".tools" / "schemathesis"
 # Names without spaces at their ends, labels of a device's own: a schema does not say all that makes a request a good one.
 UNSAID = "positive_data_acceptance"
+# A call may take a millisecond, which may be over before anybody has judged it.
+MAY_EXPIRE = """
+[[operations]]
+include-path-regex = "^/v1/(calls|devices/[^/]+/calls)$"
+include-method = "POST"
+checks.not_a_server_error.expected-statuses = ["2XX", "3XX", "4XX", "503", "504"]
+"""
 
 
 def test_requests_out_of_the_description_are_answered_as_it_says(shared_cluster, tmp_path):
@@ -30,7 +37,9 @@ def test_requests_out_of_the_description_are_answered_as_it_says(shared_cluster,
     # A stream without an end, which is no one value either.
     flags += ["--exclude-path", "/v1/events"]
     flags += ["--max-time", "30", "--generation-deterministic", "--no-color", "--request-timeout", "30", "--warnings", "off"]
-    command = [tool("python3"), "-m", "schemathesis.cli", "run", url, *flags]
+    config = tmp_path / "schemathesis.toml"
+    config.write_text(MAY_EXPIRE)
+    command = [tool("python3"), "-m", "schemathesis.cli", "--config-file", str(config), "run", url, *flags]
     ran = run(*command, env={"PYTHONPATH": str(TOOLS)}, within_s=300, cwd=tmp_path)
     assert ran.code == 0, ran
     assert "No issues found" in ran.out, ran
