@@ -38,7 +38,7 @@ def test_a_full_store_is_told_and_writes_go_on_when_there_is_room(cluster, devic
             return call(http, app, family.a.id, Idempotency_Key="x")
 
     assert keyed().json["outcome"] == "offline"
-    target = device(PahoV5, family.b).connect(cluster.nodes[0])
+    target, deaf = (device(PahoV5, it).connect(cluster.nodes[0]) for it in (family.b, family.c))
     authorizer, router = cluster.authorizers[0], cluster.routers[0]
     # Without users of its own the server asks nobody who he is.
     with RawNats(cluster.nats.url, "", "") as nats:
@@ -55,12 +55,19 @@ def test_a_full_store_is_told_and_writes_go_on_when_there_is_room(cluster, devic
         assert refused.code == 1 and "the store is full" in refused.err, refused.err
         assert "nothing was changed" in refused.err and "max_file_store" in refused.err, refused.err
         assert target.subscribe(REQUESTS + "+") >= 0x80
+        assert deaf.subscribe(REQUESTS + "+") >= 0x80
         for service in (authorizer, router):
             until(f"{service.name} says so", lambda it=service: "the store is full" in it.admin.get("/readyz")[1])
             assert service.admin.get("/readyz")[0] == 503
         assert "the registry takes no beat" in authorizer.process.err
         assert said("$JS.API.STREAM.PURGE.hog", "")["success"]
     until("devices are callable again", lambda: target.subscribe(REQUESTS + "+") == target.qos)
+    # A client that does not look at what its SUBSCRIBE was answered is sent away, to ask anew.
+    assert deaf.ended.wait(30) and deaf.disconnect_reason.value == 0x8B, deaf.disconnect_reason
+    back = device(PahoV5, family.c).connect(cluster.nodes[0])
+    assert back.subscribe(REQUESTS + "+") == back.qos
+    assert not target.ended.is_set()
+    assert cluster.nodes[0].admin.value("switchboard_shed_total", reason="uncalled") == 1
     for service in cluster.services:
         service.wait_ready()
     assert keyed().json["outcome"] == "offline"

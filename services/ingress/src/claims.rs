@@ -46,6 +46,7 @@ impl Node {
             self.metrics.limit_hit(Limit::ClaimsInFlight);
             self.metrics.claimed(false, started.elapsed());
             tracing::warn!(%device, session = %session.id, "too many claims wait to be written");
+            self.remains_uncalled(&session.visitor);
             return false;
         };
         let claimed = self.ask_for_claim(session, None, started + self.claim_timeout()).await;
@@ -56,11 +57,15 @@ impl Node {
                 }
                 self.holding.lock().hold(device, session.id, generation, Instant::now());
                 self.metrics.claims.increment(1);
+                self.others_may_ask_anew();
                 true
             }
             Claimed::TakenOver | Claimed::Failed => {
                 // It may stand nevertheless.
                 self.tell_release(session.held_as(Generation(0)), None).await;
+                if matches!(claimed, Claimed::Failed) {
+                    self.remains_uncalled(&session.visitor);
+                }
                 false
             }
         };

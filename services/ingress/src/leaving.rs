@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use boot::health::{Health, Part};
 use bus::Request;
 use parking_lot::Mutex;
-use rpc::{NodeReport, NodeState, Order, Pace, Protocol, wire};
+use rpc::{NodeReport, NodeState, Order, Pace, Protocol, Rate, wire};
 use tokio::sync::Notify;
 use tokio::time::sleep_until;
 
@@ -74,6 +74,41 @@ impl Node {
         }
         self.renew_lease(false).await;
         self.leaving.changed.notify_one();
+    }
+
+    /// A visitor's claim was not written. By HTTP and CoAP a client that reads so asks again by itself.
+    pub(crate) fn remains_uncalled(&self, visitor: &Arc<Visitor>) {
+        if visitor.protocol == Protocol::Mqtt {
+            self.uncalled.lock().refused(visitor.id, Arc::downgrade(visitor), Instant::now());
+            self.uncalled_changed.notify_one();
+        }
+    }
+
+    /// Claims are written.
+    pub(crate) fn others_may_ask_anew(&self) {
+        let mut uncalled = self.uncalled.lock();
+        uncalled.written(Instant::now());
+        if !uncalled.is_empty() {
+            self.uncalled_changed.notify_one();
+        }
+    }
+
+    /// Sends away whoever is due for not being callable. When there may be more.
+    fn send_uncalled_away(&self, now: Instant) -> Option<Instant> {
+        let per_second = self.settings().ingress.shed_per_second;
+        let rate = Rate { per_second, burst: (per_second / 10).max(1) };
+        let mut uncalled = self.uncalled.lock();
+        let is_uncalled = |visitor: &Weak<Visitor>| {
+            visitor.upgrade().is_some_and(|it| self.sessions.of_visitor(&it).is_empty())
+        };
+        while let Some(visitor) = uncalled.next(is_uncalled, rate, now) {
+            if let Some(visitor) = visitor.upgrade() {
+                tracing::debug!(device = %visitor.device, "it is not callable, and sent away to ask anew");
+                self.metrics.shed(Why::Uncalled);
+                visitor.mailbox.tell(Mail::Leave(Why::Uncalled.told()));
+            }
+        }
+        uncalled.next_tick(rate, now)
     }
 
     /// Does what an operator says, and reports.
@@ -196,6 +231,19 @@ pub(crate) async fn keep(node: Arc<Node>, health: Health) {
             }
         } else {
             node.leaving.changed.notified().await;
+        }
+    }
+}
+
+/// Sends away whoever remains uncalled, for as long as it is polled.
+pub(crate) async fn send_uncalled_away(node: Arc<Node>) {
+    loop {
+        match node.send_uncalled_away(Instant::now()) {
+            Some(next) => tokio::select! {
+                () = sleep_until(next.into()) => {}
+                () = node.uncalled_changed.notified() => {}
+            },
+            None => node.uncalled_changed.notified().await,
         }
     }
 }

@@ -176,6 +176,7 @@ impl Ingress {
             serde_json::to_string(&report).unwrap_or_default()
         });
         in_background(Box::pin(leaving::keep(Arc::clone(&node), context.health.clone())));
+        in_background(Box::pin(leaving::send_uncalled_away(Arc::clone(&node))));
         in_background(Box::pin(claims::mend(Arc::clone(&node), differs)));
         in_background(Box::pin(node::recheck_visitors(Arc::clone(&node), recheck)));
         let bridging = Arc::clone(&node);

@@ -114,7 +114,7 @@ const METRICS: &[(Kind, &str, &str)] = &[
     (
         Kind::Counter,
         SHED,
-        "Devices that the node has sent away to others, by why: shutting_down, evacuated, maintenance, rebalanced.",
+        "Devices that the node has sent away, by why: shutting_down, evacuated, maintenance, rebalanced, uncalled.",
     ),
     (Kind::Gauge, SHED_LEFT, "Devices that the node is to send away and that have yet to go."),
     (Kind::Counter, UPLINKS, "Telemetry and attributes messages, by whether NATS took them."),

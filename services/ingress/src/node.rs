@@ -1,8 +1,8 @@
 //! What does a node owe the cluster? It takes deliveries for its sessions, and ends the sessions that others have
 //! taken over or the registry has disowned.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use boot::config::Settings;
@@ -29,6 +29,7 @@ use crate::device::sessions::{Sessions, Visitor};
 use crate::device::shares::NodeShares;
 use crate::device::takeovers::Takeovers;
 use crate::device::target::{Caller, Conclusion};
+use crate::device::uncalled::Uncalled;
 use crate::leaving::Leaving;
 use crate::measured::Measured;
 use crate::metrics::Metrics;
@@ -69,6 +70,10 @@ pub struct Node {
     pub(crate) lease_trouble: Mutex<Trouble>,
     /// Whom it sends away.
     pub(crate) leaving: Leaving,
+    /// Whose claims were not written.
+    pub(crate) uncalled: Mutex<Uncalled<Weak<Visitor>>>,
+    /// One more, or a claim was written that others wait for.
+    pub(crate) uncalled_changed: Notify,
     changes: AtomicU64,
     /// Who fights over a device here.
     pub(crate) takeovers: Mutex<Takeovers>,
@@ -110,6 +115,8 @@ impl Node {
             mending: RwLock::default(),
             lease_trouble: Mutex::new(Trouble::new(Duration::ZERO, Duration::ZERO)),
             leaving: Leaving::default(),
+            uncalled: Mutex::new(Uncalled::new(Instant::now())),
+            uncalled_changed: Notify::new(),
             changes: AtomicU64::new(0),
             takeovers: Mutex::default(),
             guesses,

@@ -3,7 +3,7 @@
 //!
 //! A *visitor* is a device that this node knows: it has shown its access token, and may call. A *session* makes a
 //! visitor callable: a claim stands for it. `target`, `caller`, `guesses`, `holding`, `limits`,
-//! `offenders`, `shed`, `takeovers` and `visitors` are pure.
+//! `offenders`, `shed`, `takeovers`, `uncalled` and `visitors` are pure.
 
 pub mod admit;
 pub mod caller;
@@ -18,4 +18,5 @@ pub mod shares;
 pub mod shed;
 pub mod takeovers;
 pub mod target;
+pub mod uncalled;
 pub mod visitors;

@@ -23,6 +23,8 @@ closed_list! {
         Maintenance = "maintenance",
         /// It has more than its part.
         Rebalanced = "rebalanced",
+        /// They are not callable, for their claims were not written: they are to ask anew.
+        Uncalled = "uncalled",
     }
 }
 
@@ -39,6 +41,7 @@ impl Why {
             Why::Evacuated => NodeState::Evacuated,
             Why::Maintenance => NodeState::Maintenance,
             Why::Rebalanced => NodeState::Shedding,
+            Why::Uncalled => NodeState::Serving,
         }
     }
 
@@ -46,7 +49,7 @@ impl Why {
     pub fn told(self) -> EndReason {
         match self {
             Why::ShuttingDown => EndReason::ShuttingDown,
-            Why::Evacuated | Why::Maintenance | Why::Rebalanced => EndReason::Moved,
+            Why::Evacuated | Why::Maintenance | Why::Rebalanced | Why::Uncalled => EndReason::Moved,
         }
     }
 }

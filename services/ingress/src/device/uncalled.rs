@@ -1,0 +1,150 @@
+//! Who asked to be callable, and is not because his claim was not written? Few clients look at what their SUBSCRIBE was
+//! answered: they stay, and nobody reaches them. So each is sent away, to come back and ask anew: once claims are
+//! written again, and until then one at a time, since on a quiet node nobody else finds out. Pure.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use rpc::{QuickSet, Rate, TokenBucket};
+
+/// For so long a client that does look may ask again by itself.
+const OWN_TRY: Duration = Duration::from_secs(10);
+/// How often one is sent away while no claim is written.
+const PROBES: Duration = Duration::from_secs(30);
+
+/// Visitors whose last claim was not written. `V` is how one is reached.
+#[derive(Debug)]
+pub struct Uncalled<V> {
+    /// Since when, and by which visit: the oldest first, and each visit once.
+    waiting: VecDeque<(Instant, u64, V)>,
+    visits: QuickSet<u64>,
+    /// When a claim was written last.
+    written_at: Option<Instant>,
+    probed_at: Option<Instant>,
+    pace: TokenBucket,
+}
+
+impl<V> Uncalled<V> {
+    /// Of nobody yet.
+    pub fn new(now: Instant) -> Self {
+        Uncalled {
+            waiting: VecDeque::new(),
+            visits: QuickSet::default(),
+            written_at: None,
+            probed_at: None,
+            pace: TokenBucket::new(now),
+        }
+    }
+
+    /// This visit's claim was not written.
+    pub fn refused(&mut self, visit: u64, visitor: V, now: Instant) {
+        if self.visits.insert(visit) {
+            self.waiting.push_back((now, visit, visitor));
+        }
+    }
+
+    /// Somebody's claim was.
+    pub fn written(&mut self, now: Instant) {
+        self.written_at = Some(now);
+    }
+
+    /// Whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Who is to be sent away now, if anybody; ask until there is nobody. Who has gone meanwhile, or is callable, is
+    /// passed over.
+    pub fn next(&mut self, is_uncalled: impl Fn(&V) -> bool, rate: Rate, now: Instant) -> Option<V> {
+        while self.due_at().is_some_and(|at| at <= now) {
+            let is_due = |(_, _, visitor): &(Instant, u64, V)| is_uncalled(visitor);
+            let is_uncalled = self.waiting.front().is_some_and(is_due);
+            if is_uncalled && !self.pace.take(rate, now) {
+                return None;
+            }
+            let (since, visit, visitor) = self.waiting.pop_front()?;
+            self.visits.remove(&visit);
+            if is_uncalled {
+                if !self.was_written_after(since) {
+                    self.probed_at = Some(now);
+                }
+                return Some(visitor);
+            }
+        }
+        None
+    }
+
+    /// When to ask [`next`](Self::next) again, unless a claim is written before.
+    pub fn next_tick(&self, rate: Rate, now: Instant) -> Option<Instant> {
+        self.due_at().map(|at| at.max(now + self.pace.wait(rate, now)))
+    }
+
+    fn due_at(&self) -> Option<Instant> {
+        let &(since, ..) = self.waiting.front()?;
+        Some(match self.was_written_after(since) {
+            true => since + OWN_TRY,
+            false => (self.probed_at.unwrap_or(since) + PROBES).max(since + OWN_TRY),
+        })
+    }
+
+    fn was_written_after(&self, since: Instant) -> bool {
+        self.written_at.is_some_and(|written_at| written_at >= since)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATE: Rate = Rate { per_second: 10, burst: 1 };
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn all_leave_paced_once_a_claim_is_written() {
+        let now = Instant::now();
+        let mut uncalled = Uncalled::new(now);
+        (0..3).for_each(|visit| uncalled.refused(visit, visit, now));
+        uncalled.written(now + seconds(1));
+        assert_eq!(uncalled.next_tick(RATE, now), Some(now + OWN_TRY));
+        assert_eq!(uncalled.next(|_| true, RATE, now + OWN_TRY - Duration::from_millis(1)), None);
+        let mut left = Vec::new();
+        let mut at = now;
+        while let Some(next) = uncalled.next_tick(RATE, at) {
+            at = next;
+            left.extend(uncalled.next(|_| true, RATE, at).map(|visit| (visit, (at - now).as_millis())));
+        }
+        assert_eq!(left, [(0, 10_000), (1, 10_100), (2, 10_200)]);
+        assert!(uncalled.is_empty());
+    }
+
+    #[test]
+    fn while_none_is_written_one_leaves_now_and_then() {
+        let now = Instant::now();
+        let mut uncalled = Uncalled::new(now);
+        uncalled.written(now);
+        let refused_at = now + seconds(1);
+        (0..3).for_each(|visit| uncalled.refused(visit, visit, refused_at));
+        assert_eq!(uncalled.next_tick(RATE, refused_at), Some(refused_at + PROBES));
+        let probed_at = refused_at + PROBES;
+        assert_eq!(uncalled.next(|_| true, RATE, probed_at), Some(0));
+        assert_eq!(uncalled.next(|_| true, RATE, probed_at + seconds(1)), None);
+        assert_eq!(uncalled.next_tick(RATE, probed_at), Some(probed_at + PROBES));
+        // It came back, and its claim was written.
+        uncalled.written(probed_at + seconds(2));
+        assert_eq!(uncalled.next(|_| true, RATE, probed_at + seconds(2)), Some(1));
+    }
+
+    #[test]
+    fn who_has_asked_again_or_gone_is_passed_over_and_nobody_waits_twice() {
+        let now = Instant::now();
+        let mut uncalled = Uncalled::new(now);
+        [1, 2, 1, 3].iter().for_each(|visit| uncalled.refused(*visit, *visit, now));
+        uncalled.written(now);
+        assert_eq!(uncalled.next(|visit| *visit != 1, RATE, now + OWN_TRY), Some(2));
+        assert_eq!(uncalled.next(|visit| *visit != 3, RATE, now + OWN_TRY), None);
+        assert!(uncalled.is_empty());
+    }
+}
