@@ -369,9 +369,10 @@ impl Answers {
         let connect_deadline = call.connect_budget_ms.min(longest).starting(arrived);
         let is_fresh = self.kept.is_fresh().await;
         if deadline.has_passed(Instant::now()) {
-            // Its caller has given up, and says so itself.
             span.end_as(HopEnd::Expired);
             meters.expired.increment(1);
+            // Nothing was delivered, so it has not timed out: nothing is said of the target.
+            self.say(inbox, &Outcome::Unavailable, &[]).await;
             return None;
         }
         let ticket = call.ticket.take();
@@ -425,6 +426,7 @@ impl Answers {
         if deadline.has_passed(Instant::now()) {
             span.end_as(HopEnd::Expired);
             meters.expired.increment(1);
+            self.say(inbox, &Outcome::Unavailable, &[]).await;
             return None;
         }
         let refused = match found.zip(to) {
