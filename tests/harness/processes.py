@@ -187,16 +187,21 @@ def run(
     cwd: Path | None = None,
 ) -> "Ran":
     """Runs a command to its end."""
-    ran = subprocess.run(
-        [str(part) for part in command],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=within_s,
-        env=environment(env),
-        cwd=cwd,
-        check=False,
-    )
+    try:
+        ran = subprocess.run(
+            [str(part) for part in command],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=within_s,
+            env=environment(env),
+            cwd=cwd,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as late:
+        # What it had said tells where it hangs; the exception itself shows the beginning alone, and as bytes.
+        out, err = ((said or b"").decode(errors="replace") for said in (late.stdout, late.stderr))
+        raise AssertionError(f"no end within {within_s} s of {' '.join(map(str, command))}\n{out}\n{err}") from None
     return Ran(command, ran.returncode, ran.stdout, ran.stderr)
 
 
