@@ -369,10 +369,7 @@ impl Answers {
         let connect_deadline = call.connect_budget_ms.min(longest).starting(arrived);
         let is_fresh = self.kept.is_fresh().await;
         if deadline.has_passed(Instant::now()) {
-            span.end_as(HopEnd::Expired);
-            meters.expired.increment(1);
-            // Nothing was delivered, so it has not timed out: nothing is said of the target.
-            self.say(inbox, &Outcome::Unavailable, &[]).await;
+            self.end_expired(span, inbox).await;
             return None;
         }
         let ticket = call.ticket.take();
@@ -388,6 +385,13 @@ impl Answers {
         }
         let stamp = ticket.map(|ticket| ticket.stamp());
         Some(Judging { call, body, inbox, span, stamp, deadline, connect_deadline })
+    }
+
+    /// A call's time is over. Nothing was delivered, so it has not timed out: nothing is said of the target.
+    async fn end_expired(&self, span: Span, inbox: Subject) {
+        span.end_as(HopEnd::Expired);
+        self.meters.calls.expired.increment(1);
+        self.say(inbox, &Outcome::Unavailable, &[]).await;
     }
 
     /// The same for an application's call: its key stands in it, and in place of a device's the application's id.
@@ -424,9 +428,7 @@ impl Answers {
             span.says(Says::Target);
         }
         if deadline.has_passed(Instant::now()) {
-            span.end_as(HopEnd::Expired);
-            meters.expired.increment(1);
-            self.say(inbox, &Outcome::Unavailable, &[]).await;
+            self.end_expired(span, inbox).await;
             return None;
         }
         let refused = match found.zip(to) {

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use boot::health::{Health, Part};
 use bus::Request;
 use parking_lot::Mutex;
-use rpc::{NodeReport, NodeState, Order, Pace, Protocol, Rate, wire};
+use rpc::{NodeReport, NodeState, Order, Pace, Protocol, wire};
 use tokio::sync::Notify;
 use tokio::time::sleep_until;
 
 use crate::device::mailbox::Mail;
 use crate::device::sessions::Visitor;
-use crate::device::shed::{Shedding, Step, TOLD_BEFORE, Why};
+use crate::device::shed::{Shedding, Step, TOLD_BEFORE, Why, rate};
 use crate::node::Node;
 use boot::clock::unix_ms;
 
@@ -86,17 +86,14 @@ impl Node {
 
     /// Claims are written.
     pub(crate) fn others_may_ask_anew(&self) {
-        let mut uncalled = self.uncalled.lock();
-        uncalled.written(Instant::now());
-        if !uncalled.is_empty() {
+        if self.uncalled.lock().written(Instant::now()) {
             self.uncalled_changed.notify_one();
         }
     }
 
     /// Sends away whoever is due for not being callable. When there may be more.
     fn send_uncalled_away(&self, now: Instant) -> Option<Instant> {
-        let per_second = self.settings().ingress.shed_per_second;
-        let rate = Rate { per_second, burst: (per_second / 10).max(1) };
+        let rate = rate(self.settings().ingress.shed_per_second);
         let mut uncalled = self.uncalled.lock();
         let is_uncalled = |visitor: &Weak<Visitor>| {
             visitor.upgrade().is_some_and(|it| self.sessions.of_visitor(&it).is_empty())

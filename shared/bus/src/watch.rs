@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, warn};
 
 use crate::bucket::{Bucket, Made, is_marker};
@@ -575,14 +575,12 @@ async fn is_there(bucket: &Bucket, (operation, request): &(String, Value), silen
         sleep(HEAD_START).await;
         while bucket.info().await.map(|_| ()) == expired {}
     };
-    let answered = async {
-        tokio::select! {
-            biased;
-            is_there = asked => is_there,
-            () = overtaken => false,
-        }
-    };
-    timeout_at(silent_from + LONGEST_PATIENCE, answered).await.unwrap_or(false)
+    tokio::select! {
+        biased;
+        is_there = asked => is_there,
+        () = overtaken => false,
+        () = sleep_until(silent_from + LONGEST_PATIENCE) => false,
+    }
 }
 
 /// What a delivery's reply subject says of it:

@@ -54,6 +54,11 @@ impl Why {
     }
 }
 
+/// So many a second, at once no more than in a tenth of that.
+pub fn rate(per_second: u32) -> Rate {
+    Rate { per_second: per_second.max(1), burst: (per_second / 10).max(1) }
+}
+
 /// What is to be said to a visitor that is sent away.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step<V> {
@@ -79,13 +84,12 @@ pub struct Shedding<V> {
 }
 
 impl<V: Clone> Shedding<V> {
-    /// From then on so many a second, at once no more than in a tenth of that. Whoever is busy is pressed after a
+    /// From then on at that [`rate`]. Whoever is busy is pressed after a
     /// quarter of `patience`, and cut off after the whole of it.
     pub fn new(per_second: u32, patience: Duration, begins_at: Instant) -> Self {
-        let rate = Rate { per_second: per_second.max(1), burst: (per_second / 10).max(1) };
         Shedding {
             begins_at,
-            rate,
+            rate: rate(per_second),
             pace: TokenBucket::new(begins_at),
             patience,
             waiting: VecDeque::new(),

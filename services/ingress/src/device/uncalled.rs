@@ -43,14 +43,11 @@ impl<V> Uncalled<V> {
         }
     }
 
-    /// Somebody's claim was.
-    pub fn written(&mut self, now: Instant) {
+    /// Somebody's claim was. Whether somebody is due sooner by that.
+    pub fn written(&mut self, now: Instant) -> bool {
+        let is_news = self.waiting.front().is_some_and(|(since, ..)| !self.was_written_after(*since));
         self.written_at = Some(now);
-    }
-
-    /// Whether nobody waits.
-    pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        is_news
     }
 
     /// Who is to be sent away now, if anybody; ask until there is nobody. Who has gone meanwhile, or is callable, is
@@ -107,7 +104,8 @@ mod tests {
         let now = Instant::now();
         let mut uncalled = Uncalled::new(now);
         (0..3).for_each(|visit| uncalled.refused(visit, visit, now));
-        uncalled.written(now + seconds(1));
+        assert!(uncalled.written(now + seconds(1)), "all are due sooner");
+        assert!(!uncalled.written(now + seconds(2)), "they are already");
         assert_eq!(uncalled.next_tick(RATE, now), Some(now + OWN_TRY));
         assert_eq!(uncalled.next(|_| true, RATE, now + OWN_TRY - Duration::from_millis(1)), None);
         let mut left = Vec::new();
@@ -117,14 +115,14 @@ mod tests {
             left.extend(uncalled.next(|_| true, RATE, at).map(|visit| (visit, (at - now).as_millis())));
         }
         assert_eq!(left, [(0, 10_000), (1, 10_100), (2, 10_200)]);
-        assert!(uncalled.is_empty());
+        assert!(uncalled.waiting.is_empty());
     }
 
     #[test]
     fn while_none_is_written_one_leaves_now_and_then() {
         let now = Instant::now();
         let mut uncalled = Uncalled::new(now);
-        uncalled.written(now);
+        assert!(!uncalled.written(now), "nobody waits");
         let refused_at = now + seconds(1);
         (0..3).for_each(|visit| uncalled.refused(visit, visit, refused_at));
         assert_eq!(uncalled.next_tick(RATE, refused_at), Some(refused_at + PROBES));
@@ -133,7 +131,7 @@ mod tests {
         assert_eq!(uncalled.next(|_| true, RATE, probed_at + seconds(1)), None);
         assert_eq!(uncalled.next_tick(RATE, probed_at), Some(probed_at + PROBES));
         // It came back, and its claim was written.
-        uncalled.written(probed_at + seconds(2));
+        assert!(uncalled.written(probed_at + seconds(2)));
         assert_eq!(uncalled.next(|_| true, RATE, probed_at + seconds(2)), Some(1));
     }
 
@@ -142,9 +140,9 @@ mod tests {
         let now = Instant::now();
         let mut uncalled = Uncalled::new(now);
         [1, 2, 1, 3].iter().for_each(|visit| uncalled.refused(*visit, *visit, now));
-        uncalled.written(now);
+        assert!(uncalled.written(now));
         assert_eq!(uncalled.next(|visit| *visit != 1, RATE, now + OWN_TRY), Some(2));
         assert_eq!(uncalled.next(|visit| *visit != 3, RATE, now + OWN_TRY), None);
-        assert!(uncalled.is_empty());
+        assert!(uncalled.waiting.is_empty());
     }
 }
