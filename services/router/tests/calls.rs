@@ -9,6 +9,7 @@
     reason = "a test may fail by panicking; clippy knows only those who bear the attribute, not their helpers"
 )]
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -18,10 +19,11 @@ use bus::claims::{ClaimStore, Expected};
 use bus::server::{NatsServer, ServerOptions, find_binary};
 use bus::{Bus, BusSettings, Request};
 use bytes::Bytes;
+use futures::StreamExt as _;
 use rpc::{
     Budget, Call, CallId, Claim, Delivery, DeliveryReply, DeviceId, Generation, JudgeReply, JudgeRequest,
-    LeaseRenewal, Limit, NodeId, Outcome, PresenceReply, PresenceRequest, Protocol, Routed, SessionId, Tally,
-    wire,
+    LeaseRenewal, Limit, NodeId, Outcome, PresenceReply, PresenceRequest, Protocol, ReleaseRequest, Routed,
+    SessionId, Tally, wire,
 };
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -284,6 +286,41 @@ async fn a_claim_is_found_the_moment_it_is_written() {
         bench.claim(device(number), here, 1).await;
         assert_eq!(bench.call(device(number), 5000, 0).await.0, Outcome::Answered, "device {number}");
     }
+    bench.stop().await;
+}
+
+/// A node that loses all its devices tells as many releases at once, and a claim waits in the store behind those that
+/// routers have asked for.
+#[tokio::test]
+async fn of_many_releases_few_are_in_the_store_at_once() {
+    const RELEASES: u128 = 1_000;
+    let bench = Bench::start().await;
+    for number in 0..RELEASES {
+        bench.claim(device(number), NodeId(1), 1).await;
+    }
+    let observer = async_nats::connect(bench.nats.url()).await.unwrap();
+    let mut seen = observer.subscribe(">").await.unwrap();
+    observer.flush().await.unwrap();
+    for number in 0..RELEASES {
+        let release =
+            ReleaseRequest { device: device(number), node: NodeId(1), session: SessionId(1), reason: None };
+        bench.bus.tell(bench.bus.subjects().release(), wire::encode(&release, b"")).await.unwrap();
+    }
+    let (mut read, mut removed, mut at_once) = (HashSet::new(), 0, 0);
+    while removed < RELEASES {
+        let message = timeout(PATIENCE, seen.next()).await.expect("all are removed").unwrap();
+        match message.reply {
+            Some(reply) if message.subject.starts_with("$JS.API.DIRECT.GET.") => {
+                read.insert(reply.into_string());
+            }
+            Some(_) if message.subject.starts_with("$KV.") => removed += 1,
+            _ => {
+                read.remove(message.subject.as_str());
+            }
+        }
+        at_once = at_once.max(read.len());
+    }
+    assert!((2..=40).contains(&at_once), "{at_once} reads at once");
     bench.stop().await;
 }
 
