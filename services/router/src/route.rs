@@ -163,7 +163,7 @@ impl Router {
     /// Asks the node that holds the claim, for what is left of the call's time. A call that has waited is judged first.
     pub(crate) fn deliver(&self, mut call: Call, found: Found, started: Instant) {
         if call.payload.verdict.is_some_and(|verdict| call.has_waited || verdict.has_passed(started)) {
-            return self.judge_again(call);
+            return self.judge_again(call, found);
         }
         call.payload.span.handed_to(found.claim.node);
         let head = &call.payload.routed.call;
@@ -202,7 +202,7 @@ impl Router {
             Ok(reply) => match wire::decode::<DeliveryReply>(&reply) {
                 Ok((DeliveryReply::Ended(outcome), answer)) => Ok((outcome, answer)),
                 Ok((DeliveryReply::NotHere, _)) => Err(Refutation::NoSession),
-                Ok((DeliveryReply::Outdated, _)) => return self.judge_again(call),
+                Ok((DeliveryReply::Outdated, _)) => return self.judge_again(call, found),
                 Err(error) => {
                     tracing::error!(%error, node = %found.claim.node, "a node's reply cannot be read");
                     self.0.meters.unreadable.increment(1);
@@ -228,7 +228,7 @@ impl Router {
     }
 
     /// Asks an authorizer whether a call may still be delivered: the world has moved on while it waited.
-    fn judge_again(&self, call: Call) {
+    fn judge_again(&self, call: Call, found: Found) {
         let now = Instant::now();
         let head = &call.payload.routed.call;
         let request = JudgeRequest {
@@ -245,10 +245,10 @@ impl Router {
         let wait = request.budget_ms.as_duration().min(JUDGE_WAIT);
         let question = Question { subject, message, wait, asked: None };
         let router = self.clone();
-        self.0.bus.ask_then(question, move |asked| router.judged(call, asked));
+        self.0.bus.ask_then(question, move |asked| router.judged(call, found, asked));
     }
 
-    fn judged(&self, mut call: Call, asked: Result<Bytes, AskError>) {
+    fn judged(&self, mut call: Call, found: Found, asked: Result<Bytes, AskError>) {
         let reply = asked.map_err(|error| error.to_string());
         let reply =
             reply.and_then(|reply| wire::decode::<JudgeReply>(&reply).map_err(|error| error.to_string()));
@@ -257,7 +257,7 @@ impl Router {
                 self.0.meters.still_allowed.increment(1);
                 call.has_waited = false;
                 call.payload.verdict = Some(holds.starting(Instant::now()));
-                return self.tell(|core, now, actions| core.call(call, now, actions));
+                return self.tell(|core, now, actions| core.allowed(call, found, now, actions));
             }
             Ok((JudgeReply::Refused(outcome), _)) => {
                 self.0.meters.now_refused.increment(1);

@@ -115,7 +115,8 @@ impl ClaimMap {
         self.newest = self.newest.max(revision);
         // It has lost its content and kept its name: its numbers never become lower.
         let begins_anew = revision < self.missing_from && !is(Fault::OldRevisionsCount);
-        self.is_another_store = is_another_store || begins_anew;
+        // Also where it is begun anew before it was told whole, when nothing says so any more.
+        self.is_another_store |= is_another_store || begins_anew;
         (self.revision, self.missing_from) = (revision, revision);
         // Nothing to keep meanwhile, nothing to build beside it.
         self.loading = (!self.current.is_empty()).then(Held::default);
@@ -200,13 +201,14 @@ impl ClaimMap {
     /// All that stood there when the load began has been told. What stood in a lost store is doubted for `doubt`.
     pub fn loaded(&mut self, doubt: Duration, now: Instant) {
         self.is_loaded = true;
+        let was_another_store = std::mem::take(&mut self.is_another_store);
         let Some(loaded) = self.loading.take() else { return };
         let before = std::mem::replace(&mut self.current, loaded);
         self.tallies.clear();
         let claims: Vec<(DeviceId, Claim)> =
             self.current.iter().map(|(device, found)| (*device, found.claim)).collect();
         claims.into_iter().for_each(|(device, claim)| self.count(device, &claim));
-        if self.is_another_store {
+        if was_another_store {
             self.doubtful.extend(before);
             self.doubtful.retain(|device, _| !self.current.contains_key(device));
             self.doubtful_until = Some(now + doubt);
@@ -301,6 +303,23 @@ mod tests {
         assert_eq!(map.len(), 2);
         map.end_doubt(now + Duration::from_secs(1));
         assert_eq!((map.get(device(1)), map.len()), (None, 1));
+    }
+
+    #[test]
+    fn a_load_of_another_store_that_is_begun_again_still_doubts_what_stood_before() {
+        let (mut map, now) = (ClaimMap::default(), Instant::now());
+        map.put(device(1), found(1, 10));
+        map.reset(true, 20);
+        map.lost();
+        // Of the store that it has begun to know.
+        map.reset(false, 21);
+        map.loaded(Duration::from_secs(1), now);
+        assert!(map.standing(device(1)).is_none() && map.get(device(1)).is_some());
+        map.end_doubt(now + Duration::from_secs(1));
+        map.put(device(2), found(1, 22));
+        map.reset(false, 23);
+        map.loaded(Duration::from_secs(1), now);
+        assert!(map.get(device(2)).is_none(), "once told whole, it is the same store");
     }
 
     #[test]

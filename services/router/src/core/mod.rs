@@ -273,6 +273,16 @@ impl<T, R> Core<T, R> {
         }
     }
 
+    /// A call that was judged again is still allowed; it was to go to `found`.
+    pub fn allowed(&mut self, call: Underway<T>, found: Found, now: Instant, actions: &mut Actions<T, R>) {
+        let is_current = self.map.get(call.target).is_none() && !call.has_refuted(found);
+        if is_current && !call.deadline.has_passed(now) {
+            // Known from the store alone. To look it up again may take longer than a verdict holds, each time.
+            return actions.push(Action::Deliver(call, found));
+        }
+        self.call(call, now, actions);
+    }
+
     /// `found` led to no session: nothing was delivered.
     pub fn refuted(
         &mut self,

@@ -165,6 +165,24 @@ fn nobody_is_offline_before_the_store_has_said_so() {
 }
 
 #[test]
+fn a_call_that_is_still_allowed_goes_where_the_store_said() {
+    let mut bench = Bench::new();
+    let call = looked_up(bench.call(5_000, 0));
+    let found = Found { claim: claim(1, 5), revision: 5 };
+    let done = bench.told(|core, now, done| core.looked_up(call, Ok(Some(found)), now, done));
+    let (call, found) = delivered(done);
+    // The router has it judged again first, since the store took its time.
+    let (call, again) = delivered(bench.told(|core, now, done| core.allowed(call, found, now, done)));
+    assert_eq!(again, found, "it is not looked up again");
+    let newer = bench.stands(2, 9);
+    let (call, again) = delivered(bench.told(|core, now, done| core.allowed(call, found, now, done)));
+    assert_eq!(again, newer, "the device has moved meanwhile");
+    bench.now += Duration::from_secs(5);
+    let done = bench.told(|core, now, done| core.allowed(call, found, now, done));
+    assert_eq!(ended(done), Outcome::Unavailable);
+}
+
+#[test]
 fn a_session_that_is_not_there_is_looked_for_in_the_store_and_its_claim_removed() {
     let mut bench = Bench::new();
     bench.live(1);
