@@ -63,9 +63,7 @@ impl Node {
             Claimed::TakenOver | Claimed::Failed => {
                 // It may stand nevertheless.
                 self.tell_release(session.held_as(Generation(0)), None).await;
-                if matches!(claimed, Claimed::Failed) {
-                    self.remains_uncalled(&session.visitor);
-                }
+                self.remains_uncalled(&session.visitor);
                 false
             }
         };
@@ -96,7 +94,7 @@ impl Node {
         give_up: Instant,
     ) -> Claimed {
         let visitor = &session.visitor;
-        let mut may_renew = true;
+        let (mut may_renew, mut is_again) = (true, false);
         loop {
             let now = Instant::now();
             let wait = give_up.saturating_duration_since(now).min(CLAIM_ATTEMPT);
@@ -110,7 +108,9 @@ impl Node {
                 visit: visitor.id,
                 ticket: visitor.ticket(),
                 since_ms: Some(session.since_ms),
+                is_again,
             };
+            is_again = true;
             let why = match self.ask::<ClaimReply>(self.bus.subjects().claim(), &request, wait).await {
                 Ok(ClaimReply::Held { generation, over }) => return Claimed::Held(generation, over),
                 Ok(ClaimReply::TakenOver) => return Claimed::TakenOver,

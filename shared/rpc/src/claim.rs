@@ -72,6 +72,10 @@ pub struct ClaimRequest {
     /// When the session began to become callable, in milliseconds since 1970 on the node's clock.
     #[n(8)]
     pub since_ms: Option<u64>,
+    /// The node has asked for it before: the device may have gone meanwhile, and have become callable elsewhere.
+    #[n(9)]
+    #[cbor(default)]
+    pub is_again: bool,
 }
 
 /// The router's answer to a [`ClaimRequest`].

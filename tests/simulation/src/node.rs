@@ -60,6 +60,7 @@ struct Session {
     target: Target<Option<ReplyTo>>,
     is_told: bool,
     expires_at: Micros,
+    since_ms: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -70,6 +71,8 @@ struct Claiming {
     give_up: Micros,
     may_renew: bool,
     ticket: Ticket,
+    since_ms: u64,
+    is_again: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,13 +186,23 @@ impl Node {
         let (device, client, ticket) = (visitor.device, visitor.client, visitor.ticket);
         let mut target = Target::new(LIMITS, Numbers::after(0));
         target.becomes_callable();
-        let begun = Session { visit, device, client, target, is_told: false, expires_at: 0 };
+        let since_ms = context.wall_ms();
+        let begun = Session { visit, device, client, target, is_told: false, expires_at: 0, since_ms };
         self.sessions.insert(session, begun);
         if is(Fault::ToldBeforeItStands) {
             context.effects.push(Effect::ToClient(client, ToClient::Accepted));
         }
         let give_up = context.at + CLAIM_TIMEOUT;
-        let claiming = Claiming { device, visit, generation: None, give_up, may_renew: true, ticket };
+        let claiming = Claiming {
+            device,
+            visit,
+            generation: None,
+            give_up,
+            may_renew: true,
+            ticket,
+            since_ms,
+            is_again: false,
+        };
         self.ask_for_claim(session, claiming, context);
     }
 
@@ -286,11 +299,11 @@ impl Node {
     // Claims.
 
     fn ask_for_claim(&mut self, session: SessionId, claiming: Claiming, context: &mut Context<'_>) {
-        let Claiming { device, visit, generation, give_up, mut ticket, .. } = claiming;
+        let Claiming { device, visit, generation, give_up, mut ticket, since_ms, is_again, .. } = claiming;
         if let Some(visitor) = self.visitors.get(&visit) {
             ticket = visitor.ticket;
         }
-        let claiming = Claiming { ticket, ..claiming };
+        let claiming = Claiming { ticket, is_again: true, ..claiming };
         self.claiming.insert(session, claiming);
         let wait = give_up.saturating_sub(context.at).min(ATTEMPT);
         let request = ClaimRequest {
@@ -302,7 +315,8 @@ impl Node {
             until: self.wire.until(context.now + Duration::from_micros(wait), context.now),
             visit,
             ticket,
-            since_ms: None,
+            since_ms: Some(since_ms),
+            is_again,
         };
         let payload = Payload::Claim(Box::new(request));
         if let Err(then) = self.wire.ask(Topic::Claim, payload, wait, Then::Claim { session }, context) {
@@ -438,7 +452,7 @@ impl Node {
                 Step::Claim(held) => {
                     let Some(generation) = self.holding.generation(held.session) else { continue };
                     let Some(session) = self.sessions.get(&held.session) else { continue };
-                    let visit = session.visit;
+                    let (visit, since_ms) = (session.visit, session.since_ms);
                     let Some(ticket) = self.visitors.get(&visit).map(|visitor| visitor.ticket) else {
                         continue;
                     };
@@ -451,6 +465,8 @@ impl Node {
                         give_up: context.at + CLAIM_TIMEOUT,
                         may_renew: true,
                         ticket,
+                        since_ms,
+                        is_again: false,
                     };
                     self.ask_for_claim(held.session, claiming, context);
                 }

@@ -7,7 +7,7 @@ use rpc::SessionId;
 
 use crate::client::{ClientId, FromClient, ToClient};
 use crate::history::Event;
-use crate::message::{Message, Micros, Pid, Topic};
+use crate::message::{MS, Message, Micros, Pid, SECOND, Topic};
 
 /// What a process waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +101,11 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
+    /// Its wall clock, in milliseconds since 1970.
+    pub fn wall_ms(&self) -> u64 {
+        self.wall_s * 1_000 + self.at % SECOND / MS
+    }
+
     /// Waits.
     pub fn wait(&mut self, for_us: Micros, timer: Timer) {
         self.effects.push(Effect::Wait(for_us, timer));

@@ -59,6 +59,7 @@ impl Service for Thief {
                     visit: 1,
                     ticket,
                     since_ms: None,
+                    is_again: false,
                 };
                 let claim = Payload::Claim(Box::new(claim));
                 // Nobody needs to hear what is answered.

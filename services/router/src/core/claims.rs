@@ -1,4 +1,5 @@
-//! Whose is a device? Decided over what stands there: the newest session wins, and no clock says which that is.
+//! Whose is a device? Decided over what stands there: the newest session wins, and no clock says which that is, except
+//! of one that asks again.
 
 use rpc::faults::{Fault, is};
 use rpc::{Claim, ClaimRequest, Generation};
@@ -23,6 +24,8 @@ pub fn decide(request: &ClaimRequest, standing: Option<&Claim>, fresh: Generatio
     match own {
         // Asked again, since the answer was lost.
         None if is_own => Decision::Stands(standing.generation),
+        // It gave up there, and its next session was faster. A clock that is wrong costs the device another try.
+        None if request.is_again && standing.since_ms > request.since_ms => Decision::TakenOver,
         None => Decision::Write(fresh),
         Some(own) if is_own && own <= standing.generation => Decision::Stands(standing.generation),
         // Equal ones can only be of a time before the store was lost: either may win, as long as all agree which.
@@ -64,6 +67,7 @@ pub(super) mod tests {
             visit: 1,
             ticket,
             since_ms: None,
+            is_again: false,
         }
     }
 
@@ -76,8 +80,13 @@ pub(super) mod tests {
         Claim { node, session, protocol: Protocol::Mqtt, generation, since_ms: None }
     }
 
+    fn began_at(ms: u64, claim: Claim) -> Option<Claim> {
+        Some(Claim { since_ms: Some(ms), ..claim })
+    }
+
     #[test]
     fn table() {
+        let began = |ms, is_again| ClaimRequest { since_ms: Some(ms), is_again, ..request(1, 1, None) };
         let write = |generation| Decision::Write(Generation(generation));
         let stands = |generation| Decision::Stands(Generation(generation));
         let cases = [
@@ -95,6 +104,10 @@ pub(super) mod tests {
                 Some(claim(1, 2, 6)),
                 Decision::TakenOver,
             ),
+            ("a later one stands", began(1, false), began_at(2, claim(2, 1, 8)), write(9)),
+            ("a later one, asked again", began(1, true), began_at(2, claim(2, 1, 8)), Decision::TakenOver),
+            ("an earlier one, asked again", began(2, true), began_at(1, claim(2, 1, 8)), write(9)),
+            ("one of no time, asked again", began(2, true), Some(claim(2, 1, 8)), write(9)),
         ];
         for (what, request, standing, expected) in cases {
             assert_eq!(decide(&request, standing.as_ref(), Generation(9)), expected, "{what}");

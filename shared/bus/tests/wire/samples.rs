@@ -376,6 +376,7 @@ fn claims() -> Vec<Sample> {
         visit: 5,
         ticket: ticket(),
         since_ms: Some(MS),
+        is_again: true,
     };
     let release =
         ReleaseRequest { device: DEVICE, node: NODE, session: SESSION, reason: Some(SessionEnd::Fault) };
@@ -392,7 +393,13 @@ fn claims() -> Vec<Sample> {
     let mut all = vec![
         head(
             "ClaimRequest, least",
-            ClaimRequest { generation: None, until: None, since_ms: None, ..request.clone() },
+            ClaimRequest {
+                generation: None,
+                until: None,
+                since_ms: None,
+                is_again: false,
+                ..request.clone()
+            },
         ),
         head("ClaimRequest", request),
         head("ClaimReply::Held, least", bare_claim),
