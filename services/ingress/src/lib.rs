@@ -179,9 +179,6 @@ impl Ingress {
         in_background(Box::pin(leaving::send_uncalled_away(Arc::clone(&node))));
         in_background(Box::pin(claims::mend(Arc::clone(&node), differs)));
         in_background(Box::pin(node::recheck_visitors(Arc::clone(&node), recheck)));
-        let bridging = Arc::clone(&node);
-        let bridged = move || bridging.bridges_loss_of_nats();
-        in_background(Box::pin(node.bus.clone().show_lasting_loss(ready.clone(), bridged)));
         let changing = Arc::clone(&node);
         in_background(Box::pin(context.in_force.each(move |settings| changing.settings_changed(settings))));
         let (mqtt, http, coap) = (self.mqtt.address(), self.http.address(), self.coap.address());
@@ -189,6 +186,10 @@ impl Ingress {
         let doors = self.http.listen()?;
         let acceptors = self.mqtts.into_iter().chain([self.mqtt]).map(mqtt::Listener::listen);
         let acceptors = acceptors.collect::<anyhow::Result<Vec<_>>>()?;
+        // Ready from here on, and not before: whoever comes then is not turned away.
+        let bridging = Arc::clone(&node);
+        let bridged = move || bridging.bridges_loss_of_nats();
+        in_background(Box::pin(node.bus.clone().show_lasting_loss(ready.clone(), bridged)));
         tracing::info!(node = %node.id, %mqtt, %http, %coap, mqtts, https, "ingress serves devices");
         if let Some(tls) = self.tls {
             in_background(Box::pin(tls.keep_fresh()));

@@ -100,9 +100,13 @@ impl Devices {
                 return Err(self.full());
             }
         }
-        let admitted = self.node.admit(credential, Protocol::Http, sender).await;
-        let visitor = admitted.map_err(NotLetIn::Refused)?;
-        self.keep(visitor)
+        // A client that goes meanwhile drops what answers it, and no admission may end half-way.
+        let devices = Arc::clone(self);
+        let entered = self.tasks.spawn(async move {
+            let admitted = devices.node.admit(credential, Protocol::Http, sender).await;
+            devices.keep(admitted.map_err(NotLetIn::Refused)?)
+        });
+        entered.await.unwrap_or(Err(NotLetIn::Refused(NotAdmitted::Unavailable)))
     }
 
     /// From now on nobody new is let in. Those who are there are sent away one by one.
