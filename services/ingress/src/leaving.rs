@@ -79,7 +79,8 @@ impl Node {
     /// A visitor's claim was not written. By HTTP and CoAP a client that reads so asks again by itself.
     pub(crate) fn remains_uncalled(&self, visitor: &Arc<Visitor>) {
         if visitor.protocol == Protocol::Mqtt {
-            self.uncalled.lock().refused(visitor.id, Arc::downgrade(visitor), Instant::now());
+            let is_here = |visitor: &Weak<Visitor>| visitor.strong_count() > 0;
+            self.uncalled.lock().refused(visitor.id, Arc::downgrade(visitor), is_here, Instant::now());
             self.uncalled_changed.notify_one();
         }
     }

@@ -340,8 +340,11 @@ impl Node {
                 self.end_outdated(&DeviceState { device: it.device, now });
             }
             Ok(_) => self.end_outdated(&DeviceState { device: visitor.device, now: None }),
-            // Without an answer the visitor stays as he is: the next authorizer to load asks for this again.
-            Err(error) => tracing::debug!(device = %visitor.device, %error, "the visitor was not checked"),
+            // Without an answer the visitor stays as he is, until the next look at tickets.
+            Err(error) => {
+                tracing::debug!(device = %visitor.device, %error, "the visitor was not checked");
+                visitor.doubt_ticket();
+            }
         }
     }
 

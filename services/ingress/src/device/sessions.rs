@@ -44,8 +44,8 @@ pub struct Visitor {
     _place: Place<Party>,
     /// What the device may do as a caller, shared by all its visitors on this node.
     pub caller: Arc<Mutex<CallerLimits>>,
-    /// The authorizer's word for this visit, and since when.
-    ticket: Mutex<(Ticket, Instant)>,
+    /// The authorizer's word for this visit, and since when; none where it was asked for another and gave none.
+    ticket: Mutex<(Ticket, Option<Instant>)>,
 }
 
 impl Visitor {
@@ -56,12 +56,18 @@ impl Visitor {
 
     /// The authorizer has given its word anew.
     pub fn renew_ticket(&self, ticket: Ticket, now: Instant) {
-        *self.ticket.lock() = (ticket, now);
+        *self.ticket.lock() = (ticket, Some(now));
     }
 
-    /// Whether half of the ticket's time is over.
+    /// No authorizer has said whether its word still holds.
+    pub fn doubt_ticket(&self) {
+        self.ticket.lock().1 = None;
+    }
+
+    /// Whether the ticket is to be renewed: half of its time is over, or it is doubted.
     pub fn is_ticket_old(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.ticket.lock().1).as_secs() >= u64::from(TICKET_LASTS_S / 2)
+        let is_old = |since| now.saturating_duration_since(since).as_secs() >= u64::from(TICKET_LASTS_S / 2);
+        self.ticket.lock().1.is_none_or(is_old)
     }
 
     /// Who it is where offenders are counted.
@@ -164,7 +170,7 @@ impl Sessions {
             party: Party::of(identity.tenant, identity.customer),
             _place: place,
             caller: Arc::clone(&on_node.caller),
-            ticket: Mutex::new((identity.ticket, now)),
+            ticket: Mutex::new((identity.ticket, Some(now))),
         });
         on_node.visitors.push(Arc::clone(&visitor));
         visitor
@@ -316,6 +322,7 @@ mod tests {
     use super::*;
     use rpc::{DeviceStanding, Holder, NodeId, Shares, Stamp, TicketKeys};
     use std::task::{Context, Poll, Waker};
+    use std::time::Duration;
     use uuid::Uuid;
 
     const DIGEST: CredentialDigest = [7; 32];
@@ -351,6 +358,18 @@ mod tests {
             Poll::Ready(mail) => Some(mail),
             Poll::Pending => None,
         }
+    }
+
+    #[test]
+    fn a_ticket_is_renewed_in_time_and_once_it_is_doubted() {
+        let (sessions, now) = (Sessions::default(), Instant::now());
+        let visitor = sessions.enter(1, identity(1), DIGEST, Protocol::Mqtt, place(), now);
+        let half = Duration::from_secs(u64::from(TICKET_LASTS_S / 2));
+        assert!(!visitor.is_ticket_old(now) && visitor.is_ticket_old(now + half));
+        visitor.doubt_ticket();
+        assert!(visitor.is_ticket_old(now), "no authorizer has said whether it holds");
+        visitor.renew_ticket(visitor.ticket(), now);
+        assert!(!visitor.is_ticket_old(now));
     }
 
     /// There is one of each for every device that is connected.

@@ -12,12 +12,17 @@ const OWN_TRY: Duration = Duration::from_secs(10);
 /// How often one is sent away while no claim is written.
 const PROBES: Duration = Duration::from_secs(30);
 
+/// From so many on it is looked who has gone, each time that twice as many wait.
+const MANY: usize = 64;
+
 /// Visitors whose last claim was not written. `V` is how one is reached.
 #[derive(Debug)]
 pub struct Uncalled<V> {
     /// Since when, and by which visit: the oldest first, and each visit once.
     waiting: VecDeque<(Instant, u64, V)>,
     visits: QuickSet<u64>,
+    /// With so many it is looked who has gone.
+    look_at: usize,
     /// When a claim was written last.
     written_at: Option<Instant>,
     probed_at: Option<Instant>,
@@ -30,14 +35,20 @@ impl<V> Uncalled<V> {
         Uncalled {
             waiting: VecDeque::new(),
             visits: QuickSet::default(),
+            look_at: MANY,
             written_at: None,
             probed_at: None,
             pace: TokenBucket::new(now),
         }
     }
 
-    /// This visit's claim was not written.
-    pub fn refused(&mut self, visit: u64, visitor: V, now: Instant) {
+    /// This visit's claim was not written. While none is, nobody leaves the queue in his turn: so those who have gone
+    /// are left out when there are many.
+    pub fn refused(&mut self, visit: u64, visitor: V, is_here: impl Fn(&V) -> bool, now: Instant) {
+        if self.waiting.len() >= self.look_at {
+            self.waiting.retain(|(_, visit, visitor)| is_here(visitor) || !self.visits.remove(visit));
+            self.look_at = MANY.max(2 * self.waiting.len());
+        }
         if self.visits.insert(visit) {
             self.waiting.push_back((now, visit, visitor));
         }
@@ -103,7 +114,7 @@ mod tests {
     fn all_leave_paced_once_a_claim_is_written() {
         let now = Instant::now();
         let mut uncalled = Uncalled::new(now);
-        (0..3).for_each(|visit| uncalled.refused(visit, visit, now));
+        (0..3).for_each(|visit| uncalled.refused(visit, visit, |_| true, now));
         assert!(uncalled.written(now + seconds(1)), "all are due sooner");
         assert!(!uncalled.written(now + seconds(2)), "they are already");
         assert_eq!(uncalled.next_tick(RATE, now), Some(now + OWN_TRY));
@@ -124,7 +135,7 @@ mod tests {
         let mut uncalled = Uncalled::new(now);
         assert!(!uncalled.written(now), "nobody waits");
         let refused_at = now + seconds(1);
-        (0..3).for_each(|visit| uncalled.refused(visit, visit, refused_at));
+        (0..3).for_each(|visit| uncalled.refused(visit, visit, |_| true, refused_at));
         assert_eq!(uncalled.next_tick(RATE, refused_at), Some(refused_at + PROBES));
         let probed_at = refused_at + PROBES;
         assert_eq!(uncalled.next(|_| true, RATE, probed_at), Some(0));
@@ -139,10 +150,23 @@ mod tests {
     fn who_has_asked_again_or_gone_is_passed_over_and_nobody_waits_twice() {
         let now = Instant::now();
         let mut uncalled = Uncalled::new(now);
-        [1, 2, 1, 3].iter().for_each(|visit| uncalled.refused(*visit, *visit, now));
+        [1, 2, 1, 3].iter().for_each(|visit| uncalled.refused(*visit, *visit, |_| true, now));
         assert!(uncalled.written(now));
         assert_eq!(uncalled.next(|visit| *visit != 1, RATE, now + OWN_TRY), Some(2));
         assert_eq!(uncalled.next(|visit| *visit != 3, RATE, now + OWN_TRY), None);
         assert!(uncalled.waiting.is_empty());
+    }
+
+    #[test]
+    fn those_who_have_gone_do_not_pile_up_while_no_claim_is_written() {
+        let now = Instant::now();
+        let mut uncalled = Uncalled::new(now);
+        // One of ten stays.
+        for visit in 0..10_000 {
+            uncalled.refused(visit, visit, |visit| visit % 10 == 0, now);
+            let stay = usize::try_from(visit / 10 + 1).unwrap();
+            assert!(uncalled.waiting.len() <= MANY.max(2 * stay) + 1, "{} wait", uncalled.waiting.len());
+            assert_eq!(uncalled.visits.len(), uncalled.waiting.len());
+        }
     }
 }
