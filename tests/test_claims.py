@@ -9,7 +9,7 @@ import pytest
 from harness import said
 from harness.devices import PahoV5, PahoV311
 from harness.devices.device import answering, echo
-from harness.raw_mqtt import DISCONNECT, PUBLISH
+from harness.raw_mqtt import DISCONNECT, PUBLISH, SUBACK
 from harness.waiting import until
 
 REQUESTS = "v1/devices/me/rpc/request/+"
@@ -209,6 +209,39 @@ def test_a_node_that_slept_too_long_claims_again(new_cluster, device):
     assert caller.send_msg(family.c, "3").text() == '"here"'
     assert sleeping.admin.value("switchboard_claims_lacking_total") > 0
     assert not target.ended.is_set()
+
+
+def test_a_session_whose_client_has_gone_takes_nothing_back(new_cluster, raw):
+    cluster = new_cluster(nodes=2)
+    (router,) = cluster.routers
+    left, now_at = cluster.nodes
+    families = [cluster.accounts.family() for _ in range(4)]
+    devices = [identity for family in families for identity in (family.a, family.b, family.c)]
+
+    def connected(node):
+        sessions = [raw(node.mqtt_port, 5) for _ in devices]
+        for session, identity in zip(sessions, devices, strict=True):
+            assert session.connect(identity.token).code == 0
+        return sessions
+
+    older, newer = connected(left), connected(now_at)
+    # No router answers. Each client gives up at one node, which goes on to ask for its claim, and asks at the other.
+    router.process.signal(signal.SIGSTOP)
+    for session in older:
+        session.send_subscribe(REQUESTS)
+        session.socket.close()
+        time.sleep(0.05)
+    for session in newer:
+        session.send_subscribe(REQUESTS)
+        time.sleep(0.05)
+    time.sleep(1)
+    router.process.signal(signal.SIGCONT)
+    for session in newer:
+        assert session.expect(SUBACK).codes == [0]
+    asked = "switchboard_claim_seconds_count"
+    until("the other node has asked for the last time", lambda: left.admin.value(asked) == len(devices))
+    for session in newer:
+        session.ping()
 
 
 def test_a_router_that_has_just_started_knows_every_claim(new_cluster, device):

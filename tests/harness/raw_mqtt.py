@@ -80,8 +80,11 @@ class RawMqtt:
         return self.expect(CONNACK)
 
     def subscribe(self, *filters: str, qos: int = 0) -> Packet:
-        self.send(packet(SUBSCRIBE, self._id() + self._props() + b"".join(text(f) + bytes([qos]) for f in filters), 2))
+        self.send_subscribe(*filters, qos=qos)
         return self.expect(SUBACK)
+
+    def send_subscribe(self, *filters: str, qos: int = 0) -> None:
+        self.send(packet(SUBSCRIBE, self._id() + self._props() + b"".join(text(f) + bytes([qos]) for f in filters), 2))
 
     def unsubscribe(self, *filters: str) -> Packet:
         self.send(packet(UNSUBSCRIBE, self._id() + self._props() + b"".join(map(text, filters)), 2))
