@@ -180,6 +180,16 @@ def test_over_3_1_1_the_node_waits_for_its_rate(slow, connected):
     assert [it.packet_id for it in acknowledged if it.kind == PUBACK] == [id_of(it) for it in messages]
 
 
+@VERSIONS
+def test_at_qos_0_a_store_that_is_sent_too_fast_is_handed_up_whole(slow, connected, version):
+    device = slow.accounts.family().a
+    client = connected(device, version, cluster=slow)
+    with NatsListener(slow.nats.url, f"swb.uplink.*.{device.id}.telemetry") as listener:
+        client.send(b"".join(client.message(TELEMETRY, f'{{"n":{n}}}', 0) for n in range(12)))
+        assert [json.loads(listener.next()[1])["n"] for _ in range(12)] == list(range(12))
+    client.ping()
+
+
 def test_a_v5_client_is_told_that_it_is_too_fast(slow, connected):
     client = connected(slow.accounts.family().a, 5, cluster=slow)
     client.send(b"".join(client.message(TELEMETRY, "{}", 1) for _ in range(3)))

@@ -157,7 +157,7 @@ declare::settings! {
         /// one above ends as "Too many requests!". 0: as often as a hundred devices may call.
         calls_per_second_per_customer: u32 = 0, 0..=100_000_000, reloaded;
         /// Telemetry and attributes messages a second that one device may send on average on one node (a token
-        /// bucket); one above is refused (MQTT 5: 0x97, or left out at QoS 0). 0: no limit.
+        /// bucket); one above is refused, or waits where its device cannot be told (MQTT 3.1.1, QoS 0). 0: no limit.
         uplinks_per_second_per_device: u32 = 100, 0..=1_000_000, reloaded;
         /// Telemetry and attributes messages that one device may send at once after a pause.
         uplink_burst_per_device: u32 = 200, 1..=1_000_000, reloaded;

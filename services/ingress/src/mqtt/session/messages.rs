@@ -1,5 +1,5 @@
 //! What becomes of a message from the client? It is known again, taken by its topic, and acknowledged; where there is
-//! no room for it, MQTT 5 is told so, and 3.1.1, which cannot be, is not read until there is.
+//! no room for it, MQTT 5 is told so at QoS 1, and who cannot be told is not read until there is.
 
 use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
@@ -116,12 +116,12 @@ impl Session {
             }
             Err(RefusedUplink::TooOften(limit)) => {
                 self.effects.push_back(Effect::LimitHit(limit));
-                if version == Version::V3 && !at_most_once {
-                    let token = Duration::from_secs(1) / self.limits.device.uplink_rate.per_second.max(1);
-                    self.held = Some(Box::new(Held { publish, until: Some(now + token) }));
-                } else {
+                if version == Version::V5 && !at_most_once {
                     let why = "too many messages a second";
                     self.refuse_message(&publish, PublishAckReason::QuotaExceeded, why, now);
+                } else {
+                    let token = Duration::from_secs(1) / self.limits.device.uplink_rate.per_second.max(1);
+                    self.held = Some(Box::new(Held { publish, until: Some(now + token) }));
                 }
             }
         }

@@ -132,7 +132,7 @@ pub struct PendingUnsubscribe {
     existed: Vec<bool>,
 }
 
-/// A message over 3.1.1 for which there is no room: nothing is read behind it.
+/// A message for which there is no room, and whose client cannot be told so: nothing is read behind it.
 #[derive(Debug)]
 struct Held {
     publish: Publish,

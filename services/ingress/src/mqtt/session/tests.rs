@@ -673,49 +673,38 @@ fn over_3_1_1_nothing_is_read_behind_a_message_that_has_no_room() {
 }
 
 #[test]
-fn over_3_1_1_a_message_that_comes_too_soon_waits_for_its_time() {
-    let now = Instant::now();
-    let mut session = session(Version::V3, 10, now);
-    let mut limits = limits();
-    limits.receive_maximum = 100;
-    limits.device.uplink_rate = Rate { per_second: 10, burst: 2 };
-    session.limits = Arc::new(limits);
-    let mut bytes = BytesMut::new();
-    for id in 1..=4 {
-        bytes.unsplit(sent(Version::V3, at(QoS::AtLeastOnce, TELEMETRY, id, "{}")));
-    }
-    session.received(&mut bytes, MAX, now);
-    let counts = |session: &mut Session| {
-        let effects = effects(session);
-        let count = |is: fn(&Effect) -> bool| effects.iter().filter(|it| is(it)).count();
-        (
-            count(|it| matches!(it, Effect::Uplink(..))),
-            count(|it| matches!(it, Effect::LimitHit(Limit::UplinkRate))),
-        )
-    };
-    assert_eq!((counts(&mut session), session.wants_input()), ((2, 1), false));
-    assert_eq!(session.next_tick(), now + Duration::from_millis(100));
-    for step in 1..=2 {
-        let now = now + Duration::from_millis(100 * step);
-        session.tick(now);
+fn a_message_that_comes_too_soon_waits_for_its_time_where_its_client_cannot_be_told() {
+    let qos_0 = QoS::AtMostOnce;
+    for (version, qos) in [(Version::V3, QoS::AtLeastOnce), (Version::V3, qos_0), (Version::V5, qos_0)] {
+        let now = Instant::now();
+        let mut session = session(version, 10, now);
+        let mut limits = limits();
+        limits.receive_maximum = 100;
+        limits.device.uplink_rate = Rate { per_second: 10, burst: 2 };
+        session.limits = Arc::new(limits);
+        let mut bytes = BytesMut::new();
+        for id in 1..=4 {
+            bytes.unsplit(sent(version, at(qos, TELEMETRY, id, "{}")));
+        }
         session.received(&mut bytes, MAX, now);
-        assert_eq!(counts(&mut session), (1, usize::from(step == 1)), "{step}");
+        let counts = |session: &mut Session| {
+            let effects = effects(session);
+            let count = |is: fn(&Effect) -> bool| effects.iter().filter(|it| is(it)).count();
+            (
+                count(|it| matches!(it, Effect::Uplink(..))),
+                count(|it| matches!(it, Effect::LimitHit(Limit::UplinkRate))),
+            )
+        };
+        assert_eq!((counts(&mut session), session.wants_input()), ((2, 1), false), "{version:?} {qos:?}");
+        assert_eq!(session.next_tick(), now + Duration::from_millis(100));
+        for step in 1..=2 {
+            let now = now + Duration::from_millis(100 * step);
+            session.tick(now);
+            session.received(&mut bytes, MAX, now);
+            assert_eq!(counts(&mut session), (1, usize::from(step == 1)), "{step}");
+        }
+        assert!(session.wants_input() && bytes.is_empty());
     }
-    assert!(session.wants_input() && bytes.is_empty());
-}
-
-#[test]
-fn at_qos_0_what_comes_too_soon_is_gone() {
-    let now = Instant::now();
-    let mut session = session(Version::V3, 10, now);
-    let mut limits = limits();
-    limits.device.uplink_rate = Rate { per_second: 10, burst: 1 };
-    session.limits = Arc::new(limits);
-    for _ in 0..2 {
-        session.received(&mut sent(Version::V3, at(QoS::AtMostOnce, TELEMETRY, 0, "{}")), MAX, now);
-    }
-    assert!(matches!(effects(&mut session)[..], [Effect::Uplink(..), Effect::LimitHit(Limit::UplinkRate)]));
-    assert!(session.wants_input());
 }
 
 #[test]
