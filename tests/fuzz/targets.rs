@@ -106,6 +106,8 @@ pub(crate) fn coap_endpoint(data: &[u8]) {
         EndpointLimits { device: DeviceLimits { max_calls_per_caller: 8, ..device_limits() }, coap },
         1,
         1,
+        1,
+        now,
     );
     let caller = Arc::new(Mutex::new(CallerLimits::new(now)));
     let (mut rest, mut trusted, mut strangers) = (data, HashSet::new(), (0, 0));

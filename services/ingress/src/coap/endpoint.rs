@@ -20,6 +20,7 @@ use super::observations::Observations;
 use super::reply;
 use super::request::{self, Parsed, Resource};
 use super::requests::{LARGEST_BLOCK, Origin, Requests};
+use super::sequence::Sequence;
 use super::tally::{Arrival, Event, Held, Tally};
 use crate::device::admit::{NotAdmitted, digest};
 use crate::device::caller::CallerLimits;
@@ -37,9 +38,13 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// An endpoint that nobody has spoken to, at the node with this tag. `seed` must not be guessable.
-    pub fn new(limits: EndpointLimits, node_tag: u16, seed: u64) -> Self {
-        Endpoint { requests: Requests::new(limits, node_tag, seed), observations: Observations::default() }
+    /// An endpoint that nobody has spoken to, at the node with this tag; the clock says `unix_ms`. `seed` must not be
+    /// guessable.
+    pub fn new(limits: EndpointLimits, node_tag: u16, seed: u64, unix_ms: u64, now: Instant) -> Self {
+        Endpoint {
+            requests: Requests::new(limits, node_tag, seed),
+            observations: Observations::new(Sequence::new(unix_ms, now)),
+        }
     }
 
     /// The limits have changed.
@@ -191,7 +196,7 @@ impl Endpoint {
         match (asked.method, asked.resource, asked.observe) {
             (Code::GET, Resource::Attributes, observe) => {
                 let response = match observe {
-                    Some(0) => observations.attributes(),
+                    Some(0) => observations.attributes(now),
                     _ => reply::attributes(None),
                 };
                 return requests.respond(&origin, Some(visitor), response, now);

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use boot::clock::unix_ms;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::{AbortHandle, Abortable};
@@ -107,7 +108,7 @@ impl Listener {
         let (handed, answers) = mpsc::channel(1);
         let relay_node = Arc::clone(&node);
         let mut endpoint_loop = Loop {
-            endpoint: Endpoint::new(limits(&node), node.id.tag(), seed),
+            endpoint: Endpoint::new(limits(&node), node.id.tag(), seed, unix_ms(), Instant::now()),
             metrics: CoapMetrics::register(),
             socket: self.socket,
             node,

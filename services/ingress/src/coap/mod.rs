@@ -1,8 +1,9 @@
 //! CoAP over UDP: the device API framed by RFC 7252, 7641 (Observe) and 7959 (blocks).
 //!
 //! `codec`, `request` and `reply` read and write messages. The pure machine `endpoint` joins `requests` and
-//! `observations`, each of an `observer`; both speak through `link`, whose message layer is `messages` and which keeps
-//! what goes in `blocks`. `listener` is the one loop that performs what the endpoint asks for.
+//! `observations`, each of an `observer` and all numbered by one `sequence`; both speak through `link`, whose message
+//! layer is `messages` and which keeps what goes in `blocks`. `listener` is the one loop that performs what the
+//! endpoint asks for.
 
 pub mod blocks;
 pub mod codec;
@@ -15,6 +16,7 @@ pub mod observer;
 pub mod reply;
 pub mod request;
 pub mod requests;
+pub mod sequence;
 pub mod tally;
 #[cfg(test)]
 mod world;

@@ -11,10 +11,11 @@ use rpc::{Limit, SessionEnd};
 use super::blocks::{TransferKey, part};
 use super::codec::{self, Block, Code, Kind, Response, Token};
 use super::link::{Effect, ObserverKey, Owner, RequestId};
-use super::observer::{Observer, Settled, next_sequence};
+use super::observer::{Observer, Settled};
 use super::reply;
 use super::request::Resource;
 use super::requests::{Doing, LARGEST_BLOCK, Origin, Requests};
+use super::sequence::Sequence;
 use super::tally::Event;
 use crate::device::mailbox::Incoming;
 use crate::device::target::{AnswerTaken, Numbers, Target, TargetLimits};
@@ -33,7 +34,7 @@ enum Timer {
 }
 
 /// All observations.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Observations {
     /// Boxed: a map has room for up to twice as many as it holds.
     observers: HashMap<ObserverKey, Box<Observer>>,
@@ -42,11 +43,22 @@ pub struct Observations {
     ending: HashMap<ObserverKey, Vec<RequestId>>,
     timers: BinaryHeap<Reverse<(Instant, Timer)>>,
     last_key: u64,
-    /// Of observations of attributes, all together.
-    last_sequence: u32,
+    sequence: Sequence,
 }
 
 impl Observations {
+    /// None yet; what they are told is numbered so.
+    pub fn new(sequence: Sequence) -> Self {
+        Observations {
+            observers: HashMap::new(),
+            registrations: HashMap::new(),
+            ending: HashMap::new(),
+            timers: BinaryHeap::new(),
+            last_key: 0,
+            sequence,
+        }
+    }
+
     /// How many observe.
     pub fn len(&self) -> usize {
         self.observers.len()
@@ -63,9 +75,8 @@ impl Observations {
     }
 
     /// Observe 0 of attributes: granted, and there is never anything to tell.
-    pub fn attributes(&mut self) -> Response {
-        self.last_sequence = next_sequence(self.last_sequence);
-        reply::attributes(Some(self.last_sequence))
+    pub fn attributes(&mut self, now: Instant) -> Response {
+        reply::attributes(Some(self.sequence.next(now)))
     }
 
     /// Observe 0 of calls: registers, or refreshes what is registered.
@@ -79,7 +90,7 @@ impl Observations {
             // RFC 7641 §4.1: the same again refreshes it.
             observer.heard_at = now;
             if observer.live {
-                let response = observer.registered();
+                let response = reply::observes(self.sequence.next(now));
                 return requests.respond(&origin, Some(visitor), response, now);
             }
             if let Some(id) = requests.begin(origin, visitor, Doing::Claiming, now)
@@ -134,8 +145,11 @@ impl Observations {
             None => {}
         }
         for request in waiters {
-            let registered = self.observers.get_mut(&key).map(|it| it.registered());
-            requests.finish(request, registered.unwrap_or_else(|| reply::refusal(Refusal::Unavailable)), now);
+            let response = match self.observers.contains_key(&key) {
+                true => reply::observes(self.sequence.next(now)),
+                false => reply::refusal(Refusal::Unavailable),
+            };
+            requests.finish(request, response, now);
         }
         if self.observers.contains_key(&key) {
             self.schedule_check(key, requests, now);
@@ -177,7 +191,7 @@ impl Observations {
     fn advance(&mut self, key: ObserverKey, requests: &mut Requests, now: Instant) {
         let Some(observer) = self.observers.get_mut(&key) else { return };
         if observer.live && !observer.is_notifying() {
-            notify(key, observer, requests, now);
+            notify(key, observer, &mut self.sequence, requests, now);
         }
         requests.link.conclude(&mut observer.target);
         self.schedule_calls(key);
@@ -443,7 +457,13 @@ impl Observations {
 }
 
 /// Sends an observer its next call, if one waits.
-fn notify(key: ObserverKey, observer: &mut Observer, requests: &mut Requests, now: Instant) {
+fn notify(
+    key: ObserverKey,
+    observer: &mut Observer,
+    sequence: &mut Sequence,
+    requests: &mut Requests,
+    now: Instant,
+) {
     let Some((number, call)) = observer.target.next(now) else { return };
     let mut whole =
         Response::json(Code::CONTENT, call.message(Some(number), requests.limits.device.tells_caller, now));
@@ -459,7 +479,7 @@ fn notify(key: ObserverKey, observer: &mut Observer, requests: &mut Requests, no
         link.transfers.offer(body, whole.clone(), now);
         whole = part(&whole, block).unwrap_or(whole);
     }
-    let notification = Response { observe: Some(observer.next_sequence()), ..whole };
+    let notification = Response { observe: Some(sequence.next(now)), ..whole };
     let write = |id| notification.write(Kind::Confirmable, id, token);
     let id = match observer.ping().and_then(|ping| link.messages.replace(source, ping, write)) {
         Some((id, datagram)) => {

@@ -1,12 +1,12 @@
 //! Is who observes called as RFC 7641 and the device API say, from registration to the end?
 
-use coap_lite::{MessageType, Packet};
+use coap_lite::MessageType;
 use rpc::Limit;
 
 use super::*;
 use crate::coap::codec::option;
 use crate::coap::world::{
-    From, GET, GET_TIME, NODE_TAG, POST, RPC, To, World, con, empty, from, limits, ms, number_of, peer,
+    From, GET, GET_TIME, NODE_TAG, POST, RPC, To, World, con, empty, limits, ms, number_of, peer,
 };
 use crate::device::mailbox::EndReason;
 use crate::device::target::Conclusion;
@@ -54,13 +54,9 @@ fn attributes_are_none_and_whoever_observes_them_costs_nothing() {
     let mut world = World::new();
     let path = "api/v1/TOKEN/attributes";
     let observes = |world: &mut World, message: &To| {
-        world.endpoint.received(peer(1), &message.bytes(), world.now);
-        let effects = std::iter::from_fn(|| world.endpoint.next_effect());
-        let datagrams: Vec<Bytes> =
-            effects.filter_map(|it| if let Effect::Send(_, it) = it { Some(it) } else { None }).collect();
-        let packet = Packet::from_bytes(&datagrams[0]).unwrap();
-        assert_eq!((from(peer(1), &datagrams[0]).short(), datagrams.len()), ("A 2.05 {}".into(), 1));
-        packet.get_observe_value().map(Result::unwrap)
+        let said = world.says(1, message);
+        assert_eq!((said[0].short(), said.len()), ("A 2.05 {}".into(), 1));
+        said[0].observe
     };
     world.says(1, &con(1, GET, path));
     let keys = |it: &[u8]| con(2, GET, path).option(option::URI_QUERY, it);
@@ -76,13 +72,27 @@ fn attributes_are_none_and_whoever_observes_them_costs_nothing() {
     let before = held(&world);
     for id in 1..=1_000u16 {
         let token = id.to_be_bytes();
-        let sequence = observes(&mut world, &con(id, GET, path).token(&token).observe(b""));
-        assert_eq!(sequence, Some(id.into()), "fresher than the one before");
+        assert!(observes(&mut world, &con(id, GET, path).token(&token).observe(b"")).is_some());
     }
     assert_eq!(held(&world), before);
     assert_eq!(observes(&mut world, &con(1, GET, path).token(b"a").observe(b"\x01")), None);
     assert_eq!(world.pass(ms(700_000)), []);
     assert!(world.short(1, &con(9, GET, "api/v1/NOBODY/attributes").observe(b""))[0].starts_with("A 4.01"));
+}
+
+#[test]
+fn what_is_told_under_a_token_is_newer_than_whatever_was_before() {
+    let mut world = World::new();
+    let mut numbers = Vec::new();
+    for id in [1, 3, 5] {
+        let registered = world.says(1, &con(id, GET, RPC).token(b"obs").observe(b""));
+        let called = world.calls(*world.claims.last().unwrap(), 10_000, false, "1");
+        world.says(1, &con(id + 1, GET, RPC).token(b"obs").observe(b"\x01"));
+        let attributes = con(id, GET, "api/v1/TOKEN/attributes").token(b"obs").observe(b"");
+        let told = [&registered[0], &called[0], &world.says(1, &attributes)[0]];
+        numbers.extend(told.map(|it| it.observe.unwrap()));
+    }
+    assert!(numbers.is_sorted_by(|one, next| one < next), "{numbers:?}");
 }
 
 #[test]

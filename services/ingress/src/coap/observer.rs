@@ -5,14 +5,11 @@ use std::time::Instant;
 
 use rpc::SessionEnd;
 
-use super::codec::{Code, Response, Token};
+use super::codec::Token;
 use super::link::RequestId;
 use crate::device::mailbox::Router;
 use crate::device::target::Target;
 use crate::device::visitors::Key;
-
-/// Sequence numbers of notifications have 24 bits (RFC 7641 §3.4).
-const MAX_SEQUENCE: u32 = 0xff_ffff;
 
 /// One observation (RFC 7641).
 #[derive(Debug)]
@@ -35,7 +32,6 @@ pub struct Observer {
     pub heard_at: Instant,
     /// For when a timer is set that looks for calls out of time.
     pub expiry_timer: Option<Instant>,
-    sequence: u32,
     under_way: Option<UnderWay>,
 }
 
@@ -67,11 +63,6 @@ pub enum Settled {
     Rejected(u32),
 }
 
-/// The sequence number behind this one.
-pub fn next_sequence(last: u32) -> u32 {
-    (last + 1) & MAX_SEQUENCE
-}
-
 impl Observer {
     /// An observation whose claim does not stand yet, asked for by `request`.
     pub fn new(
@@ -94,20 +85,8 @@ impl Observer {
             target,
             heard_at: now,
             expiry_timer: None,
-            sequence: 0,
             under_way: None,
         }
-    }
-
-    /// The response to a registration.
-    pub fn registered(&mut self) -> Response {
-        Response { observe: Some(self.next_sequence()), ..Response::new(Code::CONTENT) }
-    }
-
-    /// The next notification's sequence number.
-    pub fn next_sequence(&mut self) -> u32 {
-        self.sequence = next_sequence(self.sequence);
-        self.sequence
     }
 
     /// A call is under way.
@@ -256,12 +235,5 @@ mod tests {
         assert_eq!((it.was_not_fetched(3), it.is_notifying()), (true, false));
         it.notifies(4, 13, None);
         assert_eq!((it.no_longer_notifies(12), it.no_longer_notifies(13)), (None, Some(4)));
-    }
-
-    #[test]
-    fn sequence_numbers_stay_in_24_bits() {
-        let mut it = observer();
-        it.sequence = MAX_SEQUENCE - 1;
-        assert_eq!([it.next_sequence(), it.next_sequence(), it.next_sequence()], [MAX_SEQUENCE, 0, 1]);
     }
 }

@@ -72,6 +72,11 @@ pub fn refused(code: Code, text: &str) -> Response {
     said(code, serde_json::to_vec(&Error { error: text }).unwrap_or_default().into())
 }
 
+/// The device observes its calls from now on, and this is the number of that.
+pub fn observes(sequence: u32) -> Response {
+    Response { observe: Some(sequence), ..Response::new(Code::CONTENT) }
+}
+
 /// The device's attributes: none are kept, so whoever observes them, with this sequence number, has nothing to hear of
 /// and costs nothing.
 pub fn attributes(observe: Option<u32>) -> Response {

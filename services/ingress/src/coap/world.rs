@@ -25,6 +25,9 @@ use crate::device_api::Request;
 /// Names the endpoint's node.
 pub(super) const NODE_TAG: u16 = 0x2a5;
 
+/// When it begins, in milliseconds since 1970.
+pub(super) const UNIX_MS: u64 = 1_480_000_000_000;
+
 pub(super) const GET: u8 = 1;
 pub(super) const POST: u8 = 2;
 pub(super) const RPC: &str = "api/v1/TOKEN/rpc";
@@ -120,6 +123,8 @@ pub(super) struct From {
     pub(super) code: String,
     pub(super) id: u16,
     pub(super) token: Vec<u8>,
+    pub(super) observe: Option<u32>,
+    pub(super) format: Option<u8>,
     pub(super) body: String,
     pub(super) bytes: usize,
 }
@@ -144,6 +149,8 @@ pub(super) fn from(to: SocketAddr, datagram: &Bytes) -> From {
         code: packet.header.code.to_string(),
         id: packet.header.message_id,
         token: packet.get_token().to_vec(),
+        observe: packet.get_observe_value().map(Result::unwrap),
+        format: packet.get_first_option(CoapOption::ContentFormat).map(|it| it[0]),
         body: String::from_utf8(packet.payload).unwrap(),
         bytes: datagram.len(),
     }
@@ -180,7 +187,7 @@ impl World {
         let now = Instant::now();
         let known = ["TOKEN", "OTHER"].map(|token| digest(token.as_bytes()));
         World {
-            endpoint: Endpoint::new(limits, NODE_TAG, 42),
+            endpoint: Endpoint::new(limits, NODE_TAG, 42, UNIX_MS, now),
             now,
             callers: known.map(|it| (it, Arc::new(Mutex::new(CallerLimits::new(now))))).into(),
             prompt: true,
