@@ -122,6 +122,11 @@ impl Transfers {
         Upload::Continue
     }
 
+    /// Whether blocks of this body are held.
+    pub fn holds(&self, key: &TransferKey) -> bool {
+        self.held.contains_key(key)
+    }
+
     /// Keeps a response whose payload is too long for one datagram, to be fetched by [`block`](Self::block).
     pub fn offer(&mut self, key: TransferKey, response: Response, now: Instant) {
         self.insert(key, Body::Download(response), now);

@@ -166,7 +166,14 @@ impl Endpoint {
     }
 
     /// Performs a request of a visitor.
-    fn proceed(&mut self, origin: Origin, visitor: Key, asked: &Parsed<'_>, payload: &Bytes, now: Instant) {
+    fn proceed(
+        &mut self,
+        mut origin: Origin,
+        visitor: Key,
+        asked: &Parsed<'_>,
+        payload: &Bytes,
+        now: Instant,
+    ) {
         let (requests, observations) = (&mut self.requests, &mut self.observations);
         requests.visitors.touch(visitor, now);
         if let Some(wanted) = asked.block2.filter(|it| it.number > 0) {
@@ -205,7 +212,7 @@ impl Endpoint {
             (Code::GET, ..) => return observations.deregister(origin, visitor, requests, now),
             _ => {}
         }
-        let Some(body) = requests.body(&origin, visitor, asked, payload, now) else { return };
+        let Some(body) = requests.body(&mut origin, visitor, asked, payload, now) else { return };
         match (asked.resource, asked.resource.uplink()) {
             (_, Some(kind)) => requests.hand_up(origin, visitor, kind, body, now),
             (Resource::Answer(number), _) => {

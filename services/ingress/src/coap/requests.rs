@@ -48,6 +48,8 @@ pub struct Origin {
     method: Code,
     resource: Resource,
     block1: Option<Block>,
+    /// The blocks that came before it are not held any more: performed again, it would be another request.
+    ends_upload: bool,
 }
 
 impl Origin {
@@ -177,6 +179,7 @@ impl Requests {
             method: message.code,
             resource: Resource::Discovery,
             block1: None,
+            ends_upload: false,
         })
     }
 
@@ -254,7 +257,7 @@ impl Requests {
     /// The whole body of a request; none while it is not whole, or when it is refused.
     pub fn body(
         &mut self,
-        origin: &Origin,
+        origin: &mut Origin,
         visitor: Key,
         asked: &Parsed<'_>,
         payload: &Bytes,
@@ -266,7 +269,10 @@ impl Requests {
             None => Upload::Whole(payload.clone()),
             Some(block) => {
                 let key = TransferKey { upload: true, tag: asked.request_tag, ..origin.transfer(visitor) };
-                self.link.transfers.upload(key, block, payload, asked.size1, now)
+                let began_before = self.link.transfers.holds(&key);
+                let upload = self.link.transfers.upload(key, block, payload, asked.size1, now);
+                origin.ends_upload = began_before && upload != Upload::Continue;
+                upload
             }
         };
         let response = match upload {
@@ -432,12 +438,15 @@ impl Requests {
         }
     }
 
-    /// Sends a response that has no effect: asked again, it would be given again. Without a visitor its receiver has
-    /// shown no access token.
+    /// Sends a response that has no effect: asked again, it would be given again, and is remembered where it would not.
+    /// Without a visitor its receiver has shown no access token.
     pub fn respond(&mut self, origin: &Origin, visitor: Option<Key>, response: Response, now: Instant) {
-        self.send(origin, visitor, response, now);
-        if origin.request.is_some() {
-            self.link.messages.forget(origin.datagram);
+        let sent = self.send(origin, visitor, response, now);
+        let (datagram, messages) = (origin.datagram, &mut self.link.messages);
+        if origin.ends_upload && (origin.request.is_some() || messages.begin(datagram, self.last_request)) {
+            messages.answered(datagram, sent, now);
+        } else if origin.request.is_some() {
+            messages.forget(datagram);
         }
     }
 

@@ -303,6 +303,36 @@ fn a_long_request_is_performed_once_it_is_whole() {
 }
 
 #[test]
+fn a_refusal_that_ends_a_long_request_is_given_again() {
+    let mut limits = limits();
+    limits.coap.max_body_bytes = 90;
+    limits.device.max_calls_per_caller = 0;
+    let mut world = World::of(limits);
+    let elsewhere = format!("{RPC}/1");
+    let here = format!("{RPC}/{}", u32::from(NODE_TAG) << 17 | 1);
+    for (id, (path, number, last, refusal)) in [
+        (RPC, 1, "{", "A 4.00"),
+        (RPC, 1, GET_TIME, "A 4.29"),
+        (&elsewhere, 1, "1", "A 4.29"),
+        (&here, 1, "1", "A 4.04"),
+        ("api/v1/TOKEN/telemetry", 1, "{", "A 4.00"),
+        (RPC, 1, "more of it than there may be", "A 4.13"),
+        (RPC, 2, "1", "A 4.08"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let id = 2 * id as u16;
+        let begins = con(id, POST, path).block(option::BLOCK1, 0, true, 2).body([b' '; 64]);
+        assert_eq!(world.short(1, &begins), ["A 2.31"]);
+        let ends = con(id + 1, POST, path).block(option::BLOCK1, number, false, 2).body(last);
+        let said = world.says(1, &ends);
+        assert!(said[0].short().starts_with(refusal), "{said:?} instead of {refusal}");
+        assert_eq!(world.says(1, &ends), said, "its retransmission");
+    }
+}
+
+#[test]
 fn an_idle_device_is_forgotten_and_a_busy_one_is_not() {
     let mut world = World::new();
     world.says(1, &con(1, POST, RPC).body(GET_TIME));
