@@ -91,6 +91,7 @@ fn what_is_told_under_a_token_is_newer_than_whatever_was_before() {
         let attributes = con(id, GET, "api/v1/TOKEN/attributes").token(b"obs").observe(b"");
         let told = [&registered[0], &called[0], &world.says(1, &attributes)[0]];
         numbers.extend(told.map(|it| it.observe.unwrap()));
+        assert_eq!(told.map(|it| it.format), [Some(50); 3], "RFC 7641 §4.2");
     }
     assert!(numbers.is_sorted_by(|one, next| one < next), "{numbers:?}");
 }

@@ -72,9 +72,10 @@ pub fn refused(code: Code, text: &str) -> Response {
     said(code, serde_json::to_vec(&Error { error: text }).unwrap_or_default().into())
 }
 
-/// The device observes its calls from now on, and this is the number of that.
+/// The device observes its calls from now on, and this is the number of that. Nothing is in it yet, and what comes
+/// must be of the same format (RFC 7641 §4.2).
 pub fn observes(sequence: u32) -> Response {
-    Response { observe: Some(sequence), ..Response::new(Code::CONTENT) }
+    Response { observe: Some(sequence), ..Response::json(Code::CONTENT, Bytes::new()) }
 }
 
 /// The device's attributes: none are kept, so whoever observes them, with this sequence number, has nothing to hear of
