@@ -119,6 +119,7 @@ def test_a_key_counts_from_its_networks_alone(shared_cluster, api, family):
             assert problem(api.ask("GET", asked, "", Authorization=elsewhere.bearer, **headers))[:2] == (403, "denied")
         thingsboard = api.ask("POST", f"/api/rpc/oneway/{family.a.id}", '{"method":"x"}', Authorization=elsewhere.bearer, **JSON)
         assert (thingsboard.status, thingsboard.json["errorCode"]) == (401, 10)
+        assert thingsboard.headers["www-authenticate"] == "Bearer"
     assert api.ask("GET", "/v1/openapi.json", "").status == 200
     listed = json.loads(accounts.cli("app", "list", "--json").ok().out)
     assert next(it for it in listed if it["id"] == here.id)["networks"] == ["127.0.0.0/8", "::1"]

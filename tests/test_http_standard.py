@@ -90,6 +90,7 @@ def test_pages_of_any_origin_may_use_the_device_api(http, family):
         response = http.ask(*request, **PAGE)
         assert response.status == status
         assert response.headers["access-control-allow-origin"] == "*", request
+        assert response.headers.get("www-authenticate") == ("Switchboard-Token" if status == 401 else None)
         assert "Retry-After" in response.headers["access-control-expose-headers"], request
 
 

@@ -209,9 +209,6 @@ impl IntoResponse for Problem {
         let mut response = said(status, PROBLEM, serde_json::to_vec(&self).unwrap_or_default().into());
         let headers = response.headers_mut();
         match status {
-            StatusCode::UNAUTHORIZED => {
-                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            }
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
                 headers.insert(header::RETRY_AFTER, RETRY_AFTER_S);
             }
@@ -348,7 +345,12 @@ fn label(response: &mut Response, end: &Ended) {
 fn said(status: StatusCode, kind: HeaderValue, body: Bytes) -> Response {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, kind);
+    if status == StatusCode::UNAUTHORIZED {
+        // RFC 9110 §15.5.2, in either face.
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
     response
 }
 
@@ -358,8 +360,12 @@ mod tests {
 
     fn statuses(outcome: &Outcome) -> [u16; 3] {
         let end = Ended { seen: outcome.seen(), ..Ended::here(outcome.clone()) };
-        let thingsboard = |version| thingsboard_ended(version, &end, 0).status().as_u16();
-        [ended(&end).status().as_u16(), thingsboard(Version::V2), thingsboard(Version::V1)]
+        let thingsboard = |version| thingsboard_ended(version, &end, 0);
+        [ended(&end), thingsboard(Version::V2), thingsboard(Version::V1)].map(|response| {
+            let challenges = response.headers().contains_key(header::WWW_AUTHENTICATE);
+            assert_eq!(challenges, response.status() == 401, "{outcome:?}");
+            response.status().as_u16()
+        })
     }
 
     #[test]

@@ -21,6 +21,10 @@ use crate::device_api::{self, Refusal, Status};
 /// When to try again, in seconds: limits are per second, and a node that shuts down is replaced as soon.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
 
+/// How a device could show who it is, which RFC 9110 §15.5.2 wants said: by the token in its path, of which HTTP knows
+/// no scheme. Of any that a browser knows it would ask its user.
+const CHALLENGE: HeaderValue = HeaderValue::from_static("Switchboard-Token");
+
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// W3C trace context, both ways.
@@ -164,9 +168,14 @@ fn code(status: Status) -> StatusCode {
 fn said(status: StatusCode, text: Bytes) -> Response {
     let mut response = json(Body::from(text));
     *response.status_mut() = status;
-    if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-        response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_S);
-    }
+    let headers = response.headers_mut();
+    match status {
+        StatusCode::UNAUTHORIZED => headers.insert(header::WWW_AUTHENTICATE, CHALLENGE),
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+            headers.insert(header::RETRY_AFTER, RETRY_AFTER_S)
+        }
+        _ => None,
+    };
     response
 }
 
@@ -205,5 +214,12 @@ mod tests {
             let header = response.headers().get(header::RETRY_AFTER).map(|it| it.to_str().unwrap());
             assert_eq!(header, retry_after_s, "{outcome:?}");
         }
+    }
+
+    #[test]
+    fn whoever_is_not_known_is_told_how_to_be() {
+        let response = refusal(Refusal::UnknownToken);
+        assert_eq!(response.status(), 401);
+        assert_eq!(response.headers()[header::WWW_AUTHENTICATE], "Switchboard-Token");
     }
 }
