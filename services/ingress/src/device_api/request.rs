@@ -141,12 +141,11 @@ fn get_devices(params: Option<&RawValue>) -> Result<Request, &'static str> {
         Some(Err(NotAnObject::Repeated)) => return Err("params must be an object without repeated fields"),
         None | Some(Err(_)) => GetDevicesParams::default(),
     };
-    let limit = match params.limit {
+    let limit = match params.limit.map(RawValue::get) {
         None => None,
-        Some(raw) => match serde_json::from_str::<u32>(raw.get()) {
-            Ok(limit) if limit > 0 => Some(limit),
-            _ => return Err("limit must be a whole number from 1"),
-        },
+        // Digits are too many only for more devices than anybody has.
+        Some(digits) if is_digits(digits) && digits != "0" => Some(digits.parse().unwrap_or(u32::MAX)),
+        Some(_) => return Err("limit must be a whole number from 1"),
     };
     let after = params.after.map(device_id).transpose().map_err(|()| "after must be a UUID")?;
     let online = boolean(params.online).map_err(|()| "online must be true or false")?;
@@ -359,6 +358,11 @@ mod tests {
             format!(r#"{{"method":"getDevices","params":{{"limit":2,"after":"{TARGET}","online":true}}}}"#);
         let request = read(&text).unwrap();
         assert!(matches!(request, Request::GetDevices { limit: Some(2), after: Some(_), online: true }));
+        for limit in ["4294967295", "4294967296", "18446744073709551616", &"9".repeat(400)] {
+            let request =
+                read(&format!(r#"{{"method":"getDevices","params":{{"limit":{limit}}}}}"#)).unwrap();
+            assert!(matches!(request, Request::GetDevices { limit: Some(u32::MAX), .. }), "{limit}");
+        }
     }
 
     #[test]
@@ -543,6 +547,14 @@ mod tests {
             ),
             (
                 r#"{"method":"getDevices","params":{"limit":0}}"#,
+                "Malformed request: limit must be a whole number from 1",
+            ),
+            (
+                r#"{"method":"getDevices","params":{"limit":-4294967296}}"#,
+                "Malformed request: limit must be a whole number from 1",
+            ),
+            (
+                r#"{"method":"getDevices","params":{"limit":1.5}}"#,
                 "Malformed request: limit must be a whole number from 1",
             ),
             (r#"{"method":"getDevices","params":{"after":"x"}}"#, "Malformed request: after must be a UUID"),
