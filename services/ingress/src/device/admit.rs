@@ -139,7 +139,7 @@ impl Node {
             self.sessions.one_too_many(&visitor, self.settings().ingress.max_connections_per_device)
         {
             self.limit_hit(&visitor, Limit::DeviceConnections);
-            oldest.mailbox.tell(Mail::End(EndReason::TakenOver));
+            oldest.mailbox.tell(Mail::End(EndReason::OneTooMany));
         }
         // From then on, who is sent away is known.
         if self.is_closed() {

@@ -44,6 +44,8 @@ pub struct Router {
 pub enum EndReason {
     /// A newer session of the same device became callable.
     TakenOver,
+    /// The device has more connections than it may (MQTT), and this is the oldest of those that only call.
+    OneTooMany,
     /// The device was removed, reassigned or given another token.
     Revoked,
     /// The node is shutting down.
@@ -64,6 +66,7 @@ impl From<EndReason> for Refusal {
     fn from(reason: EndReason) -> Self {
         match reason {
             EndReason::TakenOver => Refusal::TakenOver,
+            EndReason::OneTooMany => Refusal::TooOften,
             EndReason::Revoked => Refusal::UnknownToken,
             EndReason::ShuttingDown => Refusal::ShuttingDown,
             EndReason::Moved => Refusal::Moved,
@@ -74,7 +77,7 @@ impl From<EndReason> for Refusal {
 impl From<EndReason> for SessionEnd {
     fn from(reason: EndReason) -> Self {
         match reason {
-            EndReason::TakenOver => SessionEnd::TakenOver,
+            EndReason::TakenOver | EndReason::OneTooMany => SessionEnd::TakenOver,
             EndReason::Revoked => SessionEnd::Revoked,
             EndReason::ShuttingDown => SessionEnd::ShuttingDown,
             EndReason::Moved => SessionEnd::Moved,

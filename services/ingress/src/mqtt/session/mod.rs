@@ -433,6 +433,9 @@ impl Session {
             EndReason::TakenOver => {
                 (Reason::SessionTakenOver, "a newer session of this device became callable")
             }
+            EndReason::OneTooMany => {
+                (Reason::SessionTakenOver, "newer connections of this device have the place of its oldest")
+            }
             EndReason::Revoked => {
                 (Reason::AdministrativeAction, "the device was removed, reassigned or re-keyed")
             }

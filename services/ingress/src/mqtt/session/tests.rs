@@ -1,5 +1,7 @@
 //! Does a session do what it must with what happens to it?
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 use rmqtt_codec::{v3, v5};
 use rpc::{Budget, CallId, DeliveryReply, NodeId};
@@ -352,6 +354,25 @@ fn a_v5_request_has_its_properties_honoured() {
     assert_eq!(&*answer.topic, "v1/devices/me/rpc/response/mine");
     let correlation = answer.properties.as_ref().unwrap().correlation_data.clone();
     assert_eq!(correlation, Some(Bytes::from_static(b"c")));
+}
+
+#[test]
+fn a_v5_client_is_told_in_words_why_the_node_ends_its_session() {
+    let now = Instant::now();
+    let mut words = BTreeSet::new();
+    for (reason, code) in [
+        (EndReason::TakenOver, Reason::SessionTakenOver),
+        (EndReason::OneTooMany, Reason::SessionTakenOver),
+        (EndReason::Revoked, Reason::AdministrativeAction),
+        (EndReason::ShuttingDown, Reason::ServerShuttingDown),
+        (EndReason::Moved, Reason::ServerShuttingDown),
+    ] {
+        let mut session = session(Version::V5, 10, now);
+        session.end_by_node(reason);
+        let [v5::Packet::Disconnect(told)] = &v5_out(&mut session)[..] else { panic!("{reason:?}") };
+        assert_eq!(told.reason_code, code);
+        assert!(words.insert(told.reason_string.clone().unwrap()), "{reason:?} is told as another");
+    }
 }
 
 #[test]
