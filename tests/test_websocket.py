@@ -137,6 +137,7 @@ def test_what_is_refused(frames):
     frames().send(0xC2, CONNECT).expect_close(1002)
     frames().send(0x80, CONNECT).expect_close(1002)
     frames().send(0x88, struct.pack(">H", 1001)).expect_close(1001)
+    frames().send(0x88, struct.pack(">H", 1006)).expect_close(1002)
     # More than a CONNECT may have before the device is known, however it is framed.
     frames().send(0x82, b"\x10\xff\x7f" + bytes(6000)).expect_close(1000)
 
@@ -158,3 +159,5 @@ def test_a_plain_request_is_told_what_this_is(shared_cluster):
         upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Version": "12"}
         response = http.ask("GET", "/mqtt", **upgrade)
         assert (response.status, response.headers["sec-websocket-version"]) == (426, "13")
+        assert (response.headers["upgrade"], response.headers["connection"]) == ("websocket", "Upgrade")
+        assert http.ask("GET", "/mqtt").status == 400, "the connection goes on"

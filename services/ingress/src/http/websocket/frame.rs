@@ -127,7 +127,11 @@ fn control(head: &Head, inbound: &mut BytesMut) -> Result<Option<Piece>, CloseCo
     unmask(&mut payload, head.mask, 0);
     match head.opcode {
         0x8 => match payload.split_first_chunk::<2>() {
-            Some((code, _)) => Ok(Some(Piece::Close(Some(u16::from_be_bytes(*code))))),
+            Some((code, _)) => match u16::from_be_bytes(*code) {
+                // §7.4: those that are defined and may be sent, and the ranges of libraries and applications.
+                code @ (1000..=1003 | 1007..=1014 | 3000..=4999) => Ok(Some(Piece::Close(Some(code)))),
+                _ => Err(CloseCode::ProtocolError),
+            },
             None if payload.is_empty() => Ok(Some(Piece::Close(None))),
             None => Err(CloseCode::ProtocolError),
         },
@@ -273,6 +277,17 @@ mod tests {
         ];
         for (wire, code) in table {
             assert_eq!(read(&wire), Err(code), "{wire:x?}");
+        }
+    }
+
+    #[test]
+    fn a_code_that_none_may_send_is_not_taken() {
+        let closes = |code: u16| read(&masked(0x88, &code.to_be_bytes(), [0; 4]));
+        for code in [1000, 1001, 1003, 1007, 1014, 3000, 4999] {
+            assert_eq!(closes(code), Ok(vec![Piece::Close(Some(code))]));
+        }
+        for code in [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, u16::MAX] {
+            assert_eq!(closes(code), Err(CloseCode::ProtocolError), "{code}");
         }
     }
 

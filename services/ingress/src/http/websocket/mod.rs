@@ -29,6 +29,9 @@ use crate::device_api;
 /// clients of MQTT 3.1 say.
 const SUB_PROTOCOLS: [&str; 2] = ["mqtt", "mqttv3.1"];
 
+const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
+const UPGRADE: HeaderValue = HeaderValue::from_static("Upgrade");
+
 /// RFC 6455 §1.3.
 const ACCEPT_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
@@ -49,8 +52,8 @@ pub(super) async fn upgrade(
     *exchange.upgrade.lock() = Some((upgrade, sender));
     let mut response = reply::empty(StatusCode::SWITCHING_PROTOCOLS);
     let headers = response.headers_mut();
-    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::CONNECTION, UPGRADE);
+    headers.insert(header::UPGRADE, WEBSOCKET);
     headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(sub_protocol));
     headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     Ok(response)
@@ -89,8 +92,11 @@ impl Refusal {
         };
         let mut response = reply::error(status, text);
         if self == Refusal::Version {
-            // RFC 6455 §4.4.
-            response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+            // RFC 6455 §4.4; RFC 9110 §15.5.22, §7.8.
+            let headers = response.headers_mut();
+            headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+            headers.insert(header::UPGRADE, WEBSOCKET);
+            headers.insert(header::CONNECTION, UPGRADE);
         }
         response
     }
@@ -178,6 +184,12 @@ mod tests {
             assert_eq!(refused, Err(refusal), "{change:?}");
         }
         assert_eq!(accept(&Method::HEAD, &headers(&[])), Err(Refusal::NoUpgrade));
-        assert_eq!(Refusal::Version.response().status(), 426);
+        let response = Refusal::Version.response();
+        assert_eq!(response.status(), 426);
+        for (name, value) in
+            [("upgrade", "websocket"), ("connection", "Upgrade"), ("sec-websocket-version", "13")]
+        {
+            assert_eq!(response.headers()[name], value);
+        }
     }
 }
