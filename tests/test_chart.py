@@ -567,6 +567,19 @@ def test_every_nats_is_told_the_same(tried):
     assert {name: yaml.safe_load(value) for name, value in re.findall(r"^(\w+): (.+)$", of_chart, re.MULTILINE)}.items() >= said.items()
 
 
+def test_jetstream_is_full_before_its_disk_is(tried):
+    """A write that the disk refused may keep its stream closed."""
+    of_readme = readmes_values("nats")["config"]["jetstream"]["fileStore"]
+    assert gibibytes(of_readme.get("maxSize", of_readme["pvc"]["size"])) < gibibytes(of_readme["pvc"]["size"])
+    (storage,) = re.findall(r"max_file_store: (\w+)", tried.one("ConfigMap", "nats")["data"]["nats.conf"])
+    (claim,) = tried.one("StatefulSet")["spec"]["volumeClaimTemplates"]
+    assert gibibytes(storage) < gibibytes(claim["spec"]["resources"]["requests"]["storage"])
+
+
+def gibibytes(quantity: str) -> int:
+    return int(quantity.removesuffix("Gi"))
+
+
 def test_the_readmes_values_are_taken():
     assert render(readmes_values("switchboard")).all("Certificate")
 
