@@ -477,6 +477,28 @@ def test_an_ingress_pod_has_the_time_to_send_its_devices_away(values, drain_s):
     assert rendered.pods()["ingress"]["spec"]["terminationGracePeriodSeconds"] == 30 + drain_s + 5
 
 
+def test_the_expected_devices_find_room():
+    """Each may come by any protocol; what is set rules, and no limit is below its default."""
+
+    def limits(**values: object) -> dict[str, int]:
+        given = settings(render({**BASE, **values}), "ingress")
+        return {f"{section}.{name}": given[section][name] for section, name in of_devices if name in given[section]}
+
+    of_devices = [("ingress", "max_connections"), ("http", "max_sessions"), ("coap", "max_sessions"), ("coap", "max_observers")]
+    all_of_them = {f"{section}.{name}": 625_000 for section, name in of_devices}
+    # One of three is away: 500,000 a pod, and a quarter.
+    assert limits(expectedDevices=1_000_000) == all_of_them
+    assert limits(expectedDevices=1_000_000, topology="together") == all_of_them
+    assert limits(expectedDevices=100_000) == {"coap.max_observers": 62_500}
+    assert limits(expectedDevices=80_000) == {}
+    own = {"ingress": {"max_connections": 0}, "http": {"max_sessions": 7}}
+    assert limits(expectedDevices=1_000_000, config=own) == all_of_them | {"ingress.max_connections": 0, "http.max_sessions": 7}
+    scaled = {"replicas": None, "autoscaling": {"enabled": True, "sessionsPerPod": 200_000}}
+    assert limits(expectedDevices=1, ingress=scaled)["ingress.max_connections"] == 250_000
+    # No more than a setting takes.
+    assert set(limits(expectedDevices=100_000_000).values()) == {10_000_000}
+
+
 def test_memory_follows_from_the_expected_devices():
     def mebibytes(service: str, **values: object) -> tuple[int, int]:
         resources = container(render({**BASE, **values}), service)["resources"]

@@ -4,6 +4,7 @@
 {{- define "switchboard.settings" -}}
 {{- $listen := .Values.listenAddress -}}
 {{- $computed := dict "ingress" (dict "drain_ms" (include "switchboard.ingressDrainMs" . | int64)) -}}
+{{- $limits := include "switchboard.deviceLimits" . | fromJson -}}
 {{- $chart := dict
   "nats" (dict "url" (include "switchboard.nats.url" .))
   "mqtt" (dict "listen" (printf "%s:1883" $listen) "tls_listen" (printf "%s:8883" $listen))
@@ -21,7 +22,7 @@
 {{- if include "switchboard.tls.enabled" . -}}
 {{- $_ := set $chart "tls" (dict "certificate_file" "/run/switchboard/tls/tls.crt" "key_file" "/run/switchboard/tls/tls.key") -}}
 {{- end -}}
-{{- mustMergeOverwrite $computed (deepCopy .Values.config) $chart | toJson -}}
+{{- mustMergeOverwrite $computed $limits (deepCopy .Values.config) $chart | toJson -}}
 {{- end -}}
 
 {{/* switchboard.toml with what a service reads of them. Takes (list $ "service" whether those too that are taken over

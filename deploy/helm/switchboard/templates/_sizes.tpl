@@ -20,6 +20,21 @@
 {{- divf (mulf (include "switchboard.devicesPerPod" .) 2000) $perSecond | ceil | int64 | max 10000 | min 600000 -}}
 {{- end -}}
 
+{{/* Limits of an ingress pod that its devices, with a quarter of them to spare, would reach, as JSON: section to settings. */}}
+{{- define "switchboard.deviceLimits" -}}
+{{- $known := .Files.Get "files/settings.json" | fromJson -}}
+{{- $devices := mulf (include "switchboard.devicesPerPod" .) 1.25 | ceil | int64 | min 10000000 -}}
+{{- $limits := dict -}}
+{{- range list "ingress.max_connections" "http.max_sessions" "coap.max_sessions" "coap.max_observers" -}}
+{{- /* 0 is 100,000 connections. */ -}}
+{{- if gt $devices (dig . "default" 0 $known | default 100000 | int64) -}}
+{{- $path := splitList "." . -}}
+{{- $limits = mustMergeOverwrite $limits (dict (first $path) (dict (last $path) $devices)) -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $limits -}}
+{{- end -}}
+
 {{/* `resources` of a service, with the memory that they leave open. Takes (list $ "service"). */}}
 {{- define "switchboard.resources" -}}
 {{- $ := index . 0 -}}
