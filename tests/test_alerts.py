@@ -69,6 +69,7 @@ def test_nobody_from_outside_wakes_anybody():
         "SwitchboardNoAuthorizer",
         "SwitchboardNoRouter",
         "SwitchboardNoIdentity",
+        "SwitchboardNoApi",
         "SwitchboardNatsDisconnected",
         "SwitchboardNatsNoLeader",
         "SwitchboardRegistryStale",

@@ -566,6 +566,19 @@ def test_metrics_come_under_the_jobs_that_the_rules_know(everything):
     assert {job.replace("$1", service) for service in [*SERVICES, "api"]} == {it["job_name"] for it in scraped}
 
 
+def test_alerts_know_every_container_and_what_scales_it():
+    alerts = (ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text()
+    (containers,), (scalers,) = (re.findall(rf'\b{label}=~"([^"]+)"', alerts) for label in ("container", "horizontalpodautoscaler"))
+    for rendered in (render(values_file(path)) for path in FILES):
+        for service in services(rendered):
+            assert re.fullmatch(containers, container(rendered, service)["name"])
+        for name in rendered.all("HorizontalPodAutoscaler"):
+            assert re.fullmatch(scalers, name)
+        # KEDA makes one that is called after its own object.
+        for name in rendered.all("ScaledObject"):
+            assert re.fullmatch(scalers, f"keda-hpa-{name}")
+
+
 def test_the_readmes_values_for_nats_have_every_password():
     values = readmes_values("nats")
     wanted = re.findall(r"password: \$(\w+)", (ROOT / "deploy" / "nats" / "permissions.conf").read_text())

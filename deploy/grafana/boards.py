@@ -53,7 +53,7 @@ def hop_latency(share: float) -> Panel:
 
 def burn(errors: str, budget: float, name: str) -> Query:
     """What deploy/prometheus/recording.yaml records, over the share of errors that the objective leaves."""
-    return Query(f'job:{errors}:ratio_rate1h{{job=~"$job",namespace=~"$namespace"}} / {budget}', name)
+    return Query(f'job:{errors}:ratio_rate1h{{job=~"$job",namespace=~"$namespace"}} / {budget}', f"{name} {{{{job}}}}")
 
 
 def connections() -> Panel:
@@ -179,7 +179,7 @@ def overview() -> Json:
                 ),
                 graph(
                     "Error budget burn, 1 h",
-                    "How many times faster than allowed the error budget of each SLO is spent. Above 1 it will not last; at 14.4 two percent of a month go in an hour.",
+                    "How many times faster than allowed the error budget of each SLO is spent, by devices' requests and by applications'. Above 1 it will not last; at 14.4 two percent of a month go in an hour.",
                     burn("switchboard_calls_unserved", 0.001, "served"),
                     burn("switchboard_calls_unanswered", 0.01, "answered in time"),
                     burn("switchboard_offline_answers_late", 0.01, "offline within 50 ms"),
