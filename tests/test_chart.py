@@ -424,6 +424,35 @@ def test_tls_opens_its_ports_and_null_closes_one():
     assert "WARNING" not in by_certificate.notes
 
 
+@pytest.mark.parametrize(
+    ("values", "plain"),
+    [
+        ({}, ["coap", "http", "mqtt"]),
+        ({"ingress": {"service": {"ports": {"mqtt": None, "http": None}}}}, ["coap"]),
+        ({"ingress": {"coapService": {"enabled": False}}}, ["http", "mqtt"]),
+        ({"ingress": {"service": {"type": "ClusterIP"}, "coapService": {"type": "NodePort"}}}, ["coap"]),
+        ({"ingress": {"service": {"type": "ClusterIP"}, "coapService": {"type": "ClusterIP"}}}, []),
+        ({"ingress": {"service": {"type": "ClusterIP"}, "coapService": {"enabled": False, "hostPort": 5683}}}, ["coap"]),
+        (
+            {
+                "ingress": {"service": {"type": "ClusterIP"}, "coapService": {"type": "ClusterIP"}},
+                "gateway": {"enabled": True, "parentRefs": [{"name": "devices"}]},
+            },
+            ["coap"],
+        ),
+    ],
+)
+def test_what_is_plain_outside_is_warned_of(values, plain):
+    """With a certificate as without one."""
+    for tls in ({}, {"secretName": "tls"}):
+        warned = re.findall(r"WARNING: ([a-z, ]+) can be reached from outside", render({**BASE, **values, "tls": tls}).notes)
+        assert warned == [", ".join(plain)] * bool(plain)
+
+
+def test_the_readmes_values_offer_nothing_in_plain_text():
+    assert "WARNING" not in render(readmes_values("switchboard")).notes
+
+
 def test_replicas_are_left_to_whoever_scales(everything):
     replicas = {name: it["spec"].get("replicas", "left out") for name, it in everything.all("Deployment").items()}
     assert replicas == {"fleet-ingress": "left out", "fleet-authorizer": "left out", "fleet-router": 2, "fleet-api": "left out"}

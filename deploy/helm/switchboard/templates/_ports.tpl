@@ -11,6 +11,26 @@
 {{- toYaml $names -}}
 {{- end -}}
 
+{{/* Names of the ports that are in plain text and can be reached from outside of the cluster, as YAML. What a Gateway
+takes for MQTT and HTTP may be TLS that ends there. */}}
+{{- define "switchboard.plainOutside" -}}
+{{- $names := list -}}
+{{- $byGateway := and .Values.gateway.enabled .Values.gateway.listeners.coap -}}
+{{- with .Values.ingress.coapService -}}
+{{- if or .hostPort (and .enabled (or $byGateway (ne .type "ClusterIP"))) -}}
+{{- $names = append $names "coap" -}}
+{{- end -}}
+{{- end -}}
+{{- if ne .Values.ingress.service.type "ClusterIP" -}}
+{{- range include "switchboard.tcpPorts" . | fromYamlArray -}}
+{{- if has . (list "mqtt" "http") -}}
+{{- $names = append $names . -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $names -}}
+{{- end -}}
+
 {{/* Port that an ingress pod listens on. Takes its name. */}}
 {{- define "switchboard.containerPort" -}}
 {{- index (dict "mqtt" 1883 "mqtts" 8883 "http" 8080 "https" 8443 "coap" 5683) . -}}
