@@ -184,6 +184,13 @@ def test_every_service_is_given_the_time_that_it_drains(services):
         assert 5 <= reserve_s < 7
 
 
+def test_everybody_is_asked_how_it_is(services):
+    asked = {name: it["healthcheck"]["test"] for name, it in services.items() if name in RUN}
+    (command,) = re.findall(r"health checks; the services' is `([a-z ]+)`", README)
+    assert {name for name, test in asked.items() if test == ["CMD", *command.split()]} == set(SERVICES)
+    assert set(asked) == set(RUN)
+
+
 def test_the_image_is_the_one_that_is_built(services):
     version = re.search(r'^version = "(.+)"', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)[1]
     assert {services[name]["image"] for name in [*SERVICES, "demo", "operator"]} == {f"localhost/switchboard:{version}"}
