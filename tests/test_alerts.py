@@ -1,5 +1,6 @@
 """Can an operator rely on the alerts? Each fires and stays silent in a case of promtool's, and has its entry in the runbook."""
 
+import json
 import re
 
 import pytest
@@ -85,6 +86,15 @@ def test_the_runbook_has_an_entry_for_every_alert_and_no_other():
     for name, text in entries:
         for part in ("**Callers see:**", "**Look at:**", "**Do:**"):
             assert part in text, (name, part)
+
+
+def test_the_runbook_names_what_is_on_the_boards():
+    boards = [json.loads(file.read_text()) for file in (ROOT / "deploy" / "grafana").glob("*.json")]
+    # One at each percentile is named once.
+    panels = {re.sub(r", p\d+$", "", panel["title"]) for board in boards for panel in board["panels"]}
+    named = {" ".join(it.split()) for it in re.findall(r"(?<!\*)\*(?!\*)([^*]+)\*(?!\*)", RUNBOOK)}
+    assert len(named) > 30
+    assert named - panels - {board["title"] for board in boards} - set(ALERTS) == set()
 
 
 def test_the_runbook_quotes_what_callers_read():
