@@ -12,7 +12,7 @@ from harness.accounts import TOKENS
 from harness.devices import PahoV5
 from harness.nats_server import NatsServer
 from harness.processes import run
-from harness.programs import built
+from harness.programs import ROOT, built
 from harness.waiting import until
 
 POLICY = 'permit (principal is Device, action, resource) when { principal.hasTag("a") };\n'
@@ -96,6 +96,16 @@ def test_every_change_has_a_record_of_who_where_what_and_why(cli, tmp_path):
     assert "#18 device.remove by Ann as nobody, machine" in line and "why: a new house" in line
     checked = cli("audit", "verify").ok().out
     assert "Acme 2: whole, 18 records" in checked and "head 18:" in checked
+
+
+def test_the_page_names_every_kind():
+    code = "".join(file.read_text() for folder in ("services", "shared") for file in (ROOT / folder).glob("*/src/**/*.rs"))
+    written = set(re.findall(r'(?:\bentry|Entry::new)\(\s*"([a-z]+\.[a-z-]+)"|Denied::\w+ => "([a-z.-]+)"', code))
+    page = (ROOT / "services" / "authorizer" / "AUDIT.md").read_text()
+    told = re.findall(r"`([a-z]+\.[a-z-]+)`", "".join(re.findall(r"^\|([^|]+)\|", page, re.MULTILINE)))
+    settings = {it for it in told if it.startswith("audit.")}
+    assert sorted(set(told) - settings) == sorted({one or other for one, other in written})
+    assert len(written) > 20
 
 
 def test_what_fails_has_a_record_that_says_so(cli):
