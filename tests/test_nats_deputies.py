@@ -1,6 +1,7 @@
 """What can a stolen NATS user have others do for it? Whoever answers, and JetStream, has rights that the thief lacks."""
 
 import json
+import secrets
 from itertools import product
 
 import pytest
@@ -8,7 +9,7 @@ from harness.apps import add_app, call
 from harness.hardened import ACCOUNTS, USERS, Hardened
 from harness.heads import device, head, node, routed
 from harness.raw_http import RawHttp
-from harness.raw_nats import RawNats
+from harness.raw_nats import Heard, RawNats
 from harness.waiting import until
 
 # Of nobody: what is heard there is a thief's work.
@@ -68,6 +69,10 @@ def asked(user: str) -> list[tuple[str, str]]:
         ]
     ]
     authenticate = ("swb.authenticate", head("00" * 32, node(NODE), 1))
+    # What an API follows is named in the subject.
+    parts = {"KV_swb_claims": "$KV.swb_claims.*", "KV_swb_devices": "$KV.swb_devices.device.*"}
+    followed = [(f"swb.js.CONSUMER.CREATE.{bucket}.x.{part}", "{}") for bucket, part in parts.items()]
+    followed += [(f"swb.js.STREAM.INFO.{bucket}", "") for bucket in parts]
     device_asks = [authenticate, ("swb.call", "{}"), ("swb.list", "{}")]
     claim = head(device(DEVICE), node(NODE), node(NODE), 0, None, None, 1, bytes(28))
     compare = head(node(NODE), 0, 1, [])
@@ -76,8 +81,8 @@ def asked(user: str) -> list[tuple[str, str]]:
     answered = {
         "ingress": [*device_asks, ("swb.compare", compare), ("swb.claim", claim)],
         "authorizer": [("swb.presence", head([]))],
-        "api": [*app_asks, *api],
-        "admin": [*app_asks, *api],
+        "api": [*app_asks, *api, *followed],
+        "admin": [*app_asks, *api, *followed],
         "operator": [*device_asks, ("swb.presence", head([])), ("swb.operate.all", head(0, [])), *inspected, *api],
     }
     return answered.get(user, api)
@@ -197,34 +202,59 @@ def stored(hardened: Hardened, account: str) -> dict[str, str]:
     return info["state"].get("subjects", {})
 
 
-@pytest.mark.parametrize("user", [user for user in STORES if user != "api"])
-def test_jetstream_delivers_nowhere_else(hardened, witnesses, steal, user):
+def last(hardened: Hardened, account: str, key: str) -> dict:
+    """What stands under a key, and where in its bucket."""
+    witness = hardened.witness(account)
+    found = json.loads(witness.ask(f"$JS.API.STREAM.MSG.GET.{BUCKETS[account]}", json.dumps({"last_by_subj": key})).body)
+    witness.__exit__()
+    return found["message"]
+
+
+# What a user may follow: a bucket, of it a key, and in which subject it has that delivered.
+FOLLOWED = [(user, *stores[0], "swb.feed") for user, stores in STORES.items() if user != "api"]
+FOLLOWED += [(user, "KV_swb_claims", f"$KV.swb_claims.{DEVICE}", "swb.read") for user in ("api", "admin")]
+# Where what is delivered may be heard: a delivery has the subject of what is delivered, so in any account but the
+# bucket's own and those that follow it.
+WAYS = {"REGISTRY": {"AUTHORIZERS", "OPERATORS", "APIS", "ADMINS"}, "CLAIMS": {"ROUTERS", "APIS", "ADMINS"}}
+
+
+@pytest.mark.parametrize("headers_only", [False, True], ids=["whole", "headers-only"])
+@pytest.mark.parametrize(("user", "bucket", "key", "feed"), FOLLOWED, ids=lambda it: it.split(".")[0])
+def test_jetstream_delivers_nowhere_else(hardened, witnesses, steal, user, bucket, key, feed, headers_only):
     thief = steal(user)
-    bucket, key = STORES[user][0]
-    assert '"seq"' in thief.ask(key, "stolen").body
     home = next(account for account, stream in BUCKETS.items() if stream == bucket)
-    before = stored(hardened, home)
+    # Who may not write there finds what others have written.
+    writes = thief if feed == "swb.feed" else hardened.witness(home)
+    assert '"seq"' in writes.ask(key, "stolen").body
+    before, record = stored(hardened, home), last(hardened, home, key)
 
     def consume(what: str, deliver_to: str) -> str:
-        name = f"{user}-{what}"
-        config = {"name": name, "deliver_subject": deliver_to, "deliver_policy": "all", "ack_policy": "none"}
-        request = json.dumps({"stream_name": bucket, "config": config | {"filter_subjects": [key], "mem_storage": True}})
-        return thief.ask(f"swb.js.CONSUMER.CREATE.{bucket}.{name}", request).body
+        name = f"{user}-{what}-{headers_only}"
+        config = {"name": name, "deliver_subject": deliver_to, "deliver_policy": "all", "ack_policy": "none", "mem_storage": True}
+        # Who follows parts alone says in the subject which.
+        subject, filtered = (name, {"filter_subjects": [key]}) if feed == "swb.feed" else (f"{name}.{key}", {"filter_subject": key})
+        request = json.dumps({"stream_name": bucket, "config": config | filtered | {"headers_only": headers_only}})
+        return thief.ask(f"swb.js.CONSUMER.CREATE.{bucket}.{subject}", request).body
 
-    # What it may: follow the bucket in a feed.
-    thief.subscribe("swb.feed.0000000000000001.own")
-    consume("own", "swb.feed.0000000000000001.own")
-    until("its own feed delivers", lambda: [it for it in thief.listen() if it.subject == key and it.body == "stolen"])
+    def delivered(to: RawNats) -> list[Heard]:
+        return [it for it in to.listen() if it.subject == key]
+
+    # What it may: follow the bucket in a feed. Those of the case before may still be fed.
+    own_feed = f"{feed}.{secrets.token_hex(8)}"
+    thief.subscribe(f"{own_feed}.own")
+    consume("own", f"{own_feed}.own")
+    own = until("its own feed delivers", lambda: delivered(thief))
+    assert {it.body for it in own} == {"" if headers_only else "stolen"}
     for number, wanted in enumerate(WANTED):
         consume(f"steals{number}", wanted)
-    consume("last", "swb.feed.0000000000000001.last")
-    thief.subscribe("swb.feed.0000000000000001.last")
-    until("the last delivers", lambda: len([it for it in thief.listen() if it.subject == key]) >= 2)
-    # A delivery has the subject of what is delivered: any account but the bucket's own, and where feeds go, the API's too.
-    ways = {"REGISTRY": {"AUTHORIZERS", "OPERATORS", "ADMINS"}, "CLAIMS": {"ROUTERS", "APIS", "ADMINS"}}
-    for account in set(ACCOUNTS) - {home} - ways[home]:
-        assert [it for it in witnesses[account].listen() if it.body == "stolen"] == [], account
+    consume("last", f"{own_feed}.last")
+    thief.subscribe(f"{own_feed}.last")
+    until("the last delivers", lambda: len(delivered(thief)) >= 2)
+    for account in set(ACCOUNTS) - {home} - WAYS[home]:
+        assert delivered(witnesses[account]) == [], account
     assert set(stored(hardened, home)) - set(before) <= {f"$KV.swb_devices.beat.{number}" for number in range(64)}
+    # Nor is it written again, without its body say. Beats are.
+    assert ".beat." in key or last(hardened, home, key) == record
 
 
 OPERATIONS = [
