@@ -26,7 +26,8 @@ const EXIT_INTERRUPTED: u8 = 130;
 #[derive(Args)]
 #[command(after_help = "\
 One line for each call, when it ends where it came in. A process tells at most 200 a second, and how many it left out. \
-While nobody looks it costs nothing. With --bodies the audit has a record of who looked.
+While nobody looks it costs nothing. With --bodies this command records who looked in the audit, before anything is \
+shown; what else has its NATS user's password can look without.
 
 Examples:
   switchboard tail --outcome offline
