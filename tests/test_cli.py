@@ -236,3 +236,31 @@ def test_without_nats_it_says_what_to_do():
 def test_a_wrong_flag_is_a_usage_error():
     assert run(built("switchboard"), "device", "list", "--nonsense").code == 2
     assert run(built("switchboard"), "device", "list", "--set", "mqtt.nonsense=1").code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("call --to X", "--from names it"),
+        ("call --from Y --to X {", "must be JSON"),
+        ("call --from Y --to X --at node:1883", "they go with --via"),
+        ("call --via http --to X", "which device calls?"),
+        ("call --via coap --token t --to X --tls", "CoAP has no TLS"),
+        ("trace --from Y --to X {", "must be JSON"),
+        ("tail --bodies 10", "say of whom"),
+        ("device emulate --token t --via http --reply {", "--reply must be JSON"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_a_usage_error(words, said):
+    """Before anybody is asked: there is no NATS here."""
+    ran = run(built("switchboard"), *words.split(), env={"SWITCHBOARD_NATS__URL": "nats://127.0.0.1:9"})
+    assert (ran.code, said in ran.err) == (2, True), ran.err
+
+
+def test_a_timeout_that_is_too_long_is_a_usage_error(cli, family):
+    devices = ["--from", family.a.id, "--to", family.b.id]
+    for command in ("call", "trace"):
+        ran = cli(command, *devices, "--timeout-ms", "70000")
+        assert ran.code == 2 and "1 to 60000" in ran.err
+    ran = cli("call", *devices, "--timeout-ms", "5", "--connect-timeout-ms", "6")
+    assert ran.code == 2 and "at most the timeout" in ran.err

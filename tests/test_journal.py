@@ -186,8 +186,6 @@ def test_calls_are_shown_as_they_end_to_who_asks_for_them(cluster, device, tail)
     recorded = json.loads(cluster.accounts.cli("audit", "query", "--kind", "tail.bodies", "--json").ok().out)
     assert [(it["why"], it["user"]) for it in recorded] == [("a test", "operator")]
     assert family.a.customer in recorded[0]["what"]
-    refused = cluster.accounts.cli("tail", "--bodies", "8")
-    assert refused.code == 1 and "--customer" in refused.err
 
 
 def test_a_trace_is_a_call_drawn(cluster, device):

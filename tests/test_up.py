@@ -79,7 +79,7 @@ def test_switchboard_call(demo, device):
     assert cli(demo, "call", "--from", "A1", "--to", "A3", "--oneway", "5").ok().out.strip() == "null"
     denied = cli(demo, "call", "--from", "A1", "--to", "Test Device B1", "1")
     assert (denied.code, denied.out.strip()) == (1, said.DENIED)
-    assert cli(demo, "call", "--from", "A1", "--to", "A3", "{").code == 1
+    assert cli(demo, "call", "--from", "A1", "--to", "A3", "{").code == 2
     assert "there is no device" in cli(demo, "call", "--from", "nobody", "--to", "A3").err
 
 

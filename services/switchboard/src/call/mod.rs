@@ -8,7 +8,7 @@ pub(crate) mod trace;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use bus::registry::{Device, Registry};
 use bus::{AskError, Bus, Traced};
 use bytes::Bytes;
@@ -24,7 +24,7 @@ use switchboard_ingress::device_api;
 use crate::common::api::Api;
 use crate::common::find;
 use crate::common::output::{note, say, say_json};
-use crate::common::reach::ReachArgs;
+use crate::common::reach::{ReachArgs, usage};
 use crate::common::via::{Via, path_segment};
 use crate::common::way::WayArgs;
 
@@ -122,24 +122,24 @@ pub(crate) async fn run(mut args: CallArgs) -> anyhow::Result<ExitCode> {
     if let Some(verb) = args.verb.take() {
         return journal::run(verb).await;
     }
-    serde_json::from_str::<serde::de::IgnoredAny>(&args.body)
-        .with_context(|| format!("the body must be JSON, as '{{\"x\":1}}'; {:?} is not", args.body))?;
+    check_body(&args.body)?;
     if let Some(via) = args.via {
         // Not clap's: beside --from it says nothing, and is there for another command.
         let token = args.token.take().or_else(|| std::env::var(TOKEN_VARIABLE).ok());
         let token =
-            token.with_context(|| format!("--via: which device calls? --token or {TOKEN_VARIABLE}"))?;
+            token.ok_or_else(|| usage(format!("--via: which device calls? --token or {TOKEN_VARIABLE}")))?;
         return as_device(&args, via, &token).await;
     }
-    ensure!(
-        !args.way.is_given(),
-        "--at and what is about TLS say where a device connects: they go with --via"
-    );
+    if args.way.is_given() {
+        return Err(usage("--at and what is about TLS say where a device connects: they go with --via"));
+    }
     if let Some(api) = args.reach.api()? {
         return as_application(&args, &api).await;
     }
     if args.from.is_none() {
-        bail!("which device calls? --from names it; through an API (--api) it is the application itself");
+        let fault =
+            "which device calls? --from names it; through an API (--api) it is the application itself";
+        return Err(usage(fault));
     }
     let reached = args.reach.bus().await?;
     let registry = Registry::open(&reached.bus).await.context("cannot open the registry")?;
@@ -149,12 +149,11 @@ pub(crate) async fn run(mut args: CallArgs) -> anyhow::Result<ExitCode> {
 
     let limits = &reached.settings.device_api;
     let timeout_ms = args.timeout_ms.unwrap_or(limits.default_timeout_ms);
-    if !(1..=limits.max_timeout_ms).contains(&timeout_ms) {
-        bail!("--timeout-ms must be 1 to {} (device_api.max_timeout_ms)", limits.max_timeout_ms);
-    }
+    check_timeout(timeout_ms, limits.max_timeout_ms)?;
     let connect_ms = args.connect_timeout_ms.unwrap_or(limits.default_connect_timeout_ms.min(timeout_ms));
     if connect_ms > timeout_ms {
-        bail!("--connect-timeout-ms must be at most the timeout of the call, {timeout_ms}");
+        let fault = format!("--connect-timeout-ms must be at most the timeout of the call, {timeout_ms}");
+        return Err(usage(fault));
     }
     let budgets = (Budget::from_ms(timeout_ms), Budget::from_ms(connect_ms));
     let Made { outcome, body, reason, took, .. } =
@@ -176,6 +175,23 @@ pub(crate) async fn run(mut args: CallArgs) -> anyhow::Result<ExitCode> {
         Outcome::Answered | Outcome::Delivered => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     })
+}
+
+/// What a target is to receive, as it was typed.
+fn check_body(typed: &str) -> anyhow::Result<()> {
+    match serde_json::from_str::<serde::de::IgnoredAny>(typed) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            Err(usage(format!("the body must be JSON, as '{{\"x\":1}}'; {typed:?} is not: {error}")))
+        }
+    }
+}
+
+fn check_timeout(timeout_ms: u32, max_ms: u32) -> anyhow::Result<()> {
+    if (1..=max_ms).contains(&timeout_ms) {
+        return Ok(());
+    }
+    Err(usage(format!("--timeout-ms must be 1 to {max_ms} (device_api.max_timeout_ms)")))
 }
 
 /// A call that was made.
@@ -332,7 +348,8 @@ struct AppCallView<'a> {
 /// The call as the application makes it whose key an API is shown.
 async fn as_application(args: &CallArgs, api: &Api) -> anyhow::Result<ExitCode> {
     if args.from.is_some() {
-        bail!("through an API the application itself calls: leave --from out, or name --nats URL");
+        let fault = "through an API the application itself calls: leave --from out, or name --nats URL";
+        return Err(usage(fault));
     }
     let params: &RawValue = serde_json::from_str(&args.body)?;
     let wanted = AppCall {

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, UNIX_EPOCH};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use bus::audit::{NO_TENANT, rfc3339};
 use bus::changes::entry;
 use bus::inspect::Listener;
@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::journal::{self, CallView, Names, end, named};
 use crate::common::find;
 use crate::common::output::{note, say};
-use crate::common::reach::{ReachArgs, Reached};
+use crate::common::reach::{ReachArgs, Reached, usage};
 use crate::common::recorded::{self, ReasonArgs};
 
 /// Names of devices that are kept in mind.
@@ -76,6 +76,10 @@ struct TailView<'a> {
 }
 
 pub(crate) async fn run(args: TailArgs) -> anyhow::Result<ExitCode> {
+    let names_somebody = args.from.is_some() || args.to.is_some() || args.customer.is_some();
+    if args.bodies.is_some() && !names_somebody {
+        return Err(usage("--bodies shows what devices send: say of whom, with --from, --to or --customer"));
+    }
     let Reached { bus, settings } = args.reach.bus().await?;
     let registry = Registry::open(&bus).await.context("cannot open the registry")?;
     let (filter, whose) = filter(&args, &registry).await?;
@@ -145,9 +149,6 @@ async fn filter(args: &TailArgs, registry: &Registry) -> anyhow::Result<(HopFilt
         first_only: !args.hops,
         ..HopFilter::default()
     };
-    if args.bodies.is_some() && filter.from.is_none() && filter.to.is_none() && customer.is_none() {
-        bail!("--bodies shows what devices send: say of whom, with --from, --to or --customer");
-    }
     Ok((filter, whose))
 }
 

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use boot::clock::since_1970;
 use bus::inspect::{self, Account};
 use bus::registry::Registry;
@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::journal::{Names, draw};
 use super::passage::Passage;
-use super::{Made, make};
+use super::{Made, check_body, check_timeout, make};
 use crate::common::find;
 use crate::common::output::{say, say_json};
 use crate::common::reach::ReachArgs;
@@ -67,8 +67,7 @@ struct TraceView<'a> {
 }
 
 pub(crate) async fn run(args: TraceArgs) -> anyhow::Result<ExitCode> {
-    serde_json::from_str::<serde::de::IgnoredAny>(&args.body)
-        .with_context(|| format!("the body must be JSON, as '{{\"x\":1}}'; {:?} is not", args.body))?;
+    check_body(&args.body)?;
     let reached = args.reach.bus().await?;
     let bus = &reached.bus;
     let registry = Registry::open(bus).await.context("cannot open the registry")?;
@@ -76,9 +75,7 @@ pub(crate) async fn run(args: TraceArgs) -> anyhow::Result<ExitCode> {
     let (target, to) = find::device_by_ending(&registry, &args.to).await.context("--to")?;
     let limits = &reached.settings.device_api;
     let timeout_ms = args.timeout_ms.unwrap_or(limits.default_timeout_ms);
-    if !(1..=limits.max_timeout_ms).contains(&timeout_ms) {
-        bail!("--timeout-ms must be 1 to {} (device_api.max_timeout_ms)", limits.max_timeout_ms);
-    }
+    check_timeout(timeout_ms, limits.max_timeout_ms)?;
     let budget_ms = Budget::from_ms(timeout_ms);
     let budgets = (budget_ms, Budget::from_ms(0));
     let Made { call, outcome, body, reason, took, traced } =

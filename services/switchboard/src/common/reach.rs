@@ -46,6 +46,11 @@ pub(crate) struct ReachArgs {
 #[derive(Debug)]
 struct Usage(String);
 
+/// What is wrong with the flags, where clap cannot know.
+pub(crate) fn usage(fault: impl Into<String>) -> anyhow::Error {
+    Usage(fault.into()).into()
+}
+
 impl std::fmt::Display for Usage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
@@ -69,7 +74,7 @@ impl ReachArgs {
         if self.api()?.is_some() {
             let needs =
                 "this is done over NATS alone: --nats URL says where it is, whatever API is named besides";
-            return Err(Usage(needs.to_owned()).into());
+            return Err(usage(needs));
         }
         let settings = self.settings()?;
         let mut bus: BusSettings = (&settings.nats).into();
@@ -100,7 +105,7 @@ impl ReachArgs {
             return Ok(None);
         }
         let api = Api::of(self.api.as_deref(), self.profile.as_deref());
-        api.map(Some).map_err(|error| Usage(format!("{error:#}")).into())
+        api.map(Some).map_err(|error| usage(format!("{error:#}")))
     }
 
     /// Reaches who keeps the registry, to look at it.

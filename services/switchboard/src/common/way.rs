@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use boot::Settings;
 use clap::Args;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -18,6 +18,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio_rustls::TlsConnector;
 
 use super::output::note;
+use super::reach::usage;
 use super::via::Via;
 
 #[derive(Args, Clone, Debug, Default)]
@@ -62,7 +63,9 @@ impl WayArgs {
             (Via::Http, true) => settings.http.tls_listen,
             (Via::Coap, _) => settings.coap.listen,
         };
-        ensure!(!is_tls || via != Via::Coap, "CoAP has no TLS here: --via mqtt or http");
+        if is_tls && via == Via::Coap {
+            return Err(usage("CoAP has no TLS here: --via mqtt or http"));
+        }
         let place = self.at.clone().unwrap_or_else(|| listens().into());
         let name = || ServerName::try_from(self.tls_name.clone().unwrap_or_else(|| place.host.clone()));
         let tls = match (is_tls, self.insecure) {

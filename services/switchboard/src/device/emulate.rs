@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::common::coap::Coap;
 use crate::common::output::{note, say};
-use crate::common::reach::ReachArgs;
+use crate::common::reach::{ReachArgs, usage};
 use crate::common::via::{self, Via};
 use crate::common::way::{Way, WayArgs};
 
@@ -111,7 +111,8 @@ pub(crate) async fn emulate(args: EmulateArgs) -> anyhow::Result<ExitCode> {
     let answering = match args.exec {
         Some(command) => Answering::By(command),
         None => {
-            serde_json::from_str::<serde::de::IgnoredAny>(&args.reply).context("--reply must be JSON")?;
+            serde_json::from_str::<serde::de::IgnoredAny>(&args.reply)
+                .map_err(|error| usage(format!("--reply must be JSON: {error}")))?;
             Answering::With(args.reply.into())
         }
     };
