@@ -96,6 +96,10 @@ def test_every_change_has_a_record_of_who_where_what_and_why(cli, tmp_path):
     assert "#18 device.remove by Ann as nobody, machine" in line and "why: a new house" in line
     checked = cli("audit", "verify").ok().out
     assert "Acme 2: whole, 18 records" in checked and "head 18:" in checked
+    # Nobody was denied: of that there is no chain, and none is missed but by who had seen its head.
+    assert "denials" not in checked and {it["book"] for it in records} == {"changes"}
+    gone = cli("audit", "verify", "--tenant", "Acme 2", "--head", f"denials:1:{'0' * 64}")
+    assert gone.code == 1 and "Acme 2, denials: BROKEN, 0 records" in gone.out
 
 
 def test_the_page_names_every_kind():
@@ -215,8 +219,62 @@ def test_denials_of_a_running_system_are_recorded(shared_cluster, family, device
     [denial] = until("it is recorded", recorded)
     assert denial["devices"] == [family.a.id, stranger.id]
     assert (denial["why"], denial["version"], denial["user"]) == ("not_allowed", 0, "nobody")
-    assert denial["from"].startswith("node ")
+    assert (denial["from"].startswith("node "), denial["book"]) == (True, "denials")
     assert cli("audit", "verify").code == 0
+
+
+def test_denials_push_out_denials_alone(new_cluster, device):
+    """Whoever has a token can be denied as often as he likes: of changes nothing is lost by that."""
+    small = {"audit.max_bytes": "1048576", "audit.max_denied_bytes": "1048576"}
+    fast = {"audit.denials_per_second": "1000", "ingress.calls_per_second_per_device": "0"}
+    cluster = new_cluster(settings=small | fast, operator={f"SWITCHBOARD_{it.replace('.', '__').upper()}": value for it, value in small.items()})
+    cli, (family, stranger) = cluster.accounts.cli, (cluster.accounts.family(), cluster.accounts.family().a)
+    of = ("--tenant", family.a.tenant)
+    changed = query(cli)
+    caller = device(PahoV5, family.a).connect(cluster.nodes[0])
+
+    def chains(*arguments):
+        return {it["book"]: it for it in json.loads(cli("audit", "verify", *of, "--json", *arguments).ok().out)}
+
+    def head(chain):
+        return f"{chain['head']['number']}:{chain['head']['hash']}"
+
+    def flooded():
+        for _ in range(100):
+            assert caller.send_msg(stranger, "1").text() == said.DENIED
+        denials = chains().get("denials")
+        return denials and denials["first"] > 1 and denials
+
+    # Both are shown as one, by time, and followed: nothing of before.
+    following, sent = cluster.accounts.started("audit", "tail", "--follow", "--since", "0s", "--json"), []
+
+    def heard():
+        sent.append(caller.send_msg(stranger, "1").text())
+        return following.out
+
+    until("it is followed", heard)
+    until("all are recorded", lambda: len(query(cli, "--kind", "denied")) == len(sent))
+    cli("customer", "add", "Later", *of).ok()
+    assert [it["kind"] for it in query(cli, *of, "--limit", "2")] == ["denied.call", "customer.add"]
+    until("and so is a change", lambda: "customer.add" in following.out)
+    following.interrupt()
+    following.wait()
+    assert {json.loads(line)["kind"] for line in following.out.splitlines()} == {"denied.call", "customer.add"}
+    early = head(chains()["denials"])
+
+    denials = until("denials are pushed out", flooded)
+    assert (denials["isWhole"], denials["cut"]) == (True, "size")
+    changes = chains()["changes"]
+    assert (changes["isWhole"], changes["first"], changes["records"]) == (True, 1, len(changed) + 1)
+    assert [it for it in query(cli) if it["book"] == "changes"][:-1] == changed
+
+    # A head of each is looked for, and one that was pushed out is not missed.
+    heads = ["--head", head(changes), "--head", f"denials:{head(chains()['denials'])}"]
+    assert f"  head {head(changes)}\n" in cli("audit", "verify", *of, *heads).ok().out
+    chains("--head", f"denials:{early}")
+    other = cli("audit", "verify", *of, "--head", f"denials:{head(changes)}")
+    assert other.code == 1 and ", denials: BROKEN" in other.out and "not there as it was" in other.out
+    assert "two heads of one chain" in cli("audit", "verify", *of, *heads[:2], *heads[:2]).err
 
 
 async def rewritten(url, tamper, subjects=None):

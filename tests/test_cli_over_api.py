@@ -6,11 +6,13 @@ import os
 import zlib
 
 import pytest
+from harness import said
 from harness.accounts import TENANT, TOKENS
 from harness.apps import App, add_app
 from harness.devices import PahoV5
 from harness.processes import Ran, run
 from harness.programs import built
+from harness.waiting import until
 
 ENDED = "swbk_0123456789abcdef_"
 
@@ -71,15 +73,27 @@ def test_devices_are_kept(shared_cluster, cli, family):
     assert [it["why"] for it in records if it["kind"] == "device.retype"] == ["it is one"]
 
 
-def test_a_chain_is_checked_as_over_nats(shared_cluster, cli):
+def test_a_chain_is_checked_as_over_nats(shared_cluster, cli, family, device):
     of = ("audit", "verify", "--tenant", TENANT, "--json")
-    [before] = json.loads(shared_cluster.accounts.cli(*of).ok().out)
-    [chain] = json.loads(cli("audit", "verify", "--json").ok().out)
-    assert (chain["tenant"], chain["isWhole"], chain["first"]) == (before["tenant"], True, before["first"])
-    assert chain["records"] >= before["records"] > 0
-    head = before["head"]
-    cli(*of, "--head", f"{head['number']}:{head['hash']}").ok()
-    assert "not there as it was" in cli(*of, "--head", f"{head['number']}:{'0' * 64}").out
+    caller = device(PahoV5, family.a).connect(shared_cluster.nodes[0])
+    assert caller.send_msg(shared_cluster.accounts.family().a, "1").text() == said.DENIED
+
+    def chains(cli, *arguments):
+        return json.loads(cli(*arguments).ok().out)
+
+    direct = until("both are there", lambda: len(found := chains(shared_cluster.accounts.cli, *of)) == 2 and found)
+    assert [it["book"] for it in direct] == ["changes", "denials"]
+    for before, chain, prefix in zip(direct, chains(cli, "audit", "verify", "--json"), ("", "denials:"), strict=True):
+        assert (chain["tenant"], chain["book"], chain["isWhole"]) == (before["tenant"], before["book"], True)
+        assert chain["first"] == before["first"]
+        assert chain["records"] >= before["records"] > 0
+        head = before["head"]
+        cli(*of, "--head", f"{prefix}{head['number']}:{head['hash']}").ok()
+        assert "not there as it was" in cli(*of, "--head", f"{prefix}{head['number']}:{'0' * 64}").out
+    kinds = [it["kind"] for it in json.loads(cli("audit", "query", "--device", family.a.id, "--json").ok().out)]
+    assert "denied.call" in kinds and kinds == [
+        it["kind"] for it in json.loads(shared_cluster.accounts.cli("audit", "query", "--device", family.a.id, "--json").ok().out)
+    ]
 
 
 def test_devices_are_imported_and_an_import_is_resumed(shared_cluster, cli, family, tmp_path):

@@ -231,7 +231,7 @@ def test_what_runs_where_and_what_will_hurt(cluster):
     assert by_service["router"][0]["hopsPerSecond"] >= 0
     assert all(it["certificates"] == {} for it in processes)
     store = json.loads(cluster.accounts.cli("status", "--store", "--json").ok().out)
-    assert {it["of"] for it in store} == {"devices", "policies", "audit", "claims", "seen", "keys", "once"}
+    assert {it["of"] for it in store} == {"devices", "policies", "audit", "denials", "claims", "seen", "keys", "once"}
     assert next(it for it in store if it["of"] == "devices")["fileBytes"] > 0
     tenant = cluster.accounts.family().a.tenant
     TOKENS.add("guess-me")

@@ -18,10 +18,10 @@ ACCOUNT_OF = {
     **{"ingress": "NODES", "authorizer": "CORE", "router": "CORE", "api": "APIS", "admin": "ADMINS", "operator": "OPERATORS", "listener": "LISTENERS"},
     **{"authorizer-store": "AUTHORIZERS", "router-store": "ROUTERS"},
 }
-BUCKETS = {"REGISTRY": "KV_swb_devices", "POLICIES": "KV_swb_policies", "AUDIT": "swb_audit", "CLAIMS": "KV_swb_claims", "SEEN": "KV_swb_seen", "KEYS": "KV_swb_keys", "ONCE": "KV_swb_once"}
+BUCKETS = {"REGISTRY": "KV_swb_devices", "POLICIES": "KV_swb_policies", "AUDIT": "swb_audit", "DENIALS": "swb_denials", "CLAIMS": "KV_swb_claims", "SEEN": "KV_swb_seen", "KEYS": "KV_swb_keys", "ONCE": "KV_swb_once"}
 # The buckets that a user reaches, and a key that it may write there.
 STORES = {
-    "authorizer-store": [("KV_swb_devices", "$KV.swb_devices.beat.9"), ("KV_swb_keys", None), ("KV_swb_policies", None), ("swb_audit", f"swb.audit.{NODE}.authorizer")],
+    "authorizer-store": [("KV_swb_devices", "$KV.swb_devices.beat.9"), ("KV_swb_keys", None), ("KV_swb_policies", None), ("swb_denials", f"swb.denials.{NODE}.authorizer")],
     "router-store": [("KV_swb_claims", f"$KV.swb_claims.{DEVICE}"), ("KV_swb_seen", f"$KV.swb_seen.{DEVICE}"), ("KV_swb_keys", None)],
     "api": [("KV_swb_once", f"$KV.swb_once.{DEVICE}")],
     "admin": [("KV_swb_devices", f"$KV.swb_devices.note.{DEVICE}"), ("KV_swb_policies", None), ("swb_audit", f"swb.audit.{NODE}.admin"), ("KV_swb_once", f"$KV.swb_once.{DEVICE}")],
@@ -38,7 +38,7 @@ WANTED = [
     *["swb.route", "swb.handover", "swb.presence", "swb.event.directory", f"swb.reply.{NODE}.1", f"swb.feed.{NODE}.1"],
     # An application's own.
     f"swb.app.{DEVICE}.{DEVICE}.call.{DEVICE}",
-    *[f"$KV.swb_devices.device.{DEVICE}", f"$KV.swb_claims.{NODE}", "$KV.swb_keys.stolen", "$KV.swb_once.stolen", f"swb.audit.{DEVICE}.{USERS[0]}"],
+    *[f"$KV.swb_devices.device.{DEVICE}", f"$KV.swb_claims.{NODE}", "$KV.swb_keys.stolen", "$KV.swb_once.stolen", f"swb.audit.{DEVICE}.{USERS[0]}", f"swb.denials.{DEVICE}.{USERS[0]}"],
     *[f"$JS.API.STREAM.{what}.{bucket}" for what, bucket in product(("DELETE", "PURGE", "UPDATE"), BUCKETS.values())],
     *["_INBOX.thief", "$SYS.REQ.SERVER.PING"],
 ]
@@ -64,7 +64,7 @@ def asked(user: str) -> list[tuple[str, str]]:
         for it in [
             (f"swb.js.STREAM.INFO.{bucket}", ""),
             (f"swb.js.STREAM.CREATE.{bucket}", "{}"),
-            *([] if (user, bucket) in UNWATCHED or bucket in ("swb_audit", "KV_swb_seen") else [(f"swb.js.CONSUMER.CREATE.{bucket}.x", "{}")]),
+            *([] if (user, bucket) in UNWATCHED or bucket in ("swb_audit", "swb_denials", "KV_swb_seen") else [(f"swb.js.CONSUMER.CREATE.{bucket}.x", "{}")]),
             *([(key, "stolen")] if key else []),
         ]
     ]
@@ -96,6 +96,10 @@ def hardened(tmp_path_factory):
     app = add_app(hardened.cluster.accounts)
     with RawHttp(hardened.cluster.apis[0].port) as http:
         assert call(http, app, "nobody", Idempotency_Key="x").status == 404
+    # With the first denial its stream is.
+    with hardened.connect("ingress") as stranger, hardened.witness("DENIALS") as witness:
+        stranger.ask("swb.authenticate", head("00" * 32, node(NODE), 1))
+        until("it is recorded", lambda: "swb_denials" in witness.ask("$JS.API.STREAM.NAMES").body)
     yield hardened
     hardened.cluster.stop()
 

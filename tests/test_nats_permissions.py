@@ -138,8 +138,14 @@ def test_the_services_need_no_more(hardened, device):
     processes = json.loads(cluster.accounts.cli("status", "--json").ok().out)
     assert len([it for it in processes if it["service"] == "api"]) == len(cluster.apis)
 
-    # What was changed is recorded, and read in pages of many answers to one question.
+    # What was changed is recorded, and read in pages of many answers to one question; denials in their own book.
     assert len(cluster.accounts.cli("audit", "query").ok().out.splitlines()) > 5
+    assert ", denials: " not in cluster.accounts.cli("audit", "verify").ok().out, "nobody was denied yet"
+    assert caller.send_msg(cluster.accounts.family().a, "1").text() == said.DENIED
+    until("the denial is recorded", lambda: cluster.accounts.cli("audit", "query", "--kind", "denied.call").ok().out)
+    assert ", denials: whole, " in cluster.accounts.cli("audit", "verify").ok().out
+    with RawHttp(cluster.apis[2].port) as http:
+        assert '"denied.call"' in http.ask("GET", "/v1/audit?book=denials", Authorization=keeper.bearer).body
 
     # A rotated token; a router that starts later; NATS that comes back without its memory.
     cluster.accounts.cli("device", "rotate-token", family.a.name, "--yes").ok()
@@ -213,7 +219,7 @@ NO_STORE = [
     *["swb.js.STREAM.INFO.KV_swb_devices", "$JS.API.STREAM.INFO.KV_swb_devices", "$JS.API.STREAM.CREATE.EVERYTHING"],
     *["$JS.API.CONSUMER.CREATE.KV_swb_claims.x", "$JS.API.DIRECT.GET.KV_swb_keys.$KV.swb_keys.tickets"],
     *["$JS.API.STREAM.DELETE.KV_swb_claims", "$JS.FC.KV_swb_devices.x", "$JS.ACK.KV_swb_devices.x"],
-    *[f"swb.audit.{DEVICE}.{user}" for user in ("ingress", "authorizer", "admin", "operator")],
+    *[f"swb.{book}.{DEVICE}.{user}" for book in ("audit", "denials") for user in ("ingress", "authorizer", "admin", "operator")],
 ]
 
 # Of that, what the API may: it follows claims and devices.
@@ -246,11 +252,12 @@ PUBLISH = {
         ],
     ),
     "authorizer-store": (
-        ["$KV.swb_devices.beat.7", "swb.js.STREAM.INFO.KV_swb_devices", f"swb.audit.{DEVICE}.authorizer"],
+        ["$KV.swb_devices.beat.7", "swb.js.STREAM.INFO.KV_swb_devices", f"swb.denials.{DEVICE}.authorizer"],
         [
             *[NODE, INBOX, BETWEEN, "swb.call", "swb.route", "swb.event.directory", f"$KV.swb_devices.device.{DEVICE}"],
             *[f"$KV.swb_claims.{DEVICE}", "$KV.swb_keys.other", "$JS.API.STREAM.DELETE.KV_swb_devices"],
-            *[f"swb.audit.{DEVICE}.operator", f"swb.audit.{DEVICE}"],
+            # It fills its own book of the audit, and not the one of changes.
+            *[f"swb.audit.{DEVICE}.authorizer", f"swb.denials.{DEVICE}.operator", f"swb.denials.{DEVICE}"],
         ],
     ),
     "api": (
@@ -281,7 +288,7 @@ PUBLISH = {
         [
             *["swb.call", "swb.list", "swb.authenticate", "swb.route", "swb.presence", "swb.judge", NODE],
             *["swb.claim", "swb.beat", f"swb.event.device.{DEVICE}", f"$KV.swb_claims.{DEVICE}", "$KV.swb_keys.tickets"],
-            *[f"swb.audit.{DEVICE}.operator", f"swb.audit.{DEVICE}", *OPERATE, f"swb.decide.{DEVICE}.quota"],
+            *[f"swb.audit.{DEVICE}.operator", f"swb.audit.{DEVICE}", f"swb.denials.{DEVICE}.admin", *OPERATE, f"swb.decide.{DEVICE}.quota"],
             "swb.late.0123456789abcdef",
             *["$JS.API.STREAM.DELETE.KV_swb_devices", "$JS.API.STREAM.PURGE.KV_swb_devices"],
             *["$JS.API.STREAM.DELETE.KV_swb_policies", "$JS.API.STREAM.PURGE.KV_swb_policies"],
@@ -308,7 +315,7 @@ PUBLISH = {
         ],
         [
             *["swb.route", NODE, INBOX, BETWEEN, "swb.claim", f"$KV.swb_claims.{DEVICE}", f"$KV.swb_seen.{DEVICE}", "$KV.swb_keys.tickets"],
-            *[f"swb.audit.{DEVICE}.authorizer", f"swb.audit.{DEVICE}"],
+            *[f"swb.audit.{DEVICE}.authorizer", f"swb.audit.{DEVICE}", f"swb.denials.{DEVICE}.operator"],
             *["swb.answer.7", "$JS.API.STREAM.DELETE.KV_swb_devices", "$JS.API.STREAM.PURGE.KV_swb_devices"],
         ],
     ),

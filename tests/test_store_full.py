@@ -14,7 +14,7 @@ from harness.raw_nats import RawNats
 from harness.waiting import until
 
 ROOM_BYTES = 4 * 1024 * 1024
-AUDIT = {"audit.max_bytes": str(1024 * 1024)}
+AUDIT = {f"audit.max_{of}bytes": str(1024 * 1024) for of in ("", "denied_")}
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use boot::Settings;
 use bus::Bus;
-use bus::audit::{AuditLog, Entry, NO_TENANT, user_of};
+use bus::audit::{AuditLog, Book, Entry, NO_TENANT};
 use parking_lot::Mutex;
 use rpc::{DeviceId, NodeId, TenantId};
 use tokio::sync::mpsc;
@@ -90,7 +90,7 @@ impl Denials {
         settings: &Settings,
         stop: CancellationToken,
     ) -> (Denials, JoinHandle<()>) {
-        let log = AuditLog::new(bus, user_of(&settings.nats), (&settings.audit).into());
+        let log = AuditLog::of(bus, settings, Book::Denials);
         let settings = &settings.audit;
         let (queue, waiting) = mpsc::channel(settings.max_queued_records);
         let tally = Arc::new(Mutex::new(Tally::new(settings.denials_per_second)));

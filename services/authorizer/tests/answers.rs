@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use boot::{Context, Health, InForce, Settings};
-use bus::audit::{AuditLog, Bounds, Chain, From, NO_TENANT, Record};
+use bus::audit::{AuditLog, Book, Bounds, Chain, From, NO_TENANT, Record};
 use bus::policies::{External, Policies, StoredSet};
 use bus::registry::{App, AppKey, Customer, DeviceChange, NewDevice, NewKey, Registry, Tenant, Token};
 use bus::server::{NatsServer, ServerOptions, find_binary};
@@ -649,10 +649,10 @@ async fn a_change_that_the_feed_did_not_bring_is_in_force_after_two_seconds_all_
     world.server.stop().await;
 }
 
-/// Everything in the audit, oldest first, each chain whole.
+/// All denials in the audit, oldest first, each chain whole.
 async fn audited(world: &World) -> Vec<Record> {
     let bounds = Bounds { max_age: Duration::from_secs(3_600), max_bytes: 1 << 20 };
-    let log = AuditLog::new(&world.bus, "reader".to_owned(), bounds);
+    let log = AuditLog::new(&world.bus, Book::Denials, "reader".to_owned(), bounds);
     let stored = log.page(None, From::Sequence(1)).await.unwrap().records;
     for tenant in [world.tenant, NO_TENANT] {
         let mut chain = Chain::new(None);
@@ -716,7 +716,7 @@ async fn calls_are_judged_while_the_audit_takes_nothing() {
         settings.audit.max_queued_records = 1;
         settings.audit.denials_per_second = 1_000;
         // More than the server has: no stream can be made.
-        settings.audit.max_bytes = 1_099_511_627_776;
+        settings.audit.max_denied_bytes = 1_099_511_627_776;
     })
     .await;
     let started = Instant::now();

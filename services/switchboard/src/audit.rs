@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use bus::StoreError;
 use bus::audit::{
-    AuditLog, Chain, Cut, From, Head, Limits, NO_TENANT, Record, Stored, Verdict, hash, rfc3339,
+    AuditLog, Book, Chain, Cut, From, Head, Limits, NO_TENANT, Record, Stored, Verdict, hash, rfc3339,
 };
 use bus::registry::Snapshot;
 use clap::{Args, Subcommand};
@@ -27,6 +27,8 @@ const API_PAGE: u32 = 500;
 const FOLLOW_PAUSE: Duration = Duration::from_millis(500);
 /// Devices of a record that are shown.
 const MAX_NAMED: usize = 3;
+/// What the head of a chain of denials begins with.
+const DENIALS: &str = "denials:";
 
 #[derive(Subcommand)]
 pub(crate) enum AuditVerb {
@@ -83,12 +85,12 @@ pub(crate) struct QueryArgs {
 
 #[derive(Args)]
 pub(crate) struct VerifyArgs {
-    /// Only the chain of this tenant (id or name)
+    /// Only the chains of this tenant (id or name)
     #[arg(long)]
     tenant: Option<String>,
-    /// What an earlier verify said of the chain's head: it must be there still. With --tenant
-    #[arg(long, value_name = "NUMBER:HASH", requires = "tenant", value_parser = head)]
-    head: Option<Head>,
+    /// What an earlier verify said of a chain's head, one of each chain: it must be there still. With --tenant
+    #[arg(long = "head", value_name = "[denials:]NUMBER:HASH", requires = "tenant", value_parser = head)]
+    heads: Vec<(Book, Head)>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -116,15 +118,23 @@ struct Opened {
 /// A record as it is shown.
 #[derive(Serialize, Deserialize)]
 struct Shown {
+    /// Of an API: as it was asked for.
+    #[serde(skip_deserializing)]
+    book: Book,
     sequence: u64,
     hash: String,
     #[serde(flatten)]
     record: Option<Record>,
 }
 
-impl std::convert::From<&Stored> for Shown {
-    fn from(stored: &Stored) -> Self {
-        Shown { sequence: stored.sequence, hash: hash(&stored.bytes), record: stored.record() }
+impl Shown {
+    fn of(book: Book, stored: &Stored) -> Self {
+        Shown { book, sequence: stored.sequence, hash: hash(&stored.bytes), record: stored.record() }
+    }
+
+    /// 0 of what is no record: it is shown as soon as it comes.
+    fn at_ms(&self) -> u64 {
+        self.record.as_ref().map_or(0, |record| record.at_ms)
     }
 }
 
@@ -150,40 +160,77 @@ impl Opened {
         Ok(Opened { registrar, known, names: HashMap::new() })
     }
 
-    /// Hands over what fits, from there to the end of what stands there now, and returns where to go on.
-    async fn each(&self, filter: &Filter, from: From, mut take: impl FnMut(Shown)) -> anyhow::Result<u64> {
+    /// Hands over what fits of a book, from there to the end of what stands there now, and returns where to go on.
+    async fn each(
+        &self,
+        book: Book,
+        filter: &Filter,
+        mut from: From,
+        mut take: impl FnMut(Shown),
+    ) -> anyhow::Result<From> {
+        let mut take = |shown: Shown| {
+            if filter.fits(shown.record.as_ref()) {
+                take(shown);
+            }
+        };
         let api = match &self.registrar {
             Registrar::Nats(changes) => {
-                let take = |stored: Stored| {
-                    let shown = Shown::from(&stored);
-                    if filter.fits(shown.record.as_ref()) {
-                        take(shown);
-                    }
-                };
-                return each(changes.recorder.log(), filter.tenant, from, take).await;
+                let take = |stored: Stored| take(Shown::of(book, &stored));
+                return each(changes.recorder.log(book), filter.tenant, from, take).await;
             }
             Registrar::Api(api) => api,
         };
         let tenant = filter.tenant.map_or_else(String::new, |tenant| format!("&tenant={tenant}"));
-        let mut from = match from {
+        let mut place = match from {
             From::Sequence(sequence) => format!("&after={}", sequence.saturating_sub(1)),
             From::Time(time) => {
                 format!("&since={}", time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis())
             }
         };
-        let mut next = 1;
         loop {
-            let page: Page = api.get(&format!("audit?limit={API_PAGE}{tenant}{from}")).await?;
+            let page: Page = api.get(&format!("audit?book={book}&limit={API_PAGE}{tenant}{place}")).await?;
             for shown in page.records {
-                next = shown.sequence + 1;
-                if filter.fits(shown.record.as_ref()) {
-                    take(shown);
-                }
+                from = From::Sequence(shown.sequence + 1);
+                take(Shown { book, ..shown });
             }
             match page.next {
-                Some(after) => from = format!("&after={after}"),
-                None => return Ok(next),
+                Some(after) => place = format!("&after={after}"),
+                None => return Ok(from),
             }
+        }
+    }
+
+    /// Reads a tenant's chain of a book, or everybody's, and returns what its stream then says of itself.
+    async fn read(
+        &self,
+        book: Book,
+        tenant: Option<TenantId>,
+        chains: &mut BTreeMap<TenantId, Chain>,
+    ) -> anyhow::Result<Limits> {
+        let take = |stored: Stored| {
+            chains.entry(stored.tenant).or_insert_with(|| Chain::new(None)).take(&stored);
+        };
+        let limits = match &self.registrar {
+            Registrar::Nats(changes) => {
+                let log = changes.recorder.log(book);
+                each(log, tenant, From::Sequence(1), take).await?;
+                match log.limits().await {
+                    Err(StoreError::Missing(_)) => None,
+                    limits => Some(limits.context("the audit cannot be read")?),
+                }
+            }
+            Registrar::Api(api) => {
+                let tenant = match tenant {
+                    Some(tenant) => tenant,
+                    None => registrar::own_tenant(api).await?,
+                };
+                each_raw(api, book, tenant, take).await?
+            }
+        };
+        match book {
+            Book::Changes => limits.context("there is no audit yet"),
+            // Nobody was denied yet.
+            Book::Denials => Ok(limits.unwrap_or_default()),
         }
     }
 
@@ -210,18 +257,27 @@ impl Opened {
         })
     }
 
-    /// The last records that fit, at most `limit`, and where to go on.
-    async fn last(&self, filter: &Filter, limit: usize) -> anyhow::Result<(VecDeque<Shown>, u64)> {
-        let from = filter.since.map_or(From::Sequence(1), From::Time);
-        let mut kept = VecDeque::new();
-        let next = self.each(filter, from, |shown| {
-            kept.push_back(shown);
-            if kept.len() > limit {
-                kept.pop_front();
-            }
-        });
-        let next = next.await?;
-        Ok((kept, next))
+    /// What fits of both books from these places on, by time: the last, at most `limit`. And where to go on.
+    async fn last(
+        &self,
+        filter: &Filter,
+        mut places: [From; 2],
+        limit: usize,
+    ) -> anyhow::Result<(VecDeque<Shown>, [From; 2])> {
+        let mut last = VecDeque::new();
+        for (book, place) in Book::ALL.into_iter().zip(&mut places) {
+            let mut kept = VecDeque::new();
+            let next = self.each(book, filter, *place, |shown| {
+                kept.push_back(shown);
+                if kept.len() > limit {
+                    kept.pop_front();
+                }
+            });
+            *place = next.await?;
+            last = merged(last, kept);
+        }
+        last.drain(..last.len().saturating_sub(limit));
+        Ok((last, places))
     }
 
     /// Tells a record in words, its devices by the names that they have now.
@@ -241,6 +297,11 @@ impl Opened {
 }
 
 impl Filter {
+    /// Where to begin in each book.
+    fn places(&self) -> [From; 2] {
+        [self.since.map_or(From::Sequence(1), From::Time); 2]
+    }
+
     fn fits(&self, record: Option<&Record>) -> bool {
         let Some(record) = record else {
             return self.device.is_none() && self.kind.is_none();
@@ -250,25 +311,39 @@ impl Filter {
     }
 }
 
-/// Reads from there to the end of what stands there now, and returns where to go on.
+/// Two lists as one, by time; of each in its own order, whatever its writers' clocks say.
+fn merged(mut one: VecDeque<Shown>, mut other: VecDeque<Shown>) -> VecDeque<Shown> {
+    let mut merged = VecDeque::with_capacity(one.len() + other.len());
+    while let (Some(first), Some(second)) = (one.front(), other.front()) {
+        let next = if second.at_ms() < first.at_ms() { &mut other } else { &mut one };
+        merged.extend(next.pop_front());
+    }
+    merged.extend(one.into_iter().chain(other));
+    merged
+}
+
+/// Reads from there to the end of what stands there now, and returns where to go on: from there still, if nothing does.
 pub(crate) async fn each(
     log: &AuditLog,
     tenant: Option<TenantId>,
     mut from: From,
     mut take: impl FnMut(Stored),
-) -> anyhow::Result<u64> {
+) -> anyhow::Result<From> {
     loop {
         let page = match log.page(tenant, from).await {
             Ok(page) => page,
             // Nothing was ever recorded.
-            Err(StoreError::Missing(_)) => return Ok(1),
+            Err(StoreError::Missing(_)) => return Ok(from),
             Err(error) => return Err(error).context("the audit cannot be read"),
         };
+        // Else nothing was written since that time.
+        if page.next > 1 {
+            from = From::Sequence(page.next);
+        }
         page.records.into_iter().for_each(&mut take);
         if page.is_last {
-            return Ok(page.next);
+            return Ok(from);
         }
-        from = From::Sequence(page.next);
     }
 }
 
@@ -283,7 +358,7 @@ async fn tail(args: TailArgs) -> anyhow::Result<()> {
         say(serde_json::to_string(shown)?);
         Ok(())
     };
-    let (last, mut next) = opened.last(&filter, args.lines).await?;
+    let (last, mut places) = opened.last(&filter, filter.places(), args.lines).await?;
     for shown in &last {
         tell(&mut opened, shown).await?;
     }
@@ -292,8 +367,8 @@ async fn tail(args: TailArgs) -> anyhow::Result<()> {
     }
     loop {
         tokio::time::sleep(FOLLOW_PAUSE).await;
-        let mut come = Vec::new();
-        next = opened.each(&filter, From::Sequence(next), |shown| come.push(shown)).await?.max(next);
+        let come;
+        (come, places) = opened.last(&filter, places, usize::MAX).await?;
         for shown in &come {
             tell(&mut opened, shown).await?;
         }
@@ -303,7 +378,7 @@ async fn tail(args: TailArgs) -> anyhow::Result<()> {
 async fn query(args: QueryArgs) -> anyhow::Result<()> {
     let mut opened = Opened::open(&args.filter.reach).await?;
     let filter = opened.filter(&args.filter).await?;
-    let (found, _) = opened.last(&filter, args.limit).await?;
+    let (found, _) = opened.last(&filter, filter.places(), args.limit).await?;
     if args.filter.json {
         return say_json(&found);
     }
@@ -314,9 +389,11 @@ async fn query(args: QueryArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads a tenant's chain, byte for byte, as an API shows it; what the stream says of itself is asked last.
+/// Reads a tenant's chain, byte for byte, as an API shows it; what the stream says of itself is asked last. None: there
+/// is no stream.
 async fn each_raw(
     api: &Api,
+    book: Book,
     tenant: TenantId,
     mut take: impl FnMut(Stored),
 ) -> anyhow::Result<Option<Limits>> {
@@ -343,7 +420,7 @@ async fn each_raw(
     }
     let mut after = 0;
     loop {
-        let path = format!("audit?raw=true&limit={API_PAGE}&tenant={tenant}&after={after}");
+        let path = format!("audit?book={book}&raw=true&limit={API_PAGE}&tenant={tenant}&after={after}");
         let page: Page = api.get(&path).await?;
         for Raw { sequence, raw, written_by } in page.records {
             take(Stored { sequence, tenant, user: written_by, bytes: raw.into() });
@@ -365,6 +442,7 @@ async fn each_raw(
 struct ChainView {
     tenant: TenantId,
     tenant_name: String,
+    book: Book,
     is_whole: bool,
     #[serde(flatten)]
     verdict: Verdict,
@@ -373,35 +451,26 @@ struct ChainView {
 async fn verify(args: VerifyArgs) -> anyhow::Result<ExitCode> {
     let opened = Opened::open(&args.reach).await?;
     let tenant = args.tenant.as_deref().map(|named| opened.tenant(named)).transpose()?;
-    let mut chains: BTreeMap<TenantId, Chain> = BTreeMap::new();
-    if let Some(tenant) = tenant {
-        chains.insert(tenant, Chain::new(args.head));
+    let mut heads: BTreeMap<Book, Head> = BTreeMap::new();
+    for (book, head) in args.heads {
+        anyhow::ensure!(heads.insert(book, head).is_none(), "two heads of one chain: name one of each");
     }
-    let take = |stored: Stored| {
-        chains.entry(stored.tenant).or_insert_with(|| Chain::new(None)).take(&stored);
-    };
-    let limits = match &opened.registrar {
-        Registrar::Nats(changes) => {
-            let log = changes.recorder.log();
-            each(log, tenant, From::Sequence(1), take).await?;
-            log.limits().await.ok()
+    let mut verdicts = BTreeMap::new();
+    for book in Book::ALL {
+        let (mut chains, head) = (BTreeMap::new(), heads.remove(&book));
+        // Where nobody was denied there is no chain to tell of.
+        if let Some(tenant) = tenant.filter(|_| book == Book::Changes || head.is_some()) {
+            chains.insert(tenant, Chain::new(head));
         }
-        Registrar::Api(api) => {
-            let tenant = match tenant {
-                Some(tenant) => tenant,
-                None => registrar::own_tenant(api).await?,
-            };
-            each_raw(api, tenant, take).await?
-        }
-    };
-    let limits = limits.context("there is no audit yet, or it cannot be read")?;
-    let views = chains.into_iter().map(|(tenant, chain)| {
-        let verdict = chain.end(limits);
+        let limits = opened.read(book, tenant, &mut chains).await?;
+        verdicts.extend(chains.into_iter().map(|(tenant, chain)| ((tenant, book), chain.end(limits))));
+    }
+    let views = verdicts.into_iter().map(|((tenant, book), verdict)| {
         let tenant_name = match tenant {
             NO_TENANT => "of no tenant".to_owned(),
             tenant => find::tenant_name(&opened.known, tenant),
         };
-        ChainView { tenant, tenant_name, is_whole: verdict.breaks.is_empty(), verdict }
+        ChainView { tenant, tenant_name, book, is_whole: verdict.breaks.is_empty(), verdict }
     });
     let views: Vec<_> = views.collect();
     let status = if views.iter().all(|view| view.is_whole) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
@@ -409,10 +478,14 @@ async fn verify(args: VerifyArgs) -> anyhow::Result<ExitCode> {
         say_json(&views)?;
         return Ok(status);
     }
-    for ChainView { tenant_name, verdict, .. } in &views {
+    for ChainView { tenant_name, book, verdict, .. } in &views {
         let Verdict { records, first, cut, head, breaks } = verdict;
         let state = if breaks.is_empty() { "whole" } else { "BROKEN" };
-        say(format_args!("{tenant_name}: {state}, {}", count(usize::try_from(*records)?, "record")));
+        let (of, prefix) = match book {
+            Book::Changes => ("", ""),
+            Book::Denials => (", denials", DENIALS),
+        };
+        say(format_args!("{tenant_name}{of}: {state}, {}", count(usize::try_from(*records)?, "record")));
         match cut {
             Cut::Age => {
                 say(format_args!("  begins with record {first}: those before it have outlived their time"))
@@ -424,12 +497,12 @@ async fn verify(args: VerifyArgs) -> anyhow::Result<ExitCode> {
         }
         breaks.iter().for_each(|found| say(format_args!("  {found}")));
         if let Some(Head { number, hash }) = head {
-            say(format_args!("  head {number}:{hash}"));
+            say(format_args!("  head {prefix}{number}:{hash}"));
         }
     }
     if status == ExitCode::SUCCESS {
         note(
-            "Keep the heads elsewhere: who could rewrite the stream could rewrite a whole chain. --head checks one.",
+            "Keep the heads elsewhere: who could rewrite a stream could rewrite a whole chain. --head checks one.",
         );
     }
     Ok(status)
@@ -489,11 +562,44 @@ pub(crate) fn time_span(text: &str) -> Result<Duration, String> {
     parse().ok_or_else(|| "a number and one of s, m, h, d, as in 12h".to_owned())
 }
 
-fn head(text: &str) -> Result<Head, String> {
+fn head(text: &str) -> Result<(Book, Head), String> {
     let parse = || {
-        let (number, hash) = text.split_once(':')?;
+        let (book, rest) = match text.strip_prefix(DENIALS) {
+            Some(rest) => (Book::Denials, rest),
+            None => (Book::Changes, text),
+        };
+        let (number, hash) = rest.split_once(':')?;
         let is_hash = hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
-        is_hash.then_some(Head { number: number.parse().ok()?, hash: hash.to_ascii_lowercase() })
+        is_hash.then_some((book, Head { number: number.parse().ok()?, hash: hash.to_ascii_lowercase() }))
     };
-    parse().ok_or_else(|| "a number, a colon and 64 hexadecimal digits, as `audit verify` prints".to_owned())
+    parse().ok_or_else(|| {
+        "a number, a colon and 64 hexadecimal digits, behind denials: or not, as `audit verify` prints"
+            .to_owned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_lists_are_one_by_time_and_each_keeps_its_order() {
+        let list = |book, times: &[u64]| {
+            let of = |at_ms: &u64| Shown {
+                book,
+                sequence: *at_ms,
+                hash: String::new(),
+                record: serde_json::from_value(serde_json::json!({
+                    "number": 1, "id": NO_TENANT, "tenant": NO_TENANT, "atMs": at_ms, "user": "",
+                }))
+                .ok(),
+            };
+            times.iter().map(of).collect::<VecDeque<_>>()
+        };
+        // 9 was written by who has a clock that is fast.
+        let both = merged(list(Book::Changes, &[1, 9, 3, 10]), list(Book::Denials, &[2, 4, 11]));
+        let times: Vec<_> = both.iter().map(Shown::at_ms).collect();
+        assert_eq!(times, [1, 2, 4, 9, 3, 10, 11]);
+        assert_eq!(merged(VecDeque::new(), list(Book::Denials, &[2])).len(), 1);
+    }
 }

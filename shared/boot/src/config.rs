@@ -358,14 +358,18 @@ declare::settings! {
         external_origins: Option<String> = None, Origins;
     }
 
-    /// Who did what: a record of every denial and of every change of the registry, the tokens and the policies, in a
-    /// JetStream stream. Its age and size hold from when it is made: by the first authorizer or command that writes.
+    /// Who did what: a record of every change of the registry, the tokens and the policies, and of every denial, in two
+    /// JetStream streams. Their age and size hold from when they are made: by the first command or authorizer that
+    /// writes.
     [audit] Audit {
         /// Seconds for which a record is kept.
         max_age_s: u64 = 7_776_000, 1..=3_153_600_000;
-        /// Bytes that all records may take, in each copy of the stream; then the oldest go. NATS reserves them.
-        /// A record takes about 500.
+        /// Bytes that all records of changes may take, in each copy of their stream; then the oldest go. NATS reserves
+        /// them. A record takes about 500.
         max_bytes: u64 = 268_435_456, 1_048_576..=1_099_511_627_776;
+        /// The same of denials, in a stream of their own: whoever causes them pushes out no change. A record takes
+        /// about 800.
+        max_denied_bytes: u64 = 134_217_728, 1_048_576..=1_099_511_627_776;
         /// Denials of one tenant that one authorizer records a second; further ones are counted in the next record.
         /// 0: they are only counted, in a record every ten seconds.
         denials_per_second: u32 = 10, 0..=1_000, reloaded;

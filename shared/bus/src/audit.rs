@@ -1,15 +1,18 @@
-//! Who did what, and was any of it taken away since? The audit: a stream of records, each with the hash of the one
-//! before it, a chain for each tenant.
+//! Who did what, and was any of it taken away since? The audit: records, each with the hash of the one before it, in
+//! two books, of changes and of denials, and in each a chain for each tenant.
 //!
-//! One JetStream stream, `<prefix>_audit`, on the subjects `<prefix>.audit.<tenant>.<NATS user>`: permissions let each
-//! user write in his own name alone. Many write to one chain, by compare-and-set of the tenant's last sequence. The
-//! stream is bounded in size and age, and lets nobody remove or purge a message.
+//! A book is a JetStream stream, `<prefix>_audit` or `<prefix>_denials`, on the subjects
+//! `<prefix>.audit.<tenant>.<NATS user>` or `<prefix>.denials.…`: permissions let each user write in his own name
+//! alone. Many write to one chain, by compare-and-set of the tenant's last sequence. A stream is bounded in size and
+//! age, and lets nobody remove or purge a message.
 
 mod chain;
 mod record;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::num::NonZeroU8;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -17,10 +20,12 @@ use std::time::{Duration, SystemTime};
 use async_nats::{HeaderMap, StatusCode};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use boot::Settings;
 use boot::clock::unix_ms;
 use bytes::Bytes;
 use futures::StreamExt;
 use rpc::TenantId;
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Iso8601;
@@ -56,6 +61,53 @@ const MAX_HEADS: usize = 10_000;
 /// What a stream that is full may be short of its limit: a record's own size is not known from outside.
 const FULL_WITHIN_BYTES: u64 = 2 * MAX_RECORD_BYTES as u64;
 
+/// What is kept apart: whoever has a device's token, or none, can have denials recorded without end. They push out one
+/// another, and never the record of a change.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Book {
+    /// Of the registry, tokens and policies; and the denials of versions that had no book for them.
+    #[default]
+    Changes,
+    /// Denials.
+    Denials,
+}
+
+impl Book {
+    /// Both.
+    pub const ALL: [Book; 2] = [Book::Changes, Book::Denials];
+
+    /// Its word in the names of its stream and subjects.
+    const fn word(self) -> &'static str {
+        match self {
+            Book::Changes => "audit",
+            Book::Denials => "denials",
+        }
+    }
+}
+
+impl fmt::Display for Book {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Book::Changes => "changes",
+            Book::Denials => "denials",
+        })
+    }
+}
+
+impl FromStr for Book {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        Book::ALL.into_iter().find(|book| book.to_string() == name).ok_or(())
+    }
+}
+
+impl Serialize for Book {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// How long records are kept, and how many. They hold from when the stream is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
@@ -65,13 +117,7 @@ pub struct Bounds {
     pub max_bytes: u64,
 }
 
-impl std::convert::From<&boot::config::Audit> for Bounds {
-    fn from(audit: &boot::config::Audit) -> Self {
-        Bounds { max_age: Duration::from_secs(audit.max_age_s), max_bytes: audit.max_bytes }
-    }
-}
-
-/// The audit, as one NATS user writes and reads it. Clones share it.
+/// A book of the audit, as one NATS user writes and reads it. Clones share it.
 #[derive(Clone)]
 pub struct AuditLog {
     inner: Arc<Inner>,
@@ -80,7 +126,7 @@ pub struct AuditLog {
 struct Inner {
     bus: Bus,
     stream: String,
-    /// `<prefix>.audit.`: tenant and user follow.
+    /// `<prefix>.audit.`, say: tenant and user follow.
     subject_prefix: String,
     user: String,
     bounds: Bounds,
@@ -130,21 +176,32 @@ pub enum From {
 pub struct Page {
     /// In the order in which they were written.
     pub records: Vec<Stored>,
-    /// Where to go on.
+    /// Where to go on; 1: nothing was written since the time that was asked for.
     pub next: u64,
     /// Nothing stands behind it at this moment.
     pub is_last: bool,
 }
 
 impl AuditLog {
+    /// As settings say.
+    pub fn of(bus: &Bus, settings: &Settings, book: Book) -> AuditLog {
+        let audit = &settings.audit;
+        let max_bytes = match book {
+            Book::Changes => audit.max_bytes,
+            Book::Denials => audit.max_denied_bytes,
+        };
+        let bounds = Bounds { max_age: Duration::from_secs(audit.max_age_s), max_bytes };
+        AuditLog::new(bus, book, user_of(&settings.nats), bounds)
+    }
+
     /// As a user writes it, see [`user_of`]. The stream is made with these bounds when a record finds it missing.
-    pub fn new(bus: &Bus, user: String, bounds: Bounds) -> AuditLog {
-        let prefix = bus.subjects().prefix();
+    pub fn new(bus: &Bus, book: Book, user: String, bounds: Bounds) -> AuditLog {
+        let (prefix, word) = (bus.subjects().prefix(), book.word());
         AuditLog {
             inner: Arc::new(Inner {
                 bus: bus.store().clone(),
-                stream: format!("{prefix}_audit"),
-                subject_prefix: format!("{prefix}.audit."),
+                stream: format!("{prefix}_{word}"),
+                subject_prefix: format!("{prefix}.{word}."),
                 user,
                 bounds,
                 heads: Mutex::default(),

@@ -7,7 +7,7 @@ use std::future::Future;
 use boot::Settings;
 use rpc::{AppId, CustomerId, DeviceId, KeyId, TenantId};
 
-use crate::audit::{AuditLog, Entry, user_of};
+use crate::audit::{AuditLog, Book, Entry};
 use crate::registry::{
     App, AppKey, Customer, Device, DeviceChange, Kind, NewDevice, NewKey, Registry, RegistryError, Tag,
     Tenant, Token,
@@ -31,6 +31,8 @@ pub struct Author {
 #[derive(Clone)]
 pub struct Recorder {
     log: AuditLog,
+    /// Written by authorizers alone, and read here.
+    denials: AuditLog,
     author: Author,
 }
 
@@ -77,17 +79,21 @@ impl<E> From<E> for NotChanged<E> {
 impl Recorder {
     /// Of a running system.
     pub fn of(bus: &Bus, settings: &Settings, author: Author) -> Self {
-        Recorder { log: AuditLog::new(bus, user_of(&settings.nats), (&settings.audit).into()), author }
+        let [log, denials] = Book::ALL.map(|book| AuditLog::of(bus, settings, book));
+        Recorder { log, denials, author }
     }
 
     /// The same audit, for another author.
     pub fn by(&self, author: Author) -> Self {
-        Recorder { log: self.log.clone(), author }
+        Recorder { author, ..self.clone() }
     }
 
-    /// What it writes to.
-    pub fn log(&self) -> &AuditLog {
-        &self.log
+    /// What it writes to, and what authorizers do.
+    pub fn log(&self, book: Book) -> &AuditLog {
+        match book {
+            Book::Changes => &self.log,
+            Book::Denials => &self.denials,
+        }
     }
 
     /// Records a change of many things, and then lets it happen. One that fails has a second record of each, which says

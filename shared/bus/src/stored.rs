@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::connection::Bus;
 
 /// Whose accounts are asked for where each bucket and stream has one of its own (`deploy/nats`).
-const APART: [&str; 7] = ["devices", "policies", "audit", "claims", "seen", "keys", "once"];
+const APART: [&str; 8] = ["devices", "policies", "audit", "denials", "claims", "seen", "keys", "once"];
 /// JetStream's limit that is none.
 const UNLIMITED: i64 = -1;
 

@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use axum::http::StatusCode;
 use axum::response::Response;
 use bus::StoreError;
-use bus::audit::{From, Limits, Record, Stored, hash};
+use bus::audit::{Book, From, Limits, Record, Stored, hash};
 use rpc::{DeviceId, Role};
 use serde::Serialize;
 use utoipa::{IntoParams, ToSchema};
@@ -22,7 +22,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Server>> {
 }
 
 /// A record: `number`, `atMs`, `user`, `kind`, `who`, `from`, `devices`, `what`, `why`, `previous`, as it stands in the
-/// tenant's chain.
+/// tenant's chain of that book.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = AuditRecord)]
@@ -92,6 +92,9 @@ impl std::convert::From<Limits> for LimitsView {
 #[into_params(parameter_in = Query)]
 #[allow(dead_code, reason = "it describes what `list` reads")]
 struct Asked {
+    /// `changes` of the registry and policies, which it is when not given, or `denials`: two streams, in each a chain
+    #[param(nullable = false, pattern = "^(changes|denials)$")]
+    book: Option<String>,
     /// Only of this kind, as `device.rename`, or `device` with all below it
     #[param(nullable = false)]
     kind: Option<String>,
@@ -118,12 +121,15 @@ struct Asked {
     responses((status = 200, description = "A page, the oldest first", body = Records), Unseen),
     security(("key" = [])))]
 async fn list(head: Head) -> Result<Response, Problem> {
-    let known = ["kind", "device", "since", "limit", "after", "tenant", "raw"];
+    let known = ["book", "kind", "device", "since", "limit", "after", "tenant", "raw"];
     let (keeper, query) = head.keeper(Role::Observer, &known).await?;
     keeper.whole()?;
     let (tenant, limit) = (keeper.tenant(&query)?, query.limit()?);
     let device = query.0.get("device").map(|it| it.parse::<DeviceId>()).transpose();
     let device = device.map_err(|_| Problem::parameter("device", "the UUID of a device"))?;
+    let book = query.0.get("book").map(|it| it.parse::<Book>()).transpose();
+    let book = book.map_err(|()| Problem::parameter("book", "changes or denials"))?.unwrap_or_default();
+    let log = keeper.changes.recorder.log(book);
     let is_raw = match query.0.get("raw").map(String::as_str) {
         None | Some("false") => false,
         Some("true") => true,
@@ -135,7 +141,7 @@ async fn list(head: Head) -> Result<Response, Problem> {
         (None, Some(since_ms)) => From::Time(UNIX_EPOCH + Duration::from_millis(since_ms)),
         (None, None) => From::Sequence(1),
     };
-    let page = match keeper.changes.recorder.log().page(Some(tenant), from).await {
+    let page = match log.page(Some(tenant), from).await {
         Ok(page) => page,
         // Nothing was ever recorded.
         Err(StoreError::Missing(_)) => {
@@ -162,7 +168,7 @@ async fn list(head: Head) -> Result<Response, Problem> {
         _ => Some(page.next.saturating_sub(1)),
     };
     let limits = match is_raw {
-        true => Some(keeper.changes.recorder.log().limits().await.map_err(unread)?.into()),
+        true => Some(log.limits().await.map_err(unread)?.into()),
         false => None,
     };
     Ok(shown(StatusCode::OK, &Records { records, next, limits }, None))

@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::http::StatusCode;
 use axum::response::Response;
 use bus::StoreError;
-use bus::audit::From;
+use bus::audit::{Book, From};
 use bus::changes;
 use bus::registry::{App, Device, check_method};
 use rpc::{AppId, DeviceId, Protocol, Role, TenantId};
@@ -409,7 +409,7 @@ async fn diff(head: Head, body: Body) -> Result<Response, Problem> {
     let mut denials = Denials::new(&new, &devices, &asked, offset);
     let mut from = From::Time(now.checked_sub(LATELY).unwrap_or(UNIX_EPOCH));
     for _ in 0..MAX_PAGES {
-        let page = match keeper.changes.recorder.log().page(Some(tenant), from).await {
+        let page = match keeper.changes.recorder.log(Book::Denials).page(Some(tenant), from).await {
             Ok(page) => page,
             // Nothing was ever recorded.
             Err(StoreError::Missing(_)) => break,

@@ -5,7 +5,7 @@ use std::future::Future;
 use anyhow::Context;
 use boot::Settings;
 use bus::Bus;
-use bus::audit::{AuditLog, Entry, MAX_TEXT_CHARS};
+use bus::audit::{Entry, MAX_TEXT_CHARS};
 use bus::changes::{Author, Changes, NotChanged, Recorder};
 use bus::registry::Registry;
 use clap::Args;
@@ -97,11 +97,6 @@ pub(crate) async fn change<T>(
         }
         NotChanged::Unrecorded(unrecorded) => NotChanged::<anyhow::Error>::Unrecorded(unrecorded).into(),
     })
-}
-
-/// The audit of a running system.
-pub(crate) fn log(bus: &Bus, settings: &Settings) -> AuditLog {
-    ReasonArgs::default().recorder(bus, settings).log().clone()
 }
 
 /// This machine and process.

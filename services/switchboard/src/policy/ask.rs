@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
-use bus::audit::From;
+use bus::audit::{AuditLog, Book, From};
 use bus::policies::External;
 use bus::registry::{App, Registry, Snapshot};
 use clap::{Args, ValueEnum};
@@ -23,7 +23,7 @@ use super::{OneTenantArgs, files, hour, read};
 use crate::common::find::{self, PickArgs};
 use crate::common::output::{count, note, say, say_json};
 use crate::common::reach::ReachArgs;
-use crate::common::recorded::{self, ReasonArgs};
+use crate::common::recorded::ReasonArgs;
 use crate::common::registrar;
 use crate::common::table::Table;
 use crate::common::via::path_segment;
@@ -463,7 +463,7 @@ pub(super) async fn diff(args: DiffArgs) -> anyhow::Result<ExitCode> {
             };
             let found = inquiry::differing((&old, &new), (&devices, args.app.is_none()), &apps, at);
             let mut denials = Denials::new(&new, &devices, &asked, live.utc_offset_min());
-            let log = recorded::log(&direct.reached.bus, &direct.reached.settings);
+            let log = AuditLog::of(&direct.reached.bus, &direct.reached.settings, Book::Denials);
             let since = From::Time(now.checked_sub(LATELY).unwrap_or(UNIX_EPOCH));
             let take = |stored: bus::audit::Stored| stored.record().iter().for_each(|it| denials.take(it));
             audit::each(&log, Some(direct.tenant), since, take).await?;

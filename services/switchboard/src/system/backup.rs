@@ -29,7 +29,7 @@ const FORM: u32 = 1;
 #[command(after_help = "\
 The file holds all tenants, customers, devices and applications as they stood at one moment, with the hashes of their \
 tokens and keys, which let nobody in but show who has a weak token; and each tenant's policies with their history. It \
-does not hold the audit, which is a stream of its own, nor who is connected. `switchboard restore` reads it.
+does not hold the audit, which has streams of its own, nor who is connected. `switchboard restore` reads it.
 
 Examples:
   switchboard backup switchboard.backup

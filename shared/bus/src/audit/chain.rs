@@ -82,7 +82,7 @@ pub enum Cut {
 }
 
 /// What the stream says of itself, which tells a cut that is due from one that is not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
     /// The place of its first message.
     pub first_sequence: u64,

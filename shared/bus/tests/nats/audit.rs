@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use bus::audit::{AuditLog, Bounds, Break, Chain, Cut, Entry, From, Head, NO_TENANT, Stored, Verdict};
+use bus::audit::{AuditLog, Book, Bounds, Break, Chain, Cut, Entry, From, Head, NO_TENANT, Stored, Verdict};
 use bus::server::ServerOptions;
 use bus::{Bus, StoreError};
 use rpc::TenantId;
@@ -21,7 +21,7 @@ fn entry(what: impl Into<String>) -> Entry {
 }
 
 fn open(bus: &Bus, user: &str) -> AuditLog {
-    AuditLog::new(bus, user.to_owned(), BOUNDS)
+    AuditLog::new(bus, Book::Changes, user.to_owned(), BOUNDS)
 }
 
 async fn all(log: &AuditLog, of: Option<TenantId>) -> Vec<Stored> {
@@ -108,13 +108,30 @@ async fn a_stream_that_was_lost_begins_anew_and_a_head_from_before_shows_it() {
 async fn a_full_stream_loses_its_oldest_and_the_chain_is_whole_from_there() {
     let nats = start_nats().await;
     let bus = connect(&nats).await;
-    let log = AuditLog::new(&bus, "user".to_owned(), Bounds { max_bytes: 128 * 1024, ..BOUNDS });
+    let log =
+        AuditLog::new(&bus, Book::Changes, "user".to_owned(), Bounds { max_bytes: 128 * 1024, ..BOUNDS });
     for _ in 0..200 {
         log.append(tenant(1), entry("x".repeat(500))).await.unwrap();
     }
     let found = verdict(&log, tenant(1), None).await;
     assert!(found.first > 1 && found.records < 200, "{found:?}");
     assert_eq!((found.cut, found.breaks), (Cut::Size, vec![]));
+}
+
+#[tokio::test]
+async fn denials_push_out_no_change() {
+    let nats = start_nats().await;
+    let bus = connect(&nats).await;
+    let small = Bounds { max_bytes: 128 * 1024, ..BOUNDS };
+    let [changes, denials] = Book::ALL.map(|book| AuditLog::new(&bus, book, "user".to_owned(), small));
+    changes.append(tenant(1), entry("early")).await.unwrap();
+    for _ in 0..200 {
+        denials.append(tenant(1), entry("x".repeat(500))).await.unwrap();
+    }
+    changes.append(tenant(1), entry("late")).await.unwrap();
+    let found = verdict(&changes, tenant(1), None).await;
+    assert_eq!((found.records, found.first, found.cut, found.breaks), (2, 1, Cut::Nothing, vec![]));
+    assert_eq!(verdict(&denials, tenant(1), None).await.cut, Cut::Size);
 }
 
 #[tokio::test]
