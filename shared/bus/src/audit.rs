@@ -76,6 +76,14 @@ impl Book {
     /// Both.
     pub const ALL: [Book; 2] = [Book::Changes, Book::Denials];
 
+    /// Where records of this kind stand, and of those below it.
+    pub fn of_kind(kind: &str) -> Book {
+        match kind.split('.').next() {
+            Some("denied") => Book::Denials,
+            _ => Book::Changes,
+        }
+    }
+
     /// Its word in the names of its stream and subjects.
     const fn word(self) -> &'static str {
         match self {

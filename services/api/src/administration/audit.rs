@@ -92,7 +92,7 @@ impl std::convert::From<Limits> for LimitsView {
 #[into_params(parameter_in = Query)]
 #[allow(dead_code, reason = "it describes what `list` reads")]
 struct Asked {
-    /// `changes` of the registry and policies, which it is when not given, or `denials`: two streams, in each a chain
+    /// `changes` of the registry and policies, or `denials`: two streams, in each a chain. Not given, as `kind` needs it
     #[param(nullable = false, pattern = "^(changes|denials)$")]
     book: Option<String>,
     /// Only of this kind, as `device.rename`, or `device` with all below it
@@ -127,8 +127,10 @@ async fn list(head: Head) -> Result<Response, Problem> {
     let (tenant, limit) = (keeper.tenant(&query)?, query.limit()?);
     let device = query.0.get("device").map(|it| it.parse::<DeviceId>()).transpose();
     let device = device.map_err(|_| Problem::parameter("device", "the UUID of a device"))?;
+    let kind = query.0.get("kind");
     let book = query.0.get("book").map(|it| it.parse::<Book>()).transpose();
-    let book = book.map_err(|()| Problem::parameter("book", "changes or denials"))?.unwrap_or_default();
+    let book = book.map_err(|()| Problem::parameter("book", "changes or denials"))?;
+    let book = book.or(kind.map(|kind| Book::of_kind(kind))).unwrap_or_default();
     let log = keeper.changes.recorder.log(book);
     let is_raw = match query.0.get("raw").map(String::as_str) {
         None | Some("false") => false,
@@ -153,7 +155,6 @@ async fn list(head: Head) -> Result<Response, Problem> {
         }
         Err(error) => return Err(unread(error)),
     };
-    let kind = query.0.get("kind");
     let fits = |stored: &Stored| match stored.record() {
         Some(Record { entry, .. }) => {
             kind.is_none_or(|kind| entry.is_of(kind)) && device.is_none_or(|it| entry.devices.contains(&it))

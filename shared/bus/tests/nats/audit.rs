@@ -118,6 +118,16 @@ async fn a_full_stream_loses_its_oldest_and_the_chain_is_whole_from_there() {
     assert_eq!((found.cut, found.breaks), (Cut::Size, vec![]));
 }
 
+#[test]
+fn each_kind_stands_in_one_book() {
+    for kind in ["denied", "denied.call", "denied.left-out"] {
+        assert_eq!(Book::of_kind(kind), Book::Denials, "{kind}");
+    }
+    for kind in ["device", "device.import", "deniedly", ""] {
+        assert_eq!(Book::of_kind(kind), Book::Changes, "{kind}");
+    }
+}
+
 #[tokio::test]
 async fn denials_push_out_no_change() {
     let nats = start_nats().await;
