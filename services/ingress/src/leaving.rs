@@ -10,7 +10,6 @@ use rpc::{NodeReport, NodeState, Order, Pace, Protocol, wire};
 use tokio::sync::Notify;
 use tokio::time::sleep_until;
 
-use crate::device::mailbox::Mail;
 use crate::device::sessions::Visitor;
 use crate::device::shed::{Shedding, Step, TOLD_BEFORE, Why, rate};
 use crate::node::Node;
@@ -99,11 +98,14 @@ impl Node {
         let is_uncalled = |visitor: &Weak<Visitor>| {
             visitor.upgrade().is_some_and(|it| self.sessions.of_visitor(&it).is_empty())
         };
-        while let Some(visitor) = uncalled.next(is_uncalled, rate, now) {
+        while let Some(step) = uncalled.next(is_uncalled, rate, now) {
+            if matches!(step, Step::Leave(_)) {
+                self.metrics.shed(Why::Uncalled);
+            }
+            let (visitor, mail) = step.mail(Why::Uncalled.told());
             if let Some(visitor) = visitor.upgrade() {
                 tracing::debug!(device = %visitor.device, "it is not callable, and sent away to ask anew");
-                self.metrics.shed(Why::Uncalled);
-                visitor.mailbox.tell(Mail::Leave(Why::Uncalled.told()));
+                visitor.mailbox.tell(mail);
             }
         }
         uncalled.next_tick(rate, now)
@@ -174,15 +176,11 @@ impl Node {
         let (Some(why), Some(shedding)) = (state.why, &mut state.shedding) else { return None };
         let is_here = |visitor: &Weak<Visitor>| visitor.strong_count() > 0;
         while let Some(step) = shedding.next(is_here, now) {
-            let (visitor, mail) = match step {
-                Step::Leave(visitor) => {
-                    state.shed += 1;
-                    self.metrics.shed(why);
-                    (visitor, Mail::Leave(why.told()))
-                }
-                Step::Press(visitor) => (visitor, Mail::Leave(why.told())),
-                Step::CutOff(visitor) => (visitor, Mail::End(why.told())),
-            };
+            if matches!(step, Step::Leave(_)) {
+                state.shed += 1;
+                self.metrics.shed(why);
+            }
+            let (visitor, mail) = step.mail(why.told());
             if let Some(visitor) = visitor.upgrade() {
                 visitor.mailbox.tell(mail);
             }

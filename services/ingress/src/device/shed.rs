@@ -3,10 +3,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use rpc::{NodeState, Party, closed_list};
+use rpc::{NodeState, Party, Rate, TokenBucket, closed_list};
 
-use super::mailbox::EndReason;
-use rpc::{Rate, TokenBucket};
+use super::mailbox::{EndReason, Mail};
 
 /// So long before the first visitor goes routers are told: who hears of it later than of a claim that is gone says
 /// Offline.
@@ -68,6 +67,16 @@ pub enum Step<V> {
     Press(V),
     /// Its patience is over: whatever is in flight is cut off.
     CutOff(V),
+}
+
+impl<V> Step<V> {
+    /// To whom it is said, and how.
+    pub fn mail(self, why: EndReason) -> (V, Mail) {
+        match self {
+            Step::Leave(visitor) | Step::Press(visitor) => (visitor, Mail::Leave(why)),
+            Step::CutOff(visitor) => (visitor, Mail::End(why)),
+        }
+    }
 }
 
 /// Visitors that are sent away. `V` is how one is reached; each goes through here once.

@@ -1,11 +1,14 @@
 //! Who asked to be callable, and is not because his claim was not written? Few clients look at what their SUBSCRIBE was
 //! answered: they stay, and nobody reaches them. So each is sent away, to come back and ask anew: once claims are
-//! written again, and until then one at a time, since on a quiet node nobody else finds out. Pure.
+//! written again, and until then one at a time, since on a quiet node nobody else finds out. Who always has calls of his
+//! own in flight, and so never finds the moment to leave, is cut off when his turn comes a second time. Pure.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use rpc::{QuickSet, Rate, TokenBucket};
+
+use super::shed::Step;
 
 /// For so long a client that does look may ask again by itself.
 const OWN_TRY: Duration = Duration::from_secs(10);
@@ -18,8 +21,8 @@ const MANY: usize = 64;
 /// Visitors whose last claim was not written. `V` is how one is reached.
 #[derive(Debug)]
 pub struct Uncalled<V> {
-    /// Since when, and by which visit: the oldest first, and each visit once.
-    waiting: VecDeque<(Instant, u64, V)>,
+    /// The oldest first, and each visit once.
+    waiting: VecDeque<Waiting<V>>,
     visits: QuickSet<u64>,
     /// With so many it is looked who has gone.
     look_at: usize,
@@ -29,7 +32,16 @@ pub struct Uncalled<V> {
     pace: TokenBucket,
 }
 
-impl<V> Uncalled<V> {
+#[derive(Debug)]
+struct Waiting<V> {
+    since: Instant,
+    visit: u64,
+    visitor: V,
+    /// To leave, at that time.
+    is_told: bool,
+}
+
+impl<V: Clone> Uncalled<V> {
     /// Of nobody yet.
     pub fn new(now: Instant) -> Self {
         Uncalled {
@@ -46,37 +58,41 @@ impl<V> Uncalled<V> {
     /// are left out when there are many.
     pub fn refused(&mut self, visit: u64, visitor: V, is_here: impl Fn(&V) -> bool, now: Instant) {
         if self.waiting.len() >= self.look_at {
-            self.waiting.retain(|(_, visit, visitor)| is_here(visitor) || !self.visits.remove(visit));
+            self.waiting.retain(|it| is_here(&it.visitor) || !self.visits.remove(&it.visit));
             self.look_at = MANY.max(2 * self.waiting.len());
         }
         if self.visits.insert(visit) {
-            self.waiting.push_back((now, visit, visitor));
+            self.waiting.push_back(Waiting { since: now, visit, visitor, is_told: false });
         }
     }
 
     /// Somebody's claim was. Whether somebody is due sooner by that.
     pub fn written(&mut self, now: Instant) -> bool {
-        let is_news = self.waiting.front().is_some_and(|(since, ..)| !self.was_written_after(*since));
+        let is_news = self.waiting.front().is_some_and(|it| !self.was_written_after(it.since));
         self.written_at = Some(now);
         is_news
     }
 
     /// Who is to be sent away now, if anybody; ask until there is nobody. Who has gone meanwhile, or is callable, is
     /// passed over.
-    pub fn next(&mut self, is_uncalled: impl Fn(&V) -> bool, rate: Rate, now: Instant) -> Option<V> {
+    pub fn next(&mut self, is_uncalled: impl Fn(&V) -> bool, rate: Rate, now: Instant) -> Option<Step<V>> {
         while self.due_at().is_some_and(|at| at <= now) {
-            let is_due = |(_, _, visitor): &(Instant, u64, V)| is_uncalled(visitor);
-            let is_uncalled = self.waiting.front().is_some_and(is_due);
+            let is_uncalled = self.waiting.front().is_some_and(|it| is_uncalled(&it.visitor));
             if is_uncalled && !self.pace.take(rate, now) {
                 return None;
             }
-            let (since, visit, visitor) = self.waiting.pop_front()?;
+            let Waiting { since, visit, visitor, is_told } = self.waiting.pop_front()?;
+            if is_uncalled && !self.was_written_after(since) {
+                self.probed_at = Some(now);
+            }
+            if is_uncalled && !is_told {
+                let told = Waiting { since: now, visit, visitor: visitor.clone(), is_told: true };
+                self.waiting.push_back(told);
+                return Some(Step::Leave(visitor));
+            }
             self.visits.remove(&visit);
             if is_uncalled {
-                if !self.was_written_after(since) {
-                    self.probed_at = Some(now);
-                }
-                return Some(visitor);
+                return Some(Step::CutOff(visitor));
             }
         }
         None
@@ -88,7 +104,7 @@ impl<V> Uncalled<V> {
     }
 
     fn due_at(&self) -> Option<Instant> {
-        let &(since, ..) = self.waiting.front()?;
+        let since = self.waiting.front()?.since;
         Some(match self.was_written_after(since) {
             true => since + OWN_TRY,
             false => (self.probed_at.unwrap_or(since) + PROBES).max(since + OWN_TRY),
@@ -123,10 +139,14 @@ mod tests {
         let mut at = now;
         while let Some(next) = uncalled.next_tick(RATE, at) {
             at = next;
-            left.extend(uncalled.next(|_| true, RATE, at).map(|visit| (visit, (at - now).as_millis())));
+            uncalled.written(at);
+            // The last one is busy, and does not find the moment.
+            let is_here = |visit: &u64| *visit == 2 || at < now + OWN_TRY * 2;
+            left.extend(uncalled.next(is_here, RATE, at).map(|step| (step, (at - now).as_millis())));
         }
-        assert_eq!(left, [(0, 10_000), (1, 10_100), (2, 10_200)]);
-        assert!(uncalled.waiting.is_empty());
+        let leave = |visit, ms| (Step::Leave(visit), ms);
+        assert_eq!(left, [leave(0, 10_000), leave(1, 10_100), leave(2, 10_200), (Step::CutOff(2), 20_200)]);
+        assert!(uncalled.waiting.is_empty() && uncalled.visits.is_empty());
     }
 
     #[test]
@@ -138,12 +158,12 @@ mod tests {
         (0..3).for_each(|visit| uncalled.refused(visit, visit, |_| true, refused_at));
         assert_eq!(uncalled.next_tick(RATE, refused_at), Some(refused_at + PROBES));
         let probed_at = refused_at + PROBES;
-        assert_eq!(uncalled.next(|_| true, RATE, probed_at), Some(0));
+        assert_eq!(uncalled.next(|_| true, RATE, probed_at), Some(Step::Leave(0)));
         assert_eq!(uncalled.next(|_| true, RATE, probed_at + seconds(1)), None);
         assert_eq!(uncalled.next_tick(RATE, probed_at), Some(probed_at + PROBES));
         // It came back, and its claim was written.
         assert!(uncalled.written(probed_at + seconds(2)));
-        assert_eq!(uncalled.next(|_| true, RATE, probed_at + seconds(2)), Some(1));
+        assert_eq!(uncalled.next(|_| true, RATE, probed_at + seconds(2)), Some(Step::Leave(1)));
     }
 
     #[test]
@@ -152,8 +172,10 @@ mod tests {
         let mut uncalled = Uncalled::new(now);
         [1, 2, 1, 3].iter().for_each(|visit| uncalled.refused(*visit, *visit, |_| true, now));
         assert!(uncalled.written(now));
-        assert_eq!(uncalled.next(|visit| *visit != 1, RATE, now + OWN_TRY), Some(2));
+        assert_eq!(uncalled.next(|visit| *visit != 1, RATE, now + OWN_TRY), Some(Step::Leave(2)));
         assert_eq!(uncalled.next(|visit| *visit != 3, RATE, now + OWN_TRY), None);
+        assert!(uncalled.written(now + OWN_TRY));
+        assert_eq!(uncalled.next(|_| false, RATE, now + OWN_TRY * 2), None, "2 has left as it was told");
         assert!(uncalled.waiting.is_empty());
     }
 
