@@ -92,7 +92,7 @@ impl std::convert::From<Limits> for LimitsView {
 #[into_params(parameter_in = Query)]
 #[allow(dead_code, reason = "it describes what `list` reads")]
 struct Asked {
-    /// `changes` of the registry and policies, or `denials`: two streams, in each a chain. Not given, as `kind` needs it
+    /// `changes` of the registry and policies, or `denials`: two streams, in each a chain. Not given, as `kind` needs
     #[param(nullable = false, pattern = "^(changes|denials)$")]
     book: Option<String>,
     /// Only of this kind, as `device.rename`, or `device` with all below it

@@ -1,7 +1,7 @@
 //! Who asked to be callable, and is not because his claim was not written? Few clients look at what their SUBSCRIBE was
 //! answered: they stay, and nobody reaches them. So each is sent away, to come back and ask anew: once claims are
-//! written again, and until then one at a time, since on a quiet node nobody else finds out. Who always has calls of his
-//! own in flight, and so never finds the moment to leave, is cut off when his turn comes a second time. Pure.
+//! written again, and until then one at a time, since on a quiet node nobody else finds out. Who always has calls of
+//! his own in flight, and so never finds the moment to leave, is cut off when his turn comes a second time. Pure.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
