@@ -64,6 +64,10 @@ fn publish(version: Version, flags: u8, body: &mut Reader) -> Result<Publish, Fa
     };
     let topic = match properties.topic_alias {
         Some(_) if topic.is_empty() => topic,
+        // §3.3.2.1.
+        None if topic.is_empty() && version == Version::V5 => {
+            return Err(Fault::protocol("without a topic alias a topic is not empty"));
+        }
         _ => topic_name(topic)?,
     };
     let payload = body.remaining();

@@ -313,7 +313,7 @@ fn a_packet_that_breaks_the_standard_is_a_fault() {
         (V3, 0x30, b"\0\x03a/+", TopicNameInvalid),
         (V5, 0x30, b"\0\x01#\0", TopicNameInvalid),
         (V3, 0x30, b"\0\0", TopicNameInvalid),
-        (V5, 0x30, b"\0\0\0", TopicNameInvalid),
+        (V5, 0x30, b"\0\0\0", ProtocolError),
         (V3, 0x30, b"\0\x02a\0", MalformedPacket),
         (V3, 0x30, b"\0\x01\xff", MalformedPacket),
         (V3, 0x30, b"\0\x03\xed\xa0\x80", MalformedPacket),
