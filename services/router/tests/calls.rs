@@ -295,32 +295,40 @@ async fn a_claim_is_found_the_moment_it_is_written() {
 async fn of_many_releases_few_are_in_the_store_at_once() {
     const RELEASES: u128 = 1_000;
     let bench = Bench::start().await;
-    for number in 0..RELEASES {
-        bench.claim(device(number), NodeId(1), 1).await;
-    }
+    // Else the router removes its claims by itself.
+    let lives = live(&bench, NodeId(1)).await;
     let observer = async_nats::connect(bench.nats.url()).await.unwrap();
     let mut seen = observer.subscribe(">").await.unwrap();
     observer.flush().await.unwrap();
+    for number in 0..RELEASES {
+        bench.claim(device(number), NodeId(1), 1).await;
+    }
     for number in 0..RELEASES {
         let release =
             ReleaseRequest { device: device(number), node: NodeId(1), session: SessionId(1), reason: None };
         bench.bus.tell(bench.bus.subjects().release(), wire::encode(&release, b"")).await.unwrap();
     }
-    let (mut read, mut removed, mut at_once) = (HashSet::new(), 0, 0);
-    while removed < RELEASES {
-        let message = timeout(PATIENCE, seen.next()).await.expect("all are removed").unwrap();
-        match message.reply {
-            Some(reply) if message.subject.starts_with("$JS.API.DIRECT.GET.") => {
-                read.insert(reply.into_string());
+    let (mut read, mut removed, mut at_once) = (HashSet::new(), HashSet::new(), 0);
+    let all_are_removed = async {
+        while removed.len() < RELEASES as usize {
+            let message = seen.next().await.unwrap();
+            match message.reply {
+                Some(reply) if message.subject.starts_with("$JS.API.DIRECT.GET.") => {
+                    read.insert(reply.into_string());
+                }
+                Some(_) if message.subject.starts_with("$KV.") && message.payload.is_empty() => {
+                    removed.insert(message.subject.into_string());
+                }
+                _ => {
+                    read.remove(message.subject.as_str());
+                }
             }
-            Some(_) if message.subject.starts_with("$KV.") => removed += 1,
-            _ => {
-                read.remove(message.subject.as_str());
-            }
+            at_once = at_once.max(read.len());
         }
-        at_once = at_once.max(read.len());
-    }
+    };
+    timeout(PATIENCE * 2, all_are_removed).await.expect("all are removed");
     assert!((2..=40).contains(&at_once), "{at_once} reads at once");
+    lives.abort();
     bench.stop().await;
 }
 
