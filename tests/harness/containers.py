@@ -45,7 +45,8 @@ class Podman:
             "CONTAINERS_STORAGE_CONF": STORAGE.format(folder=self._folder),
             "CONTAINERS_CONF": CONTAINERS.format(folder=self._folder, limits=limits),
         }
-        self.env: dict[str, str] = {}
+        # Its networks need nft or iptables, which are on nobody's PATH in Debian but root's.
+        self.env = {"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
         for variable, text in files.items():
             file = self._folder / f"{variable.lower()}.conf"
             file.write_text(text)
