@@ -2,14 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail by panicking")]
 
+mod parts;
+
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use boot::{Context, Health, InForce, Settings};
+use boot::{Context, Settings};
 use bus::server::{NatsServer, ServerOptions, find_binary};
-use bus::{Bus, BusSettings, Request, Subject};
+use bus::{Bus, Request, Subject};
 use coap_lite::{CoapOption, MessageClass, MessageType, Packet, RequestType, ResponseType};
 use rpc::{
     AuthenticateReply, AuthenticateRequest, DeviceId, DeviceState, Holder, Identity, NodeId, NodeReport,
@@ -20,8 +22,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+use parts::{connect, context};
 
 const WAIT: Duration = Duration::from_secs(10);
 
@@ -89,24 +92,6 @@ impl Service {
         self.context.shutdown.cancel();
         timeout(WAIT, self.serving).await.unwrap().unwrap().unwrap();
     }
-}
-
-fn context(service: &'static str, settings: &Arc<Settings>) -> Context {
-    Context {
-        service,
-        settings: Arc::clone(settings),
-        in_force: InForce::fixed(Arc::clone(settings)),
-        shutdown: CancellationToken::new(),
-        health: Health::new(),
-        admin_addr: ([127, 0, 0, 1], 0).into(),
-        pages: boot::admin::Pages::default(),
-        traces: boot::Traces::default(),
-    }
-}
-
-async fn connect(server: &NatsServer) -> Bus {
-    let settings = BusSettings { url: server.url(), ..BusSettings::default() };
-    Bus::connect(&settings, "test").await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

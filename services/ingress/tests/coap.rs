@@ -9,15 +9,16 @@
     reason = "a test may fail by panicking; clippy knows only those who bear the attribute, not their helpers"
 )]
 
+mod parts;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use boot::{Context, Health, InForce, Settings};
+use boot::{Context, Settings};
 use bus::registry::{Customer, NewDevice, Registry, Tenant, Token};
 use bus::server::{NatsServer, ServerOptions, find_binary};
-use bus::{Bus, BusSettings};
 use coap_lite::{CoapOption, MessageClass, MessageType, Packet};
 use rpc::{CustomerId, DeviceId, TenantId};
 use switchboard_ingress::Ingress;
@@ -26,6 +27,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+use parts::{connect, context};
 
 const WAIT: Duration = Duration::from_secs(10);
 const ACK_TIMEOUT_MS: u64 = 100;
@@ -122,23 +125,6 @@ impl World {
         for served in self.served {
             timeout(WAIT, served).await.unwrap().unwrap().unwrap();
         }
-    }
-}
-
-async fn connect(server: &NatsServer) -> Bus {
-    Bus::connect(&BusSettings { url: server.url(), ..BusSettings::default() }, "test").await.unwrap()
-}
-
-fn context(service: &'static str, settings: &Arc<Settings>) -> Context {
-    Context {
-        service,
-        settings: Arc::clone(settings),
-        in_force: InForce::fixed(Arc::clone(settings)),
-        shutdown: CancellationToken::new(),
-        health: Health::new(),
-        admin_addr: ([127, 0, 0, 1], 0).into(),
-        pages: boot::admin::Pages::default(),
-        traces: boot::Traces::default(),
     }
 }
 

@@ -188,7 +188,8 @@ impl Opened {
             }
         };
         loop {
-            let page: Page = api.get(&format!("audit?book={book}&limit={API_PAGE}{tenant}{place}")).await?;
+            let name = book.as_str();
+            let page: Page = api.get(&format!("audit?book={name}&limit={API_PAGE}{tenant}{place}")).await?;
             for shown in page.records {
                 from = From::Sequence(shown.sequence + 1);
                 take(Shown { book, ..shown });
@@ -420,7 +421,8 @@ async fn each_raw(
     }
     let mut after = 0;
     loop {
-        let path = format!("audit?book={book}&raw=true&limit={API_PAGE}&tenant={tenant}&after={after}");
+        let name = book.as_str();
+        let path = format!("audit?book={name}&raw=true&limit={API_PAGE}&tenant={tenant}&after={after}");
         let page: Page = api.get(&path).await?;
         for Raw { sequence, raw, written_by } in page.records {
             take(Stored { sequence, tenant, user: written_by, bytes: raw.into() });

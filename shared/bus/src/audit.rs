@@ -10,7 +10,6 @@ mod chain;
 mod record;
 
 use std::collections::HashMap;
-use std::fmt;
 use std::num::NonZeroU8;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -24,7 +23,7 @@ use boot::Settings;
 use boot::clock::unix_ms;
 use bytes::Bytes;
 use futures::StreamExt;
-use rpc::TenantId;
+use rpc::{TenantId, closed_list};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -61,21 +60,20 @@ const MAX_HEADS: usize = 10_000;
 /// What a stream that is full may be short of its limit: a record's own size is not known from outside.
 const FULL_WITHIN_BYTES: u64 = 2 * MAX_RECORD_BYTES as u64;
 
-/// What is kept apart: whoever has a device's token, or none, can have denials recorded without end. They push out one
-/// another, and never the record of a change.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Book {
-    /// Of the registry, tokens and policies; and the denials of versions that had no book for them.
-    #[default]
-    Changes,
-    /// Denials.
-    Denials,
+closed_list! {
+    /// What is kept apart: whoever has a device's token, or none, can have denials recorded without end. They push out
+    /// one another, and never the record of a change.
+    #[derive(Default, PartialOrd, Ord)]
+    pub enum Book {
+        /// Of the registry, tokens and policies; and the denials of versions that had no book for them.
+        #[default]
+        Changes = "changes",
+        /// Denials.
+        Denials = "denials",
+    }
 }
 
 impl Book {
-    /// Both.
-    pub const ALL: [Book; 2] = [Book::Changes, Book::Denials];
-
     /// Where records of this kind stand, and of those below it.
     pub fn of_kind(kind: &str) -> Book {
         match kind.split('.').next() {
@@ -93,26 +91,17 @@ impl Book {
     }
 }
 
-impl fmt::Display for Book {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Book::Changes => "changes",
-            Book::Denials => "denials",
-        })
-    }
-}
-
 impl FromStr for Book {
     type Err = ();
 
     fn from_str(name: &str) -> Result<Self, ()> {
-        Book::ALL.into_iter().find(|book| book.to_string() == name).ok_or(())
+        Book::ALL.into_iter().find(|book| book.as_str() == name).ok_or(())
     }
 }
 
 impl Serialize for Book {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        serializer.serialize_str(self.as_str())
     }
 }
 
